@@ -1,0 +1,32 @@
+# make demo | test | lint | bench | gpu: each works from a clean clone.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint bench gpu clean
+
+$(STAMP): pyproject.toml .ci/torch_for_this_machine.py .ci/constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python .ci/torch_for_this_machine.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e ".[st,test,dev,bench]"
+	touch $@
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.contrastive
+
+gpu: $(STAMP)
+	@$(BIN)/python -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)" \
+	  && $(BIN)/python -m pytest -q tests/kernels && $(BIN)/python -m benchmarks.contrastive --device cuda \
+	  || { $(BIN)/python -c "import torch, sys; sys.exit(torch.cuda.is_available())" && echo "no GPU on this machine: nothing to check"; }
+
+clean:
+	rm -rf $(VENV) build *.egg-info

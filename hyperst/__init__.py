@@ -1,0 +1,1 @@
+"""HyperST: spatial gene expression from histology images, on hyperbolic contrastive learning."""

@@ -1,0 +1,119 @@
+"""Checkpoints of a training: when one is kept, what is recorded beside it, and how it is read back without running code."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hyperst.configuration import TrainingConfig
+from hyperst.files import atomic_path, write_text_atomic
+from hyperst.run_folder import RunFolder
+
+import lightning  # isort: skip  # after hyperst.configuration, which lets it import beside a mismatched torchvision
+from lightning.fabric.plugins import TorchCheckpointIO  # isort: skip
+from lightning.pytorch.callbacks import Checkpoint  # isort: skip
+
+__all__ = ["AtomicCheckpoints", "Epoch", "Recorder", "load_checkpoint"]
+
+Epoch = dict[str, float]
+"""One row of ``metrics.csv``: epoch (from 1), losses of the training spots, errors on the validation spots, geometry."""
+
+
+class Recorder(Checkpoint):
+    """After each epoch: a row of metrics, the checkpoint if it is the best, the checkpoint to resume from, and whether to stop.
+
+    The history of the run lies inside the checkpoints, so that ``metrics.csv``, the best epoch and the patience left are
+    those of the checkpoint that a run is resumed from.
+    """
+
+    def __init__(
+        self, place: RunFolder, settings: TrainingConfig, on_epoch: Callable[[Epoch, int], None] | None
+    ) -> None:
+        self.place = place
+        self.settings = settings
+        self.on_epoch = on_epoch
+        self.history: list[Epoch] = []
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch with the smallest validation error, the first of equals."""
+        return min(self.history, key=lambda row: row["validation_mse"])
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether ``patience`` epochs have passed without a better validation error."""
+        return bool(self.history) and len(self.history) - int(self.best["epoch"]) >= self.settings.patience
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left to do."""
+        return self.exhausted or len(self.history) >= self.settings.epochs
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Dropout and augmentation are a function of the seed and the epoch, as the order of the spots is."""
+        torch.manual_seed(self.settings.seed * 1_000_003 + len(self.history))
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        row: Epoch = {"epoch": len(self.history) + 1}
+        row |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        broken = [name for name, value in row.items() if not np.isfinite(value)]
+        if broken:
+            raise FloatingPointError(
+                f"{', '.join(broken)} is no longer finite in epoch {row['epoch']:.0f}; lower training.learning_rate "
+                "(--learning-rate) or train in precision 32-true. The checkpoints of the epochs before are kept"
+            )
+        self.history.append(row)
+        if self.best is row:
+            trainer.save_checkpoint(self.place.best, weights_only=True)
+        trainer.save_checkpoint(self.place.last)
+        self._write_metrics()
+        trainer.should_stop = trainer.should_stop or self.finished
+        if self.on_epoch is not None:
+            self.on_epoch(row, int(self.best["epoch"]))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = state_dict["history"]
+
+    def _write_metrics(self) -> None:
+        columns = list(self.history[0])
+        lines = [",".join(columns)]
+        lines += [",".join(f"{row[name]:.6g}" for name in columns) for row in self.history]
+        write_text_atomic(self.place.metrics, "\n".join(lines) + "\n")
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints are complete or absent, and hold tensors and plain values only: loading one can run no code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        return load_checkpoint(path)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU with ``weights_only=True``.
+
+    Raises:
+        FileNotFoundError: the run has no such checkpoint (its first epoch was not finished).
+        ValueError: the file is damaged, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"checkpoint {path} does not exist: the run has no finished epoch yet; continue it with --resume"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"checkpoint {path} is damaged or not of this library ({reason}); train again") from error

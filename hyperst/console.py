@@ -1,0 +1,127 @@
+"""What the command line shows: sections, progress, results and errors; on a terminal or in a log file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from hyperst.checkpoints import Epoch
+    from hyperst.data import Section
+
+__all__ = ["EpochProgress", "SpotProgress", "make_console", "print_error", "print_sections"]
+
+_WIDTH_OF_LOGS = 120
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console for the current standard output (or error); wide enough for tables when that is no terminal."""
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDTH_OF_LOGS)
+
+
+def print_error(error: BaseException, hint: str = "run `hyperst --debug ...` to see where it happened") -> None:
+    """One clear message on standard error."""
+    console = make_console(stderr=True)
+    message = str(error) or type(error).__name__
+    if console.is_terminal:
+        console.print(Panel(escape(message), title="error", title_align="left", border_style="red", subtitle=hint))
+    else:  # one unbroken line, for logs and grep
+        console.print(f"error: {escape(message)} ({hint})", soft_wrap=True)
+
+
+def print_sections(console: Console, sections: Sequence[Section], title: str) -> None:
+    """A table of sections: patient, spots, genes, grid and scale."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("section", "patient"):
+        table.add_column(name)
+    for name in ("spots", "genes", "median UMI", "grid", "um/px"):
+        table.add_column(name, justify="right")
+    for section in sections:
+        scale = section.grid.um_per_px
+        table.add_row(
+            section.name,
+            section.patient or "?",
+            f"{section.n_spots}",
+            f"{len(section.genes)}",
+            f"{sorted(section.library_size)[section.n_spots // 2]:,.0f}",
+            section.grid.kind,
+            "?" if scale is None else f"{scale:.3f}",
+        )
+    console.print(table)
+
+
+class EpochProgress:
+    """Progress of a training: call it with each epoch's row and the best epoch so far, close it at the end.
+
+    On a terminal a bar, which appears with the first epoch; else about ten lines in all.
+    """
+
+    def __init__(self, console: Console, epochs: int) -> None:
+        self.console = console
+        self.epochs = epochs
+        self.bar = _bar(console)
+        self.task = self.bar.add_task("", total=epochs)
+
+    def __enter__(self) -> EpochProgress:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self.bar.stop()
+
+    def __call__(self, row: Epoch, best_epoch: int) -> None:
+        """Show one finished epoch."""
+        epoch = int(row["epoch"])
+        line = (
+            f"validation MSE {row['validation_mse']:.4f}, mean PCC {row['validation_pcc']:+.3f}; "
+            f"training MSE {row['training_mse']:.4f}; best epoch {best_epoch}"
+        )
+        if self.console.is_terminal:
+            self.bar.start()
+            self.bar.update(self.task, completed=epoch, description=line)
+        elif epoch == 1 or epoch % max(1, self.epochs // 10) == 0:
+            self.console.print(f"  epoch {epoch} of at most {self.epochs}: {line}")
+
+
+class SpotProgress:
+    """Progress over spots as a context manager; call it with (done, total)."""
+
+    def __init__(self, console: Console, description: str) -> None:
+        self.console = console
+        self.bar = _bar(console)
+        self.task = self.bar.add_task(description, total=None)
+
+    def __enter__(self) -> SpotProgress:
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show how many spots are done."""
+        self.bar.update(self.task, completed=done, total=total)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,114 @@
+"""Two square crops per spot with one centre: the spot itself, and its niche (the spot with its neighbours)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hyperst.data.grid import Grid
+from hyperst.data.images import SlideImage
+from hyperst.data.sections import Section
+
+__all__ = ["CropConfig", "crop_widths_px", "read_crops", "resolve_crops"]
+
+_SMALLEST_SPOT_UM = 112.0  # 224 px at 0.5 um/px: what the common histology backbones were trained on
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """Widths of the two crops and the side to which both are resized.
+
+    Attributes:
+        spot_um: width of the spot crop in um; None = the larger of the spot's diameter and 112 um.
+        niche_um: width of the niche crop in um; None = 2 pitches + 1 diameter (Visium 255, legacy ST 500 um), and at
+            least twice the spot crop where spots are smaller than that (Visium HD bins).
+        image_size: side of both crops in pixels after resizing.
+    """
+
+    spot_um: float | None = None
+    niche_um: float | None = None
+    image_size: int = 224
+
+    def __post_init__(self) -> None:
+        for key in ("spot_um", "niche_um"):
+            value = getattr(self, key)
+            if value is not None and not (np.isfinite(value) and value > 0):
+                raise ValueError(f"{key}: got {value!r}, need a positive width in um, or None")
+        if self.image_size < 8:
+            raise ValueError(f"image_size: got {self.image_size}, need at least 8 pixels")
+
+
+def crop_widths_px(grid: Grid, spot_diameter_px: float | None, config: CropConfig) -> tuple[float, float]:
+    """Widths (spot, niche) of the crops in full-resolution pixels.
+
+    Without a known scale the widths are in units of the grid: spot = max(diameter, pitch), niche = 2 pitches + diameter.
+
+    Raises:
+        ValueError: a width in um is asked for and um/px is unknown, or neither pitch nor width is known.
+
+    >>> legacy = Grid("square", pitch_px=400.0, um_per_px=0.5, pitch_um=200.0)
+    >>> crop_widths_px(legacy, 200.0, CropConfig())
+    (224.0, 1000.0)
+    """
+    um_per_px = grid.um_per_px
+    if um_per_px is None and (config.spot_um is not None or config.niche_um is not None):
+        raise ValueError(
+            "crop widths are in um, but the um/px of the image are unknown; give mpp=... (--mpp), "
+            "or leave spot_um and niche_um empty so that widths follow the spot grid"
+        )
+    if grid.pitch_px is None and (config.niche_um is None or (config.spot_um is None and um_per_px is None)):
+        raise ValueError(
+            "the spacing of the spots is unknown (too few spots); give the crop widths spot_um and niche_um, and mpp"
+        )
+    pitch = grid.pitch_px or 0.0
+    diameter = spot_diameter_px or 0.0
+    if um_per_px is None:
+        return max(diameter, pitch), 2 * pitch + diameter
+    spot = max(diameter, _SMALLEST_SPOT_UM / um_per_px) if config.spot_um is None else config.spot_um / um_per_px
+    niche = max(2 * pitch + diameter, 2 * spot) if config.niche_um is None else config.niche_um / um_per_px
+    return spot, niche
+
+
+def resolve_crops(section: Section, config: CropConfig) -> CropConfig:
+    """``config`` with the widths in um that it means for ``section``, to be kept with a trained model.
+
+    A model has to see new images at the scale it was trained on, whatever their grid. Without a known scale the config
+    comes back unchanged.
+    """
+    if section.grid.um_per_px is None:
+        return config
+    spot, niche = crop_widths_px(section.grid, section.spot_diameter_px, config)
+    return replace(config, spot_um=spot * section.grid.um_per_px, niche_um=niche * section.grid.um_per_px)
+
+
+def read_spot_crops(image: SlideImage, center: np.ndarray, widths: tuple[float, float], size: int) -> np.ndarray:
+    """Spot and niche crop around ``center`` (x, y px) as uint8 (2 size size 3); white outside the image."""
+    x, y = float(center[0]), float(center[1])
+    return np.stack([image.read(x - width / 2, y - width / 2, width, width, size=size) for width in widths])
+
+
+def read_crops(
+    section: Section, config: CropConfig, indices: np.ndarray | None = None, *, image: SlideImage | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Stream the crops of a section, one spot at a time.
+
+    Args:
+        indices: int (n,) spots to read, default all.
+        image: an already open image; else the section's is opened, and closed at the end.
+
+    Yields:
+        (spot index, uint8 (2 size size 3)): spot crop first, then niche crop.
+
+    Raises:
+        FileNotFoundError, ValueError: no image, or unknown widths (see :func:`crop_widths_px`).
+    """
+    widths = crop_widths_px(section.grid, section.spot_diameter_px, config)
+    opened = section.open_image() if image is None else image
+    try:
+        for spot in range(section.n_spots) if indices is None else indices:
+            yield int(spot), read_spot_crops(opened, section.spot_px[spot], widths, config.image_size)
+    finally:
+        if image is None:
+            opened.close()

@@ -1,0 +1,195 @@
+"""Sections as a PyTorch dataset: the two crops of each spot, and its expression at both levels."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hyperst.data.crops import CropConfig, crop_widths_px, read_crops, read_spot_crops
+from hyperst.data.genes import align_genes, gene_columns
+from hyperst.data.images import SlideImage
+from hyperst.data.niches import niche_counts, niche_members
+from hyperst.data.sections import Section
+from hyperst.data.targets import TARGETS, Target, transform
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "SpotDataset", "block_ids", "normalise_image"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_OPEN_IMAGES = 4
+
+
+class SpotDataset(Dataset):
+    """One item per spot, over several sections.
+
+    Args:
+        sections: read with :func:`hyperst.data.read_section`.
+        genes: names of the genes to predict; each must be in every section.
+        crop: widths and side of the crops.
+        target: scale of the expression, see :mod:`hyperst.data.targets`.
+        augment: turn and mirror both crops by one random element of the square's symmetry group (torch's generator).
+        feature_key: use precomputed image features instead of crops: obsm ``KEY_spot`` and ``KEY_niche``; if there is only
+            ``KEY``, it is the spot's and the niche's is its mean over the niche's spots.
+        indices: (section, spot) pairs to keep, in this order; default all.
+        cache_bytes: crops are read once and kept as uint8 if they fit into this much memory; else each item reads its own
+            two regions, which for JPEG and PNG means keeping whole decoded images (at most 4) in memory.
+        counts: False leaves the expression entries out (prediction; ``genes`` may be empty).
+
+    Items, dict of
+        spot_image, niche_image: float32 (3 s s), ImageNet-normalised; or, with ``feature_key``, spot_features (w,) and
+            niche_features (w,) float32.
+        spot_expression, niche_expression: float32 (gene,) on the target scale; the niche's is the transform of mean raw
+            counts (and mean library size) over its present spots. target: the same as spot_expression.
+        section, spot: int64, position in ``sections`` and in the section.
+        block_id: int64, shared by spots of the same block of 2 x 2 pitches of one section: false negatives of each other.
+
+    Raises:
+        ValueError: no sections or no spots, missing genes, an index out of range, or crops that cannot be sized.
+        FileNotFoundError: a section without image.
+    """
+
+    def __init__(
+        self,
+        sections: Sequence[Section],
+        genes: Sequence[str] | np.ndarray,
+        crop: CropConfig | None = None,
+        target: Target = "log2",
+        *,
+        augment: bool = False,
+        feature_key: str | None = None,
+        indices: Sequence[tuple[int, int]] | np.ndarray | None = None,
+        cache_bytes: int = 2 << 30,
+        counts: bool = True,
+    ) -> None:
+        if not sections:
+            raise ValueError("sections: got none, need at least one")
+        if target not in TARGETS:
+            raise ValueError(f"target: got {target!r}, need one of {', '.join(TARGETS)}")
+        self.sections = list(sections)
+        self.genes = np.asarray(genes, dtype=str)
+        self.crop = CropConfig() if crop is None else crop
+        self.target = target
+        self.augment = augment
+        self.feature_key = feature_key
+        self.indices = _checked_indices(self.sections, indices)
+        self._blocks = [block_ids(section, number) for number, section in enumerate(self.sections)]
+        self._expression = [self._expressions(section) for section in self.sections] if counts else None
+        self._features = None if feature_key is None else [_features(each, feature_key) for each in self.sections]
+        self._images: OrderedDict[int, SlideImage] = OrderedDict()
+        self._cache: np.ndarray | None = None
+        if feature_key is None:
+            self._widths = [
+                crop_widths_px(section.grid, section.spot_diameter_px, self.crop) for section in self.sections
+            ]
+            if len(self.indices) * 2 * 3 * self.crop.image_size**2 <= cache_bytes:
+                self._cache = self._read_all()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        number, spot = (int(value) for value in self.indices[item])
+        out: dict[str, Tensor] = {
+            "section": torch.tensor(number),
+            "spot": torch.tensor(spot),
+            "block_id": torch.tensor(int(self._blocks[number][spot])),
+        }
+        if self._features is not None:
+            spot_features, niche_features = self._features[number]
+            out["spot_features"] = torch.from_numpy(spot_features[spot])
+            out["niche_features"] = torch.from_numpy(niche_features[spot])
+        else:
+            crops = self._cache[item] if self._cache is not None else self._read_one(number, spot)
+            if self.augment:
+                crops = _dihedral(crops, int(torch.randint(8, ())))
+            out["spot_image"], out["niche_image"] = normalise_image(crops)
+        if self._expression is not None:
+            spot_expression, niche_expression = self._expression[number]
+            out["spot_expression"] = out["target"] = torch.from_numpy(spot_expression[spot])
+            out["niche_expression"] = torch.from_numpy(niche_expression[spot])
+        return out
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without open images: a DataLoader worker opens its own."""
+        return {**self.__dict__, "_images": OrderedDict()}
+
+    def _expressions(self, section: Section) -> tuple[np.ndarray, np.ndarray]:
+        """(spot, niche) expression on the target scale, float32 (spot gene) each."""
+        columns = gene_columns(section, self.genes)
+        members = niche_members(section)
+        mean, _ = niche_counts(section)
+        mean_library = (members @ section.library_size) / np.diff(members.indptr)
+        spot = transform(align_genes(section, self.genes), section.library_size, self.target)
+        niche = transform(mean[:, columns].toarray(), mean_library.astype(np.float32), self.target)
+        return spot, niche
+
+    def _read_all(self) -> np.ndarray:
+        size = self.crop.image_size
+        cache = np.empty((len(self.indices), 2, size, size, 3), dtype=np.uint8)
+        for number in np.unique(self.indices[:, 0]):
+            items = np.flatnonzero(self.indices[:, 0] == number)
+            crops = read_crops(self.sections[number], self.crop, self.indices[items, 1])
+            for item, (_, both) in zip(items, crops, strict=True):
+                cache[item] = both
+        return cache
+
+    def _read_one(self, number: int, spot: int) -> np.ndarray:
+        section = self.sections[number]
+        if number not in self._images:
+            while len(self._images) >= _OPEN_IMAGES:
+                self._images.popitem(last=False)[1].close()
+            self._images[number] = section.open_image()
+        self._images.move_to_end(number)
+        return read_spot_crops(self._images[number], section.spot_px[spot], self._widths[number], self.crop.image_size)
+
+
+def normalise_image(image: np.ndarray) -> Tensor:
+    """uint8 (... h w 3) to float32 (... 3 h w) with ImageNet mean and standard deviation."""
+    pixels = torch.from_numpy(np.array(image, copy=True)).movedim(-1, -3).float() / 255
+    mean = torch.tensor(IMAGENET_MEAN)[:, None, None]
+    std = torch.tensor(IMAGENET_STD)[:, None, None]
+    return (pixels - mean) / std
+
+
+def block_ids(section: Section, number: int, pitches: int = 2) -> np.ndarray:
+    """int64 (spot,): spots in the same square block of ``pitches`` x ``pitches`` of section ``number`` share a value."""
+    pitch = section.grid.pitch_px
+    if pitch is None:
+        return (np.int64(number) << 40) + np.arange(section.n_spots, dtype=np.int64)
+    from_corner = section.spot_px - section.spot_px.min(axis=0)
+    block = np.floor((from_corner / pitch + 0.5) / pitches).astype(np.int64)
+    return (np.int64(number) << 40) + (block[:, 1] << 20) + block[:, 0]
+
+
+def _dihedral(crops: np.ndarray, element: int) -> np.ndarray:
+    """Element 0..7 of the square's symmetry group applied to (2 s s 3): quarter turns, then a mirror."""
+    turned = np.rot90(crops, element % 4, axes=(1, 2))
+    return turned[:, :, ::-1] if element >= 4 else turned
+
+
+def _checked_indices(sections: list[Section], indices: Sequence[tuple[int, int]] | np.ndarray | None) -> np.ndarray:
+    if indices is None:
+        pairs = [(number, spot) for number, section in enumerate(sections) for spot in range(section.n_spots)]
+    else:
+        pairs = [(int(number), int(spot)) for number, spot in indices]
+    if not pairs:
+        raise ValueError("indices: no spots are left; need at least one (section, spot) pair")
+    for number, spot in pairs:
+        if not (0 <= number < len(sections) and 0 <= spot < sections[number].n_spots):
+            raise ValueError(f"indices: ({number}, {spot}) is not a (section, spot) of the {len(sections)} sections")
+    return np.asarray(pairs, dtype=np.int64)
+
+
+def _features(section: Section, key: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        return section.load_features(f"{key}_spot"), section.load_features(f"{key}_niche")
+    except (KeyError, ValueError):
+        spot = section.load_features(key)
+    members = niche_members(section)
+    return spot, ((members @ spot) / np.diff(members.indptr)[:, None]).astype(np.float32)

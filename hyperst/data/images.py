@@ -1,0 +1,214 @@
+"""Histology images behind one small interface: size, scale, and a region resized to what a network needs.
+
+``open_image`` returns a :class:`SlideImage`. JPEG, PNG and the like are decoded once and kept; TIFF is read tile by tile, so
+a whole-slide image never has to fit in memory; scanner formats go through openslide. Every region is RGB uint8.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["IMAGE_SUFFIXES", "SlideImage", "open_image"]
+
+_PIL_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".qptiff")
+_OPENSLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif")
+IMAGE_SUFFIXES = _TIFF_SUFFIXES + _PIL_SUFFIXES + _OPENSLIDE_SUFFIXES
+"""File name endings that :func:`open_image` knows, in the order in which a section's image is looked for."""
+
+_PLAUSIBLE_UM_PER_PX = (0.05, 20.0)
+_WHITE = 255
+
+
+class SlideImage(ABC):
+    """An image with ``width`` and ``height`` in pixels of full resolution and ``mpp`` in um/px (None when not recorded).
+
+    Use it as a context manager, or call :meth:`close` to free the decoded pixels and the file.
+    """
+
+    path: Path
+    width: int
+    height: int
+    mpp: float | None = None
+
+    @abstractmethod
+    def _levels(self) -> list[float]:
+        """Downsampling factor of each stored resolution, finest (1.0) first."""
+
+    @abstractmethod
+    def _read_level(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+        """RGB uint8 (y1-y0, x1-x0, 3) of a box that lies inside level ``level``, in pixels of that level."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the decoded pixels and close the file. Reading again reopens it."""
+
+    def read(
+        self, x0: float, y0: float, width: float, height: float, size: int | tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """Read a region of the image as RGB uint8.
+
+        Args:
+            x0, y0: left and upper edge in full-resolution pixels; fractions and negative values are allowed.
+            width, height: extent in full-resolution pixels, > 0.
+            size: side of the result (or its height and width); the region is resized with antialiasing, exactly at its
+                fractional borders, from the coarsest stored resolution that is still finer than the result. None
+                returns the pixels as they are, with origin and extent rounded.
+
+        Returns:
+            uint8 (h w 3); what lies outside the image is white.
+
+        Raises:
+            ValueError: an extent is not positive, or a number is not finite.
+        """
+        if not all(math.isfinite(value) for value in (x0, y0, width, height)) or min(width, height) <= 0:
+            raise ValueError(f"read: need finite x0, y0 and positive width, height; got {(x0, y0, width, height)}")
+        if size is None:
+            left, top = math.floor(x0 + 0.5), math.floor(y0 + 0.5)
+            return self._padded(0, left, top, left + max(1, round(width)), top + max(1, round(height)))
+        out_height, out_width = (size, size) if isinstance(size, int) else size
+        levels = self._levels()
+        wanted = min(width / out_width, height / out_height)
+        level = max(k for k, factor in enumerate(levels) if factor <= max(wanted, 1.0) * 1.001)
+        factor = levels[level]
+        # A margin of the filter's support keeps the edge pixels of the crop identical to those of a larger crop.
+        box = (x0 / factor, y0 / factor, (x0 + width) / factor, (y0 + height) / factor)
+        margin = math.ceil(max(1.0, wanted / factor)) + 1
+        left, top = math.floor(box[0]) - margin, math.floor(box[1]) - margin
+        right, bottom = math.ceil(box[2]) + margin, math.ceil(box[3]) + margin
+        region = Image.fromarray(self._padded(level, left, top, right, bottom))
+        shifted = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+        return np.asarray(region.resize((out_width, out_height), Image.Resampling.BILINEAR, box=shifted))
+
+    def thumbnail(self, longest_side: int = 1000) -> np.ndarray:
+        """The whole image as uint8 (h w 3), at most ``longest_side`` pixels long (never enlarged)."""
+        scale = min(1.0, longest_side / max(self.width, self.height))
+        size = (max(1, round(self.height * scale)), max(1, round(self.width * scale)))
+        return self.read(0, 0, self.width, self.height, size=size)
+
+    def _padded(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+        factor = self._levels()[level]
+        width, height = max(1, int(self.width / factor)), max(1, int(self.height / factor))
+        left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+        if (left, top, right, bottom) == (x0, y0, x1, y1):
+            return self._read_level(level, x0, y0, x1, y1)
+        out = np.full((y1 - y0, x1 - x0, 3), _WHITE, dtype=np.uint8)
+        if left < right and top < bottom:
+            out[top - y0 : bottom - y0, left - x0 : right - x0] = self._read_level(level, left, top, right, bottom)
+        return out
+
+    def __enter__(self) -> SlideImage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        scale = "um/px unknown" if self.mpp is None else f"{self.mpp:.4g} um/px"
+        return f"{type(self).__name__}({self.path.name}, {self.width} x {self.height} px, {scale})"
+
+
+class DecodedImage(SlideImage):
+    """JPEG, PNG, BMP, WebP: decoded whole on the first read and kept until :meth:`close`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _pil_open(path) as image:
+            _check_pil_mode(image, path)
+            self.width, self.height = image.size
+        self._pixels: np.ndarray | None = None
+
+    def _levels(self) -> list[float]:
+        return [1.0]
+
+    def _read_level(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+        if self._pixels is None:
+            try:
+                with _pil_open(self.path) as image:
+                    self._pixels = _pil_to_rgb(image)
+            except OSError as error:
+                raise ValueError(f"{self.path} is damaged or cut short ({error}); copy or export it again") from error
+        return self._pixels[y0:y1, x0:x1]
+
+    def close(self) -> None:
+        self._pixels = None
+
+
+def open_image(path: str | Path) -> SlideImage:
+    """Open a histology image without decoding it.
+
+    Args:
+        path: .tif .tiff .btf .qptiff (tile by tile with tifffile), .jpg .jpeg .png .bmp .webp (Pillow), .svs .ndpi
+            .mrxs .scn .vms .bif (openslide). Grey images are repeated over RGB, transparency is laid over white.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unknown kind of image, damaged file, or pixels that are not 8 bit grey / RGB / RGBA.
+        ImportError: the reader for this kind is not installed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "slide.png"
+    ...     Image.new("RGB", (40, 30), "purple").save(path)
+    ...     with open_image(path) as image:
+    ...         image.width, image.height, image.read(-5.5, 0, 20, 20, size=8).shape
+    (40, 30, (8, 8, 3))
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"image {path} does not exist" if not path.exists() else f"image {path} is a folder")
+    suffix = path.suffix.lower()
+    if suffix in _OPENSLIDE_SUFFIXES:
+        from hyperst.data.openslide_image import OpenSlideImage
+
+        return OpenSlideImage(path)
+    if suffix in _TIFF_SUFFIXES:
+        from hyperst.data.tiff_image import TiffImage
+
+        return TiffImage(path)
+    if suffix in _PIL_SUFFIXES:
+        return DecodedImage(path)
+    raise ValueError(f"image {path}: unknown kind {suffix!r}; convert it to one of {', '.join(IMAGE_SUFFIXES)}")
+
+
+def plausible_mpp(value: float | None) -> float | None:
+    """``value`` if it can be the um/px of a histology image (0.05 to 20), else None: many files carry screen dpi."""
+    if value is None or not math.isfinite(value):
+        return None
+    low, high = _PLAUSIBLE_UM_PER_PX
+    return float(value) if low <= value <= high else None
+
+
+def _pil_open(path: Path) -> Image.Image:
+    # Pillow refuses images above 179 million pixels as a guard against hostile web uploads. Histology images are that
+    # large by nature and come from the user's own disk, so the guard is lifted, for the moment of opening only.
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        return Image.open(path)
+    except OSError as error:
+        raise ValueError(f"{path} is no readable image ({error}); copy or export it again") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _check_pil_mode(image: Image.Image, path: Path) -> None:
+    if image.mode not in {"RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr"}:
+        raise ValueError(
+            f"image {path}: pixels of mode {image.mode!r} (16 bit or floating point) are not H&E; convert to 8 bit RGB"
+        )
+
+
+def _pil_to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode in {"RGBA", "LA"} or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
+    return np.asarray(image.convert("RGB"))

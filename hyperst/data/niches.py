@@ -1,0 +1,99 @@
+"""Spots and their neighbours on the array: the spots of one niche, and the niche's mean counts.
+
+A hexagonal niche is a spot and its 6 neighbours, a square niche a spot and its 8. Neighbours that were not measured (beyond
+the tissue's edge) are simply absent: every spot keeps its niche, however small.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+from scipy.spatial import cKDTree
+
+from hyperst.data.grid import fit_lattice
+
+if TYPE_CHECKING:
+    from hyperst.data.sections import Section
+
+__all__ = ["niche_counts", "niche_members", "niche_size"]
+
+_SQUARE = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
+_DIAGONAL = [(0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)]
+# Reach, in pitches, of a niche on coordinates alone: between the wanted neighbours and the next ones out.
+_REACH = {"square": 1.7, "hexagonal": 1.35, "none": 1.35}
+
+
+def niche_size(kind: str) -> int:
+    """Largest number of spots in a niche: 9 on a square grid, 7 on a hexagonal one or on none."""
+    return 9 if kind == "square" else 7
+
+
+def niche_members(section: Section) -> sparse.csr_array:
+    """Which spots form the niche of each spot.
+
+    With array indices, hexagonal: the 4 diagonal neighbours and the closer (in pixels) of the two axis pairs; square: the
+    8 surrounding positions. Without them: every spot within 1.35 (square: 1.7) pitches, at most ``niche_size``.
+
+    Returns:
+        csr_array float32 (spot spot), 1 where column is a member of the niche of row; the spot itself is always one.
+
+    >>> from hyperst.synthetic import make_section
+    >>> members = niche_members(make_section(seed=0, n_rows=6, n_cols=6))
+    >>> int(members.sum(axis=1).max())
+    7
+    """
+    n_spots = len(section.spot_px)
+    if section.array_index is not None:
+        rows, columns = _from_array(section.array_index, section.spot_px, section.grid.kind)
+    else:
+        rows, columns = _from_coordinates(section.spot_px, section.grid.pitch_px, section.grid.kind)
+    ones = np.ones(len(rows), dtype=np.float32)
+    return sparse.csr_array((ones, (rows, columns)), shape=(n_spots, n_spots))
+
+
+def niche_counts(section: Section) -> tuple[sparse.csr_array, np.ndarray]:
+    """Mean raw counts over the present members of each niche.
+
+    Returns:
+        (mean counts float32 csr (spot gene), mask bool (spot niche_size)): row i of the mask is True for as many leading
+        places as the niche of spot i has members, so ``mask.sum(1)`` is the number of spots averaged.
+    """
+    members = niche_members(section)
+    size = np.diff(members.indptr)
+    mean = sparse.csr_array(sparse.diags_array((1.0 / size).astype(np.float32)) @ members @ section.counts)
+    return mean, np.arange(niche_size(section.grid.kind)) < size[:, None]
+
+
+def _from_array(array_index: np.ndarray, spot_px: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    if kind == "square":
+        offsets = _SQUARE
+    else:
+        fit = fit_lattice(spot_px, array_index)
+        along_columns = fit is None or fit.length(0, 2) <= fit.length(2, 0)
+        offsets = _DIAGONAL + ([(0, -2), (0, 2)] if along_columns else [(-2, 0), (2, 0)])
+    index = np.asarray(array_index, dtype=np.int64)
+    index = index - index.min(axis=0) + 2  # room for the offsets, so that no key wraps into another row
+    width = int(index[:, 1].max()) + 3
+    key = index[:, 0] * width + index[:, 1]
+    order = np.argsort(key)
+    sorted_key = key[order]
+    rows, columns = [], []
+    for row, column in offsets:
+        wanted = key + row * width + column
+        place = np.minimum(np.searchsorted(sorted_key, wanted), len(key) - 1)
+        present = sorted_key[place] == wanted
+        rows.append(np.flatnonzero(present))
+        columns.append(order[place[present]])
+    return np.concatenate(rows), np.concatenate(columns)
+
+
+def _from_coordinates(spot_px: np.ndarray, pitch_px: float | None, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    n_spots = len(spot_px)
+    if pitch_px is None or n_spots < 2:
+        return np.arange(n_spots), np.arange(n_spots)
+    nearest = min(niche_size(kind), n_spots)
+    distance, neighbour = cKDTree(spot_px).query(spot_px, k=nearest, distance_upper_bound=_REACH[kind] * pitch_px)
+    rows, place = np.nonzero(np.isfinite(distance))
+    return rows, neighbour[rows, place]

@@ -1,0 +1,230 @@
+"""Sections in AnnData files with scverse conventions, including those of HEST-1k."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hyperst.data.table import (
+    Scale,
+    SpotTable,
+    check_counts,
+    check_positions,
+    check_unique,
+    count_problem,
+    empty_counts,
+)
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["read_anndata", "read_h5ad_features", "read_h5ad_table"]
+
+VISIUM_PITCH_UM, VISIUM_SPOT_UM = 100.0, 55.0
+LEGACY_PITCH_UM, LEGACY_SPOT_UM = 200.0, 100.0
+
+
+def read_anndata(path: Path) -> AnnData:
+    """Read an .h5ad file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is cut short, damaged or no AnnData.
+    """
+    import anndata
+
+    if not path.is_file():
+        raise FileNotFoundError(f"section {path} does not exist")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # names that are not unique are reported below, as errors
+            return anndata.read_h5ad(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # h5py and anndata raise many kinds for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as .h5ad: it is cut short, damaged or no AnnData file ({reason}); "
+            "copy or download it again and compare its size"
+        ) from error
+
+
+def read_h5ad_table(path: Path, name: str, *, counts: bool = True) -> SpotTable:
+    """Read spots, positions, scale and (unless ``counts`` is False) raw counts of an .h5ad file.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`hyperst.data.read_section`.
+    """
+    adata = read_anndata(path)
+    if "spatial" not in adata.obsm:
+        raise ValueError(
+            f"{path}: no obsm['spatial'] with spot centres (x, y in pixels of the full-resolution image); "
+            f"obsm holds {sorted(adata.obsm) or 'nothing'}"
+        )
+    library = _library(adata, path)
+    if "in_tissue" in adata.obs:
+        adata = adata[np.asarray(adata.obs["in_tissue"]).astype(int) == 1]
+    spot_ids = np.asarray(adata.obs_names, dtype=str)
+    check_unique(spot_ids, "spot", path, "make them unique, e.g. adata.obs_names_make_unique()")
+    spot_px = check_positions(np.asarray(adata.obsm["spatial"])[:, :2], spot_ids, path)
+    if counts:
+        genes = np.asarray(adata.var_names, dtype=str)
+        check_unique(genes, "gene", path, "sum or drop them, e.g. adata.var_names_make_unique()")
+        matrix = check_counts(*_raw_counts(adata, path))
+    else:
+        matrix, genes = empty_counts(len(spot_ids))
+    metadata = dict(library.get("metadata", {}))
+    hest = _hest_metadata(path)
+    return SpotTable(
+        source=path,
+        name=name,
+        counts=matrix,
+        genes=genes,
+        spot_ids=spot_ids,
+        spot_px=spot_px,
+        array_index=_array_index(adata, path),
+        patient=_patient(adata, metadata, hest),
+        scale=_scale(library, metadata, hest),
+        small_images=_small_images(library),
+        images_to_try=_named_images(path, metadata),
+    )
+
+
+def read_h5ad_features(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Spot names and ``obsm[key]`` of an .h5ad file as (names (spot,), features float32 (spot width)).
+
+    Raises:
+        KeyError: no such key in obsm.
+    """
+    adata = read_anndata(path)
+    if key not in adata.obsm:
+        raise KeyError(f"{path}: no obsm[{key!r}]; obsm holds {sorted(adata.obsm)}")
+    features = np.asarray(adata.obsm[key], dtype=np.float32)
+    return np.asarray(adata.obs_names, dtype=str), features
+
+
+def _library(adata: AnnData, path: Path) -> dict[str, Any]:
+    spatial = adata.uns.get("spatial", {})
+    libraries = {key: value for key, value in spatial.items() if isinstance(value, dict)}
+    if len(libraries) > 1:
+        raise ValueError(
+            f"{path} holds {len(libraries)} sections ({', '.join(map(str, libraries))}) with one coordinate system each; "
+            "write one .h5ad per section"
+        )
+    return next(iter(libraries.values()), {})
+
+
+def _raw_counts(adata: AnnData, path: Path) -> tuple[Any, str]:
+    """The first of X, layers['counts'] and raw that holds raw counts; X (and its error) when none does."""
+    if adata.X is None:
+        raise ValueError(f"{path}: X is empty; store the raw integer counts in X")
+    if _stored_problem(adata.X) is None:
+        return adata.X, f"{path}: X"
+    others = {"layers['counts']": adata.layers.get("counts")}
+    if adata.raw is not None and list(adata.raw.var_names) == list(adata.var_names):
+        others["raw"] = adata.raw.X
+    for where, matrix in others.items():
+        if matrix is not None and _stored_problem(matrix) is None:
+            warnings.warn(f"{path}: X does not hold raw counts, so {where} is used", stacklevel=2)
+            return matrix, f"{path}: {where}"
+    looked = " and ".join(where for where, matrix in others.items() if matrix is not None)
+    return adata.X, f"{path}: X" + (f" (nor {looked})" if looked else "")
+
+
+def _stored_problem(matrix: Any) -> str | None:
+    return count_problem(np.asarray(matrix.data if hasattr(matrix, "indptr") else matrix))
+
+
+def _array_index(adata: AnnData, path: Path) -> np.ndarray | None:
+    if not {"array_row", "array_col"} <= set(adata.obs):
+        return None
+    index = adata.obs[["array_row", "array_col"]].to_numpy(dtype=np.float64)
+    if not np.isfinite(index).all() or (index != np.rint(index)).any():
+        return None  # adjusted, fractional positions are no index: the geometry of the coordinates is used
+    index = index.astype(np.int64)
+    if len(np.unique(index, axis=0)) < len(index):
+        raise ValueError(f"{path}: several spots share the same array_row and array_col; keep one section per file")
+    return index
+
+
+def _patient(adata: AnnData, metadata: dict[str, Any], hest: dict[str, Any]) -> str | None:
+    for column in ("patient", "individual"):
+        if column in adata.obs:
+            values = adata.obs[column].dropna().astype(str).unique()
+            if len(values) == 1:
+                return str(values[0])
+    for source in (metadata, hest):
+        value = source.get("patient")
+        if value is not None and str(value).strip() and str(value).lower() not in {"nan", "none"}:
+            return str(value)
+    return None
+
+
+def _scale(library: dict[str, Any], metadata: dict[str, Any], hest: dict[str, Any]) -> Scale:
+    factors = library.get("scalefactors", {})
+    scale = Scale(spot_px=_positive(factors.get("spot_diameter_fullres")))
+    for value, where in (
+        (metadata.get("mpp"), "uns['spatial'] metadata mpp"),
+        (factors.get("microns_per_pixel"), "scalefactors microns_per_pixel"),
+        (hest.get("pixel_size_um_estimated"), "HEST metadata pixel_size_um_estimated"),
+    ):
+        if scale.mpp is None and _positive(value) is not None:
+            scale.mpp, scale.mpp_from = _positive(value), where
+    scale.pitch_um = _positive(metadata.get("spot_pitch_um")) or _positive(hest.get("inter_spot_dist"))
+    scale.spot_um = _positive(metadata.get("spot_diameter_um")) or _positive(hest.get("spot_diameter"))
+    scale.bin_um = _positive(factors.get("bin_size_um"))
+    technology = " ".join(
+        str(source.get(key, ""))
+        for source in (metadata, hest)
+        for key in ("technology", "st_technology", "chemistry_description", "software_version")
+    ).lower()
+    if scale.bin_um is not None:
+        scale.pitch_um = scale.spot_um = scale.bin_um
+    elif scale.pitch_um is None and "visium hd" not in technology:
+        if any(word in technology for word in ("visium", "spatial 3'", "spaceranger")):
+            scale.pitch_um, scale.spot_um, scale.staggered_only = VISIUM_PITCH_UM, VISIUM_SPOT_UM, True
+        elif "legacy 1k" in technology:
+            scale.pitch_um, scale.spot_um = LEGACY_PITCH_UM, LEGACY_SPOT_UM
+    return scale
+
+
+def _positive(value: Any) -> float | None:
+    try:
+        number = float(np.asarray(value).item())
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) and number > 0 else None
+
+
+def _small_images(library: dict[str, Any]) -> list[tuple[tuple[int, int], float]]:
+    factors = library.get("scalefactors", {})
+    found = []
+    for key, image in library.get("images", {}).items():
+        factor = _positive(factors.get(f"tissue_{key}_scalef"))
+        if factor is not None and factor < 0.99 and np.ndim(image) >= 2:
+            found.append(((int(np.shape(image)[1]), int(np.shape(image)[0])), factor))
+    return found
+
+
+def _named_images(path: Path, metadata: dict[str, Any]) -> list[Path]:
+    names = [str(metadata[key]) for key in ("source_image", "source_image_path") if metadata.get(key)]
+    folders = [path.parent, path.parent / "images", path.parent.parent / "images", path.parent.parent / "wsis"]
+    return [folder / name for name in names for folder in folders]
+
+
+def _hest_metadata(path: Path) -> dict[str, Any]:
+    """HEST-1k keeps st/ID.h5ad beside metadata/ID.json."""
+    file = path.parent.parent / "metadata" / f"{path.stem}.json"
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{file}: the metadata of {path.name} is no readable JSON ({error}); restore or remove it"
+        ) from error
+    return content if isinstance(content, dict) else {}

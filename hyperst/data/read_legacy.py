@@ -1,0 +1,107 @@
+"""Sections of legacy Spatial Transcriptomics: a table of counts and a table of selected spots."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hyperst.data.grid import is_staggered
+from hyperst.data.read_h5ad import LEGACY_PITCH_UM, LEGACY_SPOT_UM
+from hyperst.data.table import Scale, SpotTable, check_counts, check_positions, check_unique
+
+__all__ = ["is_legacy", "legacy_name", "read_legacy_table"]
+
+_SUFFIX = re.compile(r"\.(tsv|txt)(\.gz)?$", re.IGNORECASE)
+_COLUMNS = ["x", "y", "pixel_x", "pixel_y"]
+
+
+def is_legacy(path: Path) -> bool:
+    """Whether the file name ends like a legacy count table: .tsv, .txt, or either with .gz."""
+    return _SUFFIX.search(path.name) is not None
+
+
+def legacy_name(path: Path) -> str:
+    """Name of the section: the file name without .tsv(.gz)."""
+    return _SUFFIX.sub("", path.name)
+
+
+def read_legacy_table(path: Path, name: str, *, spots: Path | None = None, counts: bool = True) -> SpotTable:
+    """Read a count table (rows ``XxY`` = spots, columns = genes) and its spot selection (x, y, pixel_x, pixel_y).
+
+    Spots are named ``NAME_XxY``; array row is y, array column is x. Only selected spots that have counts are kept. On a
+    square array the pitch is that of the 1k array (200 um, spots of 100 um); on a staggered one it is unknown.
+
+    Args:
+        spots: the selection; else ``NAME_selection.tsv`` is looked for in the table's folder, ``spots`` and ``../spots``.
+
+    Raises:
+        FileNotFoundError: table or selection missing.
+        ValueError: a table is damaged, or they have no spot in common.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"section {path} does not exist")
+    selection = _selection(path, name, spots)
+    table = _read(path, index_col=0)
+    ids = table.index.astype(str).to_numpy()
+    check_unique(ids, "spot", path, "sum or drop the repeated rows")
+    genes = np.asarray(table.columns, dtype=str)
+    check_unique(_header(path)[-len(genes) :], "gene", path, "sum or drop the repeated columns")
+    known = np.isin(ids, selection.index.to_numpy(dtype=str))
+    if not known.any():
+        raise ValueError(f"{path}: none of its spots ({', '.join(ids[:3])} ...) is in the spot selection; wrong table?")
+    if not known.all():
+        warnings.warn(
+            f"{path}: {int((~known).sum())} of {len(known)} spots are not selected and are left out", stacklevel=2
+        )
+    here = selection.loc[ids[known]]
+    index = here[["y", "x"]].to_numpy(dtype=np.int64)
+    staggered = is_staggered(index)
+    values = table.to_numpy()[known] if counts else np.zeros((int(known.sum()), 0), dtype=np.float32)
+    return SpotTable(
+        source=path,
+        name=name,
+        counts=check_counts(values, f"{path}: the count table"),
+        genes=genes if counts else genes[:0],
+        spot_ids=np.asarray([f"{name}_{spot}" for spot in ids[known]], dtype=str),
+        spot_px=check_positions(here[["pixel_x", "pixel_y"]].to_numpy(), ids[known], path),
+        array_index=index,
+        scale=Scale() if staggered else Scale(pitch_um=LEGACY_PITCH_UM, spot_um=LEGACY_SPOT_UM),
+    )
+
+
+def _selection(path: Path, name: str, spots: Path | None) -> pd.DataFrame:
+    stem = legacy_name(path)
+    folders = (path.parent, path.parent / "spots", path.parent.parent / "spots")
+    tried = [spots] if spots is not None else [folder / f"{stem}_selection.tsv" for folder in folders]
+    found = next((file for file in tried if file.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"{path}: no table of selected spots for section {name}; looked for {', '.join(map(str, tried))}"
+        )
+    table = _read(found)
+    missing = [column for column in _COLUMNS if column not in table]
+    if missing:
+        raise ValueError(f"{found}: columns {', '.join(missing)} are missing; need {', '.join(_COLUMNS)}")
+    if "selected" in table:
+        table = table[table["selected"] == 1]
+    table = table.set_index(table["x"].astype(str) + "x" + table["y"].astype(str))
+    check_unique(table.index.to_numpy(dtype=str), "spot", found, "keep one row per array position")
+    return table
+
+
+def _read(path: Path, index_col: int | None = None) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, sep="\t", index_col=index_col)
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is no readable tab-separated table ({error}); copy or download it again") from error
+
+
+def _header(path: Path) -> np.ndarray:
+    """Column names as written: pandas renames repeated ones."""
+    with gzip.open(path, "rt") if path.name.lower().endswith(".gz") else path.open(encoding="utf-8") as stream:
+        return np.asarray(stream.readline().rstrip("\r\n").split("\t"), dtype=str)

@@ -1,0 +1,364 @@
+"""A section: spots with raw counts, where they lie on which image, and how large a pixel is.
+
+:func:`read_section` reads .h5ad (scverse conventions, HEST-1k), Space Ranger folders (Visium, Visium HD) and legacy count
+tables, and refuses, with the remedy, what would silently train on nonsense: an image of the wrong resolution, spots outside
+it, normalised counts, a wrong scale.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+from hyperst.data.grid import Grid, detect_grid
+from hyperst.data.images import IMAGE_SUFFIXES, SlideImage, open_image
+from hyperst.data.read_h5ad import read_h5ad_features, read_h5ad_table
+from hyperst.data.read_legacy import is_legacy, legacy_name, read_legacy_table
+from hyperst.data.read_spaceranger import is_spaceranger, read_spaceranger_table, spaceranger_name
+from hyperst.data.table import Scale, SpotTable, check_positions, empty_counts
+
+__all__ = ["Section", "find_sections", "image_section", "read_section"]
+
+_LARGEST_SCALE_ERROR = 0.10
+
+
+@dataclass
+class Section:
+    """One tissue section.
+
+    Attributes:
+        name, patient: patient is None when the files do not tell.
+        counts: csr_array float32 (spot gene), raw non-negative whole numbers.
+        genes, spot_ids: str (gene,), (spot,).
+        spot_px: float64 (spot 2), centres x, y in pixels of the full-resolution image.
+        array_index: int64 (spot 2) row, column on the array, or None.
+        image_path: full-resolution image, or None.
+        spot_diameter_px: physical diameter of a spot in full-resolution pixels (Visium: 55 um), or None.
+        grid: kind of grid, pitch, and um/px.
+        library_size: float32 (spot,), total count over ALL measured genes.
+        features: obsm key -> float32 (spot width), for precomputed backbones; filled by :meth:`load_features`.
+        path: the file or folder the section was read from, or None.
+    """
+
+    name: str
+    patient: str | None
+    counts: sparse.csr_array
+    genes: np.ndarray
+    spot_ids: np.ndarray
+    spot_px: np.ndarray
+    array_index: np.ndarray | None
+    image_path: Path | None
+    spot_diameter_px: float | None
+    grid: Grid
+    library_size: np.ndarray
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def n_spots(self) -> int:
+        """Number of spots."""
+        return len(self.spot_px)
+
+    def open_image(self) -> SlideImage:
+        """Open the full-resolution image. Raises FileNotFoundError when the section has none."""
+        if self.image_path is None:
+            raise FileNotFoundError(f"section {self.name} has no full-resolution image; read it with image=PATH")
+        return open_image(self.image_path)
+
+    def load_features(self, key: str) -> np.ndarray:
+        """``obsm[key]`` of the section's .h5ad file as float32 (spot width); read once, then kept in ``features``.
+
+        Raises:
+            KeyError: no such key.
+            ValueError: the section was not read from .h5ad, or the features are not finite (spot width).
+        """
+        if key in self.features:
+            return self.features[key]
+        if self.path is None or self.path.suffix != ".h5ad":
+            raise ValueError(
+                f"section {self.name} was not read from .h5ad, so it has no features {key!r}; "
+                "set section.features[key] to an array (spot width)"
+            )
+        names, values = read_h5ad_features(self.path, key)
+        if values.ndim != 2 or not np.isfinite(values).all():
+            raise ValueError(f"{self.path}: obsm[{key!r}] of shape {values.shape} must be finite (spot width)")
+        place = {name: i for i, name in enumerate(names)}
+        self.features[key] = values[[place[name] for name in self.spot_ids]]
+        return self.features[key]
+
+
+def read_section(
+    path: str | Path,
+    *,
+    image: str | Path | None = None,
+    images_dir: str | Path | None = None,
+    mpp: float | None = None,
+    name: str | None = None,
+    patient: str | None = None,
+    spots: str | Path | None = None,
+    require_image: bool = True,
+    require_counts: bool = True,
+) -> Section:
+    """Read one section.
+
+    Args:
+        path: .h5ad; Space Ranger folder (with ``filtered_feature_bc_matrix.h5`` and ``spatial/``; for Visium HD one
+            ``binned_outputs/square_NNNum``); or legacy counts .tsv / .tsv.gz.
+        image: the full-resolution image. Else it is looked for as ``images_dir/NAME.*``, then under the name that the
+            file gives it, then as NAME.* beside the file, in ``images``, ``../images`` and ``../wsis``.
+        mpp: um/px of that image. Else: what the file declares, HEST-1k metadata, the spot grid with the known spacing of
+            the technology, the image's own metadata; None if nothing tells.
+        name, patient: override what the files say. ``name`` is also the image's stem.
+        spots: table of selected spots of a legacy section, if not in its usual place.
+        require_image: False also reads sections without image (``image_path`` is then None).
+        require_counts: False reads positions only: ``counts`` is (spot, 0) and ``genes`` empty.
+
+    Spots with in_tissue 0 are left out.
+
+    Raises:
+        FileNotFoundError: the section, its image or one of its files is missing; the message lists where it looked.
+        ValueError: the file is damaged; X does not hold raw counts; duplicate gene or spot names; coordinates missing
+            or not finite; spots outside the image; a downscaled image; ``mpp`` contradicts the spot grid by over 10 %.
+
+    >>> import tempfile
+    >>> from hyperst.synthetic import write_tissue
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     section = read_section(write_tissue(folder, seed=0, name="S0", patient="P0", n_rows=5, n_cols=5))
+    ...     section.name, section.patient, section.grid.kind, round(section.grid.pitch_um)
+    ('S0', 'P0', 'hexagonal', 100)
+    """
+    path = Path(path)
+    table = _read_table(path, name, None if spots is None else Path(spots), require_counts)
+    image_path = _find_image(table, image, images_dir, require_image)
+    image_mpp = _check_image(table, image_path) if image_path is not None else None
+    grid = _resolve_scale(table, mpp, image_mpp)
+    return Section(
+        name=table.name,
+        patient=patient if patient is not None else table.patient,
+        counts=table.counts,
+        genes=table.genes,
+        spot_ids=table.spot_ids,
+        spot_px=table.spot_px,
+        array_index=table.array_index,
+        image_path=image_path,
+        spot_diameter_px=_spot_diameter(table.scale, grid),
+        grid=grid,
+        library_size=np.asarray(table.counts.sum(axis=1), dtype=np.float32).ravel(),
+        path=table.source,
+    )
+
+
+def image_section(
+    image: str | Path,
+    spot_px: np.ndarray,
+    *,
+    mpp: float | None = None,
+    pitch_px: float | None = None,
+    spot_diameter_px: float | None = None,
+    name: str | None = None,
+) -> Section:
+    """A section of positions on an image, without counts: what prediction needs.
+
+    Args:
+        spot_px: float (spot 2) x, y in pixels of ``image``.
+        mpp: um/px; else taken from the image's metadata if recorded.
+        pitch_px: spacing; else found from the positions.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_section`.
+    """
+    path = Path(image)
+    name = path.name.split(".")[0] if name is None else name
+    spot_px = np.asarray(spot_px, dtype=np.float64)
+    ids = np.asarray([f"{name}_{i}" for i in range(len(spot_px))], dtype=str)
+    spot_px = check_positions(spot_px, ids, path)
+    with open_image(path) as opened:
+        _check_inside(spot_px, opened, [], path)
+        um_per_px = opened.mpp if mpp is None else _positive_mpp(mpp)
+    found = detect_grid(spot_px)
+    pitch = found.pitch_px if pitch_px is None else float(pitch_px)
+    grid = Grid(found.kind, pitch, um_per_px, None if um_per_px is None or pitch is None else pitch * um_per_px)
+    counts, genes = empty_counts(len(spot_px))
+    library = np.zeros(len(spot_px), dtype=np.float32)
+    return Section(name, None, counts, genes, ids, spot_px, None, path, spot_diameter_px, grid, library)
+
+
+def find_sections(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Files and folders that hold sections, from a list in which folders stand for the sections in them.
+
+    A folder that is no Space Ranger output stands for the .h5ad files in it (or else in ``h5ad`` or ``st`` under it); without any,
+    for the legacy count tables in it or its ``counts``; without any, for the Space Ranger folders in it.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or a folder holds no section.
+    """
+    found: list[Path] = []
+    for entry in [paths] if isinstance(paths, (str, Path)) else paths:
+        path = Path(entry)
+        if not path.exists():
+            raise FileNotFoundError(f"section {path} does not exist")
+        if not path.is_dir() or is_spaceranger(path):
+            found.append(path)
+            continue
+        inside = _sections_in(path)
+        if not inside:
+            raise FileNotFoundError(f"{path}: no section in this folder (.h5ad, Space Ranger output, counts .tsv.gz)")
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def _sections_in(folder: Path) -> list[Path]:
+    for place in (folder, folder / "h5ad", folder / "st"):
+        if files := sorted(place.glob("*.h5ad")):
+            return files
+    for place in (folder, folder / "counts"):
+        tables = [file for file in sorted(place.glob("*")) if file.is_file() and is_legacy(file)]
+        if tables := [file for file in tables if not file.name.endswith("_selection.tsv")]:
+            return tables
+    return sorted(child for child in folder.iterdir() if child.is_dir() and is_spaceranger(child))
+
+
+def _read_table(path: Path, name: str | None, spots: Path | None, counts: bool) -> SpotTable:
+    if not path.exists():
+        raise FileNotFoundError(f"section {path} does not exist")
+    if path.is_dir():
+        return read_spaceranger_table(path, spaceranger_name(path) if name is None else name, counts=counts)
+    if path.suffix == ".h5ad":
+        return read_h5ad_table(path, path.stem if name is None else name, counts=counts)
+    if is_legacy(path):
+        return read_legacy_table(path, legacy_name(path) if name is None else name, spots=spots, counts=counts)
+    raise ValueError(f"{path}: unknown kind of section; need .h5ad, a Space Ranger folder, or counts as .tsv(.gz)")
+
+
+def _find_image(
+    table: SpotTable, image: str | Path | None, images_dir: str | Path | None, required: bool
+) -> Path | None:
+    if image is not None:
+        if not Path(image).is_file():
+            raise FileNotFoundError(f"image {image} (given for section {table.name}) does not exist")
+        return Path(image)
+    folder = table.source if table.source.is_dir() else table.source.parent
+    stems = list(
+        dict.fromkeys([table.name, legacy_name(table.source) if is_legacy(table.source) else table.source.stem])
+    )
+    looked: list[Path] = []
+    if images_dir is not None:
+        if not Path(images_dir).is_dir():
+            raise FileNotFoundError(f"images_dir {images_dir} is no folder")
+        looked += [Path(images_dir) / f"{stem}.*" for stem in stems]
+    looked += table.images_to_try
+    for place in (folder, folder / "images", folder.parent / "images", folder.parent / "wsis"):
+        looked += [place / f"{stem}.*" for stem in stems]
+    for candidate in looked:
+        if candidate.suffix != ".*":
+            if candidate.is_file():
+                return candidate
+            continue
+        stem = candidate.name[:-2]
+        for suffix in IMAGE_SUFFIXES:
+            for file in (candidate.with_name(stem + suffix), candidate.with_name(stem + suffix.upper())):
+                if file.is_file():
+                    return file
+    if not required:
+        return None
+    small = "; the downscaled images that come with it are too coarse for spots" if table.small_images else ""
+    raise FileNotFoundError(
+        f"{table.source}: no full-resolution image for section {table.name}{small}. Looked for "
+        f"{', '.join(map(str, looked))}. Give the image with image=PATH (--image) or its folder with images_dir=FOLDER "
+        "(--images)"
+    )
+
+
+def _check_image(table: SpotTable, path: Path) -> float | None:
+    """Raise unless ``path`` can be the full-resolution image of the spots; return the um/px it records."""
+    with open_image(path) as opened:
+        for size, factor in table.small_images:
+            if factor < 0.99 and size == (opened.width, opened.height):
+                raise ValueError(
+                    f"image {path} is the downscaled image of section {table.name} ({size[0]} x {size[1]} px, "
+                    f"{factor:.4g} of full resolution), but spots are in full-resolution pixels; "
+                    "give the microscope image that Space Ranger was run on"
+                )
+        _check_inside(table.spot_px, opened, table.small_images, table.source)
+        return opened.mpp
+
+
+def _check_inside(
+    spot_px: np.ndarray, image: SlideImage, small_images: list[tuple[tuple[int, int], float]], source: Path
+) -> None:
+    size = np.array([image.width, image.height])
+    outside = ((spot_px < 0) | (spot_px > size)).any(axis=1)
+    if not outside.any():
+        return
+    largest = spot_px.max(axis=0)
+    message = (
+        f"{source}: {int(outside.sum())} of {len(spot_px)} spots lie outside image {image.path} "
+        f"({image.width} x {image.height} px); positions reach x {largest[0]:.0f}, y {largest[1]:.0f} and "
+        f"start at x {spot_px[:, 0].min():.0f}, y {spot_px[:, 1].min():.0f}"
+    )
+    ratio = float((largest / size).max())
+    if ratio > 1.2:
+        factors = ", ".join(f"1/{1 / factor:.3g}" for _, factor in small_images)
+        message += (
+            f". They reach {ratio:.2f} times too far: the image is likely a downscaled one (hires"
+            f"{f', scale factor {factors}' if factors else ''}); give the full-resolution image"
+        )
+    elif ((spot_px[:, ::-1] >= 0) & (spot_px[:, ::-1] <= size)).all():
+        message += ". Exchanging x and y would put all inside: check the order of the columns"
+    else:
+        message += "; check that image and section belong together"
+    raise ValueError(message)
+
+
+def _resolve_scale(table: SpotTable, mpp: float | None, image_mpp: float | None) -> Grid:
+    """Grid with um/px from the first source that tells, checked against the fit of the spot grid."""
+    scale = table.scale
+    try:
+        grid = detect_grid(table.spot_px, table.array_index, scale.pitch_um)
+    except ValueError as error:
+        raise ValueError(f"{table.source}: {error}") from error
+    if scale.staggered_only and grid.kind == "square":
+        scale.pitch_um = scale.spot_um = None  # "Visium" was a guess from the file and cannot be right
+        grid = Grid(grid.kind, grid.pitch_px)
+    declared, source = (_positive_mpp(mpp), "mpp as given") if mpp is not None else (scale.mpp, scale.mpp_from)
+    fitted = grid.um_per_px
+    pitch_um = scale.pitch_um
+    if declared is not None and fitted is not None and abs(declared / fitted - 1) > _LARGEST_SCALE_ERROR:
+        steps = declared / fitted
+        if scale.bin_um is None or mpp is not None or round(steps) < 2 or abs(steps / round(steps) - 1) > 0.02:
+            raise ValueError(
+                f"{table.source}: um/px contradict each other: {source} says {declared:.4g}, the spot grid says {fitted:.4g} "
+                f"(pitch {grid.pitch_px:.4g} px for {scale.pitch_um:g} um). Give the um/px of the image that the spot "
+                f"positions refer to with mpp=... (--mpp), or correct the file"
+            )
+        pitch_um = scale.pitch_um * round(steps) if scale.pitch_um is not None else None
+        warnings.warn(
+            f"{table.source}: bins of {scale.bin_um:g} um lie {pitch_um:g} um apart; the positions are those of a "
+            "coarser binning",
+            stacklevel=3,
+        )
+    um_per_px = next((value for value in (declared, fitted, image_mpp) if value is not None), None)
+    pitch_px = grid.pitch_px
+    if um_per_px is not None:
+        if grid.kind == "none" and pitch_um is not None:
+            pitch_px = pitch_um / um_per_px  # scattered spots do not show their pitch; the technology does
+        elif pitch_um is None and pitch_px is not None:
+            pitch_um = pitch_px * um_per_px
+    return Grid(grid.kind, pitch_px, um_per_px, pitch_um)
+
+
+def _spot_diameter(scale: Scale, grid: Grid) -> float | None:
+    if scale.spot_um is not None and grid.um_per_px is not None:
+        return scale.spot_um / grid.um_per_px
+    return scale.spot_px
+
+
+def _positive_mpp(mpp: float) -> float:
+    if not np.isfinite(mpp) or mpp <= 0:
+        raise ValueError(f"mpp: got {mpp!r}, need the um per pixel of the image, a positive number such as 0.5")
+    return float(mpp)

@@ -1,0 +1,122 @@
+"""What every reader returns before it becomes a Section, and the checks that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+__all__ = ["Scale", "SpotTable", "check_counts", "check_positions", "check_unique", "count_problem", "empty_counts"]
+
+
+@dataclass
+class Scale:
+    """What a file says about physical size.
+
+    Attributes:
+        mpp: declared um/px of the full-resolution image, and in ``mpp_from`` where that was found.
+        pitch_um, spot_um: spacing and diameter of the spots, if file or technology tell.
+        spot_px: diameter in full-resolution pixels as recorded by the file.
+        staggered_only: pitch_um and spot_um were inferred from "Visium" and hold only on a hexagonal grid.
+        bin_um: Visium HD bin size.
+    """
+
+    mpp: float | None = None
+    mpp_from: str = ""
+    pitch_um: float | None = None
+    spot_um: float | None = None
+    spot_px: float | None = None
+    staggered_only: bool = False
+    bin_um: float | None = None
+
+
+@dataclass
+class SpotTable:
+    """The content of one section's files, checked for form but not yet joined with its image."""
+
+    source: Path
+    name: str
+    counts: sparse.csr_array
+    genes: np.ndarray
+    spot_ids: np.ndarray
+    spot_px: np.ndarray
+    array_index: np.ndarray | None = None
+    patient: str | None = None
+    scale: Scale = field(default_factory=Scale)
+    small_images: list[tuple[tuple[int, int], float]] = field(default_factory=list)
+    """Size (width, height) and scale factor of every downscaled image that comes with the file."""
+    images_to_try: list[Path] = field(default_factory=list)
+    """Files that the section itself names as its full-resolution image."""
+
+
+def empty_counts(n_spots: int) -> tuple[sparse.csr_array, np.ndarray]:
+    """Counts (spot 0) and an empty gene list, for a section whose positions alone are wanted."""
+    return sparse.csr_array((n_spots, 0), dtype=np.float32), np.empty(0, dtype=str)
+
+
+def count_problem(values: np.ndarray) -> str | None:
+    """What is wrong with ``values`` as raw counts, in words, or None."""
+    if not np.issubdtype(values.dtype, np.number) and values.dtype != bool:
+        return f"values of dtype {values.dtype}"
+    if not np.isfinite(values).all():
+        return f"{int((~np.isfinite(values)).sum())} values that are NaN or infinite"
+    if (values < 0).any():
+        return f"{int((values < 0).sum())} negative values (smallest {values.min():.4g})"
+    fractional = values != np.rint(values)
+    if fractional.any():
+        return f"{int(fractional.sum())} values that are not whole numbers (such as {values[fractional][0]:.4g})"
+    return None
+
+
+def check_counts(counts: object, where: str) -> sparse.csr_array:
+    """Raw counts as float32 CSR without stored zeros or duplicates.
+
+    Args:
+        counts: (spot gene) dense or sparse.
+        where: named in the error, such as "C3.h5ad: X".
+
+    Raises:
+        ValueError: negative, fractional, NaN or infinite values.
+    """
+    matrix = sparse.csr_array(counts)  # type: ignore[call-overload]
+    problem = count_problem(matrix.data)
+    if problem is not None:
+        raise ValueError(
+            f"{where} does not hold raw counts: {problem}. It looks normalised, log-transformed or scaled; "
+            "store the raw integer counts in X, in layers['counts'] or in raw"
+        )
+    matrix = matrix.astype(np.float32)
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def check_unique(names: np.ndarray, what: str, source: Path, remedy: str) -> None:
+    """Raise ValueError when a name occurs twice, naming some of them."""
+    values, times = np.unique(names, return_counts=True)
+    if (times > 1).any():
+        some = ", ".join(values[times > 1][:5])
+        raise ValueError(f"{source}: {int((times > 1).sum())} duplicate {what} names ({some} ...); {remedy}")
+
+
+def check_positions(spot_px: np.ndarray, spot_ids: Sequence[str] | np.ndarray, source: Path) -> np.ndarray:
+    """Positions as float64 (spot 2).
+
+    Raises:
+        ValueError: no spots, not two columns, or coordinates that are NaN or infinite.
+    """
+    spot_px = np.asarray(spot_px, dtype=np.float64)
+    if spot_px.ndim != 2 or spot_px.shape[1] != 2 or len(spot_px) != len(spot_ids):
+        raise ValueError(f"{source}: spot positions of shape {spot_px.shape}; need ({len(spot_ids)}, 2): x and y")
+    if len(spot_px) == 0:
+        raise ValueError(f"{source}: no spots under tissue; check in_tissue and that spot names match the positions")
+    bad = ~np.isfinite(spot_px).all(axis=1)
+    if bad.any():
+        some = ", ".join(str(name) for name in np.asarray(spot_ids)[bad][:3])
+        raise ValueError(
+            f"{source}: {int(bad.sum())} spots have NaN or infinite coordinates ({some} ...); remove these spots"
+        )
+    return spot_px

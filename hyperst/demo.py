@@ -1,0 +1,115 @@
+"""The demonstration: synthetic sections, a short training, and an honest look at the result, in a few minutes on a CPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hyperst.checkpoints import Epoch
+from hyperst.configuration import RunConfig
+from hyperst.data import read_section
+from hyperst.evaluation import Evaluation, evaluate
+from hyperst.files import write_h5ad_atomic, write_json_atomic
+from hyperst.prediction import load_run, predict_image
+from hyperst.synthetic import write_tissue
+from hyperst.training import TrainingSummary, fit
+
+__all__ = ["DemoResult", "demo_config", "run_demo"]
+
+TRAINING_SECTIONS = ("S1", "S2", "S3")
+TEST_SECTION = "S4"
+_MARK = "demo.json"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demonstration made and where it is."""
+
+    sections: list[Path]
+    run: Path
+    training: TrainingSummary
+    evaluation: Evaluation
+    prediction: Path
+    n_predicted: int
+
+
+def demo_config(epochs: int = 25) -> RunConfig:
+    """A configuration that learns the synthetic tissue in about a minute on two cores."""
+    config = RunConfig()
+    return replace(
+        config,
+        data=replace(config.data, n_genes=60),
+        crop=replace(config.crop, image_size=64),
+        model=replace(config.model, width=128),
+        training=replace(config.training, epochs=epochs, patience=8, learning_rate=1e-3),
+    )
+
+
+def run_demo(
+    folder: str | Path,
+    *,
+    config: RunConfig | None = None,
+    on_step: Callable[[str], None] | None = None,
+    on_epoch: Callable[[Epoch, int], None] | None = None,
+    on_training: Callable[[RunConfig], None] | None = None,
+) -> DemoResult:
+    """Make four synthetic sections, train on three, evaluate and predict the fourth.
+
+    Args:
+        folder: new or empty, or that of an earlier demonstration, which is then replaced.
+        on_step: called with one line before each step. on_training: called with the configuration when training starts;
+            on_epoch: see :func:`hyperst.training.fit`.
+
+    Raises:
+        FileExistsError: ``folder`` holds something else.
+    """
+    folder = Path(folder)
+    tell = on_step or (lambda line: None)
+    _clear(folder)
+    write_json_atomic(folder / _MARK, {"content": "made by `hyperst demo`; a new demonstration replaces this folder"})
+
+    tell(f"making {len(TRAINING_SECTIONS) + 1} synthetic tissue sections, each with an H&E-like image and counts")
+    names = (*TRAINING_SECTIONS, TEST_SECTION)
+    paths = [
+        write_tissue(folder / "sections", seed=seed, name=name, patient=f"P{seed}")
+        for seed, name in enumerate(names, 1)
+    ]
+    sections = [read_section(path) for path in paths]
+
+    config = config or demo_config()
+    tell(f"training on {', '.join(TRAINING_SECTIONS)}; blocks of their spots are held out to choose the best epoch")
+    if on_training is not None:
+        on_training(config)
+    training = fit(config, sections[:-1], folder / "run", on_epoch=on_epoch)
+
+    tell(f"evaluating on {TEST_SECTION}, which the model has not seen, beside simple competitors")
+    run = load_run(folder / "run")
+    evaluation = evaluate(run, sections[-1], training_sections=sections[:-1])
+
+    image = sections[-1].image_path
+    assert image is not None
+    tell(f"predicting {image.name} from the image alone, on a grid over the tissue")
+    predicted = predict_image(run, image, mpp=sections[-1].grid.um_per_px)
+    prediction = write_h5ad_atomic(predicted, folder / "predicted.h5ad")
+    return DemoResult(paths, run.folder, training, evaluation, prediction, predicted.n_obs)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier demonstration left; refuse any other folder with something in it."""
+    if not folder.exists():
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not _is_demo(folder)):
+        raise FileExistsError(f"{folder} exists and was not made by `hyperst demo`; choose another place with --output")
+    for name in ("sections", "run"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "predicted.h5ad").unlink(missing_ok=True)
+
+
+def _is_demo(folder: Path) -> bool:
+    try:
+        return "hyperst demo" in json.loads((folder / _MARK).read_text(encoding="utf-8"))["content"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,329 @@
+"""Evaluation: a run beside its simplest competitors on a section it has not seen, with the caveats that belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+from hyperst.baselines import ridge_floor, training_mean
+from hyperst.data import Section, SpotDataset, align_genes, transform
+from hyperst.encoders import build_backbone
+from hyperst.files import atomic_path, write_json_atomic
+from hyperst.metrics import mae, mse, per_gene_pearson, top_k_mean
+from hyperst.prediction import Run, as_trained
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Evaluation", "Scores", "evaluate", "measured_expression", "score", "summarise"]
+
+OURS, NULL, MEAN = "HyperST (this run)", "null: images shuffled between spots", "training mean"
+RIDGE_OWN, RIDGE_STAIN = "ridge on this run's image features", "ridge on stain and texture features"
+_TOP = (10, 50, 200)
+_N_SHUFFLES = 20
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well one method predicts one section.
+
+    Attributes:
+        pcc: mean over genes of the Pearson correlation over spots; None where it is undefined (a constant prediction).
+        pcc_top: mean of the k largest per-gene correlations, for each k up to the number of genes. The genes are picked
+            on this very section, so chance alone makes it positive: read it beside the null.
+        mse, mae: mean squared and absolute error over spots and genes, on the target scale.
+        n_undefined: genes without a correlation, because prediction or measurement is constant; left out of ``pcc``.
+    """
+
+    pcc: float | None
+    pcc_top: dict[int, float]
+    mse: float
+    mae: float
+    n_undefined: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        top = {f"pcc_{k}": value for k, value in self.pcc_top.items()}
+        return {"pcc": self.pcc, **top, "mse": self.mse, "mae": self.mae, "n_genes_undefined": self.n_undefined}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One section's evaluation.
+
+    Attributes:
+        scores: per method, ours first.
+        per_gene: one row per gene: correlation of each method, error, mean and spread of the measurement.
+        caveats: what the numbers do not say.
+        folder, figure: where metrics.json, per_gene.csv and the figure are.
+    """
+
+    section: str
+    n_spots: int
+    target: str
+    scores: dict[str, Scores]
+    per_gene: pd.DataFrame
+    caveats: list[str]
+    folder: Path
+    figure: Path
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def table(self) -> Table:
+        """The scores as a rich table."""
+        from rich.table import Table
+
+        ks = sorted({k for entry in self.scores.values() for k in entry.pcc_top})
+        genes = f"{len(self.per_gene)} genes, {self.n_spots} spots, target {self.target}"
+        table = Table(title=f"{self.section}: {genes}", title_justify="left", title_style="bold")
+        table.add_column("method")
+        for name in ("PCC", *(f"PCC-{k}" for k in ks), "MSE", "MAE"):
+            table.add_column(name, justify="right")
+        for name, entry in self.scores.items():
+            correlations = [entry.pcc, *(entry.pcc_top.get(k) for k in ks)]
+            cells = ["-" if value is None else f"{value:+.3f}" for value in correlations]
+            style = "bold" if name == OURS else None
+            table.add_row(name, *cells, f"{entry.mse:.4f}", f"{entry.mae:.4f}", style=style)
+        return table
+
+
+def evaluate(
+    run: Run,
+    section: Section,
+    *,
+    training_sections: Sequence[Section] = (),
+    output: str | Path | None = None,
+    genes: Sequence[str] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Predict ``section``, compare with its counts, and write metrics.json, per_gene.csv and a figure.
+
+    Beside the run stand: the same predictions for images shuffled between spots (mean over 20 shuffles), the mean of the
+    training spots, and ridge regression fitted on the training spots, on the features of the run's own image backbone
+    and on hand-made stain and texture features. Ridge sees all training spots, also those that the run held out.
+
+    Args:
+        section: not one of the training sections; their own scores would say nothing.
+        training_sections: those of the run; without them the training mean and ridge regression are left out.
+        output: results go to ``output/SECTION``; default ``RUN/evaluation/SECTION``.
+        genes: names of genes to draw beside the best predicted.
+        on_progress: called with (spots done, spots in all), over all sections.
+
+    Raises:
+        ValueError: the section lacks genes of the run, or is one of the training sections.
+    """
+    if section.name in {record.name for record in run.split.sections}:
+        raise ValueError(f"section {section.name} took part in the training of {run.folder}; evaluate on another one")
+    measured = measured_expression(run, section)
+    progress = _Count(on_progress, sum(each.n_spots for each in (section, *training_sections)))
+    test = _read_images(run, section, progress)
+    predictions = {OURS: test["prediction"]}
+    if training_sections:
+        train = [_read_images(run, each, progress) for each in training_sections]
+        targets = np.concatenate([measured_expression(run, each) for each in training_sections])
+        for name, key in ((RIDGE_OWN, "own"), (RIDGE_STAIN, "stain")):
+            if key in test:
+                predictions[name] = ridge_floor(np.concatenate([each[key] for each in train]), targets, test[key])
+        predictions[MEAN] = training_mean(targets, section.n_spots)
+    scores = {name: score(prediction, measured) for name, prediction in predictions.items()}
+    scores[NULL] = _null_scores(test["prediction"], measured, run.config.training.seed)
+    per_gene = _per_gene(run.genes, predictions, measured)
+    folder = (Path(output) if output is not None else run.folder / "evaluation") / section.name
+    evaluation = Evaluation(
+        section=section.name,
+        n_spots=section.n_spots,
+        target=run.config.data.target,
+        scores=scores,
+        per_gene=per_gene,
+        caveats=_caveats(run, section, scores),
+        folder=folder,
+        figure=folder / "expression.png",
+    )
+    _write(run, section, evaluation, test["prediction"], measured, genes)
+    return evaluation
+
+
+def measured_expression(run: Run, section: Section) -> np.ndarray:
+    """Measured expression of the run's genes, float32 (spot gene), on the run's target scale.
+
+    Raises:
+        ValueError: the section lacks some of the genes.
+    """
+    return transform(align_genes(section, run.genes), section.library_size, run.config.data.target)
+
+
+def score(prediction: np.ndarray, measured: np.ndarray) -> Scores:
+    """Scores of a prediction, both (spot gene) on one scale.
+
+    >>> measured = np.array([[0.0, 1.0], [1.0, 3.0], [2.0, 2.0]])
+    >>> round(score(measured + 1, measured).pcc, 6), score(measured + 1, measured).mse
+    (1.0, 1.0)
+    """
+    correlation = np.asarray(per_gene_pearson(prediction, measured), dtype=np.float64)
+    finite = correlation[np.isfinite(correlation)]
+    return Scores(
+        pcc=float(finite.mean()) if len(finite) else None,
+        pcc_top={k: float(top_k_mean(finite, k)) for k in _TOP if 0 < k <= len(finite)},
+        mse=float(mse(prediction, measured)),
+        mae=float(mae(prediction, measured)),
+        n_undefined=int(len(correlation) - len(finite)),
+    )
+
+
+def summarise(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
+    """Write mean and standard deviation over sections of every score of every method, as JSON, and return the path."""
+    methods = list(evaluations[0].scores)
+    summary: dict[str, Any] = {"sections": [entry.section for entry in evaluations], "methods": {}}
+    for method in methods:
+        rows = pd.DataFrame([entry.scores[method].as_json() for entry in evaluations]).astype(float)
+        summary["methods"][method] = {
+            name: {"mean": _plain(rows[name].mean()), "std": _plain(rows[name].std(ddof=0))} for name in rows
+        }
+    return write_json_atomic(path, summary)
+
+
+class _Count:
+    """Adds up the spots of several sections for one progress bar."""
+
+    def __init__(self, tell: Callable[[int, int], None] | None, total: int) -> None:
+        self.tell, self.total, self.done = tell, total, 0
+
+    def add(self, spots: int) -> None:
+        self.done += spots
+        if self.tell is not None:
+            self.tell(self.done, self.total)
+
+
+def _read_images(run: Run, section: Section, progress: _Count) -> dict[str, np.ndarray]:
+    """One pass over a section's crops: "prediction" (spot gene), "own" and "stain" features (spot width).
+
+    Features of the spot and of the niche crop stand side by side. Stain features need crops, so they are missing with
+    precomputed features.
+    """
+    config = run.config
+    dataset = SpotDataset(
+        [as_trained(run, section)],
+        [],
+        config.crop,
+        config.data.target,
+        feature_key=config.data.feature_key,
+        cache_bytes=0,
+        counts=False,
+    )
+    levels = ("spot_image", "niche_image") if config.data.feature_key is None else ("spot_features", "niche_features")
+    encoders = {"own": run.model.backbone}
+    if config.data.feature_key is None:
+        encoders["stain"] = build_backbone("stain").to(run.device)
+    parts: dict[str, list[np.ndarray]] = {}
+    with torch.inference_mode():
+        for batch in DataLoader(dataset, 64):
+            on_device = {name: value.to(run.device) for name, value in batch.items()}
+            found = {"prediction": run.model.predict(on_device)}
+            for name, encoder in encoders.items():
+                found[name] = torch.cat([encoder(on_device[level]) for level in levels], dim=1)
+            for name, value in found.items():
+                parts.setdefault(name, []).append(value.float().cpu().numpy())
+            progress.add(len(batch["spot"]))
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _null_scores(prediction: np.ndarray, measured: np.ndarray, seed: int) -> Scores:
+    """Scores when every spot gets the prediction of a random other one, mean over shuffles.
+
+    The model sees one spot's image at a time, so shuffling predictions is the same as shuffling images.
+    """
+    random = np.random.default_rng(seed)
+    shuffled = [score(prediction[random.permutation(len(prediction))], measured) for _ in range(_N_SHUFFLES)]
+    correlations = [entry.pcc for entry in shuffled if entry.pcc is not None]
+    return Scores(
+        pcc=float(np.mean(correlations)) if correlations else None,
+        pcc_top={k: float(np.mean([entry.pcc_top[k] for entry in shuffled])) for k in shuffled[0].pcc_top},
+        mse=float(np.mean([entry.mse for entry in shuffled])),
+        mae=float(np.mean([entry.mae for entry in shuffled])),
+        n_undefined=shuffled[0].n_undefined,
+    )
+
+
+def _per_gene(genes: Sequence[str], predictions: dict[str, np.ndarray], measured: np.ndarray) -> pd.DataFrame:
+    columns = {OURS: "pcc", RIDGE_OWN: "pcc_ridge_own", RIDGE_STAIN: "pcc_ridge_stain"}
+    table = pd.DataFrame(index=pd.Index(genes, name="gene"))
+    for method, column in columns.items():
+        if method in predictions:
+            table[column] = np.asarray(per_gene_pearson(predictions[method], measured), dtype=np.float64)
+    ours = predictions[OURS].astype(np.float64)
+    table["mse"] = ((ours - measured) ** 2).mean(axis=0)
+    table["measured_mean"] = measured.mean(axis=0, dtype=np.float64)
+    table["measured_std"] = measured.std(axis=0, dtype=np.float64)
+    table["measured_fraction_nonzero"] = (measured > 0).mean(axis=0)
+    return table.sort_values("pcc", ascending=False, kind="stable")
+
+
+def _caveats(run: Run, section: Section, scores: dict[str, Scores]) -> list[str]:
+    """What a reader of the table has to know."""
+    said = []
+    null = scores[NULL].pcc_top.get(10)
+    if null is not None:
+        said.append(
+            f"PCC-10 picks its ten genes on {section.name} itself: with shuffled images it is already {null:+.3f}. "
+            "PCC, the mean over all genes, has no such advantage."
+        )
+    known = run.split.patients
+    if section.patient is None or any(record.patient is None for record in run.split.sections):
+        said.append("Patients are not recorded for all sections, so this supports no claim about new patients.")
+    elif section.patient in known:
+        said.append(
+            f"{section.name} is from patient {section.patient}, as are training sections: this supports no claim about "
+            "new patients."
+        )
+    elif len(known) < 5:
+        said.append(
+            f"The training sections come from {len(known)} patients: too few for a claim about patients in general."
+        )
+    if run.config.data.target == "log2":
+        said.append(
+            "On the log2(1 + count) scale most of the correlation is the spots' total count; "
+            "compare with --target log1p_cp10k."
+        )
+    floors = [scores[name].pcc or 0.0 for name in (RIDGE_OWN, RIDGE_STAIN) if name in scores]
+    if floors and (scores[OURS].pcc or 0.0) <= max(floors):
+        said.append("Ridge regression is as good or better on PCC: this run has learnt nothing beyond it.")
+    if MEAN in scores and scores[OURS].mse >= scores[MEAN].mse:
+        said.append("The training mean has the smaller squared error: do not use these values as they are.")
+    return said
+
+
+def _write(
+    run: Run,
+    section: Section,
+    evaluation: Evaluation,
+    prediction: np.ndarray,
+    measured: np.ndarray,
+    genes: Iterable[str],
+) -> None:
+    from hyperst.plots import expression_figure
+
+    with atomic_path(evaluation.folder / "per_gene.csv") as temporary:
+        evaluation.per_gene.to_csv(temporary, float_format="%.6g")
+    record = {
+        "section": evaluation.section,
+        "patient": section.patient,
+        "n_spots": evaluation.n_spots,
+        "n_genes": len(evaluation.per_gene),
+        "target": evaluation.target,
+        "best_epoch": run.best_epoch,
+        "training_sections": [each.name for each in run.split.role("training")],
+        "methods": {name: entry.as_json() for name, entry in evaluation.scores.items()},
+        "caveats": evaluation.caveats,
+    }
+    write_json_atomic(evaluation.folder / "metrics.json", record)
+    expression_figure(section, run.genes, prediction, measured, evaluation.figure, genes=list(genes))
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

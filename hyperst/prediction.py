@@ -1,0 +1,273 @@
+"""From an image to expression: load a trained run, predict at spots or on a grid over the tissue, write an AnnData."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+from hyperst.checkpoints import load_checkpoint
+from hyperst.configuration import RunConfig, read_config
+from hyperst.data import Section, SpotDataset, image_section, open_image, read_section, tile_grid
+from hyperst.model import HyperST
+from hyperst.run_folder import RunFolder, Split
+from hyperst.training import build_model
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["Run", "load_run", "predict_image", "predict_section", "predict_values", "read_spots"]
+
+UNITS = {
+    "log1p_cp10k": "ln(1 + 10000 * count / total count of the spot)",
+    "log2": "log2(1 + count)",
+}
+_THUMBNAIL_PX = 1000
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run, ready to predict.
+
+    Attributes:
+        folder: where it lies.
+        config, genes, split: what it was trained with; the model's outputs are in the order of ``genes``.
+        model: in evaluation mode, on ``device``, with the weights of the best epoch.
+        best_epoch: that epoch, counted from 1.
+    """
+
+    folder: Path
+    config: RunConfig
+    genes: list[str]
+    split: Split
+    model: HyperST
+    device: torch.device
+    best_epoch: int
+
+
+def load_run(folder: str | Path, *, device: str | None = None) -> Run:
+    """Load the best checkpoint of a run; a run that is still training, or was interrupted, can be loaded too.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"``, ...; default: the GPU if there is one.
+
+    Raises:
+        FileNotFoundError: no run in ``folder``, or none of its epochs is finished.
+        ValueError: a damaged checkpoint, or one that does not belong to the configuration beside it.
+    """
+    place = RunFolder(folder)
+    place.require()
+    config, genes, split = read_config(place.config), place.read_genes(), place.read_split()
+    checkpoint = load_checkpoint(place.best)
+    weights = {
+        name.removeprefix("model."): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith("model.")
+    }
+    model = build_model(config, genes, place.read_feature_width(), pretrained=False)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{place.best} does not fit {place.config}: {error}") from error
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, int(checkpoint["epoch"]) + 1)
+
+
+def predict_values(
+    run: Run,
+    section: Section,
+    *,
+    batch_size: int = 64,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Predicted expression of a section's spots, float32 (spot gene), on the run's target scale.
+
+    Args:
+        section: with its image (or the precomputed features the run uses); counts are not looked at.
+        on_progress: called with (spots done, spots in all) after each batch.
+
+    Raises:
+        ValueError: the crops the run was trained with cannot be sized on this image (um/px unknown).
+    """
+    dataset = SpotDataset(
+        [as_trained(run, section)],
+        [],
+        run.config.crop,
+        run.config.data.target,
+        feature_key=run.config.data.feature_key,
+        cache_bytes=0,
+        counts=False,
+    )
+    parts = []
+    with torch.inference_mode():
+        for batch in DataLoader(dataset, batch_size):
+            on_device = {name: value.to(run.device) for name, value in batch.items()}
+            parts.append(run.model.predict(on_device).float().cpu().numpy())
+            if on_progress is not None:
+                on_progress(sum(map(len, parts)), len(dataset))
+    values = np.concatenate(parts)
+    if not np.isfinite(values).all():
+        raise FloatingPointError(
+            f"the prediction for {section.name} is not finite; the run in {run.folder} is damaged, train again"
+        )
+    return values
+
+
+def predict_section(run: Run, section: Section, *, on_progress: Callable[[int, int], None] | None = None) -> AnnData:
+    """Predict a section's spots and return them as AnnData; see :func:`predict_image` for what it holds."""
+    return _to_anndata(run, section, predict_values(run, section, on_progress=on_progress))
+
+
+def predict_image(
+    run: Run,
+    image: str | Path,
+    *,
+    spots: str | Path | np.ndarray | None = None,
+    mpp: float | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> AnnData:
+    """Predict expression on an image.
+
+    Args:
+        image: the full-resolution H&E image.
+        spots: where to predict: a section (.h5ad, Space Ranger folder, legacy counts; its counts are not used), a .csv
+            with columns x and y, or float (spot 2), in pixels of ``image``. None: a square grid over the tissue, with the
+            spacing of the training sections.
+        mpp: um/px of ``image``; default what the section or the image itself records.
+
+    Returns:
+        AnnData with X float32 (spot gene) on the run's target scale, ``obsm['spatial']`` in full-resolution pixels,
+        ``uns['spatial']`` with a thumbnail (so that scanpy and squidpy can plot it) and ``uns['hyperst']`` with units
+        and origin.
+
+    Raises:
+        FileNotFoundError: no image or no spots file.
+        ValueError: unknown scale, spots outside the image, no tissue found.
+    """
+    section = _section_on(run, Path(image), spots, mpp)
+    return predict_section(run, section, on_progress=on_progress)
+
+
+def as_trained(run: Run, section: Section) -> Section:
+    """``section`` with its scale left out if the run was trained without one: then widths follow the spot grid."""
+    if run.config.crop.niche_um is not None or section.grid.um_per_px is None:
+        return section
+    return replace(section, grid=replace(section.grid, um_per_px=None, pitch_um=None))
+
+
+def read_spots(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Positions from a .csv with columns ``x`` and ``y`` (pixels) and, if there is one, names from its column ``spot``.
+
+    Returns:
+        float64 (spot 2) positions, and str (spot,) names or None.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: columns missing, or values that are no numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"spots file {path} does not exist")
+    table = pd.read_csv(path)
+    if not {"x", "y"} <= set(table.columns):
+        raise ValueError(
+            f"{path}: need columns x and y (pixels of the full-resolution image), got {', '.join(table.columns)}"
+        )
+    try:
+        positions = table[["x", "y"]].to_numpy(dtype=np.float64)
+    except ValueError as error:
+        raise ValueError(f"{path}: columns x and y must be numbers ({error})") from error
+    return positions, table["spot"].astype(str).to_numpy() if "spot" in table else None
+
+
+def _section_on(run: Run, image: Path, spots: str | Path | np.ndarray | None, mpp: float | None) -> Section:
+    """The positions to predict, as a section on ``image``."""
+    if spots is None:
+        return _tiled(run, image, mpp)
+    if isinstance(spots, np.ndarray):
+        return image_section(image, spots, mpp=mpp)
+    if Path(spots).suffix != ".csv":
+        return read_section(spots, image=image, mpp=mpp, require_counts=False)
+    positions, names = read_spots(spots)
+    section = image_section(image, positions, mpp=mpp)
+    return section if names is None else replace(section, spot_ids=names)
+
+
+def _tiled(run: Run, image: Path, mpp: float | None) -> Section:
+    """A grid over the tissue with the spacing of the first training section, in um where the run has a scale."""
+    record = run.split.role("training")[0]
+    if record.pitch_px is None:
+        raise ValueError("the run was trained on scattered spots without a spacing; give the positions with --spots")
+    if run.config.crop.niche_um is None:
+        pitch_px, diameter_px = record.pitch_px, record.spot_diameter_px
+    else:
+        with open_image(image) as opened:
+            um_per_px = mpp if mpp is not None else opened.mpp
+        if um_per_px is None or record.um_per_px is None:
+            raise ValueError(
+                f"the um/px of {image} are not recorded in it; give them with --mpp (for example --mpp 0.5)"
+            )
+        zoom = record.um_per_px / um_per_px
+        pitch_px = record.pitch_px * zoom
+        diameter_px = None if record.spot_diameter_px is None else record.spot_diameter_px * zoom
+    with open_image(image) as opened:
+        positions = tile_grid(opened, pitch_px)
+    return image_section(image, positions, mpp=mpp, pitch_px=pitch_px, spot_diameter_px=diameter_px)
+
+
+def _to_anndata(run: Run, section: Section, values: np.ndarray) -> AnnData:
+    import anndata
+
+    obs = pd.DataFrame(index=pd.Index(section.spot_ids.astype(str), name="spot"))
+    if section.array_index is not None:
+        obs["array_row"], obs["array_col"] = section.array_index[:, 0], section.array_index[:, 1]
+    adata = anndata.AnnData(X=values, obs=obs, var=pd.DataFrame(index=pd.Index(run.genes, name="gene")))
+    adata.obsm["spatial"] = section.spot_px
+    adata.uns["hyperst"] = _provenance(run, section)
+    if section.image_path is not None:
+        adata.uns["spatial"] = {section.name: _picture(section)}
+    return adata
+
+
+def _provenance(run: Run, section: Section) -> dict[str, Any]:
+    """Where the numbers come from; strings and numbers only, so that every reader of .h5ad can hold it."""
+    versions = RunFolder(run.folder).read_versions()
+    facts = {
+        "content": "predicted from the image; not measured",
+        "target": run.config.data.target,
+        "units": UNITS[run.config.data.target],
+        "run": run.folder.resolve().name,
+        "best_epoch": run.best_epoch,
+        "training_sections": ", ".join(record.name for record in run.split.role("training")),
+        "image": section.image_path.name if section.image_path is not None else "",
+        "um_per_px": section.grid.um_per_px,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "trained_with": versions.get("hyperst-kernels"),
+        "trained_with_commit": versions.get("commit"),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _picture(section: Section) -> dict[str, Any]:
+    """``uns['spatial'][name]``: a thumbnail of the image and how its pixels and the spots relate to full resolution."""
+    with section.open_image() as opened:
+        scale = min(1.0, _THUMBNAIL_PX / max(opened.width, opened.height))
+        height, width = max(1, round(opened.height * scale)), max(1, round(opened.width * scale))
+        thumbnail = opened.read(0, 0, opened.width, opened.height, size=(height, width))
+    diameter = section.spot_diameter_px or (section.grid.pitch_px or 2 / scale) / 2
+    return {
+        "images": {"hires": thumbnail},
+        "scalefactors": {
+            "tissue_hires_scalef": float(scale),
+            "spot_diameter_fullres": float(diameter),
+            "fiducial_diameter_fullres": float(diameter),
+        },
+        "metadata": {"source_image": opened.path.name},
+    }

@@ -1,0 +1,58 @@
+"""Hyperbolic geometry and contrastive losses that stay correct where float32 is hardest. See the README for a start."""
+
+from hyperst_kernels._version import __version__
+from hyperst_kernels.contrastive import Term, contrastive_loss, hierarchical_contrastive_loss, use_reference
+from hyperst_kernels.distance import distance, distance0, inner, pairwise_distance, similarity
+from hyperst_kernels.entailment import entailment_loss, exterior_angle, half_aperture
+from hyperst_kernels.maps import (
+    centroid,
+    exp_map,
+    exp_map0,
+    lift,
+    log_map,
+    log_map0,
+    lorentz_to_poincare,
+    parallel_transport,
+    poincare_to_lorentz,
+    project,
+)
+from hyperst_kernels.modules import (
+    ContrastiveTerm,
+    EntailmentLoss,
+    EntailmentTerm,
+    HierarchicalAlignmentLoss,
+    HyperbolicContrastiveLoss,
+    LorentzLift,
+)
+
+__all__ = [
+    "ContrastiveTerm",
+    "EntailmentLoss",
+    "EntailmentTerm",
+    "HierarchicalAlignmentLoss",
+    "HyperbolicContrastiveLoss",
+    "LorentzLift",
+    "Term",
+    "__version__",
+    "centroid",
+    "contrastive_loss",
+    "distance",
+    "distance0",
+    "entailment_loss",
+    "exp_map",
+    "exp_map0",
+    "exterior_angle",
+    "half_aperture",
+    "hierarchical_contrastive_loss",
+    "inner",
+    "lift",
+    "log_map",
+    "log_map0",
+    "lorentz_to_poincare",
+    "pairwise_distance",
+    "parallel_transport",
+    "poincare_to_lorentz",
+    "project",
+    "similarity",
+    "use_reference",
+]

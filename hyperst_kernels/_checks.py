@@ -1,0 +1,100 @@
+"""Checks of the public layer: every error names the argument, what came, and what is needed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# sinh overflows beyond asinh(largest number); products of two points need half of that
+_LARGEST_RAPIDITY = {torch.float32: 44.0, torch.float64: 354.0}
+
+
+def features(name: str, x: Tensor, *, matrix: bool = False) -> None:
+    """A floating tensor of shape (..., d), or (n, d)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be a floating tensor (float32, float64, bfloat16 or float16), got {x.dtype}")
+    if x.ndim < 1 or (matrix and x.ndim != 2):
+        raise ValueError(f"{name} must have shape {'(n, d)' if matrix else '(..., d)'}, got {tuple(x.shape)}")
+    if x.shape[-1] == 0:
+        raise ValueError(f"{name} must have at least one feature, got shape {tuple(x.shape)}")
+
+
+def finite(name: str, x: Tensor) -> None:
+    """No NaN or inf. Looked at on the CPU and outside torch.compile only: elsewhere it would stop the device."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return
+    bad = ~torch.isfinite(x)
+    if bad.any():
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(f"{name} must be finite, got {int(bad.sum())} NaN or inf values, the first at index {where}")
+
+
+def positive(name: str, value: float | Tensor, like: Tensor) -> Tensor:
+    """A float or one-element tensor > 0, as a 0-d tensor of the dtype and device of ``like``."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
+        if (
+            not torch.compiler.is_compiling()
+            and value.device.type == "cpu"
+            and not 0 < float(value.detach()) < float("inf")
+        ):
+            raise ValueError(f"{name} must be positive and finite, got {float(value.detach())}")
+        return value.reshape(()).to(device=like.device, dtype=like.dtype)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a float or a 0-d tensor, got {type(value).__name__}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
+def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def radius(name: str, v: Tensor, c: Tensor) -> None:
+    """Tangent vectors whose points can be represented."""
+    if torch.compiler.is_compiling() or v.device.type != "cpu" or v.numel() == 0:
+        return
+    largest = float(torch.linalg.vector_norm(v.detach(), dim=-1).max() * c.detach().sqrt())
+    if largest > _LARGEST_RAPIDITY[v.dtype]:
+        raise ValueError(
+            f"{name} reaches sqrt(c)|v| = {largest:.3g}, whose point overflows {v.dtype} (limit "
+            f"{_LARGEST_RAPIDITY[v.dtype]:g}): scale the vectors down or use float64"
+        )
+
+
+def geometry_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any input is, else float32: geometry is never computed in half precision."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def prepare(c: float | Tensor, **named: Tensor) -> tuple[torch.dtype, Tensor, list[Tensor]]:
+    """Check and broadcast vectors (..., d): the dtype to return, c, and the vectors in the geometry's dtype."""
+    for name, x in named.items():
+        features(name, x)
+        finite(name, x)
+    tensors = list(named.values())
+    try:
+        tensors = list(torch.broadcast_tensors(*tensors))
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in named.items())
+        raise ValueError(f"shapes must broadcast to one another, got {shapes}") from None
+    result = tensors[0].dtype
+    for x in tensors[1:]:
+        result = torch.promote_types(result, x.dtype)
+    dtype = geometry_dtype(*tensors)
+    tensors = [x.to(dtype) for x in tensors]
+    return result, positive("c", c, tensors[0]), tensors
+
+
+def inside_ball(name: str, p: Tensor, c: Tensor) -> None:
+    """Points of the open Poincare ball."""
+    if torch.compiler.is_compiling() or p.device.type != "cpu" or p.numel() == 0:
+        return
+    largest = float(torch.linalg.vector_norm(p.detach(), dim=-1).max() * c.detach().sqrt())
+    if largest >= 1:
+        raise ValueError(f"{name} must lie inside the Poincare ball, sqrt(c)|p| < 1, got {largest:.6g}")

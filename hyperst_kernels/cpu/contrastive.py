@@ -1,0 +1,275 @@
+"""InfoNCE over geodesic distances without the n x m matrix: blocked, and recomputed in the backward pass.
+
+The matrix is visited in tiles that stay in cache, in preallocated buffers. Positives never enter the tiles: they are
+computed row by row from exact differences, and the log-sum-exp runs over negatives only. Negatives so close that the
+matrix product has lost their digits (duplicates in a batch, say) are recomputed from differences too; where there are
+many of them, the whole pass is repeated in float64. Extra memory is O((n + m) d).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyperst_kernels.cpu.geometry import Geometry, geometry_of
+from hyperst_kernels.reference.contrastive import softplus
+
+# Measured on two cores: larger tiles fall out of the second-level cache, smaller ones pay per call.
+TILE_ROWS, TILE_COLUMNS = 256, 1024
+# An entry is recomputed when cancellation has cost it more bits than these leave of the dtype's precision. A pass that
+# was widened to float64 for a float32 caller can lose all but 24 bits.
+NEAR = {torch.float32: 2.0**-8, torch.float64: 2.0**-12}
+NEAR_WIDENED = 2.0**-29
+# Above this share of recomputed entries, float64 products are cheaper than differences.
+MANY = 1 / 64
+EXACT_ROWS = 4096
+
+
+class _TooManyNear(Exception):
+    """Raised inside a float32 pass that would spend its time on differences."""
+
+
+def forward(
+    queries: Tensor,
+    keys: Tensor,
+    c: Tensor,
+    logit_scale: Tensor,
+    exclude_ids: Tensor | None,
+    geometry: str,
+    tangent: bool,
+    symmetric: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """LSE over negatives of each row (n) and each of the first n columns (n, or 0 if not symmetric), positives (n)."""
+    try:
+        return _Pass(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric).log_sum_exps()
+    except _TooManyNear:
+        wide = _widened(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric)
+        rows, columns, positives = (t.to(queries.dtype) for t in wide.log_sum_exps())
+        return rows, columns, positives
+
+
+def backward(
+    grad_rows: Tensor,
+    grad_columns: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    c: Tensor,
+    logit_scale: Tensor,
+    exclude_ids: Tensor | None,
+    row_negatives: Tensor,
+    column_negatives: Tensor,
+    positives: Tensor,
+    geometry: str,
+    tangent: bool,
+    symmetric: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of queries (n d), keys (m d), c () and logit_scale () from those of the row and column losses."""
+    saved = (grad_rows, grad_columns, row_negatives, column_negatives, positives)
+    try:
+        return _Pass(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric).gradients(*saved)
+    except _TooManyNear:
+        wide = _widened(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric)
+        dq, dk, dc, ds = (t.to(queries.dtype) for t in wide.gradients(*(t.double() for t in saved)))
+        return dq, dk, dc, ds
+
+
+class _Pass:
+    """One sweep over the tiles of -logit_scale * d(query, key)."""
+
+    def __init__(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        c: Tensor,
+        logit_scale: Tensor,
+        exclude_ids: Tensor | None,
+        geometry: str,
+        tangent: bool,
+        symmetric: bool,
+        near: float | None = None,
+    ):
+        self.near = NEAR[queries.dtype] if near is None else near
+        self.queries, self.keys, self.c = queries, keys, c
+        self.scale = float(logit_scale)
+        self.ids, self.symmetric = exclude_ids, symmetric
+        self.lorentz = geometry == "lorentz"
+        self.geometry: Geometry = geometry_of(geometry, c, tangent)
+        self.left, self.right = self.geometry.left(queries), self.geometry.right(keys)
+        self.n, self.m = len(queries), len(keys)
+        self.near_left = self.n * self.m * MANY + 1024 if queries.dtype == torch.float32 else float("inf")
+        size = (min(TILE_ROWS, self.n), min(TILE_COLUMNS, self.m))
+        self.buffers = queries.new_empty(5, size[0] * size[1])
+
+    def _tiles(self):
+        for i in range(0, self.n, TILE_ROWS):
+            for j in range(0, self.m, TILE_COLUMNS):
+                rows, columns = slice(i, min(i + TILE_ROWS, self.n)), slice(j, min(j + TILE_COLUMNS, self.m))
+                shape = (rows.stop - i, columns.stop - j)
+                yield rows, columns, [b[: shape[0] * shape[1]].view(shape) for b in self.buffers]
+
+    def _distances(self, rows: slice, columns: slice, z: Tensor, out: Tensor, slope: Tensor | None, work: Tensor):
+        """Fill out with the distances of a tile and slope with 1/f'; return the entries (i, j) to be done exactly."""
+        left, right = self.left[rows], self.right[columns]
+        torch.mm(left, right.T, out=z).clamp_(min=0)
+        near = self._near(left, right, z)
+        self.geometry.distance(z, out, slope, work)
+        if near is not None:
+            i, j = near
+            for k in range(0, len(i), EXACT_ROWS):
+                some = slice(k, k + EXACT_ROWS)
+                x, y = self.queries[rows][i[some]], self.keys[columns][j[some]]
+                out[i[some], j[some]] = self.geometry.exact(x, y)
+        return near
+
+    def _near(self, left: Tensor, right: Tensor, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Entries whose product has cancelled: a cheap test of the row minima, then of the rows that fail it."""
+        factor = self.near
+        widest = right[right[:, -1].argmax()][None]
+        suspects = (z.amin(1) <= factor * self.geometry.scale(left, widest)[:, 0]).nonzero()[:, 0]
+        if len(suspects) == 0:
+            return None
+        i, j = (z[suspects] <= factor * self.geometry.scale(left[suspects], right)).nonzero(as_tuple=True)
+        self.near_left -= len(i)
+        if self.near_left < 0:
+            raise _TooManyNear
+        return suspects[i], j
+
+    def _leave_out(self, tile: Tensor, rows: slice, columns: slice, value: float) -> None:
+        """Write value over the positives and the excluded keys of a tile."""
+        if self._on_diagonal(rows, columns):
+            tile.diagonal(rows.start - columns.start).fill_(value)
+        if self.ids is not None:
+            tile.masked_fill_(self.ids[rows][:, None] == self.ids[columns], value)
+
+    @staticmethod
+    def _on_diagonal(rows: slice, columns: slice) -> bool:
+        return rows.start < columns.stop and columns.start < rows.stop
+
+    def log_sum_exps(self) -> tuple[Tensor, Tensor, Tensor]:
+        rows_lse = _RunningLogSumExp(self.queries, self.n)
+        columns_lse = _RunningLogSumExp(self.queries, self.n if self.symmetric else 0)
+        for rows, columns, (z, logits, work, _, _) in self._tiles():
+            self._distances(rows, columns, z, logits, None, work)
+            logits.mul_(-self.scale)
+            self._leave_out(logits, rows, columns, -torch.inf)
+            rows_lse.add(rows, logits, 1, work)
+            if self.symmetric and columns.start < self.n:
+                with_positive = slice(columns.start, min(columns.stop, self.n))
+                width = with_positive.stop - with_positive.start
+                columns_lse.add(with_positive, logits[:, :width], 0, work[:, :width])
+        return rows_lse.value(), columns_lse.value(), -self.scale * self._positive_distances()
+
+    def _positive_distances(self) -> Tensor:
+        return self.geometry.exact(self.queries, self.keys[: self.n])
+
+    def gradients(
+        self,
+        grad_rows: Tensor,
+        grad_columns: Tensor,
+        row_negatives: Tensor,
+        column_negatives: Tensor,
+        positives: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        row_lse = torch.logaddexp(row_negatives, positives)[:, None]
+        column_lse = torch.logaddexp(column_negatives, positives) if self.symmetric else column_negatives
+        d_left, d_right = torch.zeros_like(self.left), torch.zeros_like(self.right)
+        d_queries, d_keys = torch.zeros_like(self.queries), torch.zeros_like(self.keys)
+        d_scale = 0.0
+        for rows, columns, (z, distance, slope, logits, weights) in self._tiles():
+            near = self._distances(rows, columns, z, distance, slope, logits)
+            torch.mul(distance, -self.scale, out=logits)
+            self._leave_out(logits, rows, columns, -torch.inf)
+            # dL/dl = softmax over the row, times its upstream gradient, plus the same for the column
+            torch.sub(logits, row_lse[rows], out=weights).exp_().mul_(grad_rows[rows, None])
+            if self.symmetric and columns.start < self.n:
+                with_positive = slice(columns.start, min(columns.stop, self.n))
+                width = with_positive.stop - with_positive.start
+                share = logits[:, :width].sub_(column_lse[with_positive]).exp_().mul_(grad_columns[with_positive])
+                weights[:, :width].add_(share)
+            d_scale -= float(torch.dot(weights.reshape(-1), distance.reshape(-1)))
+            if near is not None:
+                self._add_near(rows, columns, near, weights, d_queries, d_keys)
+                slope[near] = torch.inf
+            if self._on_diagonal(rows, columns):
+                slope.diagonal(rows.start - columns.start).fill_(torch.inf)
+            weights.div_(slope).mul_(-self.scale)
+            d_left[rows].addmm_(weights, self.right[columns])
+            d_right[columns].addmm_(weights.T, self.left[rows])
+        d_queries += self.geometry.left_gradient(self.queries, d_left)
+        d_keys += self.geometry.right_gradient(self.keys, d_right)
+
+        pull = grad_rows * torch.sigmoid(row_negatives - positives)
+        if self.symmetric:
+            pull = pull + grad_columns * torch.sigmoid(column_negatives - positives)
+        dx, dy = self.geometry.exact_gradient(self.queries, self.keys[: self.n])
+        d_queries += (self.scale * pull)[:, None] * dx
+        d_keys[: self.n] += (self.scale * pull)[:, None] * dy
+        d_scale += float((pull * self._positive_distances()).sum(dtype=torch.float64))
+        return d_queries, d_keys, self._curvature_gradient(d_queries, d_keys, d_scale), self.c.new_tensor(d_scale)
+
+    def _add_near(
+        self,
+        rows: slice,
+        columns: slice,
+        near: tuple[Tensor, Tensor],
+        weights: Tensor,
+        d_queries: Tensor,
+        d_keys: Tensor,
+    ) -> None:
+        i, j = near
+        for k in range(0, len(i), EXACT_ROWS):
+            a, b = i[k : k + EXACT_ROWS], j[k : k + EXACT_ROWS]
+            dx, dy = self.geometry.exact_gradient(self.queries[rows][a], self.keys[columns][b])
+            weight = -self.scale * weights[a, b][:, None]
+            d_queries[rows].index_add_(0, a, weight * dx)
+            d_keys[columns].index_add_(0, b, weight * dy)
+
+    def _curvature_gradient(self, d_queries: Tensor, d_keys: Tensor, d_scale: float) -> Tensor:
+        """(<q, dL/dq> + <k, dL/dk> - s dL/ds) / 2c: d is homogeneous in the features and 1/sqrt(c)."""
+        if not self.lorentz:
+            return torch.zeros_like(self.c)
+        along = sum(
+            float((x * g).sum(dtype=torch.float64)) for x, g in ((self.queries, d_queries), (self.keys, d_keys))
+        )
+        return self.c.new_tensor((along - self.scale * d_scale) / (2 * float(self.c)))
+
+
+def _widened(
+    queries: Tensor,
+    keys: Tensor,
+    c: Tensor,
+    logit_scale: Tensor,
+    exclude_ids: Tensor | None,
+    geometry: str,
+    tangent: bool,
+    symmetric: bool,
+) -> _Pass:
+    """The same pass in float64."""
+    wide = (queries.double(), keys.double(), c.double(), logit_scale.double())
+    return _Pass(*wide, exclude_ids, geometry, tangent, symmetric, NEAR_WIDENED)
+
+
+class _RunningLogSumExp:
+    """Log-sum-exp of rows (or columns) that arrive a tile at a time, in fixed order."""
+
+    def __init__(self, like: Tensor, length: int):
+        self.maximum = like.new_full((length,), -torch.inf)
+        self.sum = like.new_zeros(length)
+
+    def add(self, where: slice, logits: Tensor, dim: int, work: Tensor) -> None:
+        old = self.maximum[where]
+        new = torch.maximum(old, logits.amax(dim))
+        # a row with nothing in its sum yet has the maximum -inf, which must not be subtracted from itself
+        reference = torch.where(new == -torch.inf, torch.zeros_like(new), new)
+        torch.sub(logits, reference.unsqueeze(dim), out=work).exp_()
+        self.sum[where] = self.sum[where] * torch.exp(old - reference) + work.sum(dim)
+        self.maximum[where] = new
+
+    def value(self) -> Tensor:
+        return self.maximum + torch.log(self.sum)
+
+
+def losses(row_negatives: Tensor, column_negatives: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+    """softplus(LSE over negatives - positive): the loss of each row and of each column."""
+    columns = softplus(column_negatives - positives) if len(column_negatives) else column_negatives
+    return softplus(row_negatives - positives), columns

@@ -1,0 +1,304 @@
+"""Modules: the lift with its learnable scales, and the losses as drop-ins for training loops."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hyperst_kernels import contrastive, distributed
+from hyperst_kernels._checks import choice
+from hyperst_kernels.contrastive import DIRECTIONS, GEOMETRIES
+from hyperst_kernels.distance import INPUTS, similarity
+from hyperst_kernels.entailment import entailment_loss
+from hyperst_kernels.maps import exp_map0
+
+
+class _Bounded(torch.autograd.Function):
+    """Clamp whose gradient still flows where a step along it leads back inside."""
+
+    @staticmethod
+    def forward(x: Tensor, low: float, high: float) -> Tensor:
+        return x.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.low, ctx.high = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        outward = ((x <= ctx.low) & (grad > 0)) | ((x >= ctx.high) & (grad < 0))
+        return grad.masked_fill(outward, 0), None, None
+
+
+def bounded(x: Tensor, low: float, high: float) -> Tensor:
+    """``x`` clamped to [low, high], with the gradient cut only where a descent step would lead further out.
+
+    >>> x = torch.tensor(2.0, requires_grad=True)
+    >>> bounded(x, 0.0, 1.0).backward(); x.grad
+    tensor(1.)
+    """
+    return _Bounded.apply(x, low, high)
+
+
+class LorentzLift(nn.Module):
+    """Encoder features to the hyperboloid: multiply by exp(alpha) of their modality, then the exponential map.
+
+    ``alpha`` starts at ln(dim)/-2, so that features of norm sqrt(dim) reach radius about 1, and the scale is clamped to
+    at most 1; the curvature -c is shared, learnable, and c is clamped to ``curvature_bounds`` (Desai et al. 2023).
+    ``output="tangent"`` leaves out the exponential map: the losses of this library take tangent vectors as they are.
+
+    >>> lift = LorentzLift(1024, ("image", "gene"))
+    >>> lift(torch.randn(5, 1024), "image").shape
+    torch.Size([5, 1024])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        modalities: Sequence[str] = ("image", "gene"),
+        *,
+        curvature: float = 1.0,
+        learn_curvature: bool = True,
+        curvature_bounds: tuple[float, float] = (0.1, 10.0),
+        output: str = "lorentz",
+    ):
+        super().__init__()
+        choice("output", output, INPUTS)
+        if not curvature_bounds[0] <= curvature <= curvature_bounds[1] or curvature_bounds[0] <= 0:
+            raise ValueError(f"curvature must lie within curvature_bounds {curvature_bounds} > 0, got {curvature}")
+        self.output = output
+        self.log_alpha = nn.ParameterDict({m: nn.Parameter(torch.tensor(-math.log(dim) / 2)) for m in modalities})
+        self.log_curvature = nn.Parameter(torch.tensor(math.log(curvature)), requires_grad=learn_curvature)
+        self.log_bounds = (math.log(curvature_bounds[0]), math.log(curvature_bounds[1]))
+
+    @property
+    def curvature(self) -> Tensor:
+        """c > 0, 0-d; the curvature is -c."""
+        return bounded(self.log_curvature, *self.log_bounds).exp()
+
+    def scale(self, modality: str) -> Tensor:
+        """exp(alpha), 0-d, at most 1."""
+        if modality not in self.log_alpha:
+            raise ValueError(f"modality must be one of {', '.join(self.log_alpha)}, got {modality!r}")
+        return bounded(self.log_alpha[modality], -math.inf, 0.0).exp()
+
+    def forward(self, features: Tensor, modality: str = "image") -> Tensor:
+        """(..., dim) -> (..., dim): tangent vectors at the origin, or points by their space components."""
+        tangent = features * self.scale(modality)
+        return tangent if self.output == "tangent" else exp_map0(tangent, self.curvature)
+
+
+class EntailmentLoss(nn.Module):
+    """`entailment_loss` as a module: ``forward(parent, child, curvature)``, matching rows (..., d) -> 0-d mean.
+
+    >>> EntailmentLoss(eta=0.7)(torch.ones(2, 3), 2 * torch.ones(2, 3), 1.0)
+    tensor(0.)
+    """
+
+    def __init__(self, eta: float = 1.0, min_radius: float = 0.1, input: str = "lorentz"):
+        super().__init__()
+        choice("input", input, INPUTS)
+        self.eta, self.min_radius, self.input = eta, min_radius, input
+
+    def forward(self, parent: Tensor, child: Tensor, curvature: float | Tensor = 1.0) -> Tensor:
+        return entailment_loss(parent, child, curvature, eta=self.eta, min_radius=self.min_radius, input=self.input)
+
+
+class HyperbolicContrastiveLoss(nn.Module):
+    """Drop-in for open_clip's ``ClipLoss``: the same call, with geodesic distance in place of the dot product.
+
+    ``forward(image_features (n, d), text_features (m, d), logit_scale, logit_bias=None, output_dict=False)`` returns
+    the 0-d loss, or ``{"contrastive_loss": loss}``. A bias shifts every logit alike and cancels in the softmax, so it
+    is accepted and has no effect. Switch off the model's feature normalisation and rank with `similarity`.
+
+    ``curvature`` is a float, or a tensor / parameter (registered, hence trained if it is an ``nn.Parameter``).
+
+    Several processes (``world_size`` > 1): features are gathered. After DDP's mean over ranks, the gradient is the true
+    one for ``gather_with_grad=True`` (local or global loss); without it, a global loss gives exactly 1/world_size of
+    it, and ``local_loss=True`` drops the gradient through the other ranks' keys, which is wrong and warned about.
+    ``cache_labels`` is accepted for compatibility: there are no labels to cache.
+
+    >>> loss = HyperbolicContrastiveLoss()
+    >>> model_out = {"image_features": torch.eye(4), "text_features": torch.eye(4), "logit_scale": torch.tensor(10.0)}
+    >>> sorted(loss(**model_out, output_dict=True))
+    ['contrastive_loss']
+    """
+
+    def __init__(
+        self,
+        curvature: float | Tensor = 1.0,
+        input: str = "tangent",
+        directions: str = "both",
+        geometry: str = "lorentz",
+        precision: str | None = None,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        group: torch.distributed.ProcessGroup | None = None,
+    ):
+        super().__init__()
+        choice("directions", directions, DIRECTIONS)
+        choice("geometry", geometry, GEOMETRIES)
+        choice("input", input, INPUTS)
+        self.curvature = curvature
+        self.options = {"input": input, "geometry": geometry, "precision": precision}
+        self.input, self.directions = input, directions
+        self.local_loss, self.gather_with_grad = local_loss, gather_with_grad
+        self.rank, self.world_size, self.group = rank, world_size, group
+        if world_size > 1 and local_loss and not gather_with_grad:
+            warnings.warn(
+                "local_loss=True with gather_with_grad=False drops the gradient through the gathered features: "
+                "set gather_with_grad=True",
+                stacklevel=2,
+            )
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+        output_dict: bool = False,
+        *,
+        exclude_ids: Tensor | None = None,
+    ):
+        if self.world_size == 1:
+            loss = self._loss(image_features, text_features, logit_scale, self.directions, exclude_ids)
+        else:
+            loss = self._distributed_loss(image_features, text_features, logit_scale, exclude_ids)
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _loss(self, queries, keys, logit_scale, directions, exclude_ids) -> Tensor:
+        options = {**self.options, "directions": directions, "exclude_ids": exclude_ids}
+        return contrastive.contrastive_loss(queries, keys, self.curvature, logit_scale, **options)
+
+    def _distributed_loss(self, image, text, logit_scale, exclude_ids) -> Tensor:
+        """Gathered features come with the own shard first, so that positives stay on the diagonal."""
+        gather = distributed.Gather(self.rank, self.world_size, self.gather_with_grad, self.group)
+        all_text = gather(text)
+        ids = None if exclude_ids is None else gather.plain(exclude_ids)
+        if not self.local_loss:
+            return self._loss(gather(image), all_text, logit_scale, self.directions, ids)
+        rows = self._loss(image, all_text, logit_scale, "rows", ids)
+        if self.directions == "rows":
+            return rows
+        return (rows + self._loss(text, gather(image), logit_scale, "rows", ids)) / 2
+
+    def similarity(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Minus the distance the loss was trained on, (n, d), (m, d) -> (n, m), to rank by in evaluation."""
+        return similarity(queries, keys, self.curvature, input=self.input)
+
+
+class ContrastiveTerm(NamedTuple):
+    """Names of the query and key features, and the weight of the term."""
+
+    queries: str
+    keys: str
+    weight: float
+    directions: str = "rows"
+
+
+class EntailmentTerm(NamedTuple):
+    """Names of the parent (general) and child (specific) features, the cone's widening eta, and the weight."""
+
+    parent: str
+    child: str
+    eta: float
+    weight: float
+
+
+HYPERST_CONTRASTIVE = (
+    ContrastiveTerm("image_spot", "gene_spot", 0.5, "both"),
+    ContrastiveTerm("image_niche", "gene_spot", 0.25),
+    ContrastiveTerm("gene_niche", "image_spot", 0.25),
+)
+HYPERST_ENTAILMENT = (
+    EntailmentTerm("image_spot", "gene_spot", 0.7, 0.5),
+    EntailmentTerm("image_niche", "gene_niche", 0.7, 0.5),
+    EntailmentTerm("image_spot", "image_niche", 1.2, 0.5),
+    EntailmentTerm("gene_spot", "gene_niche", 1.2, 0.5),
+)
+
+
+class HierarchicalAlignmentLoss(nn.Module):
+    """HCA + 0.4 HEA of HyperST (Zhang et al. 2025, section 3), every relation and weight configurable.
+
+    ``forward(features, curvature, logit_scale, exclude_ids=None)``: features maps names to (b, d) tensors; returns
+    "loss", "contrastive", "entailment" and each unweighted term ("image_spot->gene_spot", "image_spot>=gene_spot").
+    Cones exist in hyperbolic space only: other geometries need ``entailment=()``.
+
+    >>> features = {k: torch.randn(8, 4) for k in ("image_spot", "image_niche", "gene_spot", "gene_niche")}
+    >>> len(HierarchicalAlignmentLoss()(features, 1.0, 1 / 0.07))
+    10
+    """
+
+    def __init__(
+        self,
+        contrastive: Sequence[ContrastiveTerm] = HYPERST_CONTRASTIVE,
+        entailment: Sequence[EntailmentTerm] = HYPERST_ENTAILMENT,
+        *,
+        contrastive_weight: float = 1.0,
+        entailment_weight: float = 0.4,
+        min_radius: float = 0.1,
+        input: str = "tangent",
+        geometry: str = "lorentz",
+    ):
+        super().__init__()
+        choice("geometry", geometry, GEOMETRIES)
+        choice("input", input, INPUTS)
+        if geometry != "lorentz" and entailment:
+            raise ValueError(f"entailment must be empty for geometry={geometry!r}: cones need the Lorentz geometry")
+        self.contrastive = [ContrastiveTerm(*term) for term in contrastive]
+        self.entailment = [EntailmentTerm(*term) for term in entailment]
+        self.weights = (contrastive_weight, entailment_weight)
+        self.min_radius, self.input, self.geometry = min_radius, input, geometry
+
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        curvature: float | Tensor,
+        logit_scale: float | Tensor,
+        *,
+        exclude_ids: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        needed = {name for term in (*self.contrastive, *self.entailment) for name in term[:2]}
+        if missing := sorted(needed - set(features)):
+            raise ValueError(f"features must hold {', '.join(sorted(needed))}; missing: {', '.join(missing)}")
+        parts: dict[str, Tensor] = {}
+        zero = torch.zeros((), device=next(iter(features.values())).device)
+        total_contrastive, total_entailment = zero, zero
+        for t in self.contrastive:
+            loss = contrastive.contrastive_loss(
+                features[t.queries],
+                features[t.keys],
+                curvature,
+                logit_scale,
+                input=self.input,
+                geometry=self.geometry,
+                directions=t.directions,
+                exclude_ids=exclude_ids,
+            )
+            parts[f"{t.queries}->{t.keys}"] = loss
+            total_contrastive = total_contrastive + t.weight * loss
+        for e in self.entailment:
+            hinge = entailment_loss(
+                features[e.parent],
+                features[e.child],
+                curvature,
+                eta=e.eta,
+                min_radius=self.min_radius,
+                input=self.input,
+            )
+            parts[f"{e.parent}>={e.child}"] = hinge
+            total_entailment = total_entailment + e.weight * hinge
+        loss = self.weights[0] * total_contrastive + self.weights[1] * total_entailment
+        return {"loss": loss, "contrastive": total_contrastive, "entailment": total_entailment, **parts}

@@ -1,0 +1,120 @@
+"""Entailment cones: half-aperture, exterior angle, hinge loss (Le et al. 2019; Desai et al. 2023)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hyperst_kernels.reference import pair as pairs
+from hyperst_kernels.reference.scalars import asinh, sinhc
+
+
+def half_aperture(x: Tensor, c: Tensor, min_radius: float = 0.1, input: str = "lorentz") -> Tensor:
+    """asin(min(1, 2K / (sqrt(c) |x|))): (... d) -> (...).
+
+    Written as atan2(2K, sqrt((X - 2K)(X + 2K))), whose float32 error does not blow up at the rim X = 2K. Inside it the
+    angle is pi/2 and the gradient 0; just outside, the gradient -2K / (X sqrt(X^2 - 4K^2)) is unbounded.
+    """
+    X = c.sqrt() * torch.linalg.vector_norm(x, dim=-1)
+    if input == "tangent":
+        X = X * sinhc(X**2)
+    outside = 2 * min_radius < X
+    X = torch.where(outside, X, torch.full_like(X, 4 * min_radius))
+    far = torch.sqrt(X - 2 * min_radius) * torch.sqrt(X + 2 * min_radius)
+    angle = torch.atan2(torch.full_like(X, 2 * min_radius), far)
+    return torch.where(outside, angle, torch.full_like(X, math.pi / 2))
+
+
+def exterior_angle(x: Tensor, y: Tensor, c: Tensor, input: str = "lorentz") -> Tensor:
+    """Angle at x between the outward ray from the origin and the geodesic to y: (... d), (... d) -> (...).
+
+    atan2(sin(theta) sinh q, sinh(q - p) - 2 s cosh p sinh q); pi/2 by convention where x is the origin.
+    """
+    return _ExteriorAngle.apply(x, y, c, input == "tangent")
+
+
+def entailment_loss(
+    parent: Tensor, child: Tensor, c: Tensor, eta: float = 1.0, min_radius: float = 0.1, input: str = "lorentz"
+) -> Tensor:
+    """max(0, ext(parent, child) - eta aper(parent)) for each row: (... d), (... d) -> (...)."""
+    angle = exterior_angle(parent, child, c, input)
+    return torch.relu(angle - eta * half_aperture(parent, c, min_radius, input))
+
+
+def _sine(pair: pairs.Pair) -> Tensor:
+    """sin(theta) = 2 sin(theta/2) cos(theta/2), both halves from chords: (... 1)."""
+    half_sum = (torch.linalg.vector_norm(pair.a + pair.b, dim=-1, keepdim=True) / 2).clamp(max=1)
+    return 2 * pair.half_chord * half_sum
+
+
+class _ExteriorAngle(torch.autograd.Function):
+    """The angle from arguments scaled by e^-q, so that a child far out does not overflow; its gradient written out."""
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> Tensor:
+        pair = pairs.compare(x, y)
+        p, q, delta = (pairs.rapidity_of_tangents if tangent else pairs.rapidity_of_points)(pair, c)
+        sinh_q = -torch.expm1(-2 * q) / 2
+        # sinh(q - p) e^-q
+        radial = torch.sign(delta) * torch.exp(-p + 2 * delta.clamp(min=0)) * torch.expm1(-2 * delta.abs()) / 2
+        angle = torch.atan2(_sine(pair) * sinh_q, radial - 2 * pair.half_chord**2 * torch.cosh(p) * sinh_q)
+        return torch.where(pair.norm_u == 0, torch.full_like(angle, math.pi / 2), angle).squeeze(-1)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, y, c, ctx.tangent = inputs
+        ctx.save_for_backward(x, y, c)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, y, c = ctx.saved_tensors
+        dx, dy, dc = _angle_gradients(x, y, c, ctx.tangent)
+        grad = grad[..., None]
+        total = (grad * dc).sum(dtype=torch.float64).to(c.dtype) if ctx.needs_input_grad[2] else None
+        return grad * dx, grad * dy, total, None
+
+
+def _angle_gradients(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of the exterior angle: along the rays through dphi/dp and dphi/dq, across them through dphi/dtheta.
+
+    With D = sqrt(c) d:  dphi/dp = sin(phi) (1 + 2H) / sinh D,  dphi/dq = -sin(theta) sinh p / sinh^2 D,
+    dphi/dtheta = sinh q (sinh(q - p) + 2 s cosh q sinh p) / sinh^2 D, and sin(phi) = sin(theta) sinh q / sinh D.
+    Zero where the points coincide and where the parent is the origin (the angle is a convention there); where the two
+    are on one ray (theta = 0 or pi) the angle has a kink, and its slope across the ray is taken as 0.
+    """
+    pair = pairs.compare(x, y)
+    p, q, delta = (pairs.rapidity_of_tangents if tangent else pairs.rapidity_of_points)(pair, c)
+    D = 2 * asinh(pairs.root_haversine(pair, pairs.Rapidity(p, q, delta)))
+    defined = (D > 0) & (pair.norm_u > 0)
+    safe_D = torch.where(defined, D, torch.ones_like(D))
+    sine = _sine(pair)
+    sinh_D = -torch.expm1(-2 * safe_D) / 2  # scaled by e^-D; sinh_p, sinh_q, cosh_q likewise
+    cosh_D = (1 + torch.exp(-2 * safe_D)) / 2
+    sinh_p, sinh_q = -torch.expm1(-2 * p) / 2, -torch.expm1(-2 * q) / 2
+    cosh_q = (1 + torch.exp(-2 * q)) / 2
+    dp = sine * sinh_q * torch.exp((q - safe_D).clamp(max=88)) * cosh_D / sinh_D**2
+    dq = -sine * sinh_p * torch.exp((p - 2 * safe_D).clamp(max=88)) / sinh_D**2
+    # e^(q-D) and e^(p+q-D) are split over the factors they multiply
+    radial = torch.sign(delta) * torch.exp(delta.abs() - safe_D) * torch.expm1(-2 * delta.abs()) / 2
+    growth = torch.exp(((p + q - safe_D) / 2).clamp(max=88))
+    across = radial + 2 * (pair.half_chord * growth) ** 2 * cosh_q * sinh_p
+    dtheta = sinh_q * torch.exp((q - safe_D).clamp(max=88)) * across / sinh_D**2
+    dp, dq = (torch.where(defined, slope, torch.zeros_like(slope)) for slope in (dp, dq))
+    bent = defined & (sine > 0) & (pair.norm_v > 0)
+    per_sine = torch.where(bent, dtheta / torch.where(bent, sine, torch.ones_like(sine)), torch.zeros_like(sine))
+
+    k, s = c.sqrt(), pair.half_chord**2
+    # the unit vectors across the rays are (e - 2 s a) / sin(theta) and (-e - 2 s b) / sin(theta)
+    across_x, across_y = pair.e - 2 * s * pair.a, -pair.e - 2 * s * pair.b
+    norms = [torch.where(n == 0, torch.ones_like(n), n) for n in (pair.norm_u, pair.norm_v)]
+    if tangent:
+        dx = k * dp * pair.a + per_sine / norms[0] * across_x
+        dy = k * dq * pair.b + per_sine / norms[1] * across_y
+        dc = (dp * p + dq * q) / (2 * c)
+    else:
+        dx = k * dp / torch.cosh(p) * pair.a + per_sine / norms[0] * across_x
+        dy = k * dq / torch.cosh(q) * pair.b + per_sine / norms[1] * across_y
+        dc = (dp * torch.tanh(p) + dq * torch.tanh(q)) / (2 * c)
+    return dx, dy, dc

@@ -1,0 +1,103 @@
+"""Maps between tangent vectors, points, and the models of hyperbolic space, at any radius.
+
+Points are given by their SPACE components; the time component is x_t = sqrt(1/c + |x|^2). A tangent vector at x is
+given by its space components too: its time component follows from tangency, v_t = <x, v> / x_t.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyperst_kernels.reference.distance import haversine
+from hyperst_kernels.reference.scalars import asinhc, sinhc
+
+
+def _square(x: Tensor) -> Tensor:
+    return (x * x).sum(-1, keepdim=True)
+
+
+def time(x: Tensor, c: Tensor) -> Tensor:
+    """x_t = sqrt(1/c + |x|^2): (... d) -> (... 1)."""
+    return torch.sqrt(1 / c + _square(x))
+
+
+def exp_map0(v: Tensor, c: Tensor) -> Tensor:
+    """sinhc(sqrt(c) |v|) v: (... d) -> (... d)."""
+    return sinhc(c * _square(v)) * v
+
+
+def log_map0(x: Tensor, c: Tensor) -> Tensor:
+    """asinhc(sqrt(c) |x|) x: (... d) -> (... d)."""
+    return asinhc(c * _square(x)) * x
+
+
+def exp_map(x: Tensor, v: Tensor, c: Tensor) -> Tensor:
+    """cosh(t) x + sinhc(t) v, t = sqrt(c) |v|_L.
+
+    |v|_L^2 = |v_perp|^2 + (v_r / cosh p)^2 with v_r the part of v along x: the textbook |v|^2 - v_t^2 cancels for
+    radial v far from the origin.
+    """
+    norm_x = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    a = x / torch.where(norm_x == 0, torch.ones_like(norm_x), norm_x)
+    v_r = (v * a).sum(-1, keepdim=True)
+    t_squared = c * (_square(v - v_r * a) + v_r**2 / (1 + c * _square(x)))
+    cosh_t = 1 + t_squared / 2 * sinhc(t_squared / 4) ** 2
+    return cosh_t * x + sinhc(t_squared) * v
+
+
+def log_map(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    """((y - x) - 2 H x) D / sinh D with D = sqrt(c) d(x, y) and H = sinh^2(D/2)."""
+    H = haversine(x, y, c)[..., None]
+    return ((y - x) - 2 * H * x) * asinhc(H) / torch.sqrt(1 + H)
+
+
+def parallel_transport(x: Tensor, y: Tensor, v: Tensor, c: Tensor) -> Tensor:
+    """v + c <y, v>_L / (2 (1 + H)) (x + y): v at x carried along the geodesic to y."""
+    H = haversine(x, y, c)[..., None]
+    x_t, y_t = time(x, c), time(y, c)
+    # <y, v>_L with v_t = <x, v>/x_t, on the differences y - x and y_t - x_t
+    gap = ((y - x) * (y + x)).sum(-1, keepdim=True) / (x_t + y_t)
+    inner = ((y - x) * v).sum(-1, keepdim=True) - gap / x_t * (x * v).sum(-1, keepdim=True)
+    return v + c * inner / (2 * (1 + H)) * (x + y)
+
+
+def lift(x: Tensor, c: Tensor) -> Tensor:
+    """The point with its time component first: (... d) -> (... d+1)."""
+    return torch.cat([time(x, c), x], dim=-1)
+
+
+def project(x: Tensor, c: Tensor) -> Tensor:
+    """The space components of a point with time first: (... d+1) -> (... d). Its time is recomputed wherever needed."""
+    return x[..., 1:]
+
+
+def lorentz_to_poincare(x: Tensor, c: Tensor) -> Tensor:
+    """x / (1 + sqrt(c) x_t), of norm tanh(p/2) / sqrt(c): (... d) -> (... d)."""
+    return x / (1 + torch.sqrt(1 + c * _square(x)))
+
+
+def poincare_to_lorentz(p: Tensor, c: Tensor) -> Tensor:
+    """2 p / (1 - c |p|^2): (... d) -> (... d)."""
+    norm = torch.linalg.vector_norm(p, dim=-1, keepdim=True)
+    root = c.sqrt() * norm
+    return 2 * p / ((1 - root) * (1 + root))
+
+
+def centroid(x: Tensor, c: Tensor, weights: Tensor | None = None, dim: int = -2) -> Tensor:
+    """Lorentz centroid m / (sqrt(c) sqrt(-<m, m>_L)), m the weighted mean in the ambient space (Law et al. 2019).
+
+    -<m, m>_L is one plus the hyperbolic variance, summed in a second pass from differences to the mean:
+    1/c + sum w (|x - m_s|^2 - (x_t - m_t)^2).
+    """
+    x = x.movedim(dim, -2)
+    w = (
+        torch.full_like(x[..., :1], 1 / x.shape[-2])
+        if weights is None
+        else (weights / weights.sum(-1, True))[..., None]
+    )
+    x_t = time(x, c)
+    m_s, m_t = (w * x).sum(-2, keepdim=True), (w * x_t).sum(-2, keepdim=True)
+    # (x_t - m_t)^2 next to |x - m_s|^2: the part of x - m_s along m_s is compared with it before squaring
+    spread = (w * (_square(x - m_s) - (x_t - m_t) ** 2)).sum(-2)
+    return (m_s / torch.sqrt(c * (1 / c + spread))[..., None, :]).squeeze(-2)

@@ -1,0 +1,53 @@
+"""Small synthetic sections and one small trained run, shared by the tests of training, prediction, evaluation and CLI."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def section_paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three small synthetic sections, .h5ad with images beside them: two patients."""
+    from hyperst.synthetic import write_tissue
+
+    folder = tmp_path_factory.mktemp("sections")
+    return [
+        write_tissue(folder, seed=seed, name=f"S{seed}", patient=patient, n_rows=9, n_cols=9)
+        for seed, patient in ((1, "P1"), (2, "P2"), (3, "P1"))
+    ]
+
+
+@pytest.fixture(scope="session")
+def sections(section_paths):
+    """The same, read."""
+    from hyperst.data import read_section
+
+    return [read_section(path) for path in section_paths]
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """A configuration that trains in seconds."""
+    from hyperst.configuration import RunConfig
+
+    config = RunConfig()
+    return replace(
+        config,
+        data=replace(config.data, n_genes=12),
+        crop=replace(config.crop, image_size=32),
+        model=replace(config.model, width=16),
+        training=replace(config.training, epochs=3, batch_size=16, patience=3),
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_config, sections) -> Path:
+    """Folder of a finished run on the first two sections."""
+    from hyperst.training import fit
+
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    fit(tiny_config, sections[:2], folder)
+    return folder

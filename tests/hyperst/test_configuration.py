@@ -1,0 +1,138 @@
+"""Configurations survive YAML, refuse what they do not know, and name the remedy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hyperst.configuration import PRESETS, RunConfig, preset, read_config, update, with_ablation, write_config
+
+ABLATIONS = (
+    "full",
+    "no_gene_image_hea",
+    "no_hea",
+    "no_hca_hea",
+    "euclidean",
+    "meru",
+    "clip",
+    "spot_head",
+    "niche_head",
+)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_yaml_round_trip_of_presets(tmp_path, name):
+    path = write_config(preset(name), tmp_path / "config.yaml")
+    assert read_config(path) == preset(name)
+    assert read_config(path, preset("paper")) == preset(name)
+
+
+@given(
+    epochs=st.integers(1, 500),
+    rate=st.floats(1e-8, 1.0),
+    genes=st.integers(1, 2000),
+    spot_um=st.none() | st.floats(10, 500),
+    target=st.sampled_from(["log2", "log1p_cp10k"]),
+)
+def test_yaml_round_trip_of_values(tmp_path_factory, epochs, rate, genes, spot_um, target):
+    config = RunConfig()
+    config = replace(
+        config,
+        data=replace(config.data, n_genes=genes, target=target),
+        crop=replace(config.crop, spot_um=spot_um),
+        training=replace(config.training, epochs=epochs, learning_rate=rate),
+    )
+    path = write_config(config, tmp_path_factory.mktemp("yaml") / "config.yaml")
+    assert read_config(path) == config
+
+
+def test_paper_preset_is_the_published_configuration():
+    config = preset("paper")
+    assert (config.training.batch_size, config.training.learning_rate, config.training.epochs) == (128, 1e-4, 200)
+    assert (config.training.patience, config.training.gradient_clip) == (10, 1.0)
+    assert (config.model.width, config.model.dropout, config.model.lora) == (1024, 0.1, True)
+    assert (config.crop.image_size, config.data.n_genes) == (224, 200)
+    assert (config.data.target, config.data.gene_selection) == ("log2", "hmhvg")
+    assert (config.alignment.weight, config.alignment.entailment_weight) == (0.2, 0.4)
+
+
+def test_default_runs_on_a_cpu_without_weights():
+    config = RunConfig()
+    assert (config.model.backbone, config.model.weights, config.model.width) == ("conv", None, 256)
+    assert (config.crop.image_size, config.data.target) == (96, "log1p_cp10k")
+
+
+def test_a_partial_file_keeps_the_other_values(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text("training:\n  learning_rate: 1e-4\n  seed: 7\n")  # YAML reads 1e-4 as text
+    config = read_config(path, preset("paper"))
+    assert config == replace(preset("paper"), training=replace(preset("paper").training, seed=7))
+
+
+def test_an_empty_file_is_the_default(tmp_path):
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    assert read_config(path) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "words"),
+    [
+        ("training: {epoch: 3}", ValueError, ["training.epoch", "did you mean 'epochs'"]),
+        ("trianing: {epochs: 3}", ValueError, ["trianing", "'training'"]),
+        ("training: {epochs: 0}", ValueError, ["training.epochs is 0", "at least 1"]),
+        ("training: {epochs: many}", TypeError, ["training.epochs", "'many'", "int"]),
+        ("training: {epochs: true}", TypeError, ["training.epochs", "int"]),
+        ("training: {learning_rate: fast}", TypeError, ["training.learning_rate", "number"]),
+        ("training: {validation_fraction: 1.5}", ValueError, ["validation_fraction is 1.5"]),
+        ("training: 3", TypeError, ["training must be a mapping"]),
+        ("data: {target: counts}", ValueError, ["data.target is 'counts'", "'log1p_cp10k'", "'log2'"]),
+        ("data: {feature_key: uni}", ValueError, ["precomputed", "feature_key"]),
+        ("crop: {spot_um: -3}", ValueError, ["spot_um"]),
+        ("a: [", ValueError, ["not a YAML file"]),
+    ],
+)
+def test_what_is_wrong_is_named_with_the_file(tmp_path, text, kind, words):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(kind) as error:
+        read_config(path)
+    assert str(path) in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent.yaml"):
+        read_config(tmp_path / "absent.yaml")
+
+
+def test_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ValueError, match="'cpu', 'paper'"):
+        preset("gpu")
+
+
+def test_update_leaves_the_original_alone():
+    config = RunConfig()
+    changed = update(config, {"data": {"n_genes": 5}})
+    assert (config.data.n_genes, changed.data.n_genes) == (200, 5)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_ablation_is_selectable_and_survives_yaml(tmp_path, name):
+    config = with_ablation(RunConfig(), name)
+    assert read_config(write_config(config, tmp_path / "config.yaml")) == config
+    assert (config == RunConfig()) == (name == "full")
+
+
+def test_head_ablations_choose_the_heads_input():
+    assert tuple(with_ablation(RunConfig(), "spot_head").model.head_inputs) == ("spot",)
+    assert tuple(with_ablation(RunConfig(), "niche_head").model.head_inputs) == ("niche",)
+
+
+def test_unknown_ablation_lists_the_known_ones():
+    with pytest.raises(ValueError, match="no_hea"):
+        with_ablation(RunConfig(), "nothing")

@@ -1,0 +1,137 @@
+"""Evaluation: right numbers, honest neighbours, and the caveats that belong to them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hyperst.evaluation import (
+    MEAN,
+    NULL,
+    OURS,
+    RIDGE_OWN,
+    RIDGE_STAIN,
+    evaluate,
+    measured_expression,
+    score,
+    summarise,
+)
+from hyperst.prediction import load_run, predict_values
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return load_run(trained, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def evaluation(run, sections, tmp_path_factory):
+    output = tmp_path_factory.mktemp("evaluation")
+    return evaluate(run, sections[2], training_sections=sections[:2], output=output, genes=run.genes[:1])
+
+
+def test_scores_agree_with_numpy():
+    random = np.random.default_rng(0)
+    measured = random.normal(size=(40, 30)).astype(np.float32)
+    prediction = (measured + random.normal(size=(40, 30))).astype(np.float32)
+    prediction[:, 3] = 1.0
+    found = score(prediction, measured)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlation = np.array([np.corrcoef(prediction[:, g], measured[:, g])[0, 1] for g in range(30)])
+    defined = np.sort(correlation[np.isfinite(correlation)])
+    assert found.n_undefined == 1
+    assert set(found.pcc_top) == {10}
+    np.testing.assert_allclose(found.pcc, defined.mean(), rtol=1e-5)
+    np.testing.assert_allclose(found.pcc_top[10], defined[-10:].mean(), rtol=1e-5)
+    np.testing.assert_allclose(found.mse, ((prediction - measured) ** 2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(found.mae, np.abs(prediction - measured).mean(), rtol=1e-5)
+
+
+def test_a_constant_prediction_has_no_correlation():
+    found = score(np.ones((5, 3), np.float32), np.arange(15, dtype=np.float32).reshape(5, 3))
+    assert (found.pcc, found.pcc_top, found.n_undefined) == (None, {}, 3)
+
+
+def test_every_competitor_stands_beside_the_run(evaluation):
+    assert list(evaluation.scores) == [OURS, RIDGE_OWN, RIDGE_STAIN, MEAN, NULL]
+    assert evaluation.scores[MEAN].pcc is None
+    assert all(np.isfinite([entry.mse, entry.mae]).all() for entry in evaluation.scores.values())
+
+
+def test_our_row_is_the_prediction_of_the_run(evaluation, run, sections):
+    expected = score(predict_values(run, sections[2]), measured_expression(run, sections[2]))
+    assert evaluation.scores[OURS] == expected
+
+
+def test_shuffled_images_know_nothing_but_pick_genes(evaluation):
+    null = evaluation.scores[NULL]
+    assert abs(null.pcc) < 0.1
+    assert null.pcc_top[10] > null.pcc
+
+
+def test_the_training_mean_is_of_all_training_spots(evaluation, run, sections):
+    mean = np.concatenate([measured_expression(run, section) for section in sections[:2]]).mean(axis=0)
+    error = ((mean - measured_expression(run, sections[2])) ** 2).mean()
+    assert evaluation.scores[MEAN].mse == pytest.approx(error, rel=1e-5)
+
+
+def test_files_hold_the_same_numbers(evaluation, run):
+    stored = json.loads((evaluation.folder / "metrics.json").read_text())
+    assert stored["methods"][OURS]["pcc"] == evaluation.scores[OURS].pcc
+    assert stored["training_sections"] == ["S1", "S2"]
+    table = pd.read_csv(evaluation.folder / "per_gene.csv", index_col="gene")
+    assert set(table.index) == set(run.genes)
+    assert table["pcc"].is_monotonic_decreasing
+    assert table["pcc"].mean() == pytest.approx(evaluation.scores[OURS].pcc, abs=1e-5)
+    assert evaluation.figure.stat().st_size > 10_000
+    assert evaluation.figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_shows_every_method(evaluation):
+    from rich.console import Console
+
+    console = Console(width=120, record=True)
+    console.print(evaluation.table())
+    text = console.export_text()
+    assert all(name in text for name in evaluation.scores)
+    assert "PCC-10" in text
+
+
+def test_caveats_name_the_null_and_the_patient(evaluation):
+    text = " ".join(evaluation.caveats)
+    assert f"{evaluation.scores[NULL].pcc_top[10]:+.3f}" in text
+    assert "from patient P1, as are training sections" in text
+
+
+def test_unknown_patients_and_depth_are_said(run, sections, tmp_path):
+    log2 = replace(run, config=replace(run.config, data=replace(run.config.data, target="log2")))
+    found = evaluate(log2, replace(sections[2], patient=None), output=tmp_path)
+    text = " ".join(found.caveats)
+    assert "not recorded" in text
+    assert "total count" in text
+    assert list(found.scores) == [OURS, NULL]  # without training sections there is nothing to fit ridge on
+
+
+def test_training_sections_are_no_test(run, sections):
+    with pytest.raises(ValueError, match="S1 took part in the training"):
+        evaluate(run, sections[0])
+
+
+def test_missing_genes_are_named(run, sections, tmp_path):
+    renamed = replace(sections[2], genes=np.array([f"X{gene}" for gene in sections[2].genes]))
+    with pytest.raises(ValueError, match="S3"):
+        evaluate(run, renamed, output=tmp_path)
+
+
+def test_summary_is_mean_and_spread_over_sections(evaluation, tmp_path):
+    worse = replace(evaluation.scores[OURS], mse=evaluation.scores[OURS].mse + 2)
+    other = replace(evaluation, section="S9", scores={**evaluation.scores, OURS: worse})
+    stored = json.loads(summarise([evaluation, other], tmp_path / "summary.json").read_text())
+    assert stored["sections"] == ["S3", "S9"]
+    assert stored["methods"][OURS]["mse"]["mean"] == pytest.approx(evaluation.scores[OURS].mse + 1)
+    assert stored["methods"][OURS]["mse"]["std"] == pytest.approx(1)
+    assert stored["methods"][MEAN]["pcc"] == {"mean": None, "std": None}

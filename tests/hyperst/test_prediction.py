@@ -1,0 +1,184 @@
+"""Prediction from the image alone: at the spots of a section, of a table, or on a grid; and files that scanpy opens."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hyperst.checkpoints import load_checkpoint
+from hyperst.data import Grid
+from hyperst.files import write_h5ad_atomic
+from hyperst.prediction import as_trained, load_run, predict_image, predict_section, predict_values, read_spots
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return load_run(trained, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def test_section(sections):
+    return sections[2]
+
+
+@pytest.fixture(scope="module")
+def predicted(run, test_section):
+    return predict_section(run, test_section)
+
+
+def test_the_run_has_the_weights_of_the_best_epoch(run, trained):
+    stored = load_checkpoint(trained / "checkpoints" / "best.ckpt")["state_dict"]
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, stored[f"model.{name}"]), name
+    assert not run.model.training
+
+
+def test_values_are_per_spot_finite_and_depend_on_the_image(predicted, run, test_section):
+    assert predicted.shape == (test_section.n_spots, len(run.genes))
+    assert predicted.X.dtype == np.float32
+    assert np.isfinite(predicted.X).all()
+    assert (predicted.X.std(axis=0) > 0).all()
+
+
+def test_counts_are_not_looked_at(predicted, run, test_section):
+    blind = replace(test_section, counts=test_section.counts * 0, library_size=test_section.library_size * 0)
+    np.testing.assert_array_equal(predict_values(run, blind), predicted.X)
+
+
+def test_batch_size_does_not_matter(predicted, run, test_section):
+    values = predict_values(run, test_section, batch_size=7)
+    np.testing.assert_allclose(values, predicted.X, rtol=1e-4, atol=1e-5)
+
+
+def test_a_section_file_as_spots_gives_the_same(predicted, run, test_section, section_paths):
+    again = predict_image(run, test_section.image_path, spots=section_paths[2])
+    np.testing.assert_array_equal(again.X, predicted.X)
+    assert list(again.obs_names) == list(predicted.obs_names)
+    np.testing.assert_array_equal(again.obs["array_row"], test_section.array_index[:, 0])
+
+
+def test_a_section_can_stand_for_its_image(predicted, run, section_paths):
+    np.testing.assert_array_equal(predict_image(run, section_paths[2]).X, predicted.X)
+
+
+def test_a_table_as_spots_gives_the_same(predicted, run, test_section, tmp_path):
+    table = pd.DataFrame(test_section.spot_px, columns=["x", "y"])
+    table.assign(spot=test_section.spot_ids).to_csv(tmp_path / "spots.csv", index=False)
+    section_mpp = test_section.grid.um_per_px
+    again = predict_image(run, test_section.image_path, spots=tmp_path / "spots.csv", mpp=section_mpp)
+    assert list(again.obs_names) == list(test_section.spot_ids)
+    np.testing.assert_allclose(again.X, predicted.X, rtol=1e-3, atol=1e-4)
+    by_array = predict_image(run, test_section.image_path, spots=test_section.spot_px, mpp=section_mpp)
+    np.testing.assert_allclose(by_array.X, again.X, rtol=1e-6)
+
+
+def test_without_spots_a_grid_covers_the_tissue(run, test_section):
+    tiles = predict_image(run, test_section.image_path, mpp=test_section.grid.um_per_px)
+    pitch = test_section.grid.pitch_px
+    positions = tiles.obsm["spatial"]
+    assert 0.3 * test_section.n_spots < tiles.n_obs < 4 * test_section.n_spots
+    steps = np.unique(np.round(np.diff(np.unique(positions[:, 0])), 6))
+    assert np.allclose(steps / pitch, np.round(steps / pitch), atol=0.05)
+    distance = np.linalg.norm(test_section.spot_px[:, None] - positions[None], axis=-1).min(axis=1)
+    assert np.mean(distance < pitch) > 0.8  # nearly every measured spot has a tile near it
+
+
+def test_the_scale_of_a_new_image_is_respected(run, test_section, tmp_path, predicted):
+    """The same tissue photographed at half the resolution must give nearly the same values."""
+    from PIL import Image
+
+    with Image.open(test_section.image_path) as image:
+        small = image.convert("RGB").resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    small.save(tmp_path / "small.png")
+    values = predict_image(
+        run, tmp_path / "small.png", spots=test_section.spot_px / 2, mpp=2 * test_section.grid.um_per_px
+    )
+    spread = predicted.X.std(axis=0)
+    assert np.median(np.abs(values.X - predicted.X) / spread) < 0.5
+    wrong = predict_image(run, tmp_path / "small.png", spots=test_section.spot_px / 2, mpp=test_section.grid.um_per_px)
+    assert np.abs(wrong.X - predicted.X).mean() > np.abs(values.X - predicted.X).mean()
+
+
+def test_an_image_of_unknown_scale_needs_mpp(run, test_section):
+    for spots in (None, test_section.spot_px):
+        with pytest.raises(ValueError, match=r"--mpp"):
+            predict_image(run, test_section.image_path, spots=spots)
+
+
+def test_a_run_without_scale_follows_the_spot_grid(run, test_section):
+    crop = replace(run.config.crop, spot_um=None, niche_um=None)
+    scaleless = replace(run, config=replace(run.config, crop=crop))
+    grid = as_trained(scaleless, test_section).grid
+    assert grid == Grid(test_section.grid.kind, test_section.grid.pitch_px)
+    assert as_trained(run, test_section) is test_section
+
+
+def test_scanpy_reads_and_plots_the_written_file(predicted, run, test_section, tmp_path):
+    scanpy = pytest.importorskip("scanpy")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    path = write_h5ad_atomic(predicted, tmp_path / "predicted.h5ad")
+    again = scanpy.read_h5ad(path)
+    np.testing.assert_array_equal(again.X, predicted.X)
+    np.testing.assert_array_equal(again.obsm["spatial"], test_section.spot_px)
+    assert list(again.var_names) == run.genes
+    notes = again.uns["hyperst"]
+    assert notes["target"] == run.config.data.target
+    assert "count" in notes["units"]
+    assert notes["training_sections"] == "S1, S2"
+    figures = scanpy.pl.spatial(again, color=run.genes[:2], show=False)
+    assert len(figures) == 2
+    offsets = figures[0].collections[0]
+    scale = again.uns["spatial"]["S3"]["scalefactors"]["tissue_hires_scalef"]
+    height, width, _ = again.uns["spatial"]["S3"]["images"]["hires"].shape
+    assert offsets is not None
+    assert (again.obsm["spatial"] * scale <= [width, height]).all()
+    matplotlib.pyplot.close("all")
+
+
+def test_the_file_opens_without_this_library(predicted, tmp_path):
+    path = write_h5ad_atomic(predicted, tmp_path / "predicted.h5ad")
+    assert anndata.read_h5ad(path).uns["spatial"]["S3"]["images"]["hires"].dtype == np.uint8
+
+
+def test_missing_runs_and_epochs_are_named(tmp_path, trained):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        load_run(tmp_path)
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "best.ckpt").unlink()
+    with pytest.raises(FileNotFoundError, match="no finished epoch"):
+        load_run(tmp_path / "run")
+
+
+def test_a_moved_run_predicts_the_same(trained, tmp_path, test_section, predicted):
+    shutil.copytree(trained, tmp_path / "elsewhere")
+    np.testing.assert_array_equal(
+        predict_values(load_run(tmp_path / "elsewhere", device="cpu"), test_section), predicted.X
+    )
+
+
+def test_checkpoint_and_configuration_must_belong_together(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("width: 16", "width: 24"))
+    with pytest.raises(ValueError, match=r"best\.ckpt does not fit"):
+        load_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("text", "words"), [("a,b\n1,2\n", "columns x and y"), ("x,y\n1,here\n", "must be numbers")])
+def test_wrong_tables_of_spots(tmp_path, text, words):
+    (tmp_path / "spots.csv").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read_spots(tmp_path / "spots.csv")
+
+
+def test_spots_outside_the_image(run, test_section):
+    with pytest.raises(ValueError, match="outside"):
+        predict_image(run, test_section.image_path, spots=test_section.spot_px + 1e5, mpp=1.0)

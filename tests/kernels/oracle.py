@@ -1,0 +1,55 @@
+"""Hyperbolic geometry in 60-digit arithmetic, from the textbook definitions: what float code is compared with."""
+
+from __future__ import annotations
+
+import mpmath
+import torch
+
+mpmath.mp.dps = 60
+
+
+def vector(x: torch.Tensor) -> list[mpmath.mpf]:
+    return [mpmath.mpf(float(value)) for value in x]
+
+
+def norm(x):
+    return mpmath.sqrt(mpmath.fsum(value**2 for value in x))
+
+
+def exp_map0(v, c):
+    t = mpmath.sqrt(c) * norm(v)
+    return [value * (mpmath.sinh(t) / t if t else 1) for value in v]
+
+
+def time(x, c):
+    return mpmath.sqrt(1 / mpmath.mpf(c) + norm(x) ** 2)
+
+
+def inner(x, y, c):
+    return mpmath.fsum(a * b for a, b in zip(x, y, strict=True)) - time(x, c) * time(y, c)
+
+
+def distance(x, y, c):
+    return mpmath.acosh(max(mpmath.mpf(1), -c * inner(x, y, c))) / mpmath.sqrt(c)
+
+
+def exterior_angle(x, y, c):
+    """arccos form (Desai et al. 2023, eq. 8)."""
+    a = c * inner(x, y, c)
+    value = (time(y, c) + time(x, c) * a) / (norm(x) * mpmath.sqrt(a**2 - 1))
+    return mpmath.acos(max(mpmath.mpf(-1), min(mpmath.mpf(1), value)))
+
+
+def tangent_distance(u, v, c):
+    return distance(exp_map0(u, c), exp_map0(v, c), c)
+
+
+def gradient(f, u, step="1e-25"):
+    """Central differences at a step far below the 60 digits: exact for our purposes."""
+    h = mpmath.mpf(step)
+    slopes = []
+    for i in range(len(u)):
+        up, down = list(u), list(u)
+        up[i], down[i] = up[i] + h, down[i] - h
+        slopes.append((f(up) - f(down)) / (2 * h))
+    return slopes
