@@ -1,4 +1,4 @@
-"""Checkpoints of a training: when one is kept, what is recorded beside it, and how it is read back without running code."""
+"""Checkpoints: when one is kept, what is recorded beside it, and how it is read back without running code."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from lightning.pytorch.callbacks import Checkpoint  # isort: skip
 __all__ = ["AtomicCheckpoints", "Epoch", "Recorder", "load_checkpoint"]
 
 Epoch = dict[str, float]
-"""One row of ``metrics.csv``: epoch (from 1), losses of the training spots, errors on the validation spots, geometry."""
+"""One row of ``metrics.csv``: epoch (from 1), losses of the training spots, errors on the validation spots, scales."""
 
 
 class Recorder(Checkpoint):
-    """After each epoch: a row of metrics, the checkpoint if it is the best, the checkpoint to resume from, and whether to stop.
+    """After each epoch: a row of metrics, the best checkpoint, the one to resume from, and whether to stop.
 
-    The history of the run lies inside the checkpoints, so that ``metrics.csv``, the best epoch and the patience left are
-    those of the checkpoint that a run is resumed from.
+    The history of the run lies inside the checkpoints, so that ``metrics.csv``, the best epoch and the patience left
+    are those of the checkpoint that a run is resumed from.
     """
 
     def __init__(

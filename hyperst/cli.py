@@ -294,7 +294,7 @@ def predict(
         predicted = predict_image(run, image, spots=spots, mpp=mpp, on_progress=progress)
     path = write_h5ad_atomic(predicted, output or run_folder / "predictions" / f"{image.name.split('.')[0]}.h5ad")
     console.print(
-        f"{predicted.n_obs} spots x {predicted.n_vars} genes predicted, in units of {predicted.uns['hyperst']['units']}\n"
+        f"{predicted.n_obs} spots x {predicted.n_vars} genes predicted as {predicted.uns['hyperst']['units']}\n"
         f"written: {path}\n"
         "next: adata = scanpy.read_h5ad(...); scanpy.pl.spatial(adata, color=adata.var_names[0])",
         soft_wrap=True,

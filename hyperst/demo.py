@@ -1,4 +1,4 @@
-"""The demonstration: synthetic sections, a short training, and an honest look at the result, in a few minutes on a CPU."""
+"""The demonstration: synthetic sections, a short training, an honest look at the result; minutes on a CPU."""
 
 from __future__ import annotations
 

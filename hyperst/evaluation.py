@@ -1,4 +1,4 @@
-"""Evaluation: a run beside its simplest competitors on a section it has not seen, with the caveats that belong to it."""
+"""Evaluation: a run beside its simplest competitors on a section it has not seen, with the caveats."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ def evaluate(
 ) -> Evaluation:
     """Predict ``section``, compare with its counts, and write metrics.json, per_gene.csv and a figure.
 
-    Beside the run stand: the same predictions for images shuffled between spots (mean over 20 shuffles), the mean of the
-    training spots, and ridge regression fitted on the training spots, on the features of the run's own image backbone
-    and on hand-made stain and texture features. Ridge sees all training spots, also those that the run held out.
+    Beside the run stand: the same predictions for images shuffled between spots (mean over 20 shuffles), the mean of
+    the training spots, and ridge regression fitted on the training spots, on the features of the run's own image
+    backbone and on hand-made stain and texture features. Ridge sees all training spots, also those that the run held out.
 
     Args:
         section: not one of the training sections; their own scores would say nothing.

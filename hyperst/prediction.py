@@ -138,8 +138,8 @@ def predict_image(
     Args:
         image: the full-resolution H&E image.
         spots: where to predict: a section (.h5ad, Space Ranger folder, legacy counts; its counts are not used), a .csv
-            with columns x and y, or float (spot 2), in pixels of ``image``. None: a square grid over the tissue, with the
-            spacing of the training sections.
+            with columns x and y, or float (spot 2), in pixels of ``image``. None: a square grid over the tissue, with
+            the spacing of the training sections.
         mpp: um/px of ``image``; default what the section or the image itself records.
 
     Returns:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Sampler
 
 from hyperst.alignment import Alignment
@@ -130,11 +131,17 @@ def build_model(config: RunConfig, n_genes: int, backbone_width: int | None = No
     return HyperST(n_genes, config.model, backbone_width=backbone_width, image_size=config.crop.image_size)
 
 
+def averaged_model(model: HyperST, decay: float) -> AveragedModel:
+    """A copy of ``model`` whose weights and buffers are an exponential moving average of those of ``model``."""
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return averaged.requires_grad_(False)
+
+
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameters for AdamW: decay for weight matrices and kernels only.
 
-    Biases, norms, log curvature, lift scales and the temperature (all with fewer than two axes) are not decayed: zero is
-    no neutral value for them.
+    Biases, norms, log curvature, lift scales and the temperature (all with fewer than two axes) are not decayed: zero
+    is no neutral value for them.
 
     >>> [len(group["params"]) for group in parameter_groups(nn.Linear(3, 2), 0.01)]
     [1, 1]
@@ -181,7 +188,7 @@ def _common_crop(config: RunConfig, sections: Sequence[Section]) -> Any:
         if any(section.grid.um_per_px is not None for section in sections):
             unknown = ", ".join(section.name for section in sections if section.grid.um_per_px is None)
             raise ValueError(
-                f"the um/px of section {unknown} are unknown, those of the others are known; give --mpp for a common scale"
+                f"the um/px of section {unknown} are unknown, those of the others are known; give all of them (--mpp)"
             )
         return config.crop
     spot_um, niche_um = np.median(np.asarray(widths, dtype=np.float64), axis=0)
@@ -287,6 +294,7 @@ class _Module(lightning.LightningModule):
         self.model = model
         self.alignment = alignment
         self.settings = config.training
+        self.averaged = averaged_model(model, config.training.averaging) if config.training.averaging else None
         self._validation: list[tuple[Tensor, Tensor]] = []
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
@@ -299,11 +307,16 @@ class _Module(lightning.LightningModule):
         self.log_dict(scores, on_step=False, on_epoch=True, batch_size=len(batch["target"]))
         return loss
 
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], index: int) -> None:
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        self._validation.append((self.model.predict(batch).float(), batch["target"]))
+        model = self.model if self.averaged is None else self.averaged.module
+        self._validation.append((model.predict(batch).float(), batch["target"]))
 
     def on_validation_epoch_end(self) -> None:
-        """Errors over all validation spots at once: batches differ in size, and correlation has no mean over batches."""
+        """Errors over all validation spots at once: correlation has no mean over batches."""
         prediction, target = (torch.cat(parts) for parts in zip(*self._validation, strict=True))
         self._validation.clear()
         correlation = per_gene_pearson(prediction, target)

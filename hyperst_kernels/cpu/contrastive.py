@@ -18,7 +18,7 @@ from hyperst_kernels.reference.contrastive import softplus
 TILE_ROWS, TILE_COLUMNS = 256, 1024
 # An entry is recomputed when cancellation has cost it more bits than these leave of the dtype's precision. A pass that
 # was widened to float64 for a float32 caller can lose all but 24 bits.
-NEAR = {torch.float32: 2.0**-8, torch.float64: 2.0**-12}
+NEAR = {torch.float32: 2.0**-6, torch.float64: 2.0**-12}
 NEAR_WIDENED = 2.0**-29
 # Above this share of recomputed entries, float64 products are cheaper than differences.
 MANY = 1 / 64

@@ -1,4 +1,4 @@
-"""Small synthetic sections and one small trained run, shared by the tests of training, prediction, evaluation and CLI."""
+"""Small synthetic sections and one small trained run, shared by the tests of training and what comes after."""
 
 from __future__ import annotations
 

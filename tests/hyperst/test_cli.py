@@ -116,7 +116,8 @@ def test_configuration_files_presets_and_options(section_paths, tmp_path):
     (tmp_path / "c.yaml").write_text("training: {epochs: 1, seed: 5}\ndata: {n_genes: 9}\n")
     result = call(
         "train", *section_paths[:2], "-o", tmp_path / "run", "--config", tmp_path / "c.yaml", "--ablation", "no_hea",
-        "--n-genes", 7, "--width", 16, "--image-size", 32, "--target", "log2", "--validation-sections", section_paths[2],
+        "--n-genes", 7, "--width", 16, "--image-size", 32, "--target", "log2",
+        "--validation-sections", section_paths[2],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())

@@ -106,7 +106,7 @@ def test_what_is_wrong_is_named_with_the_file(tmp_path, text, kind, words):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="absent.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
         read_config(tmp_path / "absent.yaml")
 
 

@@ -1,4 +1,4 @@
-"""Real sections through the whole program: her2st and mouse olfactory bulb. Short runs; the long ones are in the docs."""
+"""Real sections through the whole program: her2st and mouse olfactory bulb, in short runs."""
 
 from __future__ import annotations
 

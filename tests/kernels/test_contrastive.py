@@ -67,7 +67,9 @@ def test_float32_matches_the_float64_reference(problem, input, directions):
     )
     # a logit s d is a rounded number: losses are off by that, softmax weights by that times themselves
     radius = float(hk.distance0(queries, 0.8, input=input).max())
-    rounding = 4 * torch.finfo(torch.float32).eps * scale * 2 * (0.1 + radius)
+    # and the matrix product of a tile loses the bits that NEAR allows it to
+    lost = 1 / blocked.NEAR[torch.float32] / 4
+    rounding = 4 * torch.finfo(torch.float32).eps * scale * (2 * (0.1 + radius) + lost)
     for got, want, other in zip(ours[:2], exact[:2], moved[:2], strict=True):
         assert torch.isfinite(got).all()
         assert ((got - want).abs() <= 1e-5 * want.abs() + rounding + 2 * (other - want).abs()).all()

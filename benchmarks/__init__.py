@@ -1,0 +1,1 @@
+"""Where every speed and memory claim of this project comes from."""

@@ -1,0 +1,141 @@
+"""Alignment of images and genes across spot and niche: HCA + HEA on the losses of ``hyperst_kernels``.
+
+Every row of the paper's ablation (Zhang et al. 2025, table 4) is a configuration, listed in :data:`ABLATIONS`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hyperst_kernels import HierarchicalAlignmentLoss, LorentzLift
+from hyperst_kernels.modules import HYPERST_CONTRASTIVE, HYPERST_ENTAILMENT, ContrastiveTerm, bounded
+
+__all__ = ["ABLATIONS", "Alignment", "AlignmentConfig"]
+
+_CONTRASTIVE: dict[str, tuple[ContrastiveTerm, ...]] = {
+    "hierarchical": HYPERST_CONTRASTIVE,
+    "spot": (ContrastiveTerm("image_spot", "gene_spot", 1.0, "both"),),
+    "none": (),
+}
+_ENTAILMENT = {
+    "all": HYPERST_ENTAILMENT,
+    "levels": tuple(term for term in HYPERST_ENTAILMENT if term.eta > 1),
+    "spot": HYPERST_ENTAILMENT[:1],
+    "none": (),
+}
+_LARGEST_LOGIT_SCALE = 100.0
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """Which alignment terms are used, and their weights.
+
+    Attributes:
+        weight: of the whole alignment beside the prediction error.
+        entailment_weight: of HEA beside HCA.
+        contrastive: "hierarchical" (HCA), "spot" (one level) or "none".
+        entailment: "all" (HEA), "levels" (spot over niche only), "spot" (image over gene only) or "none".
+        geometry: "lorentz", "euclidean" or "cosine"; cones need "lorentz".
+        mask_neighbours: spots of one 2 x 2-pitch block are no negatives of each other.
+    """
+
+    weight: float = 0.2
+    entailment_weight: float = 0.4
+    contrastive: str = "hierarchical"
+    entailment: str = "all"
+    geometry: str = "lorentz"
+    mask_neighbours: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("contrastive", _CONTRASTIVE),
+            ("entailment", _ENTAILMENT),
+            ("geometry", ("lorentz", "euclidean", "cosine")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"alignment.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.geometry != "lorentz" and self.entailment != "none":
+            raise ValueError(
+                f"alignment.entailment is {self.entailment!r} with geometry {self.geometry!r}: cones need 'lorentz'"
+            )
+        if self.weight < 0 or self.entailment_weight < 0:
+            raise ValueError(
+                "alignment.weight and alignment.entailment_weight must be 0 or more, "
+                f"got {self.weight} and {self.entailment_weight}"
+            )
+
+
+#: name -> (alignment, inputs of the prediction head): the rows of the paper's ablation.
+ABLATIONS: dict[str, tuple[AlignmentConfig, tuple[str, ...]]] = {
+    "full": (AlignmentConfig(), ("spot", "niche")),
+    "no_gene_image_hea": (AlignmentConfig(entailment="levels"), ("spot", "niche")),
+    "no_hea": (AlignmentConfig(entailment="none"), ("spot", "niche")),
+    "no_hca_hea": (AlignmentConfig(contrastive="none", entailment="none"), ("spot", "niche")),
+    "euclidean": (AlignmentConfig(entailment="none", geometry="euclidean"), ("spot", "niche")),
+    "meru": (AlignmentConfig(contrastive="spot", entailment="spot"), ("spot", "niche")),
+    "clip": (AlignmentConfig(contrastive="spot", entailment="none", geometry="cosine"), ("spot", "niche")),
+    "spot_head": (AlignmentConfig(), ("spot",)),
+    "niche_head": (AlignmentConfig(), ("niche",)),
+}
+
+
+class Alignment(nn.Module):
+    """Lift of the four Euclidean features, and their alignment loss.
+
+    ``forward(outputs, block_id)``: ``outputs`` of :class:`hyperst.model.HyperST`, features (b, width); ``block_id`` (b)
+    integers. Returns "loss" (weighted), "contrastive" (HCA), "entailment" (HEA) and every term, 0-d float32.
+
+    >>> features = {k: torch.randn(8, 16) for k in ("image_spot", "image_niche", "gene_spot", "gene_niche")}
+    >>> sorted(Alignment(AlignmentConfig(), 16)(features))[:3]
+    ['contrastive', 'entailment', 'gene_niche->image_spot']
+    """
+
+    def __init__(self, config: AlignmentConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        # losses take tangent vectors: no radius can overflow
+        self.lift = LorentzLift(width, ("image", "gene"), output="tangent")
+        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.loss = HierarchicalAlignmentLoss(
+            _CONTRASTIVE[config.contrastive],
+            _ENTAILMENT[config.entailment],
+            entailment_weight=config.entailment_weight,
+            geometry=config.geometry,
+        )
+        self.register_buffer("image_radius", torch.tensor(0.0), persistent=False)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """1/tau, 0-d, at most 100."""
+        return bounded(self.log_logit_scale, -math.inf, math.log(_LARGEST_LOGIT_SCALE)).exp()
+
+    def forward(self, outputs: dict[str, Tensor], block_id: Tensor | None = None) -> dict[str, Tensor]:
+        tangent = {
+            name: self.lift(outputs[name].float(), name.split("_")[0])
+            for name in ("image_spot", "image_niche", "gene_spot", "gene_niche")
+        }
+        curvature = self.lift.curvature
+        with torch.no_grad():
+            self.image_radius = curvature.sqrt() * tangent["image_spot"].norm(dim=-1).mean()
+        exclude = block_id if self.config.mask_neighbours else None
+        parts = self.loss(tangent, curvature, self.logit_scale, exclude_ids=exclude)
+        parts["loss"] = self.config.weight * parts["loss"]
+        return parts
+
+    def report(self) -> dict[str, float]:
+        """c and 1/tau, and what they mean together: (c, alpha, 1/tau) have two degrees of freedom.
+
+        "effective_radius" is sqrt(c) exp(alpha) |image_spot|, mean over the last batch; "effective_temperature" is
+        tau sqrt(c).
+        """
+        curvature, scale = float(self.lift.curvature.detach()), float(self.logit_scale.detach())
+        return {
+            "curvature": curvature,
+            "logit_scale": scale,
+            "effective_radius": float(self.image_radius),
+            "effective_temperature": math.sqrt(curvature) / scale,
+        }

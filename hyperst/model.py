@@ -1,0 +1,137 @@
+"""HyperST: spot- and niche-level image and gene features, and the prediction head (Zhang et al. 2025, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hyperst.encoders import build_backbone
+
+__all__ = ["HyperST", "ModelConfig"]
+
+LEVELS = ("spot", "niche")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the model is made of.
+
+    Attributes:
+        backbone: "conv", "stain", "timm:NAME" or "precomputed"; see :func:`hyperst.encoders.build_backbone`.
+        weights: local file of the backbone's weights, for "timm:NAME".
+        lora: train a timm vision transformer through low-rank adapters.
+        width: of the features (1024 in the paper).
+        dropout: inside the residual MLPs.
+        head_inputs: levels that the prediction head sees, "spot", "niche" or both.
+    """
+
+    backbone: str = "conv"
+    weights: str | None = None
+    lora: bool = False
+    width: int = 256
+    dropout: float = 0.1
+    head_inputs: tuple[str, ...] = LEVELS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "head_inputs", tuple(self.head_inputs))
+        if not self.head_inputs or set(self.head_inputs) - set(LEVELS):
+            raise ValueError(f"model.head_inputs must name 'spot', 'niche' or both, got {self.head_inputs}")
+        if self.width < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"model.width must be positive and model.dropout in [0, 1), got {self.width}, {self.dropout}"
+            )
+
+
+class ResidualMLP(nn.Module):
+    """x + Mlp(LayerNorm(x)), Mlp = Linear(d, 2d), GELU, dropout, Linear(2d, d), dropout: (b, d) -> (b, d)."""
+
+    def __init__(self, d: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(d)
+        self.mlp = nn.Sequential(
+            nn.Linear(d, 2 * d), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * d, d), nn.Dropout(dropout)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.norm(x))
+
+
+def _encoder(d_in: int, d: int, dropout: float) -> nn.Sequential:
+    """LayerNorm, Linear, two residual MLPs, LayerNorm; Xavier-uniform weights, zero biases."""
+    blocks = [ResidualMLP(d, dropout) for _ in range(2)]
+    encoder = nn.Sequential(nn.LayerNorm(d_in), nn.Linear(d_in, d), *blocks, nn.LayerNorm(d))
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    return encoder
+
+
+def _shared_projection(d: int) -> nn.Linear:
+    projection = nn.Linear(d, d, bias=False)
+    nn.init.normal_(projection.weight, std=d**-0.5)
+    return projection
+
+
+class HyperST(nn.Module):
+    """Image and gene features of spot and niche, and expression predicted from the image alone.
+
+    ``forward(batch)`` takes "spot_image", "niche_image" (b 3 h w) (or "spot_features", "niche_features" (b w)) and, for
+    training, "spot_expression", "niche_expression" (b n_genes). Returns "image_spot", "image_niche", "gene_spot",
+    "gene_niche" (b width; Euclidean, not yet lifted) and "prediction" (b n_genes).
+
+    >>> model = HyperST(5, ModelConfig(backbone="precomputed", width=8), backbone_width=12)
+    >>> model.predict({"spot_features": torch.randn(2, 12), "niche_features": torch.randn(2, 12)}).shape
+    torch.Size([2, 5])
+    """
+
+    def __init__(
+        self, n_genes: int, config: ModelConfig, *, backbone_width: int | None = None, image_size: int = 224
+    ) -> None:
+        super().__init__()
+        if n_genes < 1:
+            raise ValueError(f"n_genes must be at least 1, got {n_genes}")
+        d = config.width
+        self.config = config
+        self.backbone = build_backbone(
+            config.backbone, weights=config.weights, lora=config.lora, image_size=image_size, width=backbone_width
+        )
+        self.image_projectors = nn.ModuleDict({level: nn.Linear(self.backbone.width, d) for level in LEVELS})
+        self.gene_projectors = nn.ModuleDict({level: nn.Linear(n_genes, d) for level in LEVELS})
+        self.image_encoders = nn.ModuleDict({level: _encoder(d, d, config.dropout) for level in LEVELS})
+        self.gene_encoders = nn.ModuleDict({level: _encoder(d, d, config.dropout) for level in LEVELS})
+        self.image_projection, self.gene_projection = _shared_projection(d), _shared_projection(d)
+        self.head = nn.Sequential(_encoder(len(config.head_inputs) * d, d, config.dropout), nn.Linear(d, n_genes))
+
+    def initialise_output(self, mean: Tensor) -> None:
+        """Start the prediction at ``mean`` (n_genes), usually that of the training spots."""
+        with torch.no_grad():
+            self.head[-1].bias.copy_(mean)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        outputs = self._image_features(batch)
+        outputs["prediction"] = self._predict(outputs)
+        for level in LEVELS:
+            if f"{level}_expression" in batch:
+                genes = self.gene_projectors[level](batch[f"{level}_expression"])
+                outputs[f"gene_{level}"] = self.gene_projection(self.gene_encoders[level](genes))
+        return outputs
+
+    def predict(self, batch: dict[str, Tensor]) -> Tensor:
+        """Expression (b n_genes) from images alone, on the scale the model was trained on."""
+        return self._predict(self._image_features(batch))
+
+    def _predict(self, features: dict[str, Tensor]) -> Tensor:
+        return self.head(torch.cat([features[f"image_{level}"] for level in self.config.head_inputs], dim=1))
+
+    def _image_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        kind = "features" if "spot_features" in batch else "image"
+        images = [batch[f"{level}_{kind}"] for level in LEVELS]
+        # one backbone for both levels, in one call
+        raw = self.backbone(torch.cat(images)).chunk(2)
+        return {
+            f"image_{level}": self.image_projection(self.image_encoders[level](self.image_projectors[level](x)))
+            for level, x in zip(LEVELS, raw, strict=True)
+        }
