@@ -12,11 +12,14 @@ import torch
 
 from hyperst.configuration import TrainingConfig
 from hyperst.files import atomic_path, write_text_atomic
+from hyperst.imports import prepare_torchvision
 from hyperst.run_folder import RunFolder
 
-import lightning  # isort: skip  # after hyperst.configuration, which lets it import beside a mismatched torchvision
-from lightning.fabric.plugins import TorchCheckpointIO  # isort: skip
-from lightning.pytorch.callbacks import Checkpoint  # isort: skip
+prepare_torchvision()
+
+import lightning  # noqa: E402
+from lightning.fabric.plugins import TorchCheckpointIO  # noqa: E402
+from lightning.pytorch.callbacks import Checkpoint  # noqa: E402
 
 __all__ = ["AtomicCheckpoints", "Epoch", "Recorder", "load_checkpoint"]
 

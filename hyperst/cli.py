@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -32,7 +31,7 @@ _INTERRUPTED = 130  # what a shell reports for Ctrl-C
 class _FriendlyGroup(TyperGroup):
     """Turns errors into one message and an exit code; ``--debug`` shows the traceback instead."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:  # typer brings its own click
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
@@ -166,7 +165,7 @@ def train(
 ) -> None:
     """Train on sections with counts and images; the best checkpoint by validation error is kept."""
     console = make_console()
-    changes = {
+    options: dict[str, dict[str, Any]] = {
         "data": {"target": target, "n_genes": n_genes, "gene_selection": gene_selection, "feature_key": feature_key},
         "crop": {"image_size": image_size},
         "model": {"backbone": backbone, "weights": weights, "width": width},
@@ -180,8 +179,11 @@ def train(
             "seed": seed,
         },
     }
-    changes = {part: {key: value for key, value in keys.items() if value is not None} for part, keys in changes.items()}
-    changes = {part: keys for part, keys in changes.items() if keys}
+    changes = {
+        part: given
+        for part, keys in options.items()
+        if (given := {key: value for key, value in keys.items() if value is not None})
+    }
     if resume and (changes or config_file or preset_name or ablation):
         raise typer.BadParameter(
             "a resumed run keeps its configuration; leave out every option but --output", param_hint="--resume"

@@ -13,20 +13,29 @@ import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 
-from hyperst.alignment import AlignmentConfig
-from hyperst.data import CropConfig
+from hyperst.alignment import ABLATIONS, AlignmentConfig
+from hyperst.data import CropConfig, Target
 from hyperst.files import write_text_atomic
 from hyperst.model import ModelConfig
 
-__all__ = ["PRESETS", "DataConfig", "RunConfig", "TrainingConfig", "preset", "read_config", "write_config"]
+__all__ = [
+    "PRESETS",
+    "DataConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "preset",
+    "read_config",
+    "update",
+    "with_ablation",
+    "write_config",
+]
 
-TARGETS = ("log1p_cp10k", "log2")
-GENE_SELECTIONS = ("hmhvg", "hvg")
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+GeneSelection = Literal["hmhvg", "hvg"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
 
 T = TypeVar("T")
 
@@ -45,15 +54,15 @@ class DataConfig:
         cache_gib: memory for decoded crops, in GiB; beyond it crops are read from the image each time.
     """
 
-    target: str = "log1p_cp10k"
+    target: Target = "log1p_cp10k"
     n_genes: int = 200
-    gene_selection: str = "hmhvg"
+    gene_selection: GeneSelection = "hmhvg"
     feature_key: str | None = None
     cache_gib: float = 2.0
 
     def __post_init__(self) -> None:
-        _require_choice("data.target", self.target, TARGETS)
-        _require_choice("data.gene_selection", self.gene_selection, GENE_SELECTIONS)
+        _require_choice("data.target", self.target, get_args(Target))
+        _require_choice("data.gene_selection", self.gene_selection, get_args(GeneSelection))
         _require("data.n_genes", self.n_genes, self.n_genes >= 1, "at least 1 gene")
         _require("data.cache_gib", self.cache_gib, self.cache_gib >= 0, "0 or more GiB")
 
@@ -86,7 +95,7 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     averaging: float = 0.98
     patience: int = 10
-    precision: str = "32-true"
+    precision: Precision = "32-true"
     accelerator: str = "auto"
     workers: int = 0
     validation_fraction: float = 0.15
@@ -100,7 +109,7 @@ class TrainingConfig:
         _require("training.gradient_clip", self.gradient_clip, self.gradient_clip >= 0, "0 (off) or a positive norm")
         _require("training.averaging", self.averaging, 0 <= self.averaging < 1, "0 (off) or a fraction below 1")
         _require("training.patience", self.patience, self.patience >= 1, "at least 1 epoch")
-        _require_choice("training.precision", self.precision, PRECISIONS)
+        _require_choice("training.precision", self.precision, get_args(Precision))
         _require("training.workers", self.workers, self.workers >= 0, "0 or more processes")
         fraction = self.validation_fraction
         _require("training.validation_fraction", fraction, 0 < fraction < 0.9, "a fraction between 0 and 0.9")
@@ -163,6 +172,20 @@ def preset(name: str) -> RunConfig:
     """
     _require_choice("preset", name, tuple(PRESETS))
     return PRESETS[name]()
+
+
+def with_ablation(config: RunConfig, name: str) -> RunConfig:
+    """``config`` with the alignment and the inputs of the head of a row of the paper's ablation.
+
+    Raises:
+        ValueError: no such row.
+
+    >>> with_ablation(RunConfig(), "spot_head").model.head_inputs
+    ('spot',)
+    """
+    _require_choice("ablation", name, tuple(ABLATIONS))
+    alignment, head_inputs = ABLATIONS[name]
+    return replace(config, alignment=alignment, model=replace(config.model, head_inputs=head_inputs))
 
 
 def read_config(path: str | Path, base: RunConfig | None = None) -> RunConfig:

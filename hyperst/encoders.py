@@ -6,6 +6,7 @@ Nothing is ever downloaded: weights come from a local file, or the backbone star
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -66,7 +67,7 @@ class _Convolutional(Backbone):
     def __init__(self) -> None:
         super().__init__()
         channels, layers = (3, 32, 64, 96, 128, 160), []
-        for number, (n_in, n_out) in enumerate(zip(channels, channels[1:], strict=False)):
+        for number, (n_in, n_out) in enumerate(pairwise(channels)):
             stride = 2 if number < 4 else 1
             layers += [nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out), nn.GELU()]
         self.layers = nn.Sequential(*layers)

@@ -30,7 +30,9 @@ def prepare_torchvision() -> None:
         except RuntimeError as error:
             missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
             if missing is None:
-                raise ImportError(f"torchvision cannot be imported: {error}; install the one for your PyTorch") from error
+                raise ImportError(
+                    f"torchvision cannot be imported: {error}; install the one for your PyTorch"
+                ) from error
             library = torch.library.Library("torchvision", "FRAGMENT")
             library.define(f"{missing[1]}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             _declared.append(library)  # operators live as long as the library object does

@@ -18,7 +18,7 @@ from hyperst.configuration import RunConfig, read_config
 from hyperst.data import Section, SpotDataset, image_section, open_image, read_section, tile_grid
 from hyperst.model import HyperST
 from hyperst.run_folder import RunFolder, Split
-from hyperst.training import build_model
+from hyperst.training import build_model, frozen_weights
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -66,16 +66,17 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     place.require()
     config, genes, split = read_config(place.config), place.read_genes(), place.read_split()
     checkpoint = load_checkpoint(place.best)
-    weights = {
-        name.removeprefix("model."): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith("model.")
-    }
-    model = build_model(config, genes, place.read_feature_width(), pretrained=False)
+    copy = "averaged.module." if config.training.averaging else "model."
+    stored = checkpoint["state_dict"].items()
+    weights = {name.removeprefix(copy): value for name, value in stored if name.startswith(copy)}
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
+        model = build_model(config, len(genes), weights["image_projectors.spot.weight"].shape[1])
+        problems = model.load_state_dict(weights, strict=False)
+    except (RuntimeError, KeyError) as error:
         raise ValueError(f"{place.best} does not fit {place.config}: {error}") from error
+    wrong = sorted({*problems.missing_keys, *problems.unexpected_keys} - frozen_weights(model))
+    if wrong:
+        raise ValueError(f"{place.best} does not fit {place.config}: {', '.join(wrong[:3])} do not match")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, int(checkpoint["epoch"]) + 1)
 
@@ -136,7 +137,7 @@ def predict_image(
     """Predict expression on an image.
 
     Args:
-        image: the full-resolution H&E image.
+        image: the full-resolution H&E image; or a section, whose own image and spots are then used.
         spots: where to predict: a section (.h5ad, Space Ranger folder, legacy counts; its counts are not used), a .csv
             with columns x and y, or float (spot 2), in pixels of ``image``. None: a square grid over the tissue, with
             the spacing of the training sections.
@@ -189,6 +190,15 @@ def read_spots(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _section_on(run: Run, image: Path, spots: str | Path | np.ndarray | None, mpp: float | None) -> Section:
     """The positions to predict, as a section on ``image``."""
+    if image.is_dir() or image.name.endswith((".h5ad", ".tsv", ".tsv.gz")):
+        if spots is not None:
+            raise ValueError(f"{image} is a section with spots of its own; leave out --spots, or give the image alone")
+        return read_section(image, mpp=mpp, require_counts=False, require_image=run.config.data.feature_key is None)
+    if run.config.data.feature_key is not None:
+        raise ValueError(
+            f"the run in {run.folder} uses precomputed features {run.config.data.feature_key!r}; give a section (.h5ad) "
+            f"with them instead of {image}"
+        )
     if spots is None:
         return _tiled(run, image, mpp)
     if isinstance(spots, np.ndarray):
@@ -258,9 +268,8 @@ def _provenance(run: Run, section: Section) -> dict[str, Any]:
 def _picture(section: Section) -> dict[str, Any]:
     """``uns['spatial'][name]``: a thumbnail of the image and how its pixels and the spots relate to full resolution."""
     with section.open_image() as opened:
-        scale = min(1.0, _THUMBNAIL_PX / max(opened.width, opened.height))
-        height, width = max(1, round(opened.height * scale)), max(1, round(opened.width * scale))
-        thumbnail = opened.read(0, 0, opened.width, opened.height, size=(height, width))
+        thumbnail = opened.thumbnail(_THUMBNAIL_PX)
+        scale = thumbnail.shape[1] / opened.width
     diameter = section.spot_diameter_px or (section.grid.pitch_px or 2 / scale) / 2
     return {
         "images": {"hires": thumbnail},

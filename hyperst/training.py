@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,11 +31,14 @@ from hyperst.data import (
     transform,
 )
 from hyperst.files import write_json_atomic, write_text_atomic
+from hyperst.imports import prepare_torchvision
 from hyperst.metrics import per_gene_pearson
 from hyperst.model import HyperST
 from hyperst.run_folder import RunFolder, SectionRecord, Split, code_versions, section_indices
 
-import lightning  # isort: skip  # after hyperst.configuration, which lets it import beside a mismatched torchvision
+prepare_torchvision()
+
+import lightning  # noqa: E402
 
 __all__ = ["Epoch", "TrainingSummary", "build_model", "fit", "parameter_groups"]
 
@@ -103,13 +106,14 @@ def fit(
     else:
         config, split = _start(config, sections, validation_sections, place)
     genes = place.read_genes()
-    if resume and (summary := place.read_summary()) is not None:
-        return TrainingSummary(**summary)
+    if resume and (finished := place.read_summary()) is not None:
+        return TrainingSummary(**finished)
 
     loaders = _loaders(config, genes, split, sections, validation_sections)
     lightning.seed_everything(config.training.seed, verbose=False)
-    module = _Module(build_model(config, sections, len(genes)), Alignment(config.alignment, config.model.width), config)
-    module.model.initialise_output(_mean_target(config, genes, sections, split))
+    model = build_model(config, len(genes), _feature_width(config, sections[0]))
+    model.initialise_output(_mean_target(config, genes, sections, split))
+    module = _Module(model, Alignment(config.alignment, config.model.width), config)
     recorder = Recorder(place, config.training, on_epoch)
     started = time.perf_counter()
     _run_trainer(config.training, module, loaders, recorder)
@@ -131,10 +135,23 @@ def build_model(config: RunConfig, n_genes: int, backbone_width: int | None = No
     return HyperST(n_genes, config.model, backbone_width=backbone_width, image_size=config.crop.image_size)
 
 
+def _feature_width(config: RunConfig, section: Section) -> int | None:
+    """Width of the precomputed features, None where crops are used."""
+    if config.data.feature_key is None:
+        return None
+    spot = SpotDataset([section], [], config.crop, feature_key=config.data.feature_key, counts=False, indices=[(0, 0)])
+    return len(spot[0]["spot_features"])
+
+
 def averaged_model(model: HyperST, decay: float) -> AveragedModel:
     """A copy of ``model`` whose weights and buffers are an exponential moving average of those of ``model``."""
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     return averaged.requires_grad_(False)
+
+
+def frozen_weights(model: HyperST) -> set[str]:
+    """Names of the parameters that training does not change."""
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -294,6 +311,8 @@ class _Module(lightning.LightningModule):
         self.model = model
         self.alignment = alignment
         self.settings = config.training
+        self.left_out = frozen_weights(model) if config.model.weights is not None else set()
+        self.strict_loading = not self.left_out
         self.averaged = averaged_model(model, config.training.averaging) if config.training.averaging else None
         self._validation: list[tuple[Tensor, Tensor]] = []
 
@@ -312,7 +331,7 @@ class _Module(lightning.LightningModule):
             self.averaged.update_parameters(self.model)
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        model = self.model if self.averaged is None else self.averaged.module
+        model = self.model if self.averaged is None else cast(HyperST, self.averaged.module)
         self._validation.append((model.predict(batch).float(), batch["target"]))
 
     def on_validation_epoch_end(self) -> None:
@@ -324,6 +343,12 @@ class _Module(lightning.LightningModule):
         self.log("validation_mse", nn.functional.mse_loss(prediction, target))
         self.log("validation_pcc", finite.mean() if len(finite) else torch.zeros(()))
         self.log_dict({name: float(value) for name, value in self.alignment.report().items()})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Frozen weights stay where they came from: they are large, and not ours to pass on."""
+        for copy in ("model.", "averaged.module."):
+            for name in self.left_out:
+                checkpoint["state_dict"].pop(copy + name, None)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameter_groups(self, self.settings.weight_decay), lr=self.settings.learning_rate)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from hyperst.data.niches import niche_counts
 from hyperst.data.sections import read_section
 
 __all__ = ["Finding", "check_section"]
@@ -59,11 +58,9 @@ def check_section(
             )
         )
     if grid.pitch_px:
-        _, members = niche_counts(section)
-        alone = int((np.asarray(members) <= 1).sum())
-        findings.append(
-            Finding("ok", f"niches of up to {int(np.max(members))} spots, {alone} spots without neighbours")
-        )
+        sizes = niche_members(section).sum(axis=1)
+        alone = int((sizes <= 1).sum())
+        findings.append(Finding("ok", f"niches of up to {int(sizes.max())} spots, {alone} spots without neighbours"))
     with section.open_image() as opened:
         findings.append(Finding("ok", f"image {opened.width} x {opened.height} px: {section.image_path}"))
     if section.patient is None:

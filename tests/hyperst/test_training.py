@@ -251,7 +251,6 @@ def test_a_loss_that_breaks_stops_the_run_with_a_remedy(tiny_config, sections, t
 
 def test_no_weight_decay_on_scales_and_temperature(tiny_config):
     from hyperst.alignment import Alignment
-
     from hyperst.training import build_model
 
     model = torch.nn.ModuleList(
