@@ -12,6 +12,9 @@ $(STAMP): pyproject.toml .ci/torch_for_this_machine.py .ci/constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e ".[st,test,dev,bench]"
 	touch $@
 
+demo: $(STAMP)
+	$(BIN)/hyperst demo --output demo
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -q
 

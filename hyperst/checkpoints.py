@@ -21,7 +21,7 @@ import lightning  # noqa: E402
 from lightning.fabric.plugins import TorchCheckpointIO  # noqa: E402
 from lightning.pytorch.callbacks import Checkpoint  # noqa: E402
 
-__all__ = ["AtomicCheckpoints", "Epoch", "Recorder", "load_checkpoint"]
+__all__ = ["AtomicCheckpoints", "Epoch", "Recorder", "load_checkpoint", "not_finite"]
 
 Epoch = dict[str, float]
 """One row of ``metrics.csv``: epoch (from 1), losses of the training spots, errors on the validation spots, scales."""
@@ -66,10 +66,7 @@ class Recorder(Checkpoint):
         row |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         broken = [name for name, value in row.items() if not np.isfinite(value)]
         if broken:
-            raise FloatingPointError(
-                f"{', '.join(broken)} is no longer finite in epoch {row['epoch']:.0f}; lower training.learning_rate "
-                "(--learning-rate) or train in precision 32-true. The checkpoints of the epochs before are kept"
-            )
+            raise not_finite(broken, int(row["epoch"]))
         self.history.append(row)
         if self.best is row:
             trainer.save_checkpoint(self.place.best, weights_only=True)
@@ -90,6 +87,14 @@ class Recorder(Checkpoint):
         lines = [",".join(columns)]
         lines += [",".join(f"{row[name]:.6g}" for name in columns) for row in self.history]
         write_text_atomic(self.place.metrics, "\n".join(lines) + "\n")
+
+
+def not_finite(names: list[str], epoch: int) -> FloatingPointError:
+    """The error of a training whose loss is NaN or infinite."""
+    return FloatingPointError(
+        f"{', '.join(names)} is no longer finite in epoch {epoch}; lower training.learning_rate (--learning-rate) "
+        "or train in precision 32-true. The checkpoints of the epochs before are kept"
+    )
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

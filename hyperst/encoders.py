@@ -82,6 +82,8 @@ class _Stain(Backbone):
     _BINS = 16
     _SCALES = (1, 2, 4, 8)
     width = 3 * (2 + 5 + 2 * len(_SCALES)) + _BINS
+    mean: Tensor
+    std: Tensor
 
     def __init__(self) -> None:
         super().__init__()

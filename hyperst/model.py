@@ -103,12 +103,13 @@ class HyperST(nn.Module):
         self.image_encoders = nn.ModuleDict({level: _encoder(d, d, config.dropout) for level in LEVELS})
         self.gene_encoders = nn.ModuleDict({level: _encoder(d, d, config.dropout) for level in LEVELS})
         self.image_projection, self.gene_projection = _shared_projection(d), _shared_projection(d)
-        self.head = nn.Sequential(_encoder(len(config.head_inputs) * d, d, config.dropout), nn.Linear(d, n_genes))
+        self.head = _encoder(len(config.head_inputs) * d, d, config.dropout)
+        self.output = nn.Linear(d, n_genes)
 
     def initialise_output(self, mean: Tensor) -> None:
         """Start the prediction at ``mean`` (n_genes), usually that of the training spots."""
         with torch.no_grad():
-            self.head[-1].bias.copy_(mean)
+            self.output.bias.copy_(mean)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = self._image_features(batch)
@@ -124,7 +125,8 @@ class HyperST(nn.Module):
         return self._predict(self._image_features(batch))
 
     def _predict(self, features: dict[str, Tensor]) -> Tensor:
-        return self.head(torch.cat([features[f"image_{level}"] for level in self.config.head_inputs], dim=1))
+        levels = [features[f"image_{level}"] for level in self.config.head_inputs]
+        return self.output(self.head(torch.cat(levels, dim=1)))
 
     def _image_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         kind = "features" if "spot_features" in batch else "image"

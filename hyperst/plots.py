@@ -41,9 +41,7 @@ def expression_figure(
     correlation = np.nan_to_num(per_gene_pearson(np.asarray(prediction), np.asarray(measured)), nan=-1.0)
     best = [names[i] for i in np.argsort(-correlation, kind="stable")[:n_best]]
     shown = list(dict.fromkeys([*best, *genes]))
-    with section.open_image() as image:
-        thumbnail = image.thumbnail(1000)
-        scale = thumbnail.shape[1] / image.width
+    thumbnail, scale = _background(section)
     spots = section.spot_px * scale
     pitch = (section.grid.pitch_px or 50.0) * scale
     height, width = thumbnail.shape[:2]
@@ -69,3 +67,14 @@ def expression_figure(
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
     return Path(path)
+
+
+def _background(section: Section) -> tuple[np.ndarray, float]:
+    """Thumbnail of the tissue and its scale; white where the section was read without an image."""
+    if section.image_path is None:
+        extent = section.spot_px.max(axis=0) + (section.grid.pitch_px or 50.0)
+        scale = 1000 / float(extent.max())
+        return np.full((*np.ceil(extent[::-1] * scale).astype(int), 3), 255, dtype=np.uint8), scale
+    with section.open_image() as image:
+        thumbnail = image.thumbnail(1000)
+        return thumbnail, thumbnail.shape[1] / image.width

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Sampler
 
 from hyperst.alignment import Alignment
-from hyperst.checkpoints import AtomicCheckpoints, Epoch, Recorder, load_checkpoint
+from hyperst.checkpoints import AtomicCheckpoints, Epoch, Recorder, load_checkpoint, not_finite
 from hyperst.configuration import RunConfig, TrainingConfig, read_config, write_config
 from hyperst.data import (
     Section,
@@ -319,6 +319,8 @@ class _Module(lightning.LightningModule):
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         outputs = self.model(batch)
         error = nn.functional.mse_loss(outputs["prediction"], batch["target"])
+        if error.device.type == "cpu" and not torch.isfinite(error):  # on a GPU the epoch's mean tells, without a stop
+            raise not_finite(["training_mse"], self.current_epoch + 1)
         alignment = self.alignment(outputs, batch["block_id"])
         loss = error + alignment["loss"]
         scores = {"training_loss": loss, "training_mse": error}

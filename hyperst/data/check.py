@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hyperst.data.niches import niche_members
 from hyperst.data.sections import read_section
 
 __all__ = ["Finding", "check_section"]

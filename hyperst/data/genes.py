@@ -73,7 +73,7 @@ def select_genes(
     candidates = np.asarray([gene for gene in common_genes(sections) if not is_excluded(gene)], dtype=str)
     counts = [section.counts[:, gene_columns(section, candidates)].astype(np.float64) for section in sections]
     score = _hmhvg_score(counts) if method == "hmhvg" else _hvg_score(counts, sections)
-    usable = sum(np.asarray(matrix.sum(axis=0)).ravel() for matrix in counts) > 0
+    usable = np.sum([np.asarray(matrix.sum(axis=0)).ravel() for matrix in counts], axis=0) > 0
     if usable.sum() < n_genes:
         raise ValueError(
             f"n_genes: got {n_genes}, but only {int(usable.sum())} genes are common to the {len(sections)} sections, "

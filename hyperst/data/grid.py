@@ -99,8 +99,9 @@ def detect_grid(spot_px: np.ndarray, array_index: np.ndarray | None = None, pitc
 
     >>> row, column = np.divmod(np.arange(30), 6)
     >>> spots = np.column_stack([50.0 * column, 50.0 * row])
-    >>> detect_grid(spots, np.column_stack([row, column]), pitch_um=200.0)
-    Grid(kind='square', pitch_px=50.0..., um_per_px=4.0..., pitch_um=200.0)
+    >>> grid = detect_grid(spots, np.column_stack([row, column]), pitch_um=200.0)
+    >>> grid.kind, round(grid.pitch_px, 6), round(grid.um_per_px, 6)
+    ('square', 50.0, 4.0)
     """
     spot_px = np.asarray(spot_px, dtype=np.float64)
     if len(spot_px) > 1 and len(np.unique(spot_px, axis=0)) < len(spot_px):

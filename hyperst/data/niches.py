@@ -39,8 +39,10 @@ def niche_members(section: Section) -> sparse.csr_array:
     Returns:
         csr_array float32 (spot spot), 1 where column is a member of the niche of row; the spot itself is always one.
 
-    >>> from hyperst.synthetic import make_section
-    >>> members = niche_members(make_section(seed=0, n_rows=6, n_cols=6))
+    >>> from tempfile import mkdtemp
+    >>> from hyperst.data import read_section
+    >>> from hyperst.synthetic import write_tissue
+    >>> members = niche_members(read_section(write_tissue(mkdtemp(), 0, n_rows=6, n_cols=6)))
     >>> int(members.sum(axis=1).max())
     7
     """

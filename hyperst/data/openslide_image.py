@@ -25,10 +25,11 @@ class OpenSlideImage(SlideImage):
         self.path = path
         self._slide: Any = None
         self._open()
-        self.width, self.height = self._slide.dimensions
-        recorded = self._slide.properties.get("openslide.mpp-x")
+        slide: Any = self._slide
+        self.width, self.height = slide.dimensions
+        recorded = slide.properties.get("openslide.mpp-x")
         self.mpp = plausible_mpp(float(recorded)) if recorded else None
-        self._factors = [max(1.0, float(factor)) for factor in self._slide.level_downsamples]
+        self._factors = [max(1.0, float(factor)) for factor in slide.level_downsamples]
 
     def _open(self) -> None:
         try:

@@ -81,7 +81,7 @@ def check_counts(counts: object, where: str) -> sparse.csr_array:
     Raises:
         ValueError: negative, fractional, NaN or infinite values.
     """
-    matrix = sparse.csr_array(counts)  # type: ignore[call-overload]
+    matrix = sparse.csr_array(counts)
     problem = count_problem(matrix.data)
     if problem is not None:
         raise ValueError(
