@@ -6,6 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # the networks here are tiny, and test machines are shared
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def predicted(run, test_section):
 def test_the_run_has_the_weights_of_the_best_epoch(run, trained):
     stored = load_checkpoint(trained / "checkpoints" / "best.ckpt")["state_dict"]
     for name, value in run.model.state_dict().items():
-        assert torch.equal(value, stored[f"model.{name}"]), name
+        assert torch.equal(value, stored[f"averaged.module.{name}"]), name
     assert not run.model.training
 
 
