@@ -219,8 +219,11 @@ def test_no_genes_of_the_run(change, run_folder):
     assert "bad" in failure("evaluate", run_folder, change(rename))
 
 
-def test_wrong_um_per_px(section_paths, tmp_path):
-    message = failure("train", section_paths[0], "--mpp", 7.5, "-o", tmp_path / "run", *SMALL)
+def test_wrong_um_per_px(change, tmp_path):
+    def is_visium(adata):
+        adata.uns["spatial"]["S1"]["metadata"]["technology"] = "Visium"
+
+    message = failure("train", change(is_visium), "--mpp", 7.5, "-o", tmp_path / "run", *SMALL)
     assert "7.5" in message
     assert "contradict" in message
 
