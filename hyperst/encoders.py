@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
+from hyperst.imports import prepare_torchvision
 
 __all__ = ["build_backbone"]
 
@@ -167,31 +168,9 @@ def _with_lora(model: nn.Module) -> nn.Module:
 
 
 def _import_timm():
-    """timm needs torchvision's Python part only; beside a CPU build of PyTorch its compiled operators may not load.
-
-    Importing torchvision then stops at the first operator it wants to describe. Declaring the schemas it misses lets the
-    import pass; calling such an operator would still fail, and nothing here does.
-    """
     try:
-        for _ in range(20):
-            try:
-                import timm
-            except RuntimeError as error:
-                missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
-                if missing is None:
-                    raise
-                _declare(missing[1])
-            else:
-                return timm
-    except ImportError as error:
+        prepare_torchvision()
+        import timm
+    except ModuleNotFoundError as error:
         raise ImportError('timm backbones need timm: pip install "hyperst-kernels[st]"') from error
-    raise ImportError("torchvision does not fit the installed PyTorch; install matching versions")
-
-
-_declared: list[torch.library.Library] = []
-
-
-def _declare(operator: str) -> None:
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _declared.append(library)  # a library's operators live as long as it does
+    return timm

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Sampler
 
 from hyperst.alignment import Alignment
@@ -144,9 +144,20 @@ def _feature_width(config: RunConfig, section: Section) -> int | None:
 
 
 def averaged_model(model: HyperST, decay: float) -> AveragedModel:
-    """A copy of ``model`` whose weights and buffers are an exponential moving average of those of ``model``."""
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    return averaged.requires_grad_(False)
+    """A copy of ``model`` whose weights and buffers are an exponential moving average of those of ``model``.
+
+    The first steps count less: after n updates the average keeps min(decay, (1 + n) / (10 + n)) of itself.
+    """
+
+    def average(averaged: Any, current: Any, updates: Any) -> None:
+        kept = min(decay, (1 + float(updates)) / (10 + float(updates)))
+        for mean, value in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - kept)
+            else:
+                mean.copy_(value)
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
 
 
 def frozen_weights(model: HyperST) -> set[str]:

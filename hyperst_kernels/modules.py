@@ -122,7 +122,7 @@ class HyperbolicContrastiveLoss(nn.Module):
 
     Several processes (``world_size`` > 1): features are gathered. After DDP's mean over ranks, the gradient is the true
     one for ``gather_with_grad=True`` (local or global loss); without it, a global loss gives exactly 1/world_size of
-    it, and ``local_loss=True`` drops the gradient through the other ranks' keys, which is wrong and warned about.
+    that of the features, and ``local_loss=True`` drops the gradient through the other ranks' keys, which is wrong and warned about.
     ``cache_labels`` is accepted for compatibility: there are no labels to cache.
 
     >>> loss = HyperbolicContrastiveLoss()
