@@ -8,6 +8,8 @@ many of them, the whole pass is repeated in float64. Extra memory is O((n + m) d
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,8 @@ NEAR = {torch.float32: 2.0**-6, torch.float64: 2.0**-12}
 NEAR_WIDENED = 2.0**-29
 # Above this share of recomputed entries, float64 products are cheaper than differences.
 MANY = 1 / 64
-EXACT_ROWS = 4096
+# Numbers in the rows that row-wise functions see at a time: temporaries of this size stay in cache.
+CHUNK_NUMBERS = 1 << 17
 
 
 class _TooManyNear(Exception):
@@ -94,11 +97,23 @@ class _Pass:
         self.ids, self.symmetric = exclude_ids, symmetric
         self.lorentz = geometry == "lorentz"
         self.geometry: Geometry = geometry_of(geometry, c, tangent)
-        self.left, self.right = self.geometry.left(queries), self.geometry.right(keys)
         self.n, self.m = len(queries), len(keys)
+        self.left, self.right = self._operand(self.geometry.left, queries), self._operand(self.geometry.right, keys)
         self.near_left = self.n * self.m * MANY + 1024 if queries.dtype == torch.float32 else float("inf")
         size = (min(TILE_ROWS, self.n), min(TILE_COLUMNS, self.m))
         self.buffers = queries.new_empty(5, size[0] * size[1])
+
+    def _operand(self, of_features: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+        width = of_features(features[:1]).shape[1]
+        operand = features.new_empty(len(features), width)
+        for some in self._chunks(len(features)):
+            operand[some] = of_features(features[some])
+        return operand
+
+    def _chunks(self, length: int) -> list[slice]:
+        """Slices of rows whose temporaries stay in cache."""
+        step = max(1, CHUNK_NUMBERS // self.queries.shape[1])
+        return [slice(k, min(k + step, length)) for k in range(0, length, step)]
 
     def _tiles(self):
         for i in range(0, self.n, TILE_ROWS):
@@ -115,8 +130,7 @@ class _Pass:
         self.geometry.distance(z, out, slope, work)
         if near is not None:
             i, j = near
-            for k in range(0, len(i), EXACT_ROWS):
-                some = slice(k, k + EXACT_ROWS)
+            for some in self._chunks(len(i)):
                 x, y = self.queries[rows][i[some]], self.keys[columns][j[some]]
                 out[i[some], j[some]] = self.geometry.exact(x, y)
         return near
@@ -160,7 +174,8 @@ class _Pass:
         return rows_lse.value(), columns_lse.value(), -self.scale * self._positive_distances()
 
     def _positive_distances(self) -> Tensor:
-        return self.geometry.exact(self.queries, self.keys[: self.n])
+        chunks = [self.geometry.exact(self.queries[some], self.keys[some]) for some in self._chunks(self.n)]
+        return torch.cat(chunks)
 
     def gradients(
         self,
@@ -195,16 +210,20 @@ class _Pass:
             weights.div_(slope).mul_(-self.scale)
             d_left[rows].addmm_(weights, self.right[columns])
             d_right[columns].addmm_(weights.T, self.left[rows])
-        d_queries += self.geometry.left_gradient(self.queries, d_left)
-        d_keys += self.geometry.right_gradient(self.keys, d_right)
+        for some in self._chunks(self.n):
+            d_queries[some] += self.geometry.left_gradient(self.queries[some], d_left[some])
+        for some in self._chunks(self.m):
+            d_keys[some] += self.geometry.right_gradient(self.keys[some], d_right[some])
 
         pull = grad_rows * torch.sigmoid(row_negatives - positives)
         if self.symmetric:
             pull = pull + grad_columns * torch.sigmoid(column_negatives - positives)
-        dx, dy = self.geometry.exact_gradient(self.queries, self.keys[: self.n])
-        d_queries += (self.scale * pull)[:, None] * dx
-        d_keys[: self.n] += (self.scale * pull)[:, None] * dy
-        d_scale += float((pull * self._positive_distances()).sum(dtype=torch.float64))
+        for some in self._chunks(self.n):
+            dx, dy = self.geometry.exact_gradient(self.queries[some], self.keys[some])
+            weight = (self.scale * pull[some])[:, None]
+            d_queries[some] += weight * dx
+            d_keys[some] += weight * dy
+        d_scale -= float(torch.dot(pull.double(), positives.double())) / self.scale
         return d_queries, d_keys, self._curvature_gradient(d_queries, d_keys, d_scale), self.c.new_tensor(d_scale)
 
     def _add_near(
@@ -217,8 +236,8 @@ class _Pass:
         d_keys: Tensor,
     ) -> None:
         i, j = near
-        for k in range(0, len(i), EXACT_ROWS):
-            a, b = i[k : k + EXACT_ROWS], j[k : k + EXACT_ROWS]
+        for some in self._chunks(len(i)):
+            a, b = i[some], j[some]
             dx, dy = self.geometry.exact_gradient(self.queries[rows][a], self.keys[columns][b])
             weight = -self.scale * weights[a, b][:, None]
             d_queries[rows].index_add_(0, a, weight * dx)
@@ -229,7 +248,9 @@ class _Pass:
         if not self.lorentz:
             return torch.zeros_like(self.c)
         along = sum(
-            float((x * g).sum(dtype=torch.float64)) for x, g in ((self.queries, d_queries), (self.keys, d_keys))
+            float((x[some] * g[some]).sum(dtype=torch.float64))
+            for x, g in ((self.queries, d_queries), (self.keys, d_keys))
+            for some in self._chunks(len(x))
         )
         return self.c.new_tensor((along - self.scale * d_scale) / (2 * float(self.c)))
 
