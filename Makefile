@@ -1,10 +1,10 @@
-# make demo | test | lint | bench | gpu: each works from a clean clone.
+# make demo | test | lint | bench | gpu | docs: each works from a clean clone.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench gpu clean
+.PHONY: demo test lint bench gpu docs clean
 
 $(STAMP): pyproject.toml .ci/torch_for_this_machine.py .ci/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,6 +30,11 @@ gpu: $(STAMP)
 	@$(BIN)/python -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)" \
 	  && $(BIN)/python -m pytest -q tests/kernels && $(BIN)/python -m benchmarks.contrastive --device cuda \
 	  || { $(BIN)/python -c "import torch, sys; sys.exit(torch.cuda.is_available())" && echo "no GPU on this machine: nothing to check"; }
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e ".[docs]"
+	$(BIN)/sphinx-build -W -q docs docs/_build
+	@echo "docs/_build/index.html"
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -129,8 +129,8 @@ class Alignment(nn.Module):
     def report(self) -> dict[str, float]:
         """c and 1/tau, and what they mean together: (c, alpha, 1/tau) have two degrees of freedom.
 
-        "effective_radius" is sqrt(c) exp(alpha) |image_spot|, mean over the last batch; "effective_temperature" is
-        tau sqrt(c).
+        "effective_radius" is ``sqrt(c) exp(alpha) |image_spot|``, mean over the last batch; "effective_temperature"
+        is tau sqrt(c).
         """
         curvature, scale = float(self.lift.curvature.detach()), float(self.logit_scale.detach())
         return {

@@ -53,7 +53,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Gene expression from histology images: train on spatial transcriptomics sections, predict on images alone.",
-    epilog="Start with [bold]hyperst demo[/bold]: it needs no data and takes about two minutes.",
+    epilog="Start with [bold]hyperst demo[/bold]: it needs no data and takes about a minute.",
 )
 
 Sections = Annotated[
@@ -87,7 +87,7 @@ def demo(
 ) -> None:
     """Make synthetic sections, train on three, evaluate the fourth, draw its figure. No data needed."""
     console = make_console()
-    console.print("[bold]HyperST demonstration[/bold] on synthetic tissue; about two minutes on two CPU cores.")
+    console.print("[bold]HyperST demonstration[/bold] on synthetic tissue; about a minute on two CPU cores.")
     from hyperst.demo import demo_config, run_demo
 
     started = time.perf_counter()
@@ -111,7 +111,7 @@ def demo(
         f"  hyperst check {result.sections[0]}\n"
         f"  hyperst train {' '.join(map(str, result.sections[:-1]))} --n-genes 60 --output runs/mine\n"
         f"  hyperst evaluate runs/mine {result.sections[-1]}\n"
-        f"  hyperst predict {result.run} {result.sections[-1].parent / 'images'}/... --mpp ... --output predicted.h5ad",
+        f"  hyperst predict {result.run} {result.image} --mpp {result.um_per_px:.3g} --output predicted.h5ad",
         soft_wrap=True,
     )
 
@@ -143,7 +143,7 @@ def train(
     target: Annotated[str | None, typer.Option("--target", help="log1p_cp10k or log2.")] = None,
     n_genes: Annotated[int | None, typer.Option("--n-genes", help="Genes to predict.")] = None,
     gene_selection: Annotated[str | None, typer.Option("--gene-selection", help="hmhvg or hvg.")] = None,
-    backbone: Annotated[str | None, typer.Option("--backbone", help="conv, stain, precomputed, or timm:NAME.")] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="conv, stain, conv+stain, precomputed, or timm:NAME.")] = None,
     weights: Annotated[str | None, typer.Option("--weights", help="File with the backbone's weights.")] = None,
     feature_key: Annotated[
         str | None, typer.Option("--feature-key", help="obsm entries with precomputed image features.")

@@ -32,18 +32,20 @@ class DemoResult:
     run: Path
     training: TrainingSummary
     evaluation: Evaluation
+    image: Path
+    um_per_px: float
     prediction: Path
     n_predicted: int
 
 
-def demo_config(epochs: int = 25) -> RunConfig:
+def demo_config(epochs: int = 18) -> RunConfig:
     """A configuration that learns the synthetic tissue in about a minute on two cores."""
     config = RunConfig()
     return replace(
         config,
         data=replace(config.data, n_genes=60),
         crop=replace(config.crop, image_size=64),
-        model=replace(config.model, width=128),
+        model=replace(config.model, backbone="conv+stain", width=128),
         training=replace(config.training, epochs=epochs, patience=8, learning_rate=1e-3),
     )
 
@@ -89,12 +91,13 @@ def run_demo(
     run = load_run(folder / "run")
     evaluation = evaluate(run, sections[-1], training_sections=sections[:-1])
 
-    image = sections[-1].image_path
+    image, um_per_px = sections[-1].image_path, sections[-1].grid.um_per_px
     assert image is not None
+    assert um_per_px is not None
     tell(f"predicting {image.name} from the image alone, on a grid over the tissue")
-    predicted = predict_image(run, image, mpp=sections[-1].grid.um_per_px)
+    predicted = predict_image(run, image, mpp=um_per_px)
     prediction = write_h5ad_atomic(predicted, folder / "predicted.h5ad")
-    return DemoResult(paths, run.folder, training, evaluation, prediction, predicted.n_obs)
+    return DemoResult(paths, run.folder, training, evaluation, image, um_per_px, prediction, predicted.n_obs)
 
 
 def _clear(folder: Path) -> None:

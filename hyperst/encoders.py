@@ -31,8 +31,9 @@ def build_backbone(
     """The image backbone called ``name``; maps ImageNet-normalised images (b 3 h w) to features (b width).
 
     Args:
-        name: "conv" (0.4 M parameters, trained from scratch), "stain" (hand-made, nothing to train), "timm:MODEL"
-            (frozen unless ``lora``), or "precomputed" (features pass through; ``width`` must be given).
+        name: "conv" (0.4 M parameters, trained from scratch), "stain" (hand-made, nothing to train), "conv+stain" (both
+            side by side), "timm:MODEL" (frozen unless ``lora``), or "precomputed" (features pass through; ``width``
+            must be given).
         weights: local file with the state of a timm model; None leaves it untrained.
         lora: adapters (rank 8, alpha 16, dropout 0.1) on the qkv of the last 11/24 of a vision transformer's blocks.
         image_size: side of the crops in pixels, for timm models.
@@ -53,11 +54,13 @@ def build_backbone(
         return _Convolutional()
     if name == "stain":
         return _Stain()
+    if name == "conv+stain":
+        return _ConvolutionalAndStain()
     if name == "precomputed":
         if width is None:
             raise ValueError("backbone 'precomputed' needs the width of the features")
         return _Precomputed(width)
-    raise ValueError(f"backbone must be 'conv', 'stain', 'timm:MODEL' or 'precomputed', got {name!r}")
+    raise ValueError(f"backbone must be 'conv', 'stain', 'conv+stain', 'timm:MODEL' or 'precomputed', got {name!r}")
 
 
 class _Convolutional(Backbone):
@@ -104,6 +107,20 @@ class _Stain(Backbone):
         bins = (density.mean(1).flatten(1) / 2 * self._BINS).long().clamp(0, self._BINS - 1)
         parts.append(F.one_hot(bins, self._BINS).float().mean(1))
         return torch.cat(parts, dim=1)
+
+
+class _ConvolutionalAndStain(Backbone):
+    """Learnt features beside the hand-made ones, which are standardised by their running statistics."""
+
+    width = _Convolutional.width + _Stain.width
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.learnt, self.stain = _Convolutional(), _Stain()
+        self.standardise = nn.BatchNorm1d(_Stain.width, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.learnt(x), self.standardise(self.stain(x))], dim=1)
 
 
 class _Precomputed(Backbone):

@@ -19,7 +19,7 @@ class ModelConfig:
     """What the model is made of.
 
     Attributes:
-        backbone: "conv", "stain", "timm:NAME" or "precomputed"; see :func:`hyperst.encoders.build_backbone`.
+        backbone: "conv", "stain", "conv+stain", "timm:NAME" or "precomputed"; see :func:`hyperst.encoders.build_backbone`.
         weights: local file of the backbone's weights, for "timm:NAME".
         lora: train a timm vision transformer through low-rank adapters.
         width: of the features (1024 in the paper).

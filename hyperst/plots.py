@@ -44,7 +44,9 @@ def expression_figure(
     thumbnail, scale = _background(section)
     spots = section.spot_px * scale
     pitch = (section.grid.pitch_px or 50.0) * scale
-    height, width = thumbnail.shape[:2]
+    # the measured part of the slide, with a margin
+    (left, top), (right, bottom) = spots.min(axis=0) - 1.5 * pitch, spots.max(axis=0) + 1.5 * pitch
+    width, height = right - left, bottom - top
 
     panel = 3.4
     figure = Figure(figsize=(2 * panel + 1.6, panel * height / width * len(shown) + 0.6), layout="constrained")
@@ -60,6 +62,8 @@ def expression_figure(
                 spots[:, 0], spots[:, 1], c=values[:, column], s=(0.8 * pitch * points_per_pixel) ** 2, cmap="viridis"
             )
             figure.colorbar(drawn, ax=axis, shrink=0.75)
+            axis.set_xlim(left, right)
+            axis.set_ylim(bottom, top)
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_title(f"{gene}, {what}" + (f" (r = {correlation[column]:.2f})" if what == "predicted" else ""))
@@ -76,5 +80,5 @@ def _background(section: Section) -> tuple[np.ndarray, float]:
         scale = 1000 / float(extent.max())
         return np.full((*np.ceil(extent[::-1] * scale).astype(int), 3), 255, dtype=np.uint8), scale
     with section.open_image() as image:
-        thumbnail = image.thumbnail(1000)
+        thumbnail = image.thumbnail(2000)
         return thumbnail, thumbnail.shape[1] / image.width

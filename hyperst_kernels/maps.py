@@ -17,7 +17,7 @@ from hyperst_kernels.reference import maps as reference
 def exp_map0(v: Tensor, c: float | Tensor = 1.0) -> Tensor:
     """Exponential map at the origin: tangent vectors (..., d) to points (..., d).
 
-    Raises ValueError where the point would overflow (sqrt(c) |v| > 44 in float32).
+    Raises ValueError where the point would overflow (``sqrt(c) |v| > 44`` in float32).
 
     >>> import torch
     >>> exp_map0(torch.tensor([0.6, 0.8, 0.0]))
@@ -73,7 +73,7 @@ def parallel_transport(x: Tensor, y: Tensor, v: Tensor, c: float | Tensor = 1.0)
 
 
 def lift(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
-    """Space components (..., d) to full points (..., d+1), time sqrt(1/c + |x|^2) first.
+    """Space components (..., d) to full points (..., d+1), time ``sqrt(1/c + |x|^2)`` first.
 
     >>> import torch
     >>> lift(torch.zeros(2), c=4.0)
@@ -108,7 +108,7 @@ def lorentz_to_poincare(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
 
 
 def poincare_to_lorentz(p: Tensor, c: float | Tensor = 1.0) -> Tensor:
-    """Points of the Poincare ball (..., d), sqrt(c) |p| < 1, to the hyperboloid (..., d). ValueError outside the ball.
+    """Points of the Poincare ball (..., d), ``sqrt(c) |p| < 1``, to the hyperboloid (..., d). ValueError outside the ball.
 
     >>> import torch
     >>> poincare_to_lorentz(torch.tensor([0.5]))

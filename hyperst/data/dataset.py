@@ -41,13 +41,14 @@ class SpotDataset(Dataset):
             two regions, which for JPEG and PNG means keeping whole decoded images (at most 4) in memory.
         counts: False leaves the expression entries out (prediction; ``genes`` may be empty).
 
-    Items, dict of
-        spot_image, niche_image: float32 (3 s s), ImageNet-normalised; or, with ``feature_key``, spot_features (w,) and
-            niche_features (w,) float32.
-        spot_expression, niche_expression: float32 (gene,) on the target scale; the niche's is the transform of mean raw
-            counts (and mean library size) over its present spots. target: the same as spot_expression.
-        section, spot: int64, position in ``sections`` and in the section.
-        block_id: int64, shared by spots of the same block of 2 x 2 pitches of one section: false negatives of each other.
+    Items are dicts:
+
+    - spot_image, niche_image: float32 (3 s s), ImageNet-normalised; or, with ``feature_key``, spot_features (w,) and
+      niche_features (w,) float32.
+    - spot_expression, niche_expression: float32 (gene,) on the target scale; the niche's is the transform of mean raw
+      counts (and mean library size) over its present spots. target: the same as spot_expression.
+    - section, spot: int64, position in ``sections`` and in the section.
+    - block_id: int64, shared by spots of the same block of 2 x 2 pitches of one section: false negatives of each other.
 
     Raises:
         ValueError: no sections or no spots, missing genes, an index out of range, or crops that cannot be sized.

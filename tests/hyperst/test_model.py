@@ -110,7 +110,7 @@ def test_timm_backbone_with_lora_trains_adapters_only(tmp_path):
         build_backbone("timm:vit_tiny_patch16_224", weights=str(tmp_path / "none.pt"), **options)
 
 
-@pytest.mark.parametrize("name", ["conv", "stain"])
+@pytest.mark.parametrize("name", ["conv", "stain", "conv+stain"])
 def test_backbone_widths(name):
     backbone = build_backbone(name)
     features = backbone(torch.rand(2, 3, 64, 64))
