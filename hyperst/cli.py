@@ -53,7 +53,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Gene expression from histology images: train on spatial transcriptomics sections, predict on images alone.",
-    epilog="Start with [bold]hyperst demo[/bold]: it needs no data and takes about a minute.",
+    epilog="Start with [bold]hyperst demo[/bold]: it needs no data and takes about two minutes.",
 )
 
 Sections = Annotated[
@@ -87,7 +87,7 @@ def demo(
 ) -> None:
     """Make synthetic sections, train on three, evaluate the fourth, draw its figure. No data needed."""
     console = make_console()
-    console.print("[bold]HyperST demonstration[/bold] on synthetic tissue; about a minute on two CPU cores.")
+    console.print("[bold]HyperST demonstration[/bold] on synthetic tissue; about two minutes on two CPU cores.")
     from hyperst.demo import demo_config, run_demo
 
     started = time.perf_counter()
@@ -143,7 +143,9 @@ def train(
     target: Annotated[str | None, typer.Option("--target", help="log1p_cp10k or log2.")] = None,
     n_genes: Annotated[int | None, typer.Option("--n-genes", help="Genes to predict.")] = None,
     gene_selection: Annotated[str | None, typer.Option("--gene-selection", help="hmhvg or hvg.")] = None,
-    backbone: Annotated[str | None, typer.Option("--backbone", help="conv, stain, conv+stain, precomputed, or timm:NAME.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", help="conv, stain, conv+stain, precomputed, or timm:NAME.")
+    ] = None,
     weights: Annotated[str | None, typer.Option("--weights", help="File with the backbone's weights.")] = None,
     feature_key: Annotated[
         str | None, typer.Option("--feature-key", help="obsm entries with precomputed image features.")

@@ -79,6 +79,8 @@ class TrainingConfig:
         gradient_clip: largest gradient norm; 0 switches clipping off.
         averaging: validation and prediction use an exponential moving average of the weights, which keeps this part of
             itself per step; 0 uses the weights as they are (the paper). With few spots the average errs clearly less.
+        stain_jitter: strength of random staining in training, see :func:`hyperst.augmentation.jitter_stain`; 0 switches
+            it off (the paper). Between slides stained apart it decides whether a model is of use.
         patience: epochs without a better validation error before training stops.
         precision: Lightning's name: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"``, ``"64-true"``.
         accelerator: Lightning's name: ``"auto"``, ``"cpu"``, ``"gpu"``.
@@ -94,6 +96,7 @@ class TrainingConfig:
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
     averaging: float = 0.98
+    stain_jitter: float = 0.2
     patience: int = 10
     precision: Precision = "32-true"
     accelerator: str = "auto"
@@ -108,6 +111,7 @@ class TrainingConfig:
         _require("training.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         _require("training.gradient_clip", self.gradient_clip, self.gradient_clip >= 0, "0 (off) or a positive norm")
         _require("training.averaging", self.averaging, 0 <= self.averaging < 1, "0 (off) or a fraction below 1")
+        _require("training.stain_jitter", self.stain_jitter, 0 <= self.stain_jitter <= 1, "between 0 (off) and 1")
         _require("training.patience", self.patience, self.patience >= 1, "at least 1 epoch")
         _require_choice("training.precision", self.precision, get_args(Precision))
         _require("training.workers", self.workers, self.workers >= 0, "0 or more processes")
@@ -149,6 +153,7 @@ def _paper() -> RunConfig:
             batch_size=128,
             learning_rate=1e-4,
             averaging=0.0,
+            stain_jitter=0.0,
             patience=10,
             precision="bf16-mixed",
             workers=8,

@@ -290,9 +290,11 @@ def _caveats(run: Run, section: Section, scores: dict[str, Scores]) -> list[str]
             "On the log2(1 + count) scale most of the correlation is the spots' total count; "
             "compare with --target log1p_cp10k."
         )
-    floors = [scores[name].pcc or 0.0 for name in (RIDGE_OWN, RIDGE_STAIN) if name in scores]
-    if floors and (scores[OURS].pcc or 0.0) <= max(floors):
+    floors = [scores[name] for name in (RIDGE_OWN, RIDGE_STAIN) if name in scores]
+    if floors and (scores[OURS].pcc or 0.0) <= max(floor.pcc or 0.0 for floor in floors):
         said.append("Ridge regression is as good or better on PCC: this run has learnt nothing beyond it.")
+    if floors and scores[OURS].mse >= min(floor.mse for floor in floors):
+        said.append("Ridge regression has the smaller squared error: use its values where size matters, not only rank.")
     if MEAN in scores and scores[OURS].mse >= scores[MEAN].mse:
         said.append("The training mean has the smaller squared error: do not use these values as they are.")
     return said

@@ -27,7 +27,7 @@ class ModelConfig:
         head_inputs: levels that the prediction head sees, "spot", "niche" or both.
     """
 
-    backbone: str = "conv"
+    backbone: str = "conv+stain"
     weights: str | None = None
     lora: bool = False
     width: int = 256

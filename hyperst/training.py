@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Sampler
 
 from hyperst.alignment import Alignment
+from hyperst.augmentation import jitter_stain
 from hyperst.checkpoints import AtomicCheckpoints, Epoch, Recorder, load_checkpoint, not_finite
 from hyperst.configuration import RunConfig, TrainingConfig, read_config, write_config
 from hyperst.data import (
@@ -328,6 +329,9 @@ class _Module(lightning.LightningModule):
         self._validation: list[tuple[Tensor, Tensor]] = []
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        if "spot_image" in batch:
+            crops = jitter_stain([batch["spot_image"], batch["niche_image"]], self.settings.stain_jitter)
+            batch = {**batch, "spot_image": crops[0], "niche_image": crops[1]}
         outputs = self.model(batch)
         error = nn.functional.mse_loss(outputs["prediction"], batch["target"])
         if error.device.type == "cpu" and not torch.isfinite(error):  # on a GPU the epoch's mean tells, without a stop

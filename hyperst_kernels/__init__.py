@@ -1,7 +1,7 @@
 """Hyperbolic geometry and contrastive losses that stay correct where float32 is hardest. See the README for a start."""
 
 from hyperst_kernels._version import __version__
-from hyperst_kernels.contrastive import Term, contrastive_loss, hierarchical_contrastive_loss, use_reference
+from hyperst_kernels.contrastive import Term, contrastive_loss, hierarchical_contrastive_loss
 from hyperst_kernels.distance import distance, distance0, inner, pairwise_distance, similarity
 from hyperst_kernels.entailment import entailment_loss, exterior_angle, half_aperture
 from hyperst_kernels.maps import (
@@ -24,6 +24,7 @@ from hyperst_kernels.modules import (
     HyperbolicContrastiveLoss,
     LorentzLift,
 )
+from hyperst_kernels.operators import use_reference
 
 __all__ = [
     "ContrastiveTerm",

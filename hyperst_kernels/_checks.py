@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# sinh overflows beyond asinh(largest number); products of two points need half of that
-_LARGEST_RAPIDITY = {torch.float32: 44.0, torch.float64: 354.0}
+# sinh overflows beyond asinh(largest number). Half of that, for products of two points; float16 only holds the points
+_LARGEST_RAPIDITY = {torch.float16: 11.0, torch.bfloat16: 44.0, torch.float32: 44.0, torch.float64: 354.0}
 
 
 def features(name: str, x: Tensor, *, matrix: bool = False) -> None:
@@ -31,8 +31,9 @@ def finite(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} must be finite, got {int(bad.sum())} NaN or inf values, the first at index {where}")
 
 
-def positive(name: str, value: float | Tensor, like: Tensor) -> Tensor:
-    """A float or one-element tensor > 0, as a 0-d tensor of the dtype and device of ``like``."""
+def positive(name: str, value: float | Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A float or one-element tensor > 0, as a 0-d tensor on the device of ``like``, in ``dtype`` or its dtype."""
+    dtype = like.dtype if dtype is None else dtype
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"{name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
@@ -42,12 +43,12 @@ def positive(name: str, value: float | Tensor, like: Tensor) -> Tensor:
             and not 0 < float(value.detach()) < float("inf")
         ):
             raise ValueError(f"{name} must be positive and finite, got {float(value.detach())}")
-        return value.reshape(()).to(device=like.device, dtype=like.dtype)
+        return value.reshape(()).to(device=like.device, dtype=dtype)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a float or a 0-d tensor, got {type(value).__name__}")
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be positive and finite, got {value}")
-    return torch.full((), value, dtype=like.dtype, device=like.device)
+    return torch.full((), value, dtype=dtype, device=like.device)
 
 
 def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -59,7 +60,7 @@ def radius(name: str, v: Tensor, c: Tensor) -> None:
     """Tangent vectors whose points can be represented."""
     if torch.compiler.is_compiling() or v.device.type != "cpu" or v.numel() == 0:
         return
-    largest = float(torch.linalg.vector_norm(v.detach(), dim=-1).max() * c.detach().sqrt())
+    largest = float(torch.linalg.vector_norm(v.detach().to(c.dtype), dim=-1).max() * c.detach().sqrt())
     if largest > _LARGEST_RAPIDITY[v.dtype]:
         raise ValueError(
             f"{name} reaches sqrt(c)|v| = {largest:.3g}, whose point overflows {v.dtype} (limit "
@@ -72,8 +73,8 @@ def geometry_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def prepare(c: float | Tensor, **named: Tensor) -> tuple[torch.dtype, Tensor, list[Tensor]]:
-    """Check and broadcast vectors (..., d): the dtype to return, c, and the vectors in the geometry's dtype."""
+def prepare(c: float | Tensor, **named: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Check and broadcast vectors (..., d): c in the geometry's dtype, and the vectors in their common dtype."""
     for name, x in named.items():
         features(name, x)
         finite(name, x)
@@ -83,18 +84,16 @@ def prepare(c: float | Tensor, **named: Tensor) -> tuple[torch.dtype, Tensor, li
     except RuntimeError:
         shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in named.items())
         raise ValueError(f"shapes must broadcast to one another, got {shapes}") from None
-    result = tensors[0].dtype
+    dtype = tensors[0].dtype
     for x in tensors[1:]:
-        result = torch.promote_types(result, x.dtype)
-    dtype = geometry_dtype(*tensors)
-    tensors = [x.to(dtype) for x in tensors]
-    return result, positive("c", c, tensors[0]), tensors
+        dtype = torch.promote_types(dtype, x.dtype)
+    return positive("c", c, tensors[0], geometry_dtype(*tensors)), [x.to(dtype) for x in tensors]
 
 
 def inside_ball(name: str, p: Tensor, c: Tensor) -> None:
     """Points of the open Poincare ball."""
     if torch.compiler.is_compiling() or p.device.type != "cpu" or p.numel() == 0:
         return
-    largest = float(torch.linalg.vector_norm(p.detach(), dim=-1).max() * c.detach().sqrt())
+    largest = float(torch.linalg.vector_norm(p.detach().to(c.dtype), dim=-1).max() * c.detach().sqrt())
     if largest >= 1:
         raise ValueError(f"{name} must lie inside the Poincare ball, sqrt(c)|p| < 1, got {largest:.6g}")

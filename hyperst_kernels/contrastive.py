@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,28 +11,9 @@ from torch import Tensor
 from hyperst_kernels import _checks, operators
 from hyperst_kernels.distance import INPUTS, PRECISIONS
 from hyperst_kernels.entailment import REDUCTIONS
-from hyperst_kernels.reference import contrastive as reference
 
 GEOMETRIES = ("lorentz", "cosine", "euclidean")
 DIRECTIONS = ("both", "rows")
-_use_reference = False  # a plain global: torch.compile guards on it
-
-
-@contextlib.contextmanager
-def use_reference() -> Iterator[None]:
-    """Compute with the plain-PyTorch reference inside the block: for debugging, and as an oracle for gradients.
-
-    It holds every pair difference in memory (n m d numbers) and differentiates twice. The switch is process-wide.
-
-    >>> with use_reference():
-    ...     loss = contrastive_loss(torch.eye(3), torch.eye(3))
-    """
-    global _use_reference
-    before, _use_reference = _use_reference, True
-    try:
-        yield
-    finally:
-        _use_reference = before
 
 
 def contrastive_loss(
@@ -139,8 +119,7 @@ def _terms(queries, keys, c, logit_scale, input, geometry, directions, exclude_i
             got = f"{exclude_ids.dtype} of shape {tuple(exclude_ids.shape)}"
             raise ValueError(f"exclude_ids must be integers of shape ({m},), one per key, got {got}")
         exclude_ids = exclude_ids.to(queries.device)
-    compute = reference.contrastive_terms if _use_reference else operators.contrastive_terms
-    return compute(queries, keys, c, logit_scale, input, geometry, directions, exclude_ids)
+    return operators.contrastive_terms(queries, keys, c, logit_scale, input, geometry, directions, exclude_ids)
 
 
 def _reduce(per_sample: Tensor, weights: Tensor | None, reduction: str) -> Tensor:

@@ -5,11 +5,12 @@ Angles are in radians. ``input`` and the errors raised are those of `hyperst_ker
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from hyperst_kernels import _checks
+from hyperst_kernels import _checks, operators
 from hyperst_kernels.distance import INPUTS
-from hyperst_kernels.reference import entailment as reference
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -22,9 +23,9 @@ def half_aperture(x: Tensor, c: float | Tensor = 1.0, *, min_radius: float = 0.1
     tensor(0.1710)
     """
     _checks.choice("input", input, INPUTS)
-    dtype, c, (x,) = _checks.prepare(c, x=x)
+    c, (x,) = _checks.prepare(c, x=x)
     _checks.positive("min_radius", min_radius, x)
-    return reference.half_aperture(x, c, min_radius, input).to(dtype)
+    return operators.row_wise("half_aperture", x, c, float(min_radius), input == "tangent")
 
 
 def exterior_angle(x: Tensor, y: Tensor, c: float | Tensor = 1.0, *, input: str = "lorentz") -> Tensor:
@@ -37,8 +38,8 @@ def exterior_angle(x: Tensor, y: Tensor, c: float | Tensor = 1.0, *, input: str 
     tensor(2.5654)
     """
     _checks.choice("input", input, INPUTS)
-    dtype, c, (x, y) = _checks.prepare(c, x=x, y=y)
-    return reference.exterior_angle(x, y, c, input).to(dtype)
+    c, (x, y) = _checks.prepare(c, x=x, y=y)
+    return operators.row_wise("exterior_angle", x, y, c, input == "tangent")
 
 
 def entailment_loss(
@@ -59,14 +60,27 @@ def entailment_loss(
     >>> entailment_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 0.0]]))
     tensor(0.)
     """
-    _checks.choice("input", input, INPUTS)
     _checks.choice("reduction", reduction, REDUCTIONS)
-    dtype, c, (parent, child) = _checks.prepare(c, parent=parent, child=child)
     if reduction == "mean" and parent.numel() == 0:
         raise ValueError(f"parent must hold at least one row to take a mean over, got shape {tuple(parent.shape)}")
-    for name, value in (("eta", eta), ("min_radius", min_radius)):
-        _checks.positive(name, value, parent)
-    loss = reference.entailment_loss(parent, child, c, eta, min_radius, input)
+    (loss,) = entailment_hinges([(parent, child, eta)], c, min_radius, input)
     if reduction == "none":
-        return loss.to(dtype)
+        return loss
+    loss = loss.to(_checks.geometry_dtype(loss))  # sums are never taken in half precision
     return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def entailment_hinges(
+    relations: Sequence[tuple[Tensor, Tensor, float]], c: float | Tensor, min_radius: float, input: str
+) -> Tensor:
+    """`entailment_loss` of every row of several relations (parent, child, eta), all (..., d), at once: (r, ...)."""
+    _checks.choice("input", input, INPUTS)
+    named: dict[str, Tensor] = {}
+    for i, (parent, child, eta) in enumerate(relations):
+        number = f"_{i}" if len(relations) > 1 else ""
+        named |= {f"parent{number}": parent, f"child{number}": child}
+        _checks.positive("eta", eta, parent)
+    c, vectors = _checks.prepare(c, **named)
+    _checks.positive("min_radius", min_radius, vectors[0])
+    etas = [float(eta) for _, _, eta in relations]
+    return operators.entailment_hinges(vectors[::2], vectors[1::2], c, etas, float(min_radius), input == "tangent")

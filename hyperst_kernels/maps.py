@@ -8,9 +8,10 @@ the CPU) NaN or inf.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from hyperst_kernels import _checks
+from hyperst_kernels import _checks, operators
 from hyperst_kernels.reference import maps as reference
 
 
@@ -23,9 +24,15 @@ def exp_map0(v: Tensor, c: float | Tensor = 1.0) -> Tensor:
     >>> exp_map0(torch.tensor([0.6, 0.8, 0.0]))
     tensor([0.7051, 0.9402, 0.0000])
     """
-    dtype, c, (v,) = _checks.prepare(c, v=v)
-    _checks.radius("v", v, c)
-    return reference.exp_map0(v, c).to(dtype)
+    return scaled_exp_map0(v, None, c)
+
+
+def scaled_exp_map0(v: Tensor, scale: Tensor | None, c: float | Tensor) -> Tensor:
+    """`exp_map0` of scale * v in one pass: v (..., d), scale () or None for 1."""
+    c, (v,) = _checks.prepare(c, v=v)
+    scale = torch.ones_like(c) if scale is None else scale.to(c)
+    _checks.radius("v", v, c * scale**2)
+    return operators.row_wise("exp_map0", v, scale, c)
 
 
 def log_map0(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -35,8 +42,8 @@ def log_map0(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
     >>> log_map0(exp_map0(torch.tensor([0.6, 0.8, 0.0])))
     tensor([0.6000, 0.8000, 0.0000])
     """
-    dtype, c, (x,) = _checks.prepare(c, x=x)
-    return reference.log_map0(x, c).to(dtype)
+    c, (x,) = _checks.prepare(c, x=x)
+    return operators.row_wise("log_map0", x, c)
 
 
 def exp_map(x: Tensor, v: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -46,8 +53,8 @@ def exp_map(x: Tensor, v: Tensor, c: float | Tensor = 1.0) -> Tensor:
     >>> exp_map(torch.zeros(2), torch.tensor([1.0, 0.0]))
     tensor([1.1752, 0.0000])
     """
-    dtype, c, (x, v) = _checks.prepare(c, x=x, v=v)
-    return reference.exp_map(x, v, c).to(dtype)
+    c, (x, v) = _checks.prepare(c, x=x, v=v)
+    return operators.row_wise("exp_map", x, v, c)
 
 
 def log_map(x: Tensor, y: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -57,8 +64,8 @@ def log_map(x: Tensor, y: Tensor, c: float | Tensor = 1.0) -> Tensor:
     >>> log_map(torch.zeros(2), torch.tensor([1.1752012, 0.0]))
     tensor([1., 0.])
     """
-    dtype, c, (x, y) = _checks.prepare(c, x=x, y=y)
-    return reference.log_map(x, y, c).to(dtype)
+    c, (x, y) = _checks.prepare(c, x=x, y=y)
+    return operators.row_wise("log_map", x, y, c)
 
 
 def parallel_transport(x: Tensor, y: Tensor, v: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -68,8 +75,8 @@ def parallel_transport(x: Tensor, y: Tensor, v: Tensor, c: float | Tensor = 1.0)
     >>> parallel_transport(torch.zeros(2), torch.tensor([1.1752012, 0.0]), torch.tensor([0.0, 1.0]))
     tensor([0., 1.])
     """
-    dtype, c, (x, y, v) = _checks.prepare(c, x=x, y=y, v=v)
-    return reference.parallel_transport(x, y, v, c).to(dtype)
+    c, (x, y, v) = _checks.prepare(c, x=x, y=y, v=v)
+    return operators.row_wise("parallel_transport", x, y, v, c)
 
 
 def lift(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -79,8 +86,8 @@ def lift(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
     >>> lift(torch.zeros(2), c=4.0)
     tensor([0.5000, 0.0000, 0.0000])
     """
-    dtype, c, (x,) = _checks.prepare(c, x=x)
-    return reference.lift(x, c).to(dtype)
+    c, (x,) = _checks.prepare(c, x=x)
+    return operators.row_wise("lift", x, c)
 
 
 def project(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -90,10 +97,10 @@ def project(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
     >>> project(torch.tensor([1.0, 0.0, 0.0]))
     tensor([0., 0.])
     """
-    dtype, c, (x,) = _checks.prepare(c, x=x)
+    c, (x,) = _checks.prepare(c, x=x)
     if x.shape[-1] < 2:
         raise ValueError(f"x must hold the time and at least one space component, got shape {tuple(x.shape)}")
-    return reference.project(x, c).to(dtype)
+    return reference.project(x.to(c.dtype), c).to(x.dtype)
 
 
 def lorentz_to_poincare(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -103,8 +110,8 @@ def lorentz_to_poincare(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
     >>> lorentz_to_poincare(exp_map0(torch.tensor([2.0]))).allclose(torch.tensor([1.0]).tanh())
     True
     """
-    dtype, c, (x,) = _checks.prepare(c, x=x)
-    return reference.lorentz_to_poincare(x, c).to(dtype)
+    c, (x,) = _checks.prepare(c, x=x)
+    return operators.row_wise("lorentz_to_poincare", x, c)
 
 
 def poincare_to_lorentz(p: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -114,9 +121,9 @@ def poincare_to_lorentz(p: Tensor, c: float | Tensor = 1.0) -> Tensor:
     >>> poincare_to_lorentz(torch.tensor([0.5]))
     tensor([1.3333])
     """
-    dtype, c, (p,) = _checks.prepare(c, p=p)
+    c, (p,) = _checks.prepare(c, p=p)
     _checks.inside_ball("p", p, c)
-    return reference.poincare_to_lorentz(p, c).to(dtype)
+    return operators.row_wise("poincare_to_lorentz", p, c)
 
 
 def centroid(x: Tensor, c: float | Tensor = 1.0, weights: Tensor | None = None, dim: int = -2) -> Tensor:
@@ -128,9 +135,9 @@ def centroid(x: Tensor, c: float | Tensor = 1.0, weights: Tensor | None = None, 
     >>> centroid(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
     tensor([0., 0.])
     """
-    dtype, c, (x,) = _checks.prepare(c, x=x)
+    c, (x,) = _checks.prepare(c, x=x)
     if x.ndim < 2 or x.shape[dim] == 0:
         raise ValueError(f"x must hold at least one point along dim {dim}, got shape {tuple(x.shape)}")
     if weights is not None:
-        weights = weights.to(x)
-    return reference.centroid(x, c, weights, dim).to(dtype)
+        weights = weights.to(device=x.device, dtype=c.dtype)
+    return reference.centroid(x.to(c.dtype), c, weights, dim).to(x.dtype)

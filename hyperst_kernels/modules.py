@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hyperst_kernels import contrastive, distributed
-from hyperst_kernels._checks import choice
+from hyperst_kernels._checks import choice, geometry_dtype
 from hyperst_kernels.contrastive import DIRECTIONS, GEOMETRIES
 from hyperst_kernels.distance import INPUTS, similarity
-from hyperst_kernels.entailment import entailment_loss
-from hyperst_kernels.maps import exp_map0
+from hyperst_kernels.entailment import entailment_hinges, entailment_loss
+from hyperst_kernels.maps import scaled_exp_map0
 
 
 class _Bounded(torch.autograd.Function):
@@ -91,8 +91,8 @@ class LorentzLift(nn.Module):
 
     def forward(self, features: Tensor, modality: str = "image") -> Tensor:
         """(..., dim) -> (..., dim): tangent vectors at the origin, or points by their space components."""
-        tangent = features * self.scale(modality)
-        return tangent if self.output == "tangent" else exp_map0(tangent, self.curvature)
+        scale = self.scale(modality)
+        return features * scale if self.output == "tangent" else scaled_exp_map0(features, scale, self.curvature)
 
 
 class EntailmentLoss(nn.Module):
@@ -289,16 +289,12 @@ class HierarchicalAlignmentLoss(nn.Module):
             )
             parts[f"{t.queries}->{t.keys}"] = loss
             total_contrastive = total_contrastive + t.weight * loss
-        for e in self.entailment:
-            hinge = entailment_loss(
-                features[e.parent],
-                features[e.child],
-                curvature,
-                eta=e.eta,
-                min_radius=self.min_radius,
-                input=self.input,
-            )
-            parts[f"{e.parent}>={e.child}"] = hinge
-            total_entailment = total_entailment + e.weight * hinge
+        if self.entailment:
+            relations = [(features[e.parent], features[e.child], e.eta) for e in self.entailment]
+            hinges = entailment_hinges(relations, curvature, self.min_radius, self.input)
+            hinges = hinges.to(geometry_dtype(hinges)).flatten(1).mean(1)
+            for e, hinge in zip(self.entailment, hinges, strict=True):
+                parts[f"{e.parent}>={e.child}"] = hinge
+                total_entailment = total_entailment + e.weight * hinge
         loss = self.weights[0] * total_contrastive + self.weights[1] * total_entailment
         return {"loss": loss, "contrastive": total_contrastive, "entailment": total_entailment, **parts}

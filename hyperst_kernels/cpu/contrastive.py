@@ -8,28 +8,12 @@ many of them, the whole pass is repeated in float64. Extra memory is O((n + m) d
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from hyperst_kernels.cpu.geometry import Geometry, geometry_of
+from hyperst_kernels.cpu.geometry import geometry_of
+from hyperst_kernels.cpu.tiles import NEAR_WIDENED, Tiles, TooManyNear
 from hyperst_kernels.reference.contrastive import softplus
-
-# Measured on two cores: larger tiles fall out of the second-level cache, smaller ones pay per call.
-TILE_ROWS, TILE_COLUMNS = 256, 1024
-# An entry is recomputed when cancellation has cost it more bits than these leave of the dtype's precision. A pass that
-# was widened to float64 for a float32 caller can lose all but 24 bits.
-NEAR = {torch.float32: 2.0**-6, torch.float64: 2.0**-12}
-NEAR_WIDENED = 2.0**-29
-# Above this share of recomputed entries, float64 products are cheaper than differences.
-MANY = 1 / 64
-# Numbers in the rows that row-wise functions see at a time: temporaries of this size stay in cache.
-CHUNK_NUMBERS = 1 << 17
-
-
-class _TooManyNear(Exception):
-    """Raised inside a float32 pass that would spend its time on differences."""
 
 
 def forward(
@@ -45,7 +29,7 @@ def forward(
     """LSE over negatives of each row (n) and each of the first n columns (n, or 0 if not symmetric), positives (n)."""
     try:
         return _Pass(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric).log_sum_exps()
-    except _TooManyNear:
+    except TooManyNear:
         wide = _widened(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric)
         rows, columns, positives = (t.to(queries.dtype) for t in wide.log_sum_exps())
         return rows, columns, positives
@@ -70,13 +54,13 @@ def backward(
     saved = (grad_rows, grad_columns, row_negatives, column_negatives, positives)
     try:
         return _Pass(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric).gradients(*saved)
-    except _TooManyNear:
+    except TooManyNear:
         wide = _widened(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric)
         dq, dk, dc, ds = (t.to(queries.dtype) for t in wide.gradients(*(t.double() for t in saved)))
         return dq, dk, dc, ds
 
 
-class _Pass:
+class _Pass(Tiles):
     """One sweep over the tiles of -logit_scale * d(query, key)."""
 
     def __init__(
@@ -91,62 +75,10 @@ class _Pass:
         symmetric: bool,
         near: float | None = None,
     ):
-        self.near = NEAR[queries.dtype] if near is None else near
-        self.queries, self.keys, self.c = queries, keys, c
-        self.scale = float(logit_scale)
+        super().__init__(geometry_of(geometry, c, tangent), queries, keys, near)
+        self.c, self.scale = c, float(logit_scale)
         self.ids, self.symmetric = exclude_ids, symmetric
         self.lorentz = geometry == "lorentz"
-        self.geometry: Geometry = geometry_of(geometry, c, tangent)
-        self.n, self.m = len(queries), len(keys)
-        self.left, self.right = self._operand(self.geometry.left, queries), self._operand(self.geometry.right, keys)
-        self.near_left = self.n * self.m * MANY + 1024 if queries.dtype == torch.float32 else float("inf")
-        size = (min(TILE_ROWS, self.n), min(TILE_COLUMNS, self.m))
-        self.buffers = queries.new_empty(5, size[0] * size[1])
-
-    def _operand(self, of_features: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-        width = of_features(features[:1]).shape[1]
-        operand = features.new_empty(len(features), width)
-        for some in self._chunks(len(features)):
-            operand[some] = of_features(features[some])
-        return operand
-
-    def _chunks(self, length: int) -> list[slice]:
-        """Slices of rows whose temporaries stay in cache."""
-        step = max(1, CHUNK_NUMBERS // self.queries.shape[1])
-        return [slice(k, min(k + step, length)) for k in range(0, length, step)]
-
-    def _tiles(self):
-        for i in range(0, self.n, TILE_ROWS):
-            for j in range(0, self.m, TILE_COLUMNS):
-                rows, columns = slice(i, min(i + TILE_ROWS, self.n)), slice(j, min(j + TILE_COLUMNS, self.m))
-                shape = (rows.stop - i, columns.stop - j)
-                yield rows, columns, [b[: shape[0] * shape[1]].view(shape) for b in self.buffers]
-
-    def _distances(self, rows: slice, columns: slice, z: Tensor, out: Tensor, slope: Tensor | None, work: Tensor):
-        """Fill out with the distances of a tile and slope with 1/f'; return the entries (i, j) to be done exactly."""
-        left, right = self.left[rows], self.right[columns]
-        torch.mm(left, right.T, out=z).clamp_(min=0)
-        near = self._near(left, right, z)
-        self.geometry.distance(z, out, slope, work)
-        if near is not None:
-            i, j = near
-            for some in self._chunks(len(i)):
-                x, y = self.queries[rows][i[some]], self.keys[columns][j[some]]
-                out[i[some], j[some]] = self.geometry.exact(x, y)
-        return near
-
-    def _near(self, left: Tensor, right: Tensor, z: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Entries whose product has cancelled: a cheap test of the row minima, then of the rows that fail it."""
-        factor = self.near
-        widest = right[right[:, -1].argmax()][None]
-        suspects = (z.amin(1) <= factor * self.geometry.scale(left, widest)[:, 0]).nonzero()[:, 0]
-        if len(suspects) == 0:
-            return None
-        i, j = (z[suspects] <= factor * self.geometry.scale(left[suspects], right)).nonzero(as_tuple=True)
-        self.near_left -= len(i)
-        if self.near_left < 0:
-            raise _TooManyNear
-        return suspects[i], j
 
     def _leave_out(self, tile: Tensor, rows: slice, columns: slice, value: float) -> None:
         """Write value over the positives and the excluded keys of a tile."""
@@ -162,8 +94,8 @@ class _Pass:
     def log_sum_exps(self) -> tuple[Tensor, Tensor, Tensor]:
         rows_lse = _RunningLogSumExp(self.queries, self.n)
         columns_lse = _RunningLogSumExp(self.queries, self.n if self.symmetric else 0)
-        for rows, columns, (z, logits, work, _, _) in self._tiles():
-            self._distances(rows, columns, z, logits, None, work)
+        for rows, columns, (z, logits, work) in self.visit(3):
+            self.distances(rows, columns, z, logits, None, work)
             logits.mul_(-self.scale)
             self._leave_out(logits, rows, columns, -torch.inf)
             rows_lse.add(rows, logits, 1, work)
@@ -174,7 +106,7 @@ class _Pass:
         return rows_lse.value(), columns_lse.value(), -self.scale * self._positive_distances()
 
     def _positive_distances(self) -> Tensor:
-        chunks = [self.geometry.exact(self.queries[some], self.keys[some]) for some in self._chunks(self.n)]
+        chunks = [self.geometry.exact(self.queries[some], self.keys[some]) for some in self.chunks(self.n)]
         return torch.cat(chunks)
 
     def gradients(
@@ -190,8 +122,8 @@ class _Pass:
         d_left, d_right = torch.zeros_like(self.left), torch.zeros_like(self.right)
         d_queries, d_keys = torch.zeros_like(self.queries), torch.zeros_like(self.keys)
         d_scale = 0.0
-        for rows, columns, (z, distance, slope, logits, weights) in self._tiles():
-            near = self._distances(rows, columns, z, distance, slope, logits)
+        for rows, columns, (z, distance, slope, logits, weights) in self.visit(5):
+            near = self.distances(rows, columns, z, distance, slope, logits)
             torch.mul(distance, -self.scale, out=logits)
             self._leave_out(logits, rows, columns, -torch.inf)
             # dL/dl = softmax over the row, times its upstream gradient, plus the same for the column
@@ -202,23 +134,21 @@ class _Pass:
                 share = logits[:, :width].sub_(column_lse[with_positive]).exp_().mul_(grad_columns[with_positive])
                 weights[:, :width].add_(share)
             d_scale -= float(torch.dot(weights.reshape(-1), distance.reshape(-1)))
+            weights.mul_(-self.scale)
+            self.add_gradients(rows, columns, near, weights, d_queries, d_keys)
             if near is not None:
-                self._add_near(rows, columns, near, weights, d_queries, d_keys)
                 slope[near] = torch.inf
             if self._on_diagonal(rows, columns):
                 slope.diagonal(rows.start - columns.start).fill_(torch.inf)
-            weights.div_(slope).mul_(-self.scale)
+            weights.div_(slope)
             d_left[rows].addmm_(weights, self.right[columns])
             d_right[columns].addmm_(weights.T, self.left[rows])
-        for some in self._chunks(self.n):
-            d_queries[some] += self.geometry.left_gradient(self.queries[some], d_left[some])
-        for some in self._chunks(self.m):
-            d_keys[some] += self.geometry.right_gradient(self.keys[some], d_right[some])
+        self.add_operand_gradients(d_left, d_right, d_queries, d_keys)
 
         pull = grad_rows * torch.sigmoid(row_negatives - positives)
         if self.symmetric:
             pull = pull + grad_columns * torch.sigmoid(column_negatives - positives)
-        for some in self._chunks(self.n):
+        for some in self.chunks(self.n):
             dx, dy = self.geometry.exact_gradient(self.queries[some], self.keys[some])
             weight = (self.scale * pull[some])[:, None]
             d_queries[some] += weight * dx
@@ -226,32 +156,11 @@ class _Pass:
         d_scale -= float(torch.dot(pull.double(), positives.double())) / self.scale
         return d_queries, d_keys, self._curvature_gradient(d_queries, d_keys, d_scale), self.c.new_tensor(d_scale)
 
-    def _add_near(
-        self,
-        rows: slice,
-        columns: slice,
-        near: tuple[Tensor, Tensor],
-        weights: Tensor,
-        d_queries: Tensor,
-        d_keys: Tensor,
-    ) -> None:
-        i, j = near
-        for some in self._chunks(len(i)):
-            a, b = i[some], j[some]
-            dx, dy = self.geometry.exact_gradient(self.queries[rows][a], self.keys[columns][b])
-            weight = -self.scale * weights[a, b][:, None]
-            d_queries[rows].index_add_(0, a, weight * dx)
-            d_keys[columns].index_add_(0, b, weight * dy)
-
     def _curvature_gradient(self, d_queries: Tensor, d_keys: Tensor, d_scale: float) -> Tensor:
         """(<q, dL/dq> + <k, dL/dk> - s dL/ds) / 2c: d is homogeneous in the features and 1/sqrt(c)."""
         if not self.lorentz:
             return torch.zeros_like(self.c)
-        along = sum(
-            float((x[some] * g[some]).sum(dtype=torch.float64))
-            for x, g in ((self.queries, d_queries), (self.keys, d_keys))
-            for some in self._chunks(len(x))
-        )
+        along = self.homogeneity(d_queries, d_keys)
         return self.c.new_tensor((along - self.scale * d_scale) / (2 * float(self.c)))
 
 

@@ -50,10 +50,11 @@ def compare(u: Tensor, v: Tensor) -> Pair:
     w, norm_sum = u - v, _nonzero(norm_u + norm_v)
     r = (w * (u + v)).sum(-1, keepdim=True) / norm_sum
     e = (2 * w - r * (a + b)) / norm_sum
-    # a - b is orthogonal to a + b: what rounding left along it would be amplified by sinh p sinh q
+    # a - b is orthogonal to a + b: what rounding left along it would be amplified by sinh p sinh q. Not beyond a right
+    # angle, where it is harmless, and not where one is the origin, whose a + b has the length 1
     bisector = a + b
     square = (bisector * bisector).sum(-1, keepdim=True)
-    leftover = torch.where(square > 1, (e * bisector).sum(-1, keepdim=True) / _nonzero(square), 0 * square)
+    leftover = torch.where(square > 2, (e * bisector).sum(-1, keepdim=True) / _nonzero(square), 0 * square)
     e = e - leftover * bisector
     at_origin = (norm_u == 0) | (norm_v == 0)
     half_chord = torch.where(at_origin, torch.full_like(norm_u, 0.5**0.5), (_norm(e) / 2).clamp(max=1))

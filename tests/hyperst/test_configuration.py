@@ -61,7 +61,7 @@ def test_paper_preset_is_the_published_configuration():
 
 def test_default_runs_on_a_cpu_without_weights():
     config = RunConfig()
-    assert (config.model.backbone, config.model.weights, config.model.width) == ("conv", None, 256)
+    assert (config.model.backbone, config.model.weights, config.model.width) == ("conv+stain", None, 256)
     assert (config.crop.image_size, config.data.target) == (96, "log1p_cp10k")
 
 

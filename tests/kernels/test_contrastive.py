@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import hyperst_kernels as hk
 from hyperst_kernels import operators
-from hyperst_kernels.cpu import contrastive as blocked
+from hyperst_kernels.cpu import tiles
 from hyperst_kernels.reference import contrastive as reference
 from tests.kernels import meru
 
@@ -68,7 +68,7 @@ def test_float32_matches_the_float64_reference(problem, input, directions):
     # a logit s d is a rounded number: losses are off by that, softmax weights by that times themselves
     radius = float(hk.distance0(queries, 0.8, input=input).max())
     # and the matrix product of a tile loses the bits that NEAR allows it to
-    lost = 1 / blocked.NEAR[torch.float32] / 4
+    lost = 1 / tiles.NEAR[torch.float32] / 4
     rounding = 4 * torch.finfo(torch.float32).eps * scale * (2 * (0.1 + radius) + lost)
     for got, want, other in zip(ours[:2], exact[:2], moved[:2], strict=True):
         assert torch.isfinite(got).all()
@@ -87,8 +87,8 @@ def test_float32_matches_the_float64_reference(problem, input, directions):
 @pytest.mark.parametrize("geometry", ["lorentz", "euclidean", "cosine"])
 @pytest.mark.parametrize("input", ["tangent", "lorentz"])
 def test_float64_matches_the_reference_over_several_tiles(geometry, input, monkeypatch):
-    monkeypatch.setattr(blocked, "TILE_ROWS", 16)
-    monkeypatch.setattr(blocked, "TILE_COLUMNS", 24)
+    monkeypatch.setattr(tiles, "TILE_ROWS", 16)
+    monkeypatch.setattr(tiles, "TILE_COLUMNS", 24)
     torch.manual_seed(0)
     queries, keys = torch.randn(45, 6), torch.randn(61, 6)
     keys[:5], keys[50] = queries[:5], keys[20]

@@ -63,7 +63,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize(
-    "world_size, options",
+    ("world_size", "options"),
     [
         (2, {"local_loss": True, "gather_with_grad": True}),
         (4, {"local_loss": False, "gather_with_grad": True}),

@@ -69,8 +69,9 @@ def test_distance_of_points(pair):
     assert abs(float(hk.distance(x, y)) - exact) <= 1e-6 * exact + 2 * conditioning(f, x, y)
 
 
-@given(pairs(smallest=1e-3, largest=10.0), st.sampled_from(["tangent", "lorentz"]))
-def test_distance_gradient(pair, input):
+@given(pairs(smallest=1e-3, largest=10.0), st.sampled_from(["tangent", "lorentz"]), st.booleans())
+def test_distance_gradient(pair, input, swapped):
+    pair = pair[::-1] if swapped else pair
     u, v = pair if input == "tangent" else tuple(hk.exp_map0(z) for z in pair)
     leaf = u.clone().requires_grad_()
     hk.distance(leaf, v, input=input).backward()

@@ -33,7 +33,7 @@ def test_spaceranger_v1(spaceranger):
 
 
 def test_the_small_image_of_spaceranger_is_no_full_resolution_image(spaceranger):
-    with pytest.raises(ValueError, match="hires|outside"):
+    with pytest.raises(ValueError, match=r"hires|outside"):
         read_section(spaceranger, image=spaceranger / "spatial" / "tissue_hires_image.png")
 
 

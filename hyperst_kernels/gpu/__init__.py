@@ -1,0 +1,1 @@
+"""Triton kernels. Modules are imported when a kernel is first launched: importing the library needs no GPU."""

@@ -1,0 +1,200 @@
+"""Row-wise distances from exact differences, and the matrix of all distances from one tiled product."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hyperst_kernels.gpu import launch
+from hyperst_kernels.gpu.maps import block, summed
+from hyperst_kernels.gpu.tile_math import (
+    along_and_across,
+    asinh,
+    compare,
+    cosh,
+    curvature_slope,
+    dot,
+    exp,
+    haversine_slopes,
+    hypot1,
+    load_each,
+    load_rows,
+    nonzero,
+    rapidity,
+    root_haversine,
+    sinhc_scaled,
+    slopes,
+    store_each,
+    store_rows,
+    tanh_defect,
+)
+
+# ------------------------------------------------------------------------------------------------------ row by row
+
+
+@triton.jit
+def _distance(
+    x_ptr, y_ptr, c_ptr, out_ptr, x_stride, y_stride, n, d,
+    TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    k = tl.sqrt(tl.load(c_ptr))
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
+    norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
+    p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
+    store_each(out_ptr, rows, 2 / k * asinh(root_haversine(p, q, delta, half_chord)), n)
+
+
+@triton.jit
+def _distance_backward(
+    grad_ptr, x_ptr, y_ptr, c_ptr, dx_ptr, dy_ptr, dc_ptr, x_stride, y_stride, n, d,
+    TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    c = tl.load(c_ptr)
+    k = tl.sqrt(c)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
+    grad = load_each(grad_ptr, rows, n, DTYPE)
+    norm_x, norm_y, a, b, r, e, half_chord = compare(x, y)
+    p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
+    A_x, A_y, q_weight, p_weight, growth, D = slopes(p, q, delta, half_chord)
+    dc = curvature_slope(p, q, delta, half_chord, A_x, A_y, D, c, k)
+    radial_x, radial_y, weight_x, weight_y = point_slopes(p, q, A_x, A_y, q_weight, p_weight, TANGENT)
+    if not TANGENT:
+        dc += (A_x * tanh_defect(p) + A_y * tanh_defect(q)) / (2 * c * k)
+    along_x, across_x = along_and_across(radial_x, weight_x, half_chord, growth)
+    along_y, across_y = along_and_across(radial_y, weight_y, half_chord, growth)
+    dx = (grad * along_x)[:, None] * a + (grad * across_x)[:, None] * e
+    dy = (grad * along_y)[:, None] * b - (grad * across_y)[:, None] * e
+    store_rows(dx_ptr, rows, columns, dx, n, d)
+    store_rows(dy_ptr, rows, columns, dy, n, d)
+    store_each(dc_ptr, rows, grad * dc, n)
+
+
+@triton.jit
+def point_slopes(p, q, A_x, A_y, q_weight, p_weight, TANGENT: tl.constexpr):
+    """Slopes along the rays and weights of the chord, per unit of the vectors that were given."""
+    if TANGENT:
+        return A_x, A_y, q_weight * sinhc_scaled(p), p_weight * sinhc_scaled(q)
+    # |x| = sinh(p) / sqrt(c): radial slopes are divided by cosh, tangential ones by sinh instead of the norm
+    return A_x / cosh(p), A_y / cosh(q), q_weight * exp(-p), p_weight * exp(-q)
+
+
+def distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> Tensor:
+    """(n d), (n d) -> (n)."""
+    return _of_pairs(_distance, x, y, c, TANGENT=tangent)
+
+
+def distance_backward(grad: Tensor, x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, y (n d) and c ()."""
+    return _of_pairs_backward(_distance_backward, grad, x, y, c, TANGENT=tangent)
+
+
+def _of_pairs(kernel: triton.JITFunction, x: Tensor, y: Tensor, c: Tensor, **constants) -> Tensor:
+    x, y, out = launch.unit_stride(x), launch.unit_stride(y), x.new_empty(len(x))
+    launch.over_rows(kernel, "pair", x, x, y, c, out, x.stride(0), y.stride(0), **constants)
+    return out
+
+
+def _of_pairs_backward(
+    kernel: triton.JITFunction, grad: Tensor, x: Tensor, y: Tensor, c: Tensor, **constants
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, y, dx, dy = launch.unit_stride(x), launch.unit_stride(y), x.new_empty(x.shape), y.new_empty(y.shape)
+    dc = launch.scalars_like(x, len(x))
+    strides = (x.stride(0), y.stride(0))
+    launch.over_rows(kernel, "pair", x, grad.contiguous(), x, y, c, dx, dy, dc, *strides, **constants)
+    return dx, dy, summed(dc, c)
+
+
+@triton.jit
+def _inner(
+    x_ptr, y_ptr, c_ptr, out_ptr, x_stride, y_stride, n, d,
+    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    c = tl.load(c_ptr)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
+    H, _, _, _ = haversine_slopes(x, y, c, tl.sqrt(c))
+    store_each(out_ptr, rows, -(1 + 2 * H) / c, n)
+
+
+@triton.jit
+def _inner_backward(
+    grad_ptr, x_ptr, y_ptr, c_ptr, dx_ptr, dy_ptr, dc_ptr, x_stride, y_stride, n, d,
+    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    c = tl.load(c_ptr)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
+    grad = load_each(grad_ptr, rows, n, DTYPE)
+    H, _, g_x, g_y = haversine_slopes(x, y, c, tl.sqrt(c))
+    w = x - y
+    dx, dy = -(w + g_x[:, None] * x), w + g_y[:, None] * y  # -2/c dH, with dH = c/2 (...)
+    store_rows(dx_ptr, rows, columns, grad[:, None] * dx, n, d)
+    store_rows(dy_ptr, rows, columns, grad[:, None] * dy, n, d)
+    store_each(dc_ptr, rows, grad * ((1 + 2 * H) / (c * c) + (dot(x, dx) + dot(y, dy)) / (2 * c)), n)
+
+
+def inner(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    """(n d), (n d) -> (n)."""
+    return _of_pairs(_inner, x, y, c)
+
+
+def inner_backward(grad: Tensor, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, y (n d) and c ()."""
+    return _of_pairs_backward(_inner_backward, grad, x, y, c)
+
+
+@triton.jit
+def _distance0(
+    x_ptr, c_ptr, out_ptr, x_stride, n, d,
+    TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    k = tl.sqrt(tl.load(c_ptr))
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    norm = tl.sqrt(dot(x, x))
+    if TANGENT:
+        store_each(out_ptr, rows, norm, n)
+    else:
+        store_each(out_ptr, rows, asinh(k * norm) / k, n)
+
+
+@triton.jit
+def _distance0_backward(
+    grad_ptr, x_ptr, c_ptr, dx_ptr, dc_ptr, x_stride, n, d,
+    TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    c = tl.load(c_ptr)
+    k = tl.sqrt(c)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    grad = load_each(grad_ptr, rows, n, DTYPE)
+    norm = tl.sqrt(dot(x, x))
+    X = k * norm
+    slope = grad / nonzero(norm)
+    dc = 0 * grad
+    if not TANGENT:
+        slope = slope / hypot1(X)
+        dc = grad * tanh_defect(asinh(X)) / (2 * c * k)
+    store_rows(dx_ptr, rows, columns, slope[:, None] * x, n, d)
+    store_each(dc_ptr, rows, dc, n)
+
+
+def distance0(x: Tensor, c: Tensor, tangent: bool) -> Tensor:
+    """(n d) -> (n)."""
+    x, out = launch.unit_stride(x), x.new_empty(len(x))
+    launch.over_rows(_distance0, "map", x, x, c, out, x.stride(0), TANGENT=tangent)
+    return out
+
+
+def distance0_backward(grad: Tensor, x: Tensor, c: Tensor, tangent: bool) -> tuple[Tensor, Tensor]:
+    """Gradients of x (n d) and c ()."""
+    x, dx, dc = launch.unit_stride(x), x.new_empty(x.shape), launch.scalars_like(x, len(x))
+    launch.over_rows(_distance0_backward, "map", x, grad.contiguous(), x, c, dx, dc, x.stride(0), TANGENT=tangent)
+    return dx, summed(dc, c)

@@ -1,0 +1,301 @@
+"""Cones: half-aperture, exterior angle, and the hinge of several (parent, child) relations in one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hyperst_kernels.gpu import launch
+from hyperst_kernels.gpu.maps import block, summed
+from hyperst_kernels.gpu.tile_math import (
+    asinh,
+    atan2,
+    compare,
+    cosh,
+    dot,
+    exp,
+    expm1,
+    load_each,
+    load_rows,
+    nonzero,
+    rapidity,
+    root_haversine,
+    sinh,
+    store_each,
+    store_rows,
+    tanh,
+)
+
+
+@triton.jit
+def aperture(X, K: tl.constexpr):
+    """asin(min(1, 2K / X)), and its derivative by X (0 inside the rim)."""
+    outside = X > 2 * K
+    X = tl.where(outside, X, 4 * K)
+    far = tl.sqrt(X - 2 * K) * tl.sqrt(X + 2 * K)
+    angle = tl.where(outside, atan2(2 * K + 0 * X, far), 1.5707963267948966)
+    return angle, tl.where(outside, -2 * K / (X * far), 0)
+
+
+@triton.jit
+def _half_aperture(
+    x_ptr, c_ptr, out_ptr, x_stride, n, d,
+    K: tl.constexpr, TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    X = tl.sqrt(tl.load(c_ptr)) * tl.sqrt(dot(x, x))
+    if TANGENT:
+        X = sinh(X)
+    angle, _ = aperture(X, K)
+    store_each(out_ptr, rows, angle, n)
+
+
+@triton.jit
+def _half_aperture_backward(
+    grad_ptr, x_ptr, c_ptr, dx_ptr, dc_ptr, x_stride, n, d,
+    K: tl.constexpr, TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    c = tl.load(c_ptr)
+    k = tl.sqrt(c)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    grad = load_each(grad_ptr, rows, n, DTYPE)
+    norm = tl.sqrt(dot(x, x))
+    by_norm, by_c = aperture_slopes(norm, c, k, K, TANGENT)
+    store_rows(dx_ptr, rows, columns, (grad * by_norm / nonzero(norm))[:, None] * x, n, d)
+    store_each(dc_ptr, rows, grad * by_c, n)
+
+
+@triton.jit
+def aperture_slopes(norm, c, k, K: tl.constexpr, TANGENT: tl.constexpr):
+    """Derivatives of the half-aperture by |x| and by c."""
+    p = k * norm
+    if TANGENT:
+        _, slope = aperture(sinh(p), K)
+        slope = slope * cosh(p)
+    else:
+        _, slope = aperture(p, K)
+    return slope * k, slope * p / (2 * c)
+
+
+def half_aperture(x: Tensor, c: Tensor, min_radius: float, tangent: bool) -> Tensor:
+    """(n d) -> (n)."""
+    x, out = launch.unit_stride(x), x.new_empty(len(x))
+    launch.over_rows(_half_aperture, "map", x, x, c, out, x.stride(0), K=min_radius, TANGENT=tangent)
+    return out
+
+
+def half_aperture_backward(
+    grad: Tensor, x: Tensor, c: Tensor, min_radius: float, tangent: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x (n d) and c ()."""
+    x, dx, dc = launch.unit_stride(x), x.new_empty(x.shape), launch.scalars_like(x, len(x))
+    constants = {"K": min_radius, "TANGENT": tangent}
+    launch.over_rows(_half_aperture_backward, "map", x, grad.contiguous(), x, c, dx, dc, x.stride(0), **constants)
+    return dx, summed(dc, c)
+
+
+@triton.jit
+def exterior(norm_u, sine, half_chord, p, q, delta):
+    """atan2(sin(theta) sinh q, sinh(q - p) - 2 s cosh p sinh q), both times e^-q; pi/2 where the parent is the origin."""
+    sinh_q = -expm1(-2 * q) / 2
+    radial = exp(-p + 2 * tl.maximum(delta, 0)) * expm1(-2 * tl.abs(delta)) / 2
+    radial = tl.where(delta < 0, -radial, radial)
+    angle = atan2(sine * sinh_q, radial - 2 * half_chord * half_chord * cosh(p) * sinh_q)
+    return tl.where(norm_u == 0, 1.5707963267948966, angle)
+
+
+@triton.jit
+def sine_of(a, b, half_chord):
+    """sin(theta) from both half chords."""
+    half_sum = tl.minimum(tl.sqrt(dot(a + b, a + b)) / 2, 1)
+    return 2 * half_chord * half_sum
+
+
+@triton.jit
+def exterior_slopes(norm_u, norm_v, sine, half_chord, p, q, delta):
+    """Derivatives of the exterior angle by p and q, and that by theta over sin(theta).
+
+    0 where the points coincide or the parent is the origin; the slope across the ray is 0 on the ray itself (a kink).
+    """
+    D = 2 * asinh(root_haversine(p, q, delta, half_chord))
+    defined = (D > 0) & (norm_u > 0)
+    D = tl.where(defined, D, 1)
+    sinh_D, cosh_D = -expm1(-2 * D) / 2, (1 + exp(-2 * D)) / 2
+    sinh_p, sinh_q = -expm1(-2 * p) / 2, -expm1(-2 * q) / 2
+    cosh_q = (1 + exp(-2 * q)) / 2
+    squared = sinh_D * sinh_D
+    by_p = sine * sinh_q * exp(tl.minimum(q - D, 88)) * cosh_D / squared
+    by_q = -sine * sinh_p * exp(tl.minimum(p - 2 * D, 88)) / squared
+    size = tl.abs(delta)
+    radial = exp(size - D) * expm1(-2 * size) / 2
+    radial = tl.where(delta < 0, -radial, radial)
+    spread = half_chord * exp(tl.minimum((p + q - D) / 2, 88))
+    across = radial + 2 * spread * spread * cosh_q * sinh_p
+    by_theta = sinh_q * exp(tl.minimum(q - D, 88)) * across / squared
+    bent = defined & (sine > 0) & (norm_v > 0)
+    per_sine = tl.where(bent, by_theta / tl.where(bent, sine, 1), 0)
+    return tl.where(defined, by_p, 0), tl.where(defined, by_q, 0), per_sine
+
+
+@triton.jit
+def angle_gradient(norm_x, norm_y, a, b, e, half_chord, p, q, delta, c, k, TANGENT: tl.constexpr):
+    """Gradients of the exterior angle: the part of dx along a, of dx across, the same of dy, and by c."""
+    sine = sine_of(a, b, half_chord)
+    by_p, by_q, per_sine = exterior_slopes(norm_x, norm_y, sine, half_chord, p, q, delta)
+    across_x, across_y = per_sine / nonzero(norm_x), per_sine / nonzero(norm_y)
+    if TANGENT:
+        return k * by_p, across_x, k * by_q, across_y, (by_p * p + by_q * q) / (2 * c)
+    by_c = (by_p * tanh(p) + by_q * tanh(q)) / (2 * c)
+    return k * by_p / cosh(p), across_x, k * by_q / cosh(q), across_y, by_c
+
+
+@triton.jit
+def _exterior_angle(
+    x_ptr, y_ptr, c_ptr, out_ptr, x_stride, y_stride, n, d,
+    TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    k = tl.sqrt(tl.load(c_ptr))
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
+    norm_x, norm_y, a, b, r, _, half_chord = compare(x, y)
+    p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
+    store_each(out_ptr, rows, exterior(norm_x, sine_of(a, b, half_chord), half_chord, p, q, delta), n)
+
+
+@triton.jit
+def _exterior_angle_backward(
+    grad_ptr, x_ptr, y_ptr, c_ptr, dx_ptr, dy_ptr, dc_ptr, x_stride, y_stride, n, d,
+    TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    c = tl.load(c_ptr)
+    k = tl.sqrt(c)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
+    grad = load_each(grad_ptr, rows, n, DTYPE)
+    norm_x, norm_y, a, b, r, e, half_chord = compare(x, y)
+    p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
+    along_x, across_x, along_y, across_y, by_c = angle_gradient(
+        norm_x, norm_y, a, b, e, half_chord, p, q, delta, c, k, TANGENT
+    )
+    twice_s = 2 * half_chord * half_chord
+    dx = (grad * (along_x - twice_s * across_x))[:, None] * a + (grad * across_x)[:, None] * e
+    dy = (grad * (along_y - twice_s * across_y))[:, None] * b - (grad * across_y)[:, None] * e
+    store_rows(dx_ptr, rows, columns, dx, n, d)
+    store_rows(dy_ptr, rows, columns, dy, n, d)
+    store_each(dc_ptr, rows, grad * by_c, n)
+
+
+def exterior_angle(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> Tensor:
+    """Angle at x: (n d), (n d) -> (n)."""
+    x, y, out = launch.unit_stride(x), launch.unit_stride(y), x.new_empty(len(x))
+    launch.over_rows(_exterior_angle, "pair", x, x, y, c, out, x.stride(0), y.stride(0), TANGENT=tangent)
+    return out
+
+
+def exterior_angle_backward(
+    grad: Tensor, x: Tensor, y: Tensor, c: Tensor, tangent: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, y (n d) and c ()."""
+    x, y, dx, dy = launch.unit_stride(x), launch.unit_stride(y), x.new_empty(x.shape), y.new_empty(y.shape)
+    dc = launch.scalars_like(x, len(x))
+    strides = (x.stride(0), y.stride(0))
+    launch.over_rows(
+        _exterior_angle_backward, "pair", x, grad.contiguous(), x, y, c, dx, dy, dc, *strides, TANGENT=tangent
+    )
+    return dx, dy, summed(dc, c)
+
+
+# ---------------------------------------------------------------------------------------------------------- hinges
+
+
+@triton.jit
+def _hinges(
+    x_ptrs, y_ptrs, c_ptr, out_ptr, x_strides, y_strides, n, d,
+    ETAS: tl.constexpr, K: tl.constexpr, TANGENT: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    k = tl.sqrt(tl.load(c_ptr))
+    for i in tl.static_range(len(ETAS)):
+        x = load_rows(x_ptrs[i], rows, columns, x_strides[i], n, d, DTYPE)
+        y = load_rows(y_ptrs[i], rows, columns, y_strides[i], n, d, DTYPE)
+        norm_x, norm_y, a, b, r, _, half_chord = compare(x, y)
+        p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
+        angle = exterior(norm_x, sine_of(a, b, half_chord), half_chord, p, q, delta)
+        cone, _ = aperture(sinh(p) if TANGENT else k * norm_x, K)
+        store_each(out_ptr + n.to(tl.int64) * i, rows, tl.maximum(angle - ETAS[i] * cone, 0), n)
+
+
+@triton.jit
+def _hinges_backward(
+    grad_ptr, x_ptrs, y_ptrs, c_ptr, dx_ptrs, dy_ptrs, dc_ptr, x_strides, y_strides, n, d,
+    ETAS: tl.constexpr, K: tl.constexpr, TANGENT: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    c = tl.load(c_ptr)
+    k = tl.sqrt(c)
+    for i in tl.static_range(len(ETAS)):
+        x = load_rows(x_ptrs[i], rows, columns, x_strides[i], n, d, DTYPE)
+        y = load_rows(y_ptrs[i], rows, columns, y_strides[i], n, d, DTYPE)
+        norm_x, norm_y, a, b, r, e, half_chord = compare(x, y)
+        p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
+        angle = exterior(norm_x, sine_of(a, b, half_chord), half_chord, p, q, delta)
+        cone, _ = aperture(sinh(p) if TANGENT else k * norm_x, K)
+        grad = load_each(grad_ptr + n.to(tl.int64) * i, rows, n, DTYPE)
+        grad = tl.where(angle > ETAS[i] * cone, grad, 0)
+        along_x, across_x, along_y, across_y, by_c = angle_gradient(
+            norm_x, norm_y, a, b, e, half_chord, p, q, delta, c, k, TANGENT
+        )
+        cone_by_norm, cone_by_c = aperture_slopes(norm_x, c, k, K, TANGENT)
+        twice_s = 2 * half_chord * half_chord
+        on_ray = along_x - ETAS[i] * cone_by_norm - twice_s * across_x
+        dx = (grad * on_ray)[:, None] * a + (grad * across_x)[:, None] * e
+        dy = (grad * (along_y - twice_s * across_y))[:, None] * b - (grad * across_y)[:, None] * e
+        store_rows(dx_ptrs[i], rows, columns, dx, n, d)
+        store_rows(dy_ptrs[i], rows, columns, dy, n, d)
+        store_each(dc_ptr + n.to(tl.int64) * i, rows, grad * (by_c - ETAS[i] * cone_by_c), n)
+
+
+def entailment_hinges(
+    parents: Sequence[Tensor],
+    children: Sequence[Tensor],
+    c: Tensor,
+    etas: Sequence[float],
+    min_radius: float,
+    tangent: bool,
+) -> Tensor:
+    """max(0, exterior angle - eta half-aperture) of r relations, each (n d) and (n d): (r n)."""
+    x, y = ([launch.unit_stride(t) for t in group] for group in (parents, children))
+    out = x[0].new_empty(len(etas), len(x[0]))
+    strides = (tuple(t.stride(0) for t in x), tuple(t.stride(0) for t in y))
+    constants = {"ETAS": tuple(etas), "K": min_radius, "TANGENT": tangent}
+    launch.over_rows(_hinges, "pair", x[0], tuple(x), tuple(y), c, out, *strides, **constants)
+    return out
+
+
+def entailment_hinges_backward(
+    grad: Tensor,
+    parents: Sequence[Tensor],
+    children: Sequence[Tensor],
+    c: Tensor,
+    etas: Sequence[float],
+    min_radius: float,
+    tangent: bool,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Gradients of the parents, the children (n d each) and c () from that of the hinges (r n)."""
+    x, y = ([launch.unit_stride(t) for t in group] for group in (parents, children))
+    dx, dy = ([t.new_empty(t.shape) for t in group] for group in (x, y))
+    dc = launch.scalars_like(x[0], grad.numel())
+    strides = (tuple(t.stride(0) for t in x), tuple(t.stride(0) for t in y))
+    constants = {"ETAS": tuple(etas), "K": min_radius, "TANGENT": tangent}
+    pointers = (grad.contiguous(), tuple(x), tuple(y), c, tuple(dx), tuple(dy), dc)
+    launch.over_rows(_hinges_backward, "pair", x[0], *pointers, *strides, **constants)
+    return dx, dy, summed(dc, c)

@@ -1,0 +1,116 @@
+"""How kernels are launched: block sizes from a table, grids from shapes, the right device.
+
+The table is ``launch_table.json``: architecture -> kind of kernel -> "D bucket:dtype" -> settings. Nothing is tuned at the
+first call. ``hyperst-kernels tune`` measures again on the GPU at hand and writes a table of the user's own, which is
+read before the shipped one: at $HYPERST_LAUNCH_TABLE, or ~/.config/hyperst_kernels/launch_table.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+from pathlib import Path
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hyperst_kernels._checks import geometry_dtype
+
+_SHIPPED = Path(__file__).with_name("launch_table.json")
+LARGEST_ROW = 16384  # numbers in a row that one program can hold
+
+
+def user_table_path() -> Path:
+    """Where ``hyperst-kernels tune`` writes and launches look first."""
+    named = os.environ.get("HYPERST_LAUNCH_TABLE")
+    return Path(named) if named else Path.home() / ".config" / "hyperst_kernels" / "launch_table.json"
+
+
+@functools.cache
+def _tables() -> list[dict]:
+    paths = [path for path in (user_table_path(), _SHIPPED) if path.is_file()]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def forget_tables() -> None:
+    """Read the tables again at the next launch."""
+    _tables.cache_clear()
+    _settings.cache_clear()
+
+
+def architecture() -> str:
+    """The active target: "cuda:90", "hip:gfx942", or "interpreter"."""
+    if triton.knobs.runtime.interpret:
+        return "interpreter"
+    target = triton.runtime.driver.active.get_current_target()
+    return f"{target.backend}:{target.arch}"
+
+
+@functools.cache
+def _settings(where: str, kind: str, bucket: int, dtype: str) -> dict[str, int]:
+    for table in _tables():
+        for place in (where, where.split(":")[0], "any"):
+            for key in (f"{bucket}:{dtype}", f"{bucket}"):
+                found = table.get(place, {}).get(kind, {}).get(key)
+                if found is not None:
+                    return found
+    raise KeyError(f"no launch settings for {kind}, D bucket {bucket}, {dtype} on {where}")
+
+
+def settings(kind: str, d: int, dtype: torch.dtype) -> dict[str, int]:
+    """Block sizes and warps of the kernels of ``kind`` for rows of d numbers."""
+    return _settings(architecture(), kind, max(16, triton.next_power_of_2(d)), str(dtype).removeprefix("torch."))
+
+
+def triton_dtype(dtype: torch.dtype) -> tl.dtype:
+    """In which the kernel computes: float64 for float64, else float32."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def on_device_of(x: Tensor) -> contextlib.AbstractContextManager:
+    """Launches go to the current device: make it the tensor's."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """(n d) whose rows are contiguous; rows may lie anywhere, also on top of each other (broadcast)."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def over_rows(kernel: triton.JITFunction, kind: str, like: Tensor, *arguments, **constants) -> None:
+    """Launch a kernel whose programs own blocks of whole rows of ``like`` (n d).
+
+    The kernel takes ``arguments``, then n, d, and the constants DTYPE, BLOCK_ROWS, BLOCK_D beside ``constants``.
+    """
+    n, d = like.shape
+    if n == 0:
+        return
+    if d > LARGEST_ROW:
+        raise ValueError(f"rows of at most {LARGEST_ROW} features fit a GPU kernel, got {d}")
+    table = settings(kind, d, like.dtype)
+    block_d = max(16, triton.next_power_of_2(d))
+    with on_device_of(like):
+        kernel[(triton.cdiv(n, table["rows"]),)](
+            *arguments,
+            n,
+            d,
+            DTYPE=triton_dtype(like.dtype),
+            BLOCK_ROWS=table["rows"] if architecture() != "interpreter" else interpreted_rows(n, block_d),
+            BLOCK_D=block_d,
+            num_warps=table["warps"],
+            **constants,
+        )
+
+
+def interpreted_rows(n: int, block_d: int) -> int:
+    """The interpreter pays per program, not per number: large blocks."""
+    return max(1, min(triton.next_power_of_2(n), (1 << 16) // block_d))
+
+
+def scalars_like(x: Tensor, n: int) -> Tensor:
+    """(n) in the dtype of the geometry: one partial sum per row."""
+    return x.new_empty(n, dtype=geometry_dtype(x))

@@ -1,0 +1,351 @@
+"""Device functions shared by all kernels: stable scalar functions of any tile, and the comparison of two rows.
+
+They are the functions of ``reference/scalars.py`` and ``reference/pair.py`` under the same names, for float32 and
+float64. exp, log1p and expm1 come from the device's library, which the interpreter does not have; everything else is
+built from them, and the same code in both.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def exp(x):
+    """e^x; ``tl.exp`` rounds its argument times log2(e), which costs |x| ulp on a device."""
+    if INTERPRETED:
+        return tl.exp(x)
+    return libdevice.exp(x)
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for x > -1."""
+    if INTERPRETED:
+        # what rounding 1 + x loses is given back by x / ((1 + x) - 1)
+        u = 1 + x
+        exact = u == 1
+        return tl.where(exact, x, tl.log(u) * (x / tl.where(exact, 1, u - 1)))
+    return libdevice.log1p(x)
+
+
+@triton.jit
+def expm1(x):
+    """e^x - 1."""
+    if INTERPRETED:
+        # the same idea: (u - 1) x / log u for u = e^x as rounded
+        u = tl.exp(x)
+        same = u == 1
+        plain = same | (u - 1 == -1) | (x > 30)
+        ratio = x / tl.where(plain, 1, tl.log(tl.where(plain, 2, u)))
+        return tl.where(same, x, tl.where(plain, u - 1, (u - 1) * ratio))
+    return libdevice.expm1(x)
+
+
+@triton.jit
+def asinh(z):
+    """asinh(z), z >= 0, from the smallest z to the largest."""
+    far = z > 1e9
+    near = tl.where(far, 1, z)
+    square = near * near
+    far_value = tl.log(tl.where(far, z, 1)) + 0.6931471805599453
+    return tl.where(far, far_value, log1p(near + square / (1 + tl.sqrt(1 + square))))
+
+
+@triton.jit
+def sinh(t):
+    """sinh(t), t >= 0."""
+    e = expm1(t)
+    return (e + e / (e + 1)) / 2
+
+
+@triton.jit
+def cosh(t):
+    """cosh(t), t >= 0."""
+    e = exp(t)
+    return (e + 1 / e) / 2
+
+
+@triton.jit
+def tanh(t):
+    """tanh(t), t >= 0."""
+    e = expm1(-2 * t)
+    return -e / (2 + e)
+
+
+@triton.jit
+def sinhc(t_squared):
+    """sinh(t) / t."""
+    x = tl.minimum(t_squared, 1)
+    series = 1 / 1307674368000 + x * (1 / 355687428096000)
+    series = 1 / 6227020800 + x * series
+    series = 1 / 39916800 + x * series
+    series = 1 / 362880 + x * series
+    series = 1 / 5040 + x * series
+    series = 1 / 120 + x * series
+    series = 1 / 6 + x * series
+    series = 1 + x * series
+    near = t_squared < 1
+    t = tl.sqrt(tl.where(near, 1, t_squared))
+    e = exp(t)
+    return tl.where(near, series, (e - 1 / e) / (2 * t))
+
+
+@triton.jit
+def kappa(t_squared):
+    """(cosh t - sinhc t) / t^2."""
+    x = tl.minimum(t_squared, 1)
+    series = 16 / 355687428096000 + x * (18 / 121645100408832000)
+    series = 14 / 1307674368000 + x * series
+    series = 12 / 6227020800 + x * series
+    series = 10 / 39916800 + x * series
+    series = 8 / 362880 + x * series
+    series = 6 / 5040 + x * series
+    series = 4 / 120 + x * series
+    series = 2 / 6 + x * series
+    near = t_squared < 1
+    safe = tl.where(near, 1, t_squared)
+    t = tl.sqrt(safe)
+    e = exp(t)
+    return tl.where(near, series, ((e + 1 / e) / 2 - (e - 1 / e) / (2 * t)) / safe)
+
+
+@triton.jit
+def asinhc(z_squared):
+    """asinh(z) / z."""
+    x = tl.minimum(z_squared, 0.01)
+    series = -429 / 30720 + x * (6435 / 557056)
+    series = 231 / 13312 + x * series
+    series = -63 / 2816 + x * series
+    series = 35 / 1152 + x * series
+    series = -15 / 336 + x * series
+    series = 3 / 40 + x * series
+    series = -1 / 6 + x * series
+    series = 1 + x * series
+    near = z_squared < 0.01
+    z = tl.sqrt(tl.where(near, 1, z_squared))
+    return tl.where(near, series, asinh(z) / z)
+
+
+@triton.jit
+def asinhc_defect(z_squared):
+    """(asinhc(z) - 1/sqrt(1 + z^2)) / z^2: minus twice the derivative of asinhc by z^2."""
+    x = tl.minimum(z_squared, 0.01)
+    series = 6006 / 30720 + x * (-102960 / 557056)
+    series = -2772 / 13312 + x * series
+    series = 630 / 2816 + x * series
+    series = -280 / 1152 + x * series
+    series = 90 / 336 + x * series
+    series = -12 / 40 + x * series
+    series = 1 / 3 + x * series
+    near = z_squared < 0.01
+    safe = tl.where(near, 1, z_squared)
+    return tl.where(near, series, (asinhc(safe) - 1 / tl.sqrt(1 + safe)) / safe)
+
+
+@triton.jit
+def tanh_defect(p):
+    """tanh(p) - p, p >= 0."""
+    x = tl.minimum(p, 0.4)
+    y = x * x
+    series = 21844 / 6081075 + y * (-929569 / 638512875)
+    series = -1382 / 155925 + y * series
+    series = 62 / 2835 + y * series
+    series = -17 / 315 + y * series
+    series = 2 / 15 + y * series
+    series = -1 / 3 + y * series
+    return tl.where(p < 0.4, x * y * series, tanh(p) - p)
+
+
+@triton.jit
+def nonzero(x):
+    """x with its zeros replaced by ones: a denominator whose numerator is zero there too."""
+    return tl.where(x == 0, 1, x)
+
+
+@triton.jit
+def atan2(y, x):
+    """Angle of (x, y) for y >= 0, in [0, pi]; 0 at the origin."""
+    flipped = tl.abs(x)
+    small, large = tl.minimum(y, flipped), tl.maximum(y, flipped)
+    angle = atan_unit(small / nonzero(large))
+    angle = tl.where(y > flipped, 1.5707963267948966 - angle, angle)
+    return tl.where(x < 0, 3.141592653589793 - angle, angle)
+
+
+@triton.jit
+def atan_unit(z):
+    """atan(z), 0 <= z <= 1: two halvings of the angle, then its series in at most tan(pi/16)."""
+    z = z / (1 + tl.sqrt(1 + z * z))
+    z = z / (1 + tl.sqrt(1 + z * z))
+    x = z * z
+    series = 1 / 21 - x * (1 / 23)
+    series = 1 / 19 - x * series
+    series = 1 / 17 - x * series
+    series = 1 / 15 - x * series
+    series = 1 / 13 - x * series
+    series = 1 / 11 - x * series
+    series = 1 / 9 - x * series
+    series = 1 / 7 - x * series
+    series = 1 / 5 - x * series
+    series = 1 / 3 - x * series
+    return 4 * z * (1 - x * series)
+
+
+# ---------------------------------------------------------------------------------------------------------- rows
+
+
+@triton.jit
+def load_rows(pointer, rows, columns, stride, n, d, DTYPE: tl.constexpr):
+    """Rows of a matrix (n d) as a tile, zero beyond its ends; ``rows`` are 64 bit, so offsets do not overflow."""
+    inside = (rows < n)[:, None] & (columns < d)[None, :]
+    return tl.load(pointer + rows[:, None] * stride + columns[None, :], inside, other=0).to(DTYPE)
+
+
+@triton.jit
+def store_rows(pointer, rows, columns, tile, n, d):
+    """Write a tile over rows of a contiguous matrix (n d)."""
+    inside = (rows < n)[:, None] & (columns < d)[None, :]
+    tl.store(pointer + rows[:, None] * d + columns[None, :], tile.to(pointer.dtype.element_ty), inside)
+
+
+@triton.jit
+def load_each(pointer, rows, n, DTYPE: tl.constexpr):
+    """One number per row."""
+    return tl.load(pointer + rows, rows < n, other=0).to(DTYPE)
+
+
+@triton.jit
+def store_each(pointer, rows, values, n):
+    tl.store(pointer + rows, values.to(pointer.dtype.element_ty), rows < n)
+
+
+@triton.jit
+def dot(x, y):
+    """Of matching rows."""
+    return tl.sum(x * y, axis=1)
+
+
+@triton.jit
+def compare(u, v):
+    """Norms |u|, |v|, directions a, b, |u| - |v|, a - b and |a - b| / 2 of matching rows: ``reference.pair.compare``."""
+    norm_u, norm_v = tl.sqrt(dot(u, u)), tl.sqrt(dot(v, v))
+    # one division per row: a division of every number costs more than the rest
+    a, b = u * (1 / nonzero(norm_u))[:, None], v * (1 / nonzero(norm_v))[:, None]
+    w = u - v
+    per_sum = 1 / nonzero(norm_u + norm_v)
+    r = dot(w, u + v) * per_sum
+    bisector = a + b
+    e = (2 * per_sum)[:, None] * w - (r * per_sum)[:, None] * bisector
+    square = dot(bisector, bisector)  # 1 where one of the two is the origin, whose a - b must stay
+    leftover = tl.where(square > 2, dot(e, bisector) / nonzero(square), 0)
+    e = e - leftover[:, None] * bisector
+    half_chord = tl.minimum(tl.sqrt(dot(e, e)) / 2, 1)
+    half_chord = tl.where((norm_u == 0) | (norm_v == 0), 0.7071067811865476, half_chord)
+    return norm_u, norm_v, a, b, r, e, half_chord
+
+
+@triton.jit
+def rapidity(norm_u, norm_v, r, k, TANGENT: tl.constexpr):
+    """Hyperbolic polar coordinates p, q, p - q from norms and their difference, k = sqrt(c)."""
+    if TANGENT:
+        return k * norm_u, k * norm_v, k * r
+    X, Y = k * norm_u, k * norm_v
+    total = nonzero(X + Y)
+    # one share each, so that the square of a large X is never formed
+    sinh_delta = k * r / nonzero(X / total * hypot1(Y) + Y / total * hypot1(X))
+    size = asinh(tl.abs(sinh_delta))
+    return asinh(X), asinh(Y), tl.where(sinh_delta < 0, -size, size)
+
+
+@triton.jit
+def hypot1(x):
+    """sqrt(1 + x^2) for x >= 0 without overflow."""
+    large = x > 1e9
+    return tl.where(large, x, tl.sqrt(1 + tl.where(large, 0, x) * x))
+
+
+@triton.jit
+def hypot(x, y):
+    """sqrt(x^2 + y^2) for x, y >= 0 without overflow."""
+    large = nonzero(tl.maximum(x, y))
+    small = tl.minimum(x, y) / large
+    return tl.where((x == 0) & (y == 0), 0, large * tl.sqrt(1 + small * small))
+
+
+@triton.jit
+def root_haversine(p, q, delta, half_chord):
+    """sqrt(H), H = sinh^2(delta/2) + sinh p sinh q sin^2(theta/2)."""
+    angular = half_chord * exp((p + q) / 2) * tl.sqrt(expm1(-2 * p) * expm1(-2 * q)) / 2
+    return hypot(sinh(tl.abs(delta) / 2), angular)
+
+
+@triton.jit
+def slopes(p, q, delta, half_chord):
+    """dD/dp, dD/dq, sinh q / sinh D and sinh p / sinh D (each times e^(D-p-q)), e^((p+q-D)/2) and D = sqrt(c) d.
+
+    All hyperbolic functions carry their growth e^-p, e^-q, e^-D taken out; 0 where the points coincide.
+    """
+    root = root_haversine(p, q, delta, half_chord)
+    distance = 2 * asinh(root)
+    apart = root > 0
+    D = tl.where(apart, distance, 1)
+    sinh_D = -expm1(-2 * D) / 2
+    sinh_p, sinh_q = -expm1(-2 * p) / 2, -expm1(-2 * q) / 2
+    cosh_p, cosh_q = (1 + exp(-2 * p)) / 2, (1 + exp(-2 * q)) / 2
+    size = tl.abs(delta)
+    radial = -exp(size - D) * expm1(-2 * size) / 2
+    radial = tl.where(delta < 0, -radial, radial)
+    growth = exp(tl.minimum((p + q - D) / 2, 88))
+    root_spread = half_chord * growth
+    spread = 2 * root_spread * root_spread
+    A_u = tl.where(apart, (radial + spread * cosh_p * sinh_q) / sinh_D, 0)
+    A_v = tl.where(apart, (-radial + spread * cosh_q * sinh_p) / sinh_D, 0)
+    return A_u, A_v, tl.where(apart, sinh_q / sinh_D, 0), tl.where(apart, sinh_p / sinh_D, 0), growth, distance
+
+
+@triton.jit
+def sinhc_scaled(p):
+    """e^-p sinh(p) / p."""
+    safe = nonzero(p)
+    return tl.where(p == 0, 1, -expm1(-2 * safe) / (2 * safe))
+
+
+@triton.jit
+def along_and_across(A, weight, half_chord, growth):
+    """Coefficients of the direction and of the chord in dd/du = A a + B (e - 2 s a), B = weight growth^2."""
+    root_spread = half_chord * growth
+    return A - 2 * weight * root_spread * root_spread, weight * growth * growth
+
+
+@triton.jit
+def curvature_slope(p, q, delta, half_chord, A_u, A_v, D, c, k):
+    """dd/dc at fixed tangent vectors: (p A_u + q A_v - D) / (2 c sqrt c), by its series where that cancels."""
+    closed = (p * A_u + q * A_v - D) / (2 * c * k)
+    limit = 0.03 if D.dtype == tl.float64 else 0.3
+    small = tl.maximum(p, q) < limit
+    p, q = tl.where(small, p, 0), tl.where(small, q, 0)
+    delta, D = tl.where(small, delta, 0), tl.where(small, D, 0)
+    u1, u2 = delta * delta, D * D
+    p2, q2 = p * p, q * q
+    m1 = ((u1 + u2) / 4 + (u1 * u1 + u1 * u2 + u2 * u2) / 36) / (0.5 + (u1 + u2) / 24)
+    m2 = (u1 * u1 + u1 * u2 + u2 * u2) / 3
+    m3 = (u1 + u2) * (u1 * u1 + u2 * u2) / 4
+    bracket = (p2 + q2 - m1) / 3 - (p2 * p2 + q2 * q2 - m2) / 45 + 2 * (p2 * p2 * p2 + q2 * q2 * q2 - m3) / 945
+    series = half_chord * half_chord * sinh(p) * sinh(q) / nonzero(sinh(D)) * bracket / (c * k)
+    return tl.where(small, series, closed)
+
+
+@triton.jit
+def haversine_slopes(x, y, c, k):
+    """H of matching points, and the numbers f, g_x, g_y with dH/dx = f (x - y + g_x x), dH/dy = f (y - x - g_y y)."""
+    norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
+    p, q, delta = rapidity(norm_x, norm_y, r, k, False)
+    root = root_haversine(p, q, delta, half_chord)
+    cosh_p, cosh_q = hypot1(k * norm_x), hypot1(k * norm_y)
+    gap = -c * dot(x - y, x + y) / (cosh_p + cosh_q)  # cosh q - cosh p
+    return root * root, c / 2, gap / cosh_p, gap / cosh_q
