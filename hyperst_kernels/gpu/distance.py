@@ -1,4 +1,4 @@
-"""Row-wise distances from exact differences, and the matrix of all distances from one tiled product."""
+"""Row-wise distances from exact differences, and their gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from hyperst_kernels.gpu.tile_math import (
     curvature_slope,
     dot,
     exp,
-    haversine_slopes,
+    haversine,
+    haversine_gradient,
     hypot1,
     load_each,
     load_rows,
@@ -29,8 +30,6 @@ from hyperst_kernels.gpu.tile_math import (
     store_rows,
     tanh_defect,
 )
-
-# ------------------------------------------------------------------------------------------------------ row by row
 
 
 @triton.jit
@@ -118,8 +117,7 @@ def _inner(
     c = tl.load(c_ptr)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    H, _, _, _ = haversine_slopes(x, y, c, tl.sqrt(c))
-    store_each(out_ptr, rows, -(1 + 2 * H) / c, n)
+    store_each(out_ptr, rows, -(1 + 2 * haversine(x, y, tl.sqrt(c))) / c, n)
 
 
 @triton.jit
@@ -132,12 +130,10 @@ def _inner_backward(
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     grad = load_each(grad_ptr, rows, n, DTYPE)
-    H, _, g_x, g_y = haversine_slopes(x, y, c, tl.sqrt(c))
-    w = x - y
-    dx, dy = -(w + g_x[:, None] * x), w + g_y[:, None] * y  # -2/c dH, with dH = c/2 (...)
-    store_rows(dx_ptr, rows, columns, grad[:, None] * dx, n, d)
-    store_rows(dy_ptr, rows, columns, grad[:, None] * dy, n, d)
-    store_each(dc_ptr, rows, grad * ((1 + 2 * H) / (c * c) + (dot(x, dx) + dot(y, dy)) / (2 * c)), n)
+    to_x, to_y, times, _ = haversine_gradient(x, y, tl.sqrt(c))
+    store_rows(dx_ptr, rows, columns, -grad[:, None] * to_x, n, d)
+    store_rows(dy_ptr, rows, columns, -grad[:, None] * to_y, n, d)
+    store_each(dc_ptr, rows, grad * (times + 1 / times) / (2 * c * c), n)
 
 
 def inner(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
@@ -177,12 +173,12 @@ def _distance0_backward(
     grad = load_each(grad_ptr, rows, n, DTYPE)
     norm = tl.sqrt(dot(x, x))
     X = k * norm
-    slope = grad / nonzero(norm)
+    slope = grad
     dc = 0 * grad
     if not TANGENT:
         slope = slope / hypot1(X)
         dc = grad * tanh_defect(asinh(X)) / (2 * c * k)
-    store_rows(dx_ptr, rows, columns, slope[:, None] * x, n, d)
+    store_rows(dx_ptr, rows, columns, slope[:, None] * (x * (1 / nonzero(norm))[:, None]), n, d)
     store_each(dc_ptr, rows, dc, n)
 
 

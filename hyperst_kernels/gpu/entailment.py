@@ -12,6 +12,8 @@ from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.maps import block, summed
 from hyperst_kernels.gpu.tile_math import (
     asinh,
+    at_least,
+    at_most,
     atan2,
     compare,
     cosh,
@@ -33,11 +35,11 @@ from hyperst_kernels.gpu.tile_math import (
 @triton.jit
 def aperture(X, K: tl.constexpr):
     """asin(min(1, 2K / X)), and its derivative by X (0 inside the rim)."""
-    outside = X > 2 * K
-    X = tl.where(outside, X, 4 * K)
+    inside = X <= 2 * K
+    X = tl.where(inside, 4 * K, X)
     far = tl.sqrt(X - 2 * K) * tl.sqrt(X + 2 * K)
-    angle = tl.where(outside, atan2(2 * K + 0 * X, far), 1.5707963267948966)
-    return angle, tl.where(outside, -2 * K / (X * far), 0)
+    angle = tl.where(inside, 1.5707963267948966, atan2(2 * K + 0 * X, far))
+    return angle, tl.where(inside, 0, -2 * K / (X * far))
 
 
 @triton.jit
@@ -66,7 +68,7 @@ def _half_aperture_backward(
     grad = load_each(grad_ptr, rows, n, DTYPE)
     norm = tl.sqrt(dot(x, x))
     by_norm, by_c = aperture_slopes(norm, c, k, K, TANGENT)
-    store_rows(dx_ptr, rows, columns, (grad * by_norm / nonzero(norm))[:, None] * x, n, d)
+    store_rows(dx_ptr, rows, columns, (grad * by_norm)[:, None] * (x * (1 / nonzero(norm))[:, None]), n, d)
     store_each(dc_ptr, rows, grad * by_c, n)
 
 
@@ -103,7 +105,7 @@ def half_aperture_backward(
 def exterior(norm_u, sine, half_chord, p, q, delta):
     """atan2(sin(theta) sinh q, sinh(q - p) - 2 s cosh p sinh q), both times e^-q; pi/2 where the parent is the origin."""
     sinh_q = -expm1(-2 * q) / 2
-    radial = exp(-p + 2 * tl.maximum(delta, 0)) * expm1(-2 * tl.abs(delta)) / 2
+    radial = exp(-p + 2 * at_least(delta, 0)) * expm1(-2 * tl.abs(delta)) / 2
     radial = tl.where(delta < 0, -radial, radial)
     angle = atan2(sine * sinh_q, radial - 2 * half_chord * half_chord * cosh(p) * sinh_q)
     return tl.where(norm_u == 0, 1.5707963267948966, angle)
@@ -112,7 +114,7 @@ def exterior(norm_u, sine, half_chord, p, q, delta):
 @triton.jit
 def sine_of(a, b, half_chord):
     """sin(theta) from both half chords."""
-    half_sum = tl.minimum(tl.sqrt(dot(a + b, a + b)) / 2, 1)
+    half_sum = at_most(tl.sqrt(dot(a + b, a + b)) / 2, 1)
     return 2 * half_chord * half_sum
 
 
@@ -120,24 +122,26 @@ def sine_of(a, b, half_chord):
 def exterior_slopes(norm_u, norm_v, sine, half_chord, p, q, delta):
     """Derivatives of the exterior angle by p and q, and that by theta over sin(theta).
 
-    0 where the points coincide or the parent is the origin; the slope across the ray is 0 on the ray itself (a kink).
+    0 where the points coincide or the parent is the origin; the slope across the ray is 0 on the ray itself (a kink), as
+    far as rounded directions can tell.
     """
     D = 2 * asinh(root_haversine(p, q, delta, half_chord))
-    defined = (D > 0) & (norm_u > 0)
+    defined = (D != 0) & (norm_u != 0)
     D = tl.where(defined, D, 1)
     sinh_D, cosh_D = -expm1(-2 * D) / 2, (1 + exp(-2 * D)) / 2
     sinh_p, sinh_q = -expm1(-2 * p) / 2, -expm1(-2 * q) / 2
     cosh_q = (1 + exp(-2 * q)) / 2
     squared = sinh_D * sinh_D
-    by_p = sine * sinh_q * exp(tl.minimum(q - D, 88)) * cosh_D / squared
-    by_q = -sine * sinh_p * exp(tl.minimum(p - 2 * D, 88)) / squared
+    by_p = sine * sinh_q * exp(at_most(q - D, 88)) * cosh_D / squared
+    by_q = -sine * sinh_p * exp(at_most(p - 2 * D, 88)) / squared
     size = tl.abs(delta)
     radial = exp(size - D) * expm1(-2 * size) / 2
     radial = tl.where(delta < 0, -radial, radial)
-    spread = half_chord * exp(tl.minimum((p + q - D) / 2, 88))
+    spread = half_chord * exp(at_most((p + q - D) / 2, 88))
     across = radial + 2 * spread * spread * cosh_q * sinh_p
-    by_theta = sinh_q * exp(tl.minimum(q - D, 88)) * across / squared
-    bent = defined & (sine > 0) & (norm_v > 0)
+    by_theta = sinh_q * exp(at_most(q - D, 88)) * across / squared
+    straight = sine <= (8.9e-16 if sine.dtype == tl.float64 else 4.8e-7)  # 4 eps
+    bent = defined & (straight == 0) & (norm_v != 0)
     per_sine = tl.where(bent, by_theta / tl.where(bent, sine, 1), 0)
     return tl.where(defined, by_p, 0), tl.where(defined, by_q, 0), per_sine
 
@@ -230,7 +234,7 @@ def _hinges(
         p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
         angle = exterior(norm_x, sine_of(a, b, half_chord), half_chord, p, q, delta)
         cone, _ = aperture(sinh(p) if TANGENT else k * norm_x, K)
-        store_each(out_ptr + n.to(tl.int64) * i, rows, tl.maximum(angle - ETAS[i] * cone, 0), n)
+        store_each(out_ptr + n.to(tl.int64) * i, rows, at_least(angle - ETAS[i] * cone, 0), n)
 
 
 @triton.jit
@@ -250,7 +254,7 @@ def _hinges_backward(
         angle = exterior(norm_x, sine_of(a, b, half_chord), half_chord, p, q, delta)
         cone, _ = aperture(sinh(p) if TANGENT else k * norm_x, K)
         grad = load_each(grad_ptr + n.to(tl.int64) * i, rows, n, DTYPE)
-        grad = tl.where(angle > ETAS[i] * cone, grad, 0)
+        grad = tl.where(angle <= ETAS[i] * cone, 0, grad)
         along_x, across_x, along_y, across_y, by_c = angle_gradient(
             norm_x, norm_y, a, b, e, half_chord, p, q, delta, c, k, TANGENT
         )

@@ -71,6 +71,20 @@ def triton_dtype(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
+def operand_dtype(dtype: torch.dtype) -> tl.dtype:
+    """In which tiles of a matrix enter a product: their own, but for the interpreter, which cannot multiply halves."""
+    if architecture() == "interpreter":
+        return triton_dtype(dtype)
+    return getattr(tl, str(dtype).removeprefix("torch."))
+
+
+def product_precision(x: Tensor, precision: str) -> str:
+    """What ``tl.dot`` is told: only float32 has a choice, and the interpreter has none."""
+    if x.dtype != torch.float32 or precision == "bf16" or architecture() == "interpreter":
+        return "ieee"
+    return precision
+
+
 def on_device_of(x: Tensor) -> contextlib.AbstractContextManager:
     """Launches go to the current device: make it the tensor's."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
@@ -93,13 +107,14 @@ def over_rows(kernel: triton.JITFunction, kind: str, like: Tensor, *arguments, *
         raise ValueError(f"rows of at most {LARGEST_ROW} features fit a GPU kernel, got {d}")
     table = settings(kind, d, like.dtype)
     block_d = max(16, triton.next_power_of_2(d))
+    rows = interpreted_rows(n, block_d) if architecture() == "interpreter" else table["rows"]
     with on_device_of(like):
-        kernel[(triton.cdiv(n, table["rows"]),)](
+        kernel[(triton.cdiv(n, rows),)](
             *arguments,
             n,
             d,
             DTYPE=triton_dtype(like.dtype),
-            BLOCK_ROWS=table["rows"] if architecture() != "interpreter" else interpreted_rows(n, block_d),
+            BLOCK_ROWS=rows,
             BLOCK_D=block_d,
             num_warps=table["warps"],
             **constants,

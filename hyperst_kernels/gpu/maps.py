@@ -14,11 +14,15 @@ from torch import Tensor
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.tile_math import (
     asinhc,
-    asinhc_defect,
+    asinhc_fall,
+    asinhc_slope,
     dot,
-    haversine_slopes,
+    haversine,
+    haversine_gradient,
     kappa,
+    less_ratio,
     load_rows,
+    nonzero,
     sinhc,
     store_each,
     store_rows,
@@ -105,10 +109,10 @@ def _log_map0_backward(
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
     square, along = dot(x, x), dot(x, grad)
-    bend = asinhc_defect(c * square)
-    dx = asinhc(c * square)[:, None] * grad - (c * bend * along)[:, None] * x
+    fall, per_norm = asinhc_fall(c * square), 1 / nonzero(tl.sqrt(square))
+    dx = asinhc(c * square)[:, None] * grad - (fall * along * per_norm * per_norm)[:, None] * x
     store_rows(dx_ptr, rows, columns, dx, n, d)
-    store_each(dc_ptr, rows, -along * bend * square / 2, n)
+    store_each(dc_ptr, rows, -along * fall / (2 * c), n)
 
 
 def log_map0(x: Tensor, c: Tensor) -> Tensor:
@@ -275,7 +279,7 @@ def _length(x, v, c):
     """t^2 = c |v|_L^2 without cancellation, |x|^2, <x, v>, and h with d t^2 = 2 c h . dv."""
     square, product = dot(x, x), dot(x, v)
     # v = along x + across; h leaves 1/cosh^2 p of the part along
-    part = product / tl.where(square == 0, 1, square)
+    part = product / nonzero(square)
     across = v - part[:, None] * x
     shrink = 1 / (1 + c * square)
     h = across + (part * shrink)[:, None] * x
@@ -321,8 +325,9 @@ def _log_map(
     c = tl.load(c_ptr)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    H, _, _, _ = haversine_slopes(x, y, c, tl.sqrt(c))
-    out = (asinhc(H) / tl.sqrt(1 + H))[:, None] * ((y - x) - (2 * H)[:, None] * x)
+    H = haversine(x, y, tl.sqrt(c))
+    ratio = asinhc(H) / tl.sqrt(1 + H)  # D / sinh D
+    out = ratio[:, None] * (y - x) - (2 * H * ratio)[:, None] * x
     store_rows(out_ptr, rows, columns, out, n, d)
 
 
@@ -336,18 +341,17 @@ def _log_map_backward(
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
-    H, half_c, g_x, g_y = haversine_slopes(x, y, c, tl.sqrt(c))
-    w = y - x
+    H = haversine(x, y, tl.sqrt(c))
+    to_x, to_y, _, radial = haversine_gradient(x, y, tl.sqrt(c))
     root = tl.sqrt(1 + H)
     ratio = asinhc(H) / root  # D / sinh D
-    ratio_slope = -(asinhc_defect(H) / root + ratio / (1 + H)) / 2
-    by_x = dot(x, grad)
-    slope = ratio_slope * (dot(w, grad) - 2 * H * by_x) - 2 * ratio * by_x  # dL / dH
-    to_x, to_y = g_x[:, None] * x - w, w - g_y[:, None] * y
-    along = (half_c * slope)[:, None]
-    store_rows(dx_ptr, rows, columns, along * to_x - (ratio * (1 + 2 * H))[:, None] * grad, n, d)
+    ratio_slope = asinhc_slope(H) / root - ratio / (1 + H) / 2
+    back_slope = 2 * ratio - asinhc_fall(H) / root - ratio * (H / (1 + H))  # of 2 H ratio
+    slope = ratio_slope * dot(y - x, grad) - back_slope * dot(x, grad)  # dL / dH
+    along = (c / 2 * slope)[:, None]
+    store_rows(dx_ptr, rows, columns, along * to_x - (ratio + 2 * H * ratio)[:, None] * grad, n, d)
     store_rows(dy_ptr, rows, columns, along * to_y + ratio[:, None] * grad, n, d)
-    store_each(dc_ptr, rows, slope * (dot(x, to_x) + dot(y, to_y)) / 4, n)
+    store_each(dc_ptr, rows, slope * (H - radial / 4) / c, n)
 
 
 def log_map(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
@@ -377,11 +381,11 @@ def _map_of_two_backward(
 
 @triton.jit
 def _transported(x, y, v, c):
-    """<y, v>_L = <w, v> - gap/x_t <x, v> for w = y - x and gap = y_t - x_t, with x_t, y_t, gap and <x, v>."""
+    """<y, v>_L = <y', v> for y' = y - (y_t/x_t) x, with y', x_t, y_t and v_t = <x, v> / x_t."""
     x_t, y_t = tl.sqrt(1 / c + dot(x, x)), tl.sqrt(1 / c + dot(y, y))
-    gap = dot(y - x, y + x) / (x_t + y_t)
-    along = dot(x, v)
-    return dot(y - x, v) - gap / x_t * along, x_t, y_t, gap, along
+    base, rest = less_ratio(y_t, x_t, dot(y - x, y + x) / (x_t + y_t))
+    seen = (y - base[:, None] * x) - rest[:, None] * x
+    return dot(seen, v), seen, x_t, y_t, dot(x, v) / x_t
 
 
 @triton.jit
@@ -394,7 +398,7 @@ def _parallel_transport(
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
-    H, _, _, _ = haversine_slopes(x, y, c, tl.sqrt(c))
+    H = haversine(x, y, tl.sqrt(c))
     product, _, _, _, _ = _transported(x, y, v, c)
     store_rows(out_ptr, rows, columns, v + (c * product / (2 * (1 + H)))[:, None] * (x + y), n, d)
 
@@ -410,24 +414,23 @@ def _parallel_transport_backward(
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
-    H, half_c, g_x, g_y = haversine_slopes(x, y, c, tl.sqrt(c))
-    product, x_t, y_t, gap, along = _transported(x, y, v, c)
+    H = haversine(x, y, tl.sqrt(c))
+    to_x, to_y, _, radial = haversine_gradient(x, y, tl.sqrt(c))
+    product, seen, x_t, y_t, v_t = _transported(x, y, v, c)
     # out = v + beta (x + y), beta = c product / (2 (1 + H))
     rate = c / (2 * (1 + H))
     towards = dot(x + y, grad)
-    by_product, by_H = rate * towards, -rate * product / (1 + H) * towards
-    v_t = along / x_t
-    w = y - x
-    to_x, to_y = g_x[:, None] * x - w, w - g_y[:, None] * y  # dH / dx and dH / dy over c/2
+    # in this order: the reciprocal of H^2 does not fit into float32 at radius 40
+    by_product, by_H = rate * towards, -(rate * product) * towards / (1 + H)
     beta = (rate * product)[:, None]
-    dx = beta * grad + (half_c * by_H)[:, None] * to_x
+    dx = beta * grad + (c / 2 * by_H)[:, None] * to_x
     dx -= (by_product * y_t / x_t)[:, None] * (v - (v_t / x_t)[:, None] * x)
-    dy = beta * grad + (half_c * by_H)[:, None] * to_y + by_product[:, None] * (v - (v_t / y_t)[:, None] * y)
-    dv = grad + by_product[:, None] * (w - (gap / x_t)[:, None] * x)
+    dy = beta * grad + (c / 2 * by_H)[:, None] * to_y + by_product[:, None] * (v - (v_t / y_t)[:, None] * y)
+    dv = grad + by_product[:, None] * seen
     store_rows(dx_ptr, rows, columns, dx, n, d)
     store_rows(dy_ptr, rows, columns, dy, n, d)
     store_rows(dv_ptr, rows, columns, dv, n, d)
-    dc = towards * product / (2 * (1 + H)) + by_H * (dot(x, to_x) + dot(y, to_y)) / 4
+    dc = towards * product / (2 * (1 + H)) + by_H * (H - radial / 4) / c
     dc += by_product * v_t / (2 * c * c) * (1 / y_t - y_t / (x_t * x_t))
     store_each(dc_ptr, rows, dc, n)
 

@@ -80,7 +80,7 @@ def tanh(t):
 @triton.jit
 def sinhc(t_squared):
     """sinh(t) / t."""
-    x = tl.minimum(t_squared, 1)
+    x = at_most(t_squared, 1)
     series = 1 / 1307674368000 + x * (1 / 355687428096000)
     series = 1 / 6227020800 + x * series
     series = 1 / 39916800 + x * series
@@ -98,7 +98,7 @@ def sinhc(t_squared):
 @triton.jit
 def kappa(t_squared):
     """(cosh t - sinhc t) / t^2."""
-    x = tl.minimum(t_squared, 1)
+    x = at_most(t_squared, 1)
     series = 16 / 355687428096000 + x * (18 / 121645100408832000)
     series = 14 / 1307674368000 + x * series
     series = 12 / 6227020800 + x * series
@@ -117,7 +117,7 @@ def kappa(t_squared):
 @triton.jit
 def asinhc(z_squared):
     """asinh(z) / z."""
-    x = tl.minimum(z_squared, 0.01)
+    x = at_most(z_squared, 0.01)
     series = -429 / 30720 + x * (6435 / 557056)
     series = 231 / 13312 + x * series
     series = -63 / 2816 + x * series
@@ -132,25 +132,39 @@ def asinhc(z_squared):
 
 
 @triton.jit
-def asinhc_defect(z_squared):
-    """(asinhc(z) - 1/sqrt(1 + z^2)) / z^2: minus twice the derivative of asinhc by z^2."""
-    x = tl.minimum(z_squared, 0.01)
+def asinhc_slope_series(z_squared):
+    """(asinhc(z) - 1/sqrt(1 + z^2)) / z^2 for z^2 <= 0.01."""
+    x = at_most(z_squared, 0.01)
     series = 6006 / 30720 + x * (-102960 / 557056)
     series = -2772 / 13312 + x * series
     series = 630 / 2816 + x * series
     series = -280 / 1152 + x * series
     series = 90 / 336 + x * series
     series = -12 / 40 + x * series
-    series = 1 / 3 + x * series
+    return 1 / 3 + x * series
+
+
+@triton.jit
+def asinhc_fall(z_squared):
+    """asinhc(z) - 1/sqrt(1 + z^2) = -z d asinhc(z) / dz."""
     near = z_squared < 0.01
     safe = tl.where(near, 1, z_squared)
-    return tl.where(near, series, (asinhc(safe) - 1 / tl.sqrt(1 + safe)) / safe)
+    return tl.where(near, z_squared * asinhc_slope_series(z_squared), asinhc(safe) - 1 / tl.sqrt(1 + safe))
+
+
+@triton.jit
+def asinhc_slope(z_squared):
+    """d asinhc(z) / d z^2; 0 in float32 from z = 3e12 on: there `asinhc_fall` is what can be used."""
+    near = z_squared < 0.01
+    safe = tl.where(near, 1, z_squared)
+    return -tl.where(near, asinhc_slope_series(z_squared), asinhc_fall(safe) / safe) / 2
 
 
 @triton.jit
 def tanh_defect(p):
     """tanh(p) - p, p >= 0."""
-    x = tl.minimum(p, 0.4)
+    limit = 0.05 if p.dtype == tl.float64 else 0.4  # where seven terms and the difference err alike
+    x = at_most(p, limit)
     y = x * x
     series = 21844 / 6081075 + y * (-929569 / 638512875)
     series = -1382 / 155925 + y * series
@@ -158,7 +172,19 @@ def tanh_defect(p):
     series = -17 / 315 + y * series
     series = 2 / 15 + y * series
     series = -1 / 3 + y * series
-    return tl.where(p < 0.4, x * y * series, tanh(p) - p)
+    return tl.where(p < limit, x * y * series, tanh(p) - p)
+
+
+@triton.jit
+def at_most(x, limit):
+    """min(x, limit), but a NaN stays: ``tl.minimum`` would hide it."""
+    return tl.where(x > limit, limit, x)
+
+
+@triton.jit
+def at_least(x, limit):
+    """max(x, limit), but a NaN stays."""
+    return tl.where(x < limit, limit, x)
 
 
 @triton.jit
@@ -171,7 +197,7 @@ def nonzero(x):
 def atan2(y, x):
     """Angle of (x, y) for y >= 0, in [0, pi]; 0 at the origin."""
     flipped = tl.abs(x)
-    small, large = tl.minimum(y, flipped), tl.maximum(y, flipped)
+    small, large = at_most(y, flipped), at_least(flipped, y)
     angle = atan_unit(small / nonzero(large))
     angle = tl.where(y > flipped, 1.5707963267948966 - angle, angle)
     return tl.where(x < 0, 3.141592653589793 - angle, angle)
@@ -244,7 +270,7 @@ def compare(u, v):
     square = dot(bisector, bisector)  # 1 where one of the two is the origin, whose a - b must stay
     leftover = tl.where(square > 2, dot(e, bisector) / nonzero(square), 0)
     e = e - leftover[:, None] * bisector
-    half_chord = tl.minimum(tl.sqrt(dot(e, e)) / 2, 1)
+    half_chord = at_most(tl.sqrt(dot(e, e)) / 2, 1)
     half_chord = tl.where((norm_u == 0) | (norm_v == 0), 0.7071067811865476, half_chord)
     return norm_u, norm_v, a, b, r, e, half_chord
 
@@ -272,8 +298,8 @@ def hypot1(x):
 @triton.jit
 def hypot(x, y):
     """sqrt(x^2 + y^2) for x, y >= 0 without overflow."""
-    large = nonzero(tl.maximum(x, y))
-    small = tl.minimum(x, y) / large
+    large = nonzero(at_least(x, y))
+    small = at_most(y, x) / large
     return tl.where((x == 0) & (y == 0), 0, large * tl.sqrt(1 + small * small))
 
 
@@ -292,7 +318,7 @@ def slopes(p, q, delta, half_chord):
     """
     root = root_haversine(p, q, delta, half_chord)
     distance = 2 * asinh(root)
-    apart = root > 0
+    apart = root != 0
     D = tl.where(apart, distance, 1)
     sinh_D = -expm1(-2 * D) / 2
     sinh_p, sinh_q = -expm1(-2 * p) / 2, -expm1(-2 * q) / 2
@@ -300,7 +326,7 @@ def slopes(p, q, delta, half_chord):
     size = tl.abs(delta)
     radial = -exp(size - D) * expm1(-2 * size) / 2
     radial = tl.where(delta < 0, -radial, radial)
-    growth = exp(tl.minimum((p + q - D) / 2, 88))
+    growth = exp(at_most((p + q - D) / 2, 88))
     root_spread = half_chord * growth
     spread = 2 * root_spread * root_spread
     A_u = tl.where(apart, (radial + spread * cosh_p * sinh_q) / sinh_D, 0)
@@ -327,7 +353,7 @@ def curvature_slope(p, q, delta, half_chord, A_u, A_v, D, c, k):
     """dd/dc at fixed tangent vectors: (p A_u + q A_v - D) / (2 c sqrt c), by its series where that cancels."""
     closed = (p * A_u + q * A_v - D) / (2 * c * k)
     limit = 0.03 if D.dtype == tl.float64 else 0.3
-    small = tl.maximum(p, q) < limit
+    small = (p < limit) & (q < limit)
     p, q = tl.where(small, p, 0), tl.where(small, q, 0)
     delta, D = tl.where(small, delta, 0), tl.where(small, D, 0)
     u1, u2 = delta * delta, D * D
@@ -341,11 +367,32 @@ def curvature_slope(p, q, delta, half_chord, A_u, A_v, D, c, k):
 
 
 @triton.jit
-def haversine_slopes(x, y, c, k):
-    """H of matching points, and the numbers f, g_x, g_y with dH/dx = f (x - y + g_x x), dH/dy = f (y - x - g_y y)."""
+def haversine(x, y, k):
+    """H = sinh^2(sqrt(c) d / 2) of matching points, k = sqrt(c)."""
     norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
     p, q, delta = rapidity(norm_x, norm_y, r, k, False)
     root = root_haversine(p, q, delta, half_chord)
-    cosh_p, cosh_q = hypot1(k * norm_x), hypot1(k * norm_y)
-    gap = -c * dot(x - y, x + y) / (cosh_p + cosh_q)  # cosh q - cosh p
-    return root * root, c / 2, gap / cosh_p, gap / cosh_q
+    return root * root
+
+
+@triton.jit
+def less_ratio(numerator, denominator, difference):
+    """(base, rest) with numerator/denominator = base + rest: base 1 where the two are alike, and 0 elsewhere.
+
+    ``difference`` is numerator - denominator, free of cancellation. For vectors, y - (y_t/x_t) x is then
+    (y - base x) - rest x, which cancels neither for neighbours nor where one is far beyond the other.
+    """
+    alike = (numerator < 2 * denominator) & (denominator < 2 * numerator)
+    return tl.where(alike, 1.0, 0.0), tl.where(alike, difference, numerator) / denominator
+
+
+@triton.jit
+def haversine_gradient(x, y, k):
+    """to_x and to_y with dH = c/2 (to_x . dx + to_y . dy), cosh q / cosh p, and (cosh q - cosh p)^2 / (cosh p cosh q)."""
+    cosh_p, cosh_q = hypot1(k * tl.sqrt(dot(x, x))), hypot1(k * tl.sqrt(dot(y, y)))
+    gap = k * k * dot(y - x, y + x) / (cosh_p + cosh_q)
+    base, rest = less_ratio(cosh_q, cosh_p, gap)
+    to_x = (base[:, None] * x - y) + rest[:, None] * x
+    base, rest = less_ratio(cosh_p, cosh_q, -gap)
+    to_y = (base[:, None] * y - x) + rest[:, None] * y
+    return to_x, to_y, cosh_q / cosh_p, (gap / cosh_p) * (gap / cosh_q)

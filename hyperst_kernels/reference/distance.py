@@ -35,7 +35,7 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, input: str = "lorentz") -
 
 def inner(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     """Lorentzian inner product of points, -(1 + 2H)/c: (... d), (... d) -> (...)."""
-    return -(1 + 2 * haversine(x, y, c)) / c
+    return _Inner.apply(x, y, c)
 
 
 def haversine(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class _Slopes:
         p, q, delta = rapidity
         root = pairs.root_haversine(pair, rapidity)
         self.D = 2 * asinh(root)
-        self.apart = root > 0
+        self.apart = root != 0
         D = torch.where(self.apart, self.D, torch.ones_like(self.D))
         sinh_D = -torch.expm1(-2 * D) / 2  # every hyperbolic function below carries the factor e^-itself
         sinh_p, sinh_q = -torch.expm1(-2 * p) / 2, -torch.expm1(-2 * q) / 2
@@ -146,7 +146,7 @@ def distance_gradients(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple[
 
 
 class _Haversine(torch.autograd.Function):
-    """H of points: dH = (sqrt(c)/2) sinh D dd at fixed c, and sqrt(c) d grows with c through d and through sqrt(c)."""
+    """H of points. Its gradient is polynomial in the points up to their times, so it is smooth where points coincide."""
 
     @staticmethod
     def forward(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
@@ -160,19 +160,53 @@ class _Haversine(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, y, c = ctx.saved_tensors
-        # <x, y>_L = x.y - x_t y_t and H = -(1 + c <x, y>_L)/2 : polynomial in the points up to their times
-        k = c.sqrt()
-        X, Y = (
-            k * torch.linalg.vector_norm(x, dim=-1, keepdim=True),
-            k * torch.linalg.vector_norm(y, dim=-1, keepdim=True),
-        )
-        cosh_p, cosh_q = torch.hypot(torch.ones_like(X), X), torch.hypot(torch.ones_like(Y), Y)
-        w = x - y
-        # cosh q - cosh p without cancellation
-        gap = -c * (w * (x + y)).sum(-1, keepdim=True) / (cosh_p + cosh_q)
-        dx = c / 2 * (w + x * (gap / cosh_p))
-        dy = c / 2 * (-w - y * (gap / cosh_q))
-        # dH/dc = (x . dH/dx + y . dH/dy) / 2c, by homogeneity
-        dc = ((x * dx).sum(-1) + (y * dy).sum(-1)) / (2 * c)
+        to_x, to_y, _, radial = _haversine_gradient(x, y, c)
+        dc = (haversine(x, y, c) - radial.squeeze(-1) / 4) / c
         total = (grad * dc).sum(dtype=torch.float64).to(c.dtype) if ctx.needs_input_grad[2] else None
-        return grad[..., None] * dx, grad[..., None] * dy, total
+        grad = (c / 2 * grad)[..., None]
+        return grad * to_x, grad * to_y, total
+
+
+class _Inner(torch.autograd.Function):
+    """<x, y>_L = -(1 + 2H)/c = <x, y> - x_t y_t, differentiated in the second form: H is huge far out, these slopes not."""
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+        return -(1 + 2 * haversine(x, y, c)) / c
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, y, c = ctx.saved_tensors
+        to_x, to_y, times, _ = _haversine_gradient(x, y, c)
+        dc = (times + 1 / times).squeeze(-1) / (2 * c * c)
+        total = (grad * dc).sum(dtype=torch.float64).to(c.dtype) if ctx.needs_input_grad[2] else None
+        return -grad[..., None] * to_x, -grad[..., None] * to_y, total
+
+
+def _haversine_gradient(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(y_t/x_t) x - y and (x_t/y_t) y - x, dH = c/2 of these; y_t/x_t and (y_t - x_t)^2 / (x_t y_t) (... 1).
+
+    At fixed points dH/dc = (H - (y_t - x_t)^2 / (4 x_t y_t)) / c.
+    """
+    k = c.sqrt()
+    cosh_p, cosh_q = (
+        torch.hypot(torch.ones_like(X), X)
+        for X in (k * torch.linalg.vector_norm(z, dim=-1, keepdim=True) for z in (x, y))
+    )
+    gap = c * ((y - x) * (y + x)).sum(-1, keepdim=True) / (cosh_p + cosh_q)
+    to_x, to_y = less_ratio(y, x, cosh_q, cosh_p, gap), less_ratio(x, y, cosh_p, cosh_q, -gap)
+    return to_x, to_y, cosh_q / cosh_p, (gap / cosh_p) * (gap / cosh_q)
+
+
+def less_ratio(y: Tensor, x: Tensor, y_t: Tensor, x_t: Tensor, gap: Tensor) -> Tensor:
+    """(y_t/x_t) x - y, which cancels neither for neighbours nor where one is far beyond the other.
+
+    gap = y_t - x_t, free of cancellation; (... d) and (... 1).
+    """
+    alike = (y_t < 2 * x_t) & (x_t < 2 * y_t)
+    base = alike.to(x.dtype)
+    return (base * x - y) + torch.where(alike, gap, y_t) / x_t * x

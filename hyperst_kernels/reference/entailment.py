@@ -20,17 +20,18 @@ def half_aperture(x: Tensor, c: Tensor, min_radius: float = 0.1, input: str = "l
     X = c.sqrt() * torch.linalg.vector_norm(x, dim=-1)
     if input == "tangent":
         X = X * sinhc(X**2)
-    outside = 2 * min_radius < X
-    X = torch.where(outside, X, torch.full_like(X, 4 * min_radius))
+    inside = 2 * min_radius >= X
+    X = torch.where(inside, torch.full_like(X, 4 * min_radius), X)
     far = torch.sqrt(X - 2 * min_radius) * torch.sqrt(X + 2 * min_radius)
     angle = torch.atan2(torch.full_like(X, 2 * min_radius), far)
-    return torch.where(outside, angle, torch.full_like(X, math.pi / 2))
+    return torch.where(inside, torch.full_like(X, math.pi / 2), angle)
 
 
 def exterior_angle(x: Tensor, y: Tensor, c: Tensor, input: str = "lorentz") -> Tensor:
     """Angle at x between the outward ray from the origin and the geodesic to y: (... d), (... d) -> (...).
 
-    atan2(sin(theta) sinh q, sinh(q - p) - 2 s cosh p sinh q); pi/2 by convention where x is the origin.
+    atan2(sin(theta) sinh q, sinh(q - p) - 2 s cosh p sinh q). By convention pi/2 where x is the origin, and 0 where the
+    points coincide: a child that equals its parent is inside the cone.
     """
     return _ExteriorAngle.apply(x, y, c, input == "tangent")
 
@@ -59,7 +60,9 @@ class _ExteriorAngle(torch.autograd.Function):
         sinh_q = -torch.expm1(-2 * q) / 2
         # sinh(q - p) e^-q
         radial = torch.sign(delta) * torch.exp(-p + 2 * delta.clamp(min=0)) * torch.expm1(-2 * delta.abs()) / 2
-        angle = torch.atan2(_sine(pair) * sinh_q, radial - 2 * pair.half_chord**2 * torch.cosh(p) * sinh_q)
+        across, along = _sine(pair) * sinh_q, radial - 2 * pair.half_chord**2 * torch.cosh(p) * sinh_q
+        coincide = (across == 0) & (along == 0)  # there atan2 would go by the sign of a zero
+        angle = torch.where(coincide, torch.zeros_like(along), torch.atan2(across, along))
         return torch.where(pair.norm_u == 0, torch.full_like(angle, math.pi / 2), angle).squeeze(-1)
 
     @staticmethod
@@ -82,12 +85,13 @@ def _angle_gradients(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple[Te
     With D = sqrt(c) d:  dphi/dp = sin(phi) (1 + 2H) / sinh D,  dphi/dq = -sin(theta) sinh p / sinh^2 D,
     dphi/dtheta = sinh q (sinh(q - p) + 2 s cosh q sinh p) / sinh^2 D, and sin(phi) = sin(theta) sinh q / sinh D.
     Zero where the points coincide and where the parent is the origin (the angle is a convention there); where the two
-    are on one ray (theta = 0 or pi) the angle has a kink, and its slope across the ray is taken as 0.
+    are on one ray (theta = 0 or pi, as far as rounded directions can tell) the angle has a kink, and its slope across the
+    ray is taken as 0.
     """
     pair = pairs.compare(x, y)
     p, q, delta = (pairs.rapidity_of_tangents if tangent else pairs.rapidity_of_points)(pair, c)
     D = 2 * asinh(pairs.root_haversine(pair, pairs.Rapidity(p, q, delta)))
-    defined = (D > 0) & (pair.norm_u > 0)
+    defined = (D != 0) & (pair.norm_u != 0)
     safe_D = torch.where(defined, D, torch.ones_like(D))
     sine = _sine(pair)
     sinh_D = -torch.expm1(-2 * safe_D) / 2  # scaled by e^-D; sinh_p, sinh_q, cosh_q likewise
@@ -102,7 +106,8 @@ def _angle_gradients(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple[Te
     across = radial + 2 * (pair.half_chord * growth) ** 2 * cosh_q * sinh_p
     dtheta = sinh_q * torch.exp((q - safe_D).clamp(max=88)) * across / sinh_D**2
     dp, dq = (torch.where(defined, slope, torch.zeros_like(slope)) for slope in (dp, dq))
-    bent = defined & (sine > 0) & (pair.norm_v > 0)
+    straight = sine <= 4 * torch.finfo(sine.dtype).eps
+    bent = defined & ~straight & (pair.norm_v != 0)
     per_sine = torch.where(bent, dtheta / torch.where(bent, sine, torch.ones_like(sine)), torch.zeros_like(sine))
 
     k, s = c.sqrt(), pair.half_chord**2

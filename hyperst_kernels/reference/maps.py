@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyperst_kernels.reference.distance import haversine
-from hyperst_kernels.reference.scalars import asinhc, sinhc
+from hyperst_kernels.reference.distance import haversine, less_ratio
+from hyperst_kernels.reference.scalars import asinh, asinhc, sinhc
 
 
 def _square(x: Tensor) -> Tensor:
@@ -29,19 +29,26 @@ def exp_map0(v: Tensor, c: Tensor) -> Tensor:
 
 def log_map0(x: Tensor, c: Tensor) -> Tensor:
     """asinhc(sqrt(c) |x|) x: (... d) -> (... d)."""
-    return asinhc(c * _square(x)) * x
+    square = c * _square(x)
+    near = square < 0.01
+    # far out through |x|: the derivative by its square has no place in float32 at radius 40
+    far = c.sqrt() * torch.linalg.vector_norm(torch.where(near, torch.ones_like(x), x), dim=-1, keepdim=True)
+    return torch.where(near, asinhc(torch.where(near, square, torch.zeros_like(square))), asinh(far) / far) * x
 
 
 def exp_map(x: Tensor, v: Tensor, c: Tensor) -> Tensor:
     """cosh(t) x + sinhc(t) v, t = sqrt(c) |v|_L.
 
     |v|_L^2 = |v_perp|^2 + (v_r / cosh p)^2 with v_r the part of v along x: the textbook |v|^2 - v_t^2 cancels for
-    radial v far from the origin.
+    radial v far from the origin. Near it, where a has no derivative to speak of, the textbook form is the one to use.
     """
-    norm_x = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    a = x / torch.where(norm_x == 0, torch.ones_like(norm_x), norm_x)
+    square = c * _square(x)
+    near = square < 1
+    far = torch.where(near, torch.ones_like(x), x)
+    a = far / torch.linalg.vector_norm(far, dim=-1, keepdim=True)
     v_r = (v * a).sum(-1, keepdim=True)
-    t_squared = c * (_square(v - v_r * a) + v_r**2 / (1 + c * _square(x)))
+    close = _square(v) - c * (x * v).sum(-1, keepdim=True) ** 2 / (1 + square)
+    t_squared = c * torch.where(near, close, _square(v - v_r * a) + v_r**2 / (1 + square))
     cosh_t = 1 + t_squared / 2 * sinhc(t_squared / 4) ** 2
     return cosh_t * x + sinhc(t_squared) * v
 
@@ -49,17 +56,25 @@ def exp_map(x: Tensor, v: Tensor, c: Tensor) -> Tensor:
 def log_map(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     """((y - x) - 2 H x) D / sinh D with D = sqrt(c) d(x, y) and H = sinh^2(D/2)."""
     H = haversine(x, y, c)[..., None]
-    return ((y - x) - 2 * H * x) * asinhc(H) / torch.sqrt(1 + H)
+    near = H < 1
+    small, root = torch.where(near, H, torch.zeros_like(H)), torch.where(near, torch.ones_like(H), H).sqrt()
+    # D / sinh D and D tanh(D/2); far apart from D itself, because H^2 and its like do not fit into float32
+    close = asinhc(small) / torch.sqrt(1 + small)
+    D, cosh_half = 2 * asinh(root), torch.sqrt(1 + root * root)
+    ratio = torch.where(near, close, D / root / cosh_half / 2)
+    back = torch.where(near, 2 * small * close, D * (root / cosh_half))
+    return ratio * (y - x) - back * x
 
 
 def parallel_transport(x: Tensor, y: Tensor, v: Tensor, c: Tensor) -> Tensor:
     """v + c <y, v>_L / (2 (1 + H)) (x + y): v at x carried along the geodesic to y."""
     H = haversine(x, y, c)[..., None]
     x_t, y_t = time(x, c), time(y, c)
-    # <y, v>_L with v_t = <x, v>/x_t, on the differences y - x and y_t - x_t
+    # <y, v>_L with v_t = <x, v>/x_t
     gap = ((y - x) * (y + x)).sum(-1, keepdim=True) / (x_t + y_t)
-    inner = ((y - x) * v).sum(-1, keepdim=True) - gap / x_t * (x * v).sum(-1, keepdim=True)
-    return v + c * inner / (2 * (1 + H)) * (x + y)
+    inner = -(less_ratio(y, x, y_t, x_t, gap) * v).sum(-1, keepdim=True)
+    cosh_half = torch.sqrt(1 + H)  # divided by twice: the derivative by H squares what it is divided by
+    return v + c * (inner / cosh_half / cosh_half) / 2 * (x + y)
 
 
 def lift(x: Tensor, c: Tensor) -> Tensor:

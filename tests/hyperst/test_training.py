@@ -286,6 +286,8 @@ def test_sigint_ends_the_command_and_resume_finishes_it(section_paths, tmp_path)
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # a test run in the background of a shell inherits that SIGINT is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:

@@ -1,0 +1,352 @@
+"""The matrix of all distances from one tiled product, near pairs repaired from exact differences; and its gradient.
+
+With s the scale from a given vector to sqrt(c) times its point and a = sqrt(c) x_t - 1,
+
+    delta_ij = a_i b_j + a_i + b_j - s_i s_j <x_i, y_j>            d = acosh(1 + delta) / sqrt(c)
+
+Where delta is small beside what it was subtracted from, the product has lost its digits: such pairs are computed again
+feature by feature, in a second kernel that looks only at tiles which hold one. Backward, W_ij = G_ij / (sqrt(c) sinh(sqrt(c)
+d_ij)) weighs the points in two products, and near pairs again go their own way. Every sum has a fixed order.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hyperst_kernels._checks import geometry_dtype
+from hyperst_kernels.gpu import launch, maps
+from hyperst_kernels.gpu.distance import point_slopes
+from hyperst_kernels.gpu.tile_math import (
+    INTERPRETED,
+    along_and_across,
+    asinh,
+    at_least,
+    at_most,
+    dot,
+    exp,
+    expm1,
+    load_each,
+    load_rows,
+    log1p,
+    nonzero,
+    rapidity,
+    root_haversine,
+    sinhc,
+    slopes,
+    store_each,
+)
+
+# Bits of the product that cancellation may take before a pair is computed from differences.
+NEAR = {torch.float32: 2.0**-6, torch.float64: 2.0**-12}
+NEAR_TILE = 32  # rows and columns that the kernels of near pairs look at together: they hold a dozen numbers per pair
+
+
+# -------------------------------------------------------------------------------------------------------- each row
+
+
+@triton.jit
+def _terms(
+    x_ptr, c_ptr, norm_ptr, scale_ptr, excess_ptr, x_stride, n, d,
+    TANGENT: tl.constexpr, ROUNDED: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    rows, columns = maps.block(BLOCK_ROWS, BLOCK_D)
+    c = tl.load(c_ptr)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    store_each(norm_ptr, rows, tl.sqrt(dot(x, x)), n)
+    if ROUNDED:
+        x = x.to(tl.bfloat16).to(DTYPE)
+    square = dot(x, x)
+    scale = tl.sqrt(c) + 0 * square
+    if TANGENT:
+        scale *= sinhc(c * square)
+    reach = scale * tl.sqrt(square)
+    store_each(scale_ptr, rows, scale, n)
+    store_each(excess_ptr, rows, reach * (reach / (1 + tl.sqrt(1 + reach * reach))), n)
+
+
+def _terms_of(x: Tensor, c: Tensor, tangent: bool, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+    """|x|, s and a of each row, from the numbers that enter the product."""
+    norm, scale, excess = (launch.scalars_like(x, len(x)) for _ in range(3))
+    rounded = precision == "bf16" and x.dtype == torch.float32
+    launch.over_rows(_terms, "map", x, x, c, norm, scale, excess, x.stride(0), TANGENT=tangent, ROUNDED=rounded)
+    return norm, scale, excess
+
+
+# --------------------------------------------------------------------------------------------------------- product
+
+
+@triton.jit
+def tile_of(n, m, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Rows and columns of this program's tile; neighbours in time share rows and columns in the cache."""
+    GROUP: tl.constexpr = 8
+    tiles_n, tiles_m = tl.cdiv(n, BLOCK_N), tl.cdiv(m, BLOCK_M)
+    program = tl.program_id(0).to(tl.int64)
+    group = program // (GROUP * tiles_m)
+    height = tl.minimum(tiles_n - group * GROUP, GROUP)
+    i = group * GROUP + program % (GROUP * tiles_m) % height
+    j = program % (GROUP * tiles_m) // height
+    return i, j, i * BLOCK_N + tl.arange(0, BLOCK_N), j * BLOCK_M + tl.arange(0, BLOCK_M)
+
+
+@triton.jit
+def products(
+    x_ptr, y_ptr, rows, columns, x_stride, y_stride, n, m, d,
+    ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """<x_i, y_j> of some rows of x (n d) and y (m d), accumulated in DTYPE."""
+    tile = tl.zeros([BLOCK_N, BLOCK_M], DTYPE)
+    for start in range(0, d, BLOCK_D):
+        features = start + tl.arange(0, BLOCK_D)
+        x = load_rows(x_ptr, rows, features, x_stride, n, d, OPERAND)
+        y = load_rows(y_ptr, columns, features, y_stride, m, d, OPERAND)
+        if ROUNDED:
+            x, y = x.to(tl.bfloat16), y.to(tl.bfloat16)
+            if INTERPRETED:  # which cannot multiply bf16
+                x, y = x.to(tl.float32), y.to(tl.float32)
+        tile = tl.dot(x, tl.trans(y), tile, input_precision=PRECISION, out_dtype=DTYPE)
+    return tile
+
+
+@triton.jit
+def span_of(a, b):
+    """What delta was subtracted from: x_t y_t c - 1 of all pairs."""
+    return a[:, None] * b[None, :] + (a[:, None] + b[None, :])
+
+
+@triton.jit
+def _pairwise(
+    x_ptr, y_ptr, c_ptr, scale_x_ptr, scale_y_ptr, a_ptr, b_ptr, out_ptr, near_ptr, x_stride, y_stride, n, m, d, limit,
+    ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    i, j, rows, columns = tile_of(n, m, BLOCK_N, BLOCK_M)
+    product = products(
+        x_ptr, y_ptr, rows, columns, x_stride, y_stride, n, m, d,
+        ROUNDED, PRECISION, DTYPE, OPERAND, BLOCK_N, BLOCK_M, BLOCK_D,
+    )  # fmt: skip
+    scale_x, scale_y = load_each(scale_x_ptr, rows, n, DTYPE), load_each(scale_y_ptr, columns, m, DTYPE)
+    span = span_of(load_each(a_ptr, rows, n, DTYPE), load_each(b_ptr, columns, m, DTYPE))
+    delta = at_least(span - product * scale_x[:, None] * scale_y[None, :], 0)
+    inside = (rows < n)[:, None] & (columns < m)[None, :]
+    near = inside & (delta <= limit * span)
+    tl.store(near_ptr + i * tl.cdiv(m, BLOCK_M) + j, tl.max(near.to(tl.int32)).to(tl.int8))
+    # near pairs are marked by the sign: the second kernel must not judge by a rounded distance
+    distance = log1p(delta + tl.sqrt(delta) * tl.sqrt(delta + 2)) / tl.sqrt(tl.load(c_ptr))
+    tl.store(out_ptr + rows[:, None] * m + columns[None, :], tl.where(near, -1, distance), inside)
+
+
+def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision: str) -> Tensor:
+    """(n d), (m d) -> (n m) in the geometry's dtype."""
+    x, y = launch.unit_stride(x), launch.unit_stride(y)
+    (n, d), m = x.shape, len(y)
+    out = c.new_empty(n, m)
+    if out.numel() == 0:
+        return out
+    if d == 0:
+        return out.zero_()
+    norm_x, scale_x, a = _terms_of(x, c, tangent, precision)
+    norm_y, scale_y, b = _terms_of(y, c, tangent, precision)
+    table = launch.settings("product", d, x.dtype)
+    size = {"BLOCK_N": table["rows"], "BLOCK_M": table["columns"]}
+    tiles = (triton.cdiv(n, size["BLOCK_N"]), triton.cdiv(m, size["BLOCK_M"]))
+    near = torch.empty(tiles, dtype=torch.int8, device=x.device)
+    numbers = {"DTYPE": launch.triton_dtype(c.dtype), "OPERAND": launch.operand_dtype(x.dtype)}
+    with launch.on_device_of(x):
+        _pairwise[(tiles[0] * tiles[1],)](
+            x, y, c, scale_x, scale_y, a, b, out, near, x.stride(0), y.stride(0), n, m, d, NEAR[c.dtype],
+            ROUNDED=precision == "bf16" and x.dtype == torch.float32, PRECISION=launch.product_precision(x, precision),
+            BLOCK_D=table["inner"], num_warps=table["warps"], num_stages=table["stages"], **numbers, **size,
+        )  # fmt: skip
+        _repair[tiles](
+            x, y, c, norm_x, norm_y, out, near, x.stride(0), y.stride(0), n, m, d,
+            TANGENT=tangent, DTYPE=numbers["DTYPE"], TILE=NEAR_TILE, **size,
+        )  # fmt: skip
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------ near pairs
+
+
+@triton.jit
+def feature(pointer, rows, stride, n, k, DTYPE: tl.constexpr):
+    """One feature of some rows."""
+    return tl.load(pointer + rows * stride + k, rows < n, other=0).to(DTYPE)
+
+
+@triton.jit
+def compare_all(
+    x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, n, m, d, TILE: tl.constexpr, DTYPE: tl.constexpr
+):
+    """``tile_math.compare`` of every row with every column, a feature at a time, without holding a vector.
+
+    |u| - |v|, |a - b| / 2, 1 / (|u| + |v|), and the share of a + b that rounding left in a - b.
+    """
+    per_x, per_y = (1 / nonzero(norm_x))[:, None], (1 / nonzero(norm_y))[None, :]
+    per_sum = 1 / nonzero(norm_x[:, None] + norm_y[None, :])
+    r = tl.zeros([TILE, TILE], DTYPE)
+    for k in range(0, d):
+        u = feature(x_ptr, rows, x_stride, n, k, DTYPE)[:, None]
+        v = feature(y_ptr, columns, y_stride, m, k, DTYPE)[None, :]
+        r += (u - v) * (u + v)
+    r *= per_sum
+    chord, lean, square = (
+        tl.zeros([TILE, TILE], DTYPE), tl.zeros([TILE, TILE], DTYPE), tl.zeros([TILE, TILE], DTYPE)
+    )  # fmt: skip
+    for k in range(0, d):
+        u = feature(x_ptr, rows, x_stride, n, k, DTYPE)[:, None]
+        v = feature(y_ptr, columns, y_stride, m, k, DTYPE)[None, :]
+        bisector = u * per_x + v * per_y
+        e = per_sum * (2 * (u - v) - r * bisector)
+        chord += e * e
+        lean += e * bisector
+        square += bisector * bisector
+    leftover = tl.where(square > 2, lean / nonzero(square), 0)
+    half_chord = at_most(tl.sqrt(at_least(chord - leftover * lean, 0)) / 2, 1)
+    at_origin = (norm_x == 0)[:, None] | (norm_y == 0)[None, :]
+    return r, tl.where(at_origin, 0.7071067811865476, half_chord), per_sum, leftover
+
+
+@triton.jit
+def _repair(
+    x_ptr, y_ptr, c_ptr, norm_x_ptr, norm_y_ptr, out_ptr, near_ptr, x_stride, y_stride, n, m, d,
+    TANGENT: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    i, j = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    if tl.load(near_ptr + i * tl.num_programs(1) + j) != 0:
+        k = tl.sqrt(tl.load(c_ptr))
+        for part in range(0, (BLOCK_N // TILE) * (BLOCK_M // TILE)):
+            rows = i * BLOCK_N + part // (BLOCK_M // TILE) * TILE + tl.arange(0, TILE)
+            columns = j * BLOCK_M + part % (BLOCK_M // TILE) * TILE + tl.arange(0, TILE)
+            inside = (rows < n)[:, None] & (columns < m)[None, :]
+            place = out_ptr + rows[:, None] * m + columns[None, :]
+            near = tl.load(place, inside, other=0) < 0
+            if tl.max(near.to(tl.int32)) != 0:
+                norm_x, norm_y = load_each(norm_x_ptr, rows, n, DTYPE), load_each(norm_y_ptr, columns, m, DTYPE)
+                r, half_chord, _, _ = compare_all(
+                    x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, n, m, d, TILE, DTYPE
+                )
+                p, q, delta = rapidity(norm_x[:, None], norm_y[None, :], r, k, TANGENT)
+                tl.store(place, 2 / k * asinh(root_haversine(p, q, delta, half_chord)), near)
+
+
+@triton.jit
+def _weights(
+    grad_ptr, distance_ptr, c_ptr, a_ptr, b_ptr, out_ptr, near_ptr, along_ptr, n, m, limit,
+    DTYPE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    i, j, rows, columns = tile_of(n, m, TILE, TILE)
+    inside = (rows < n)[:, None] & (columns < m)[None, :]
+    place = rows[:, None] * m + columns[None, :]
+    grad = tl.load(grad_ptr + place, inside, other=0).to(DTYPE)
+    distance = tl.load(distance_ptr + place, inside, other=0)
+    k = tl.sqrt(tl.load(c_ptr))
+    D = k * distance
+    growth = -expm1(-D)  # sinh D = e^D (1 - e^-D)(1 + e^-D) / 2, cosh D - 1 = e^D (1 - e^-D)^2 / 2
+    span = span_of(load_each(a_ptr, rows, n, DTYPE), load_each(b_ptr, columns, m, DTYPE))
+    decay = exp(-D)
+    near = growth * growth <= 2 * limit * span * decay
+    weight = tl.where(near, 0, grad * 2 * decay / (k * nonzero(growth * (1 + decay))))
+    tl.store(out_ptr + place, weight, inside)
+    number = i * tl.cdiv(m, TILE) + j
+    tl.store(along_ptr + number, tl.sum(grad * distance))
+    # whoever looks for near pairs later finds them by the zero weight, not by judging again
+    tl.store(near_ptr + number, tl.max((inside & (weight == 0) & (grad != 0)).to(tl.int32)).to(tl.int8))
+
+
+@triton.jit
+def _near_gradient(
+    grad_ptr, weight_ptr, x_ptr, y_ptr, c_ptr, norm_x_ptr, norm_y_ptr, near_ptr, dx_ptr,
+    x_stride, y_stride, row_stride, column_stride, near_row_stride, near_column_stride, n, m, d,
+    TANGENT: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Add the gradients of near pairs to some rows of dx, which no other program writes."""
+    i = tl.program_id(0).to(tl.int64)
+    rows = i * TILE + tl.arange(0, TILE)
+    k = tl.sqrt(tl.load(c_ptr))
+    norm_x = load_each(norm_x_ptr, rows, n, DTYPE)
+    per_x = (1 / nonzero(norm_x))[:, None]
+    for j in range(0, tl.cdiv(m, TILE)):
+        if tl.load(near_ptr + i * near_row_stride + j * near_column_stride) != 0:
+            columns = tl.cast(j, tl.int64) * TILE + tl.arange(0, TILE)
+            inside = (rows < n)[:, None] & (columns < m)[None, :]
+            place = rows[:, None] * row_stride + columns[None, :] * column_stride
+            weight = tl.load(weight_ptr + place, inside, other=1)
+            grad = tl.where(weight == 0, tl.load(grad_ptr + place, inside, other=0).to(DTYPE), 0)
+            norm_y = load_each(norm_y_ptr, columns, m, DTYPE)
+            r, half_chord, per_sum, leftover = compare_all(
+                x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, n, m, d, TILE, DTYPE
+            )
+            p, q, delta = rapidity(norm_x[:, None], norm_y[None, :], r, k, TANGENT)
+            A_x, A_y, q_weight, p_weight, growth, _ = slopes(p, q, delta, half_chord)
+            radial, _, chord_weight, _ = point_slopes(p, q, A_x, A_y, q_weight, p_weight, TANGENT)
+            along, across = along_and_across(radial, chord_weight, half_chord, growth)
+            along, across = grad * along, grad * across
+            per_y = (1 / nonzero(norm_y))[None, :]
+            for feature_number in range(0, d):
+                u = feature(x_ptr, rows, x_stride, n, feature_number, DTYPE)
+                v = feature(y_ptr, columns, y_stride, m, feature_number, DTYPE)[None, :]
+                a = u[:, None] * per_x
+                bisector = a + v * per_y
+                e = per_sum * (2 * (u[:, None] - v) - r * bisector) - leftover * bisector
+                target = dx_ptr + rows * d + feature_number
+                change = tl.sum(along * a + across * e, axis=1)
+                tl.store(target, tl.load(target, rows < n, other=0) + change, rows < n)
+
+
+def pairwise_distance_backward(
+    grad: Tensor, x: Tensor, y: Tensor, c: Tensor, distance: Tensor, tangent: bool, precision: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (n d), y (m d) and c () from that of the matrix (n m). Holds one more matrix of that size."""
+    x, y, grad, distance = launch.unit_stride(x), launch.unit_stride(y), grad.contiguous(), distance.contiguous()
+    (n, d), m = x.shape, len(y)
+    if grad.numel() == 0 or d == 0:
+        return torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(c)
+    # of the exact numbers, not of those a low precision rounded: the gradient is that of the true distance
+    norm_x, scale_x, a = _terms_of(x, c, tangent, "ieee")
+    norm_y, scale_y, b = _terms_of(y, c, tangent, "ieee")
+    tiles = (triton.cdiv(n, NEAR_TILE), triton.cdiv(m, NEAR_TILE))
+    weight, along = torch.empty_like(distance), c.new_empty(tiles)
+    near = torch.empty(tiles, dtype=torch.int8, device=x.device)
+    dtype = launch.triton_dtype(c.dtype)
+    with launch.on_device_of(x):
+        _weights[(tiles[0] * tiles[1],)](
+            grad, distance, c, a, b, weight, near, along, n, m, NEAR[c.dtype], DTYPE=dtype, TILE=NEAR_TILE
+        )
+        dx = _pull(weight, x, y, scale_x, scale_y, a, b, c, tangent)
+        dy = _pull(weight.T, y, x, scale_y, scale_x, b, a, c, tangent)
+        _near_gradient[(tiles[0],)](
+            grad, weight, x, y, c, norm_x, norm_y, near, dx, x.stride(0), y.stride(0), m, 1, tiles[1], 1, n, m, d,
+            TANGENT=tangent, DTYPE=dtype, TILE=NEAR_TILE,
+        )  # fmt: skip
+        _near_gradient[(tiles[1],)](
+            grad, weight, y, x, c, norm_y, norm_x, near, dy, y.stride(0), x.stride(0), 1, m, 1, tiles[1], m, n, d,
+            TANGENT=tangent, DTYPE=dtype, TILE=NEAR_TILE,
+        )  # fmt: skip
+    # d is homogeneous in the vectors and 1/sqrt(c)
+    homogeneity = sum((v.double() * dv).sum() for v, dv in ((x, dx), (y, dy))) - along.sum(dtype=torch.float64)
+    return dx.to(x.dtype), dy.to(y.dtype), (homogeneity / (2 * c.double())).to(c.dtype)
+
+
+def _pull(
+    weight: Tensor,
+    x: Tensor,
+    y: Tensor,
+    scale_x: Tensor,
+    scale_y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    tangent: bool,
+) -> Tensor:
+    """Gradient of x (n d) in the geometry's dtype from the weights (n m) of all pairs but the near ones."""
+    dtype = geometry_dtype(x)
+    points = scale_y[:, None] * y.to(dtype)
+    time = weight @ (1 + b) / (1 + a)
+    pull = (time * scale_x)[:, None] * x.to(dtype) - weight @ points
+    if not tangent:
+        return pull * c.sqrt()
+    return maps.exp_map0_backward(pull * c.sqrt(), x.to(dtype), torch.ones_like(c), c)[0]

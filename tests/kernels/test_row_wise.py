@@ -1,0 +1,115 @@
+"""Row-wise operators in float32 against the float64 reference, over the nasty regions: kernels and portable path."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hyperst_kernels import operators
+from tests.kernels.cases import CASES
+from tests.kernels.triton import DEVICE, INTERPRETED
+
+EPS = torch.finfo(torch.float32).eps
+
+
+def run(compute, case, inputs, upstream):
+    """Value, and the gradients of all inputs."""
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    value = compute(*leaves, *case.flags)
+    grads = torch.autograd.grad(value, leaves, upstream.to(value), materialize_grads=True)
+    return value.detach().cpu(), [g.cpu() for g in grads]
+
+
+def operator(case, inputs, upstream):
+    return run(getattr(operators.ops, case.operator), case, [x.to(DEVICE) for x in inputs], upstream)
+
+
+def reference(case, inputs, upstream):
+    return run(operators._REFERENCES[case.operator], case, [x.double() for x in inputs], upstream)
+
+
+def moved(inputs):
+    """The inputs one ulp up and down, one tensor at a time: how far they are known."""
+    for i, x in enumerate(inputs):
+        for end in (torch.inf, -torch.inf):
+            yield [*inputs[:i], torch.nextafter(x, torch.full_like(x, end)), *inputs[i + 1 :]]
+
+
+def tilted(inputs):
+    """Vectors of one feature with a second, eps times as large: directions are no better known than that."""
+    vectors = [x for x in inputs if x.ndim == 2]
+    for i in range(len(vectors)):
+        for sign in (1, -1):
+            tilt = [torch.cat([x, sign * EPS * x.abs() * (k == i)], 1) for k, x in enumerate(vectors)]
+            yield [*tilt, *inputs[len(vectors) :]]
+
+
+def uncertainty(case, inputs, upstream, exact, exact_grads):
+    """Twice the change of value and gradients, row by row, at inputs that float32 cannot tell from these."""
+    results = [reference(case, other, upstream) for other in moved(inputs)]
+    exact = [exact, *exact_grads]
+    changes = [[size(a - b) for a, b in zip([value, *grads], exact, strict=True)] for value, grads in results]
+    if inputs[0].shape[1] == 1:
+        exact, upstream = [widened(t) for t in exact], widened(upstream)
+        results = [reference(case, other, upstream) for other in tilted(inputs)]
+        changes += [[size(a - b) for a, b in zip([value, *grads], exact, strict=True)] for value, grads in results]
+    return [2 * torch.stack(each).amax(0) for each in zip(*changes, strict=True)]
+
+
+def widened(x):
+    """With one more feature, 0."""
+    return torch.cat([x, torch.zeros_like(x[:, :1])], 1) if x.ndim == 2 else x
+
+
+def size(x):
+    """Norm of each row, or the absolute value of each number."""
+    return x.double().norm(dim=-1) if x.ndim == 2 else x.double().abs()
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=10 if INTERPRETED else 40)
+@given(
+    n=st.integers(1, 40),
+    d=st.sampled_from([1, 2, 3, 16, 33, 100, 513, 2048]),
+    seed=st.integers(0, 2**31),
+    largest=st.sampled_from([1.0, 5.0, 40.0]),
+)
+def test_float32_and_its_gradient(name, n, d, seed, largest):
+    case = CASES[name]
+    inputs = case.inputs(n, d, seed, largest, torch.float32)
+    value_shape = operators._REFERENCES[case.operator](*inputs, *case.flags).shape
+    upstream = torch.randn(value_shape, generator=torch.Generator().manual_seed(seed))
+    value, grads = operator(case, inputs, upstream)
+    exact, exact_grads = reference(case, inputs, upstream)
+    known = uncertainty(case, inputs, upstream, exact, exact_grads)
+    vectors = [x.double() for x in inputs if x.ndim == 2]
+
+    assert torch.isfinite(value).all()
+    tolerance = max(1e-6, 4 * EPS * (1 + largest))
+    rounding = 8 * EPS * case.terms(*vectors)
+    assert (size(value - exact) <= tolerance * size(exact) + rounding + case.absolute + known[0]).all()
+
+    for i, (got, want) in enumerate(zip(grads, exact_grads, strict=True)):
+        assert torch.isfinite(got).all()
+        if got.ndim == 0:
+            # a sum over rows that may cancel; by homogeneity each row's share is what is left of these terms
+            scale = sum_of_shares(case, inputs, upstream, i)
+            along = [(x * g).sum(1).abs() for x, g in zip(inputs, exact_grads, strict=True) if g.ndim]
+            terms = size(upstream * exact) + sum(along)
+            rounding = 4 * EPS * float(terms.sum() / inputs[i])
+        else:
+            scale = size(want)
+            rounding = 8 * EPS * size(upstream) * case.slopes(*vectors)[i]
+        assert (
+            size(got - want)
+            <= case.gradient(largest) * scale + rounding + known[i + 1] + torch.finfo(torch.float32).tiny
+        ).all(), i
+
+
+def sum_of_shares(case, inputs, upstream, i):
+    """Sum over rows of what each adds to the gradient of the scalar i, in absolute value."""
+    rows = range(len(upstream))
+    alone = [[x[r : r + 1] if x.ndim == 2 else x for x in inputs] for r in rows]
+    return sum(reference(case, alone[r], upstream[r : r + 1])[1][i].abs() for r in rows)
