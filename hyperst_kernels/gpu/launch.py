@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -61,9 +62,27 @@ def _settings(where: str, kind: str, bucket: int, dtype: str) -> dict[str, int]:
     raise KeyError(f"no launch settings for {kind}, D bucket {bucket}, {dtype} on {where}")
 
 
+def bucket(d: int) -> int:
+    """The width that rows of d numbers share settings with."""
+    return max(16, triton.next_power_of_2(d))
+
+
 def settings(kind: str, d: int, dtype: torch.dtype) -> dict[str, int]:
     """Block sizes and warps of the kernels of ``kind`` for rows of d numbers."""
-    return _settings(architecture(), kind, max(16, triton.next_power_of_2(d)), str(dtype).removeprefix("torch."))
+    return _forced.get(kind) or _settings(architecture(), kind, bucket(d), str(dtype).removeprefix("torch."))
+
+
+_forced: dict[str, dict[str, int]] = {}
+
+
+@contextlib.contextmanager
+def forced(kind: str, values: dict[str, int]) -> Iterator[None]:
+    """Launch the kernels of ``kind`` with these settings inside the block: to measure them."""
+    _forced[kind] = values
+    try:
+        yield
+    finally:
+        del _forced[kind]
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:
@@ -106,7 +125,7 @@ def over_rows(kernel: triton.JITFunction, kind: str, like: Tensor, *arguments, *
     if d > LARGEST_ROW:
         raise ValueError(f"rows of at most {LARGEST_ROW} features fit a GPU kernel, got {d}")
     table = settings(kind, d, like.dtype)
-    block_d = max(16, triton.next_power_of_2(d))
+    block_d = bucket(d)
     rows = interpreted_rows(n, block_d) if architecture() == "interpreter" else table["rows"]
     with on_device_of(like):
         kernel[(triton.cdiv(n, rows),)](

@@ -41,7 +41,8 @@ from hyperst_kernels.gpu.tile_math import (
 
 # Bits of the product that cancellation may take before a pair is computed from differences.
 NEAR = {torch.float32: 2.0**-6, torch.float64: 2.0**-12}
-NEAR_TILE = 32  # rows and columns that the kernels of near pairs look at together: they hold a dozen numbers per pair
+# Rows and columns that the kernels of near pairs look at together: they hold a dozen numbers per pair.
+NEAR_TILE = {torch.float32: 32, torch.float64: 16}
 
 
 # -------------------------------------------------------------------------------------------------------- each row
@@ -150,7 +151,9 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
         return out.zero_()
     norm_x, scale_x, a = _terms_of(x, c, tangent, precision)
     norm_y, scale_y, b = _terms_of(y, c, tangent, precision)
-    table = launch.settings("product", d, x.dtype)
+    told = launch.product_precision(x, precision)
+    # without tensor cores a tile's accumulator and operands need twice the registers
+    table = launch.settings("plain product" if told == "ieee" and x.element_size() >= 4 else "product", d, x.dtype)
     size = {"BLOCK_N": table["rows"], "BLOCK_M": table["columns"]}
     tiles = (triton.cdiv(n, size["BLOCK_N"]), triton.cdiv(m, size["BLOCK_M"]))
     near = torch.empty(tiles, dtype=torch.int8, device=x.device)
@@ -158,12 +161,12 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
     with launch.on_device_of(x):
         _pairwise[(tiles[0] * tiles[1],)](
             x, y, c, scale_x, scale_y, a, b, out, near, x.stride(0), y.stride(0), n, m, d, NEAR[c.dtype],
-            ROUNDED=precision == "bf16" and x.dtype == torch.float32, PRECISION=launch.product_precision(x, precision),
+            ROUNDED=precision == "bf16" and x.dtype == torch.float32, PRECISION=told,
             BLOCK_D=table["inner"], num_warps=table["warps"], num_stages=table["stages"], **numbers, **size,
         )  # fmt: skip
         _repair[tiles](
             x, y, c, norm_x, norm_y, out, near, x.stride(0), y.stride(0), n, m, d,
-            TANGENT=tangent, DTYPE=numbers["DTYPE"], TILE=NEAR_TILE, **size,
+            TANGENT=tangent, DTYPE=numbers["DTYPE"], TILE=NEAR_TILE[c.dtype], **size,
         )  # fmt: skip
     return out
 
@@ -308,23 +311,24 @@ def pairwise_distance_backward(
     # of the exact numbers, not of those a low precision rounded: the gradient is that of the true distance
     norm_x, scale_x, a = _terms_of(x, c, tangent, "ieee")
     norm_y, scale_y, b = _terms_of(y, c, tangent, "ieee")
-    tiles = (triton.cdiv(n, NEAR_TILE), triton.cdiv(m, NEAR_TILE))
+    tile = NEAR_TILE[c.dtype]
+    tiles = (triton.cdiv(n, tile), triton.cdiv(m, tile))
     weight, along = torch.empty_like(distance), c.new_empty(tiles)
     near = torch.empty(tiles, dtype=torch.int8, device=x.device)
     dtype = launch.triton_dtype(c.dtype)
     with launch.on_device_of(x):
         _weights[(tiles[0] * tiles[1],)](
-            grad, distance, c, a, b, weight, near, along, n, m, NEAR[c.dtype], DTYPE=dtype, TILE=NEAR_TILE
+            grad, distance, c, a, b, weight, near, along, n, m, NEAR[c.dtype], DTYPE=dtype, TILE=tile
         )
         dx = _pull(weight, x, y, scale_x, scale_y, a, b, c, tangent)
         dy = _pull(weight.T, y, x, scale_y, scale_x, b, a, c, tangent)
         _near_gradient[(tiles[0],)](
             grad, weight, x, y, c, norm_x, norm_y, near, dx, x.stride(0), y.stride(0), m, 1, tiles[1], 1, n, m, d,
-            TANGENT=tangent, DTYPE=dtype, TILE=NEAR_TILE,
+            TANGENT=tangent, DTYPE=dtype, TILE=tile,
         )  # fmt: skip
         _near_gradient[(tiles[1],)](
             grad, weight, y, x, c, norm_y, norm_x, near, dy, y.stride(0), x.stride(0), 1, m, 1, tiles[1], m, n, d,
-            TANGENT=tangent, DTYPE=dtype, TILE=NEAR_TILE,
+            TANGENT=tangent, DTYPE=dtype, TILE=tile,
         )  # fmt: skip
     # d is homogeneous in the vectors and 1/sqrt(c)
     homogeneity = sum((v.double() * dv).sum() for v, dv in ((x, dx), (y, dy))) - along.sum(dtype=torch.float64)

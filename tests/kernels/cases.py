@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -82,6 +83,22 @@ def poincare_slope(x: Tensor) -> list[Tensor]:
     return [1 / (1 + torch.sqrt(1 + C * x.norm(dim=1) ** 2))]
 
 
+def ball_terms(p: Tensor) -> Tensor:
+    """|x| / (1 - sqrt(c) |p|): what the rounding of |p| becomes near the rim of the ball."""
+    r = C**0.5 * p.norm(dim=1)
+    return 2 * p.norm(dim=1) / ((1 - r) ** 2 * (1 + r))
+
+
+def aperture_slope(tangent: bool, x: Tensor) -> list[Tensor]:
+    """The slope -2K / (X sqrt(X^2 - 4K^2)), unbounded at X = 2K, times what the rounding of X becomes beside X - 2K."""
+    p = C**0.5 * x.norm(dim=1)
+    X, growth = (torch.sinh(p), torch.cosh(p)) if tangent else (p, 1)
+    outside = X > 0.2
+    X = torch.where(outside, X, 1)
+    slope = C**0.5 * growth * 0.2 / (X * torch.sqrt(X**2 - 0.04)) * X / (X - 0.2)
+    return [torch.where(outside, slope, 0)]
+
+
 def angle_slopes(x: Tensor, y: Tensor) -> list[Tensor]:
     """1 / |x|: what turning a vector changes; moving it along its ray may change nothing."""
     return [1 / torch.where(n == 0, 1, n) for n in (x.norm(dim=1), y.norm(dim=1))]
@@ -107,14 +124,18 @@ CASES = {
     ),
     "lift": Case("lift", first(points)),
     "lorentz_to_poincare": Case("lorentz_to_poincare", first(points), slopes=poincare_slope),
-    "poincare_to_lorentz": Case("poincare_to_lorentz", in_ball, largest=10.0),
+    "poincare_to_lorentz": Case("poincare_to_lorentz", in_ball, largest=4.0, terms=ball_terms),
     "inner": Case("inner", points),
     "distance-tangent": Case("distance", tangents, flags=(True,)),
     "distance-lorentz": Case("distance", points, flags=(False,)),
     "distance0-tangent": Case("distance0", first(tangents), flags=(True,)),
     "distance0-lorentz": Case("distance0", first(points), flags=(False,)),
-    "half_aperture-tangent": Case("half_aperture", first(tangents), flags=(0.1, True)),
-    "half_aperture-lorentz": Case("half_aperture", first(points), flags=(0.1, False)),
+    "half_aperture-tangent": Case(
+        "half_aperture", first(tangents), flags=(0.1, True), slopes=partial(aperture_slope, True)
+    ),
+    "half_aperture-lorentz": Case(
+        "half_aperture", first(points), flags=(0.1, False), slopes=partial(aperture_slope, False)
+    ),
     "exterior_angle-tangent": Case("exterior_angle", tangents, flags=(True,), absolute=1e-5, slopes=angle_slopes),
     "exterior_angle-lorentz": Case("exterior_angle", points, flags=(False,), absolute=1e-5, slopes=angle_slopes),
 }

@@ -186,5 +186,6 @@ def test_compiled_without_a_graph_break():
 def test_settings_exist_for_every_bucket_and_dtype():
     for d in (1, 16, 17, 512, 4097, launch.LARGEST_ROW):
         for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-            assert {"rows", "columns", "inner", "warps", "stages"} == set(launch.settings("product", d, dtype))
+            for kind in ("product", "plain product"):
+                assert {"rows", "columns", "inner", "warps", "stages"} == set(launch.settings(kind, d, dtype))
             assert {"rows", "warps"} == set(launch.settings("map", d, dtype)) == set(launch.settings("pair", d, dtype))

@@ -1,0 +1,226 @@
+"""Compiles, without a GPU, the kernels that the library's own launch code would launch, and reads what they need.
+
+``python -m tests.kernels.ahead_of_time`` compiles the checked variants and rewrites the table beside this file;
+``--every`` compiles every shipped configuration for sm_90 instead, and reports spills.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from hyperst_kernels.gpu import distance, entailment, launch, maps, pairwise
+
+TABLE = Path(__file__).with_name("resources.json")
+TARGETS = {"sm_80": ("cuda", 80), "sm_90": ("cuda", 90), "sm_100": ("cuda", 100), "gfx942": ("hip", "gfx942")}
+SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}  # bytes per block
+GROWTH = 1.05  # of the number of instructions over the table's
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class _NoDevice:
+    """In place of Triton's driver: answers what compilation asks of a device."""
+
+    def __init__(self, name: str) -> None:
+        backend, architecture = TARGETS[name]
+        self.target, self.name = GPUTarget(backend, architecture, 64 if backend == "hip" else 32), name
+        self.utils = self
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> str:
+        return self.name
+
+    def get_current_stream(self, device: object = None) -> int:
+        return 0
+
+    def get_device_properties(self, device: object) -> dict[str, int]:
+        limits = {"max_shared_mem": SHARED_LIMIT[self.name], "max_num_regs": 65536}
+        return {**limits, "multiprocessor_count": 132, "warpSize": self.target.warp_size}
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def compiling_for(name: str) -> Iterator[list[CompiledKernel]]:
+    """Every launch inside the block compiles for the target and runs nothing; the kernels land in the list."""
+    compiled: list[CompiledKernel] = []
+    run, before = JITFunction.run, getattr(driver, "_active", None)
+
+    def compile_only(self, *args, grid, warmup, **options):
+        compiled.append(run(self, *args, grid=grid, warmup=True, **options))
+        return compiled[-1]
+
+    driver.set_active(_NoDevice(name))
+    launch.forget_tables()
+    JITFunction.run = compile_only
+    try:
+        yield compiled
+    finally:
+        JITFunction.run, driver._active = run, before
+        launch.forget_tables()
+
+
+def needs(kernel: CompiledKernel) -> dict[str, int]:
+    """Registers, spills, shared memory in bytes, instructions, and those of them on tensor cores."""
+    if "cubin" in kernel.asm:
+        return _cuda(kernel)
+    text = kernel.asm["amdgcn"]
+    field = {name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1]) for name in ("vgpr_count", "vgpr_spill_count")}
+    return {
+        "registers": field["vgpr_count"],
+        "spills": field["vgpr_spill_count"],
+        "shared": kernel.metadata.shared,
+        "instructions": len(re.findall(r"^\s+[sv]_\w+|^\s+(?:global|ds|buffer|flat)_\w+", text, re.M)),
+        "tensor": len(re.findall(r"v_mfma", text)),
+    }
+
+
+def _cuda(kernel: CompiledKernel) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(kernel.asm["cubin"])
+
+        def tool(name: str, option: str) -> str:
+            return subprocess.run([_TOOLS / name, option, path], capture_output=True, text=True, check=True).stdout
+
+        registers = int(re.search(r"REG:(\d+)", tool("cuobjdump", "--dump-resource-usage"))[1])
+        sass = tool("nvdisasm", "-c")
+    opcodes = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass, re.M)
+    return {
+        "registers": registers,
+        "spills": sum(op.startswith(("STL", "LDL")) for op in opcodes),
+        "shared": kernel.metadata.shared,
+        "instructions": len(opcodes),
+        "tensor": sum(op.startswith(("HGMMA", "HMMA", "IMMA", "DMMA", "UTC")) and "MMA" in op for op in opcodes),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- variants
+
+
+def _scalar(dtype: torch.dtype) -> torch.Tensor:
+    return torch.ones((), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def row_wise(d: int, dtype: torch.dtype) -> None:
+    """Every row-wise kernel, forward and backward, tangent and point form."""
+    x, c = torch.zeros(64, d, dtype=dtype), _scalar(dtype)
+    each, longer = torch.zeros(64, dtype=dtype), torch.zeros(64, d + 1, dtype=dtype)
+    maps.exp_map0(x, c, c), maps.exp_map0_backward(x, x, c, c)
+    for name in ("log_map0", "lorentz_to_poincare", "poincare_to_lorentz"):
+        getattr(maps, name)(x, c), getattr(maps, f"{name}_backward")(x, x, c)
+    maps.lift(x, c), maps.lift_backward(longer, x, c)
+    for name in ("exp_map", "log_map"):
+        getattr(maps, name)(x, x, c), getattr(maps, f"{name}_backward")(x, x, x, c)
+    maps.parallel_transport(x, x, x, c), maps.parallel_transport_backward(x, x, x, x, c)
+    distance.inner(x, x, c), distance.inner_backward(each, x, x, c)
+    for tangent in (True, False):
+        distance.distance(x, x, c, tangent), distance.distance_backward(each, x, x, c, tangent)
+        distance.distance0(x, c, tangent), distance.distance0_backward(each, x, c, tangent)
+        entailment.half_aperture(x, c, 0.1, tangent), entailment.half_aperture_backward(each, x, c, 0.1, tangent)
+        entailment.exterior_angle(x, x, c, tangent), entailment.exterior_angle_backward(each, x, x, c, tangent)
+    hinges = ([x] * 4, [x] * 4, c, [0.7, 0.7, 1.2, 1.2], 0.1, True)
+    entailment.entailment_hinges(*hinges), entailment.entailment_hinges_backward(each.expand(4, -1), *hinges)
+
+
+def pairs(d: int, dtype: torch.dtype, precision: str, backward: bool = False) -> None:
+    """The matrix of distances, and its gradient."""
+    x, c = torch.zeros(256, d, dtype=dtype), _scalar(dtype)
+    matrix = pairwise.pairwise_distance(x, x, c, True, precision)
+    if backward:
+        pairwise.pairwise_distance_backward(matrix, x, x, c, matrix, True, precision)
+
+
+def variants(target: str) -> dict[str, Callable[[], None]]:
+    """What is compiled for a target, by name."""
+    single, half, double = torch.float32, torch.bfloat16, torch.float64
+    chosen = {
+        "rows 512 float32": lambda: row_wise(512, single),
+        "pairs 512 float32 bf16x3": lambda: pairs(512, single, "bf16x3", backward=True),
+        "pairs 512 bfloat16": lambda: pairs(512, half, "bf16x3"),
+    }
+    if target == "sm_90":
+        chosen |= {
+            "rows 16 bfloat16": lambda: row_wise(16, half),
+            "rows 2048 float32": lambda: row_wise(2048, single),
+            "pairs 512 float32 ieee": lambda: pairs(512, single, "ieee"),
+            "pairs 512 float32 tf32": lambda: pairs(512, single, "tf32"),
+            "pairs 512 float64": lambda: pairs(512, double, "ieee", backward=True),
+        }
+    return chosen
+
+
+def every_configuration() -> dict[str, Callable[[], None]]:
+    """Every D bucket and dtype that the launch table has settings for."""
+    everything: dict[str, Callable[[], None]] = {}
+    for d in (2**k for k in range(4, 15)):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            everything[f"rows {d} {dtype}"] = lambda d=d, dtype=dtype: row_wise(d, dtype)
+            if d <= 512:  # the product loops over blocks of at most 64 features: from there on the kernels are the same
+                for precision in ("bf16x3", "ieee", "tf32", "bf16") if dtype == torch.float32 else ("ieee",):
+                    everything[f"pairs {d} {dtype} {precision}"] = lambda d=d, dtype=dtype, precision=precision: pairs(
+                        d, dtype, precision, backward=precision == "ieee"
+                    )
+    return everything
+
+
+def compile_variant(target: str, build: Callable[[], None]) -> dict[str, dict[str, int]]:
+    """What each kernel of a variant needs; the largest where several launches share a name."""
+    with compiling_for(target) as compiled:
+        build()
+    found: dict[str, dict[str, int]] = {}
+    for kernel in compiled:
+        name, need = kernel.metadata.name.strip("_"), needs(kernel)
+        found[name] = {key: max(value, found.get(name, need)[key]) for key, value in need.items()}
+    return found
+
+
+def complaints(target: str, found: dict[str, dict[str, int]], known: dict[str, dict[str, int]]) -> list[str]:
+    """What is wrong with the kernels of a variant, against the limits and the table."""
+    said = []
+    for name, need in found.items():
+        before = known.get(name)
+        if before is None:
+            said.append(f"{name} is not in the table: run python -m tests.kernels.ahead_of_time")
+            continue
+        allowed = 0 if target == "sm_90" else before["spills"]
+        if need["spills"] > allowed:
+            said.append(f"{name} spills {need['spills']} times, {allowed} allowed")
+        if need["shared"] > SHARED_LIMIT[target]:
+            said.append(f"{name} needs {need['shared']} bytes of shared memory of {SHARED_LIMIT[target]}")
+        if need["instructions"] > GROWTH * before["instructions"]:
+            said.append(f"{name} grew from {before['instructions']} to {need['instructions']} instructions")
+        if before["tensor"] and not need["tensor"]:
+            said.append(f"{name} no longer uses the tensor cores")
+    return said
+
+
+def main() -> None:
+    if "--every" in sys.argv:
+        for name, build in every_configuration().items():
+            for kernel, need in compile_variant("sm_90", build).items():
+                if need["spills"] or need["shared"] > SHARED_LIMIT["sm_90"]:
+                    print(f"{name}: {kernel} {need}", flush=True)
+        return
+    table = {t: {name: compile_variant(t, build) for name, build in variants(t).items()} for t in TARGETS}
+    TABLE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The kernels compile for every architecture, spill nothing, fit, and do not grow: without a GPU."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hyperst_kernels.gpu import launch
+from tests.kernels import ahead_of_time as aot
+
+TABLE = json.loads(aot.TABLE.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("target", "name"), [(t, name) for t in aot.TARGETS for name in aot.variants(t)])
+def test_kernels_need_no_more_than_the_table_says(target, name):
+    found = aot.compile_variant(target, aot.variants(target)[name])
+    assert set(found) == set(TABLE[target][name])
+    assert not aot.complaints(target, found, TABLE[target][name])
+
+
+def test_a_broken_configuration_is_reported(tmp_path, monkeypatch):
+    """Tiles of 256 x 128 for four warps do not fit into registers."""
+    path = tmp_path / "launch_table.json"
+    broken = {"rows": 256, "columns": 128, "inner": 32, "warps": 4, "stages": 3}
+    path.write_text(json.dumps({"any": {"product": {"512": broken}}}), encoding="utf-8")
+    monkeypatch.setenv("HYPERST_LAUNCH_TABLE", str(path))
+    name = "pairs 512 float32 tf32"
+    found = aot.compile_variant("sm_90", aot.variants("sm_90")[name])
+    said = " ".join(aot.complaints("sm_90", found, TABLE["sm_90"][name]))
+    assert "pairwise spills" in said
+    assert "pairwise grew" in said
+
+
+def test_a_table_with_an_unknown_kernel_is_reported():
+    need = {"registers": 32, "spills": 0, "shared": 300000, "instructions": 200, "tensor": 0}
+    assert "not in the table" in aot.complaints("sm_90", {"new": need}, {})[0]
+    before = {"old": {**need, "shared": 0, "tensor": 4}}
+    shared, tensor = aot.complaints("sm_90", {"old": need}, before)
+    assert "300000 bytes" in shared
+    assert "tensor cores" in tensor
+
+
+def test_the_harness_leaves_no_trace():
+    from triton.runtime.jit import JITFunction
+
+    run = JITFunction.run
+    with aot.compiling_for("sm_90"):
+        assert launch.architecture() == "cuda:90"
+        assert JITFunction.run is not run
+    assert JITFunction.run is run
