@@ -110,6 +110,19 @@ def _triton_kernel(module: str, name: str) -> Callable:
     return launch
 
 
+def _where_rows_fit(kernel: Callable, portable: Callable) -> Callable:
+    """The kernel, or the reference for rows too long for it."""
+
+    @functools.wraps(kernel)
+    def compute(first, *rest):
+        from hyperst_kernels.gpu import launch
+
+        vector = first if isinstance(first, Tensor) else first[0]
+        return (kernel if launch.fits(vector.shape[-1], vector.dtype) else portable)(first, *rest)
+
+    return compute
+
+
 def _portable(reference: Callable) -> Callable:
     """The reference in the geometry's precision, returned in the dtype of the vectors."""
 
@@ -155,8 +168,8 @@ def _row_wise(module: str, arguments: str, reference: Callable, shape: Callable[
     _define(
         f"{arguments} -> Tensor",
         lambda first, *rest: first.new_empty(shape(first)),
-        {**dict.fromkeys(_TRITON, forward), **dict.fromkeys(_PORTABLE, portable)},
-        {**dict.fromkeys(_TRITON, RowWise.apply), **dict.fromkeys(_PORTABLE, portable)},
+        {**dict.fromkeys(_TRITON, _where_rows_fit(forward, portable)), **dict.fromkeys(_PORTABLE, portable)},
+        {**dict.fromkeys(_TRITON, _where_rows_fit(RowWise.apply, portable)), **dict.fromkeys(_PORTABLE, portable)},
     )
     _define(
         f"{name}_backward(Tensor grad, {schema}) -> ({', '.join(['Tensor'] * n_tensors)})",
@@ -278,13 +291,15 @@ _define(
     f"entailment_hinges({_HINGES}) -> Tensor",
     lambda parents, *rest: parents[0].new_empty(len(parents), len(parents[0])),
     {
-        **dict.fromkeys(_TRITON, _triton_kernel("entailment", "entailment_hinges")),
+        **dict.fromkeys(_TRITON, _where_rows_fit(_triton_kernel("entailment", "entailment_hinges"), _reference_hinges)),
         **dict.fromkeys(_PORTABLE, _reference_hinges),
     },
     {
         **dict.fromkeys(
             _TRITON,
-            lambda parents, children, c, *flags: _Hinges.apply(c, *flags, *parents, *children),
+            _where_rows_fit(
+                lambda parents, children, c, *flags: _Hinges.apply(c, *flags, *parents, *children), _reference_hinges
+            ),
         ),
         **dict.fromkeys(_PORTABLE, _reference_hinges),
     },

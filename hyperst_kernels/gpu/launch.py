@@ -22,7 +22,12 @@ from torch import Tensor
 from hyperst_kernels._checks import geometry_dtype
 
 _SHIPPED = Path(__file__).with_name("launch_table.json")
-LARGEST_ROW = 16384  # numbers in a row that one program can hold
+LARGEST_ROW = 16384  # numbers in a row that one program can hold, if it does little with them
+
+
+def fits(d: int, dtype: torch.dtype) -> bool:
+    """Whether every row-wise kernel holds rows of d numbers in registers, without spilling on sm_90."""
+    return d <= (2048 if dtype == torch.float64 else 4096)
 
 
 def user_table_path() -> Path:

@@ -171,6 +171,8 @@ def every_configuration() -> dict[str, Callable[[], None]]:
     everything: dict[str, Callable[[], None]] = {}
     for d in (2**k for k in range(4, 15)):
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            if not launch.fits(d, dtype):
+                continue
             everything[f"rows {d} {dtype}"] = lambda d=d, dtype=dtype: row_wise(d, dtype)
             if d <= 512:  # the product loops over blocks of at most 64 features: from there on the kernels are the same
                 for precision in ("bf16x3", "ieee", "tf32", "bf16") if dtype == torch.float32 else ("ieee",):

@@ -199,9 +199,29 @@ def test_hinges_match_one_relation_at_a_time():
         torch.testing.assert_close(row, alone, rtol=1e-6, atol=1e-6)
 
 
-def test_rows_too_long_for_a_kernel_say_so():
+@pytest.mark.parametrize("name", ["log_map0", "distance-tangent", "hinges"])
+def test_rows_too_long_for_a_kernel_are_computed_all_the_same(name, monkeypatch):
+    def value_and_gradients():
+        if name == "hinges":
+            parents, children, c, *flags = hinge_arguments(torch.float32)
+            leaves = [t.requires_grad_() for t in (*parents, children[1], c)]
+            value = ops.entailment_hinges(parents, children, c, *flags)
+        else:
+            leaves = [x.requires_grad_() for x in inputs_of(name, 3, 40, torch.float32)]
+            value = call(name, *leaves)
+        return [value, *torch.autograd.grad(value.sum(), leaves)]
+
+    with_kernels = value_and_gradients()
+    monkeypatch.setattr(launch, "fits", lambda d, dtype: False)
+    monkeypatch.setattr(launch, "over_rows", None)  # no kernel is launched
+    for got, want in zip(value_and_gradients(), with_kernels, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_too_long_for_a_product_say_so():
+    x, c = torch.zeros(1, launch.LARGEST_ROW + 1, device=DEVICE), torch.tensor(1.0, device=DEVICE)
     with pytest.raises(ValueError, match="16384"):
-        ops.log_map0(torch.zeros(1, launch.LARGEST_ROW + 1, device=DEVICE), torch.tensor(1.0, device=DEVICE))
+        ops.pairwise_distance(x, x, c, True, "ieee")
 
 
 def test_this_process_runs_kernels():
