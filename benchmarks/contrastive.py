@@ -1,8 +1,10 @@
-"""Forward + backward of the contrastive loss against the eager textbook formulation, in one process, interleaved.
+"""Forward + backward of the contrastive loss against its peers, in one process, interleaved.
 
-    python -m benchmarks.contrastive [--batch 4096] [--dim 512] [--repeats 5] [--no-eager]
+    python -m benchmarks.contrastive [--batch 4096] [--dim 512] [--repeats 5] [--no-eager] [--no-compiled]
 
-Prints the median time of each provider, their ratio, the ratio of a provider to itself (noise), and the extra memory.
+Peers are the eager textbook formulation, the same with one matrix for both directions under torch.compile, and the bare
+matrix products that no method can do without: one forward and two backward. Prints the median time
+of each, the ratios, that of ours to itself (noise), and the extra memory.
 """
 
 from __future__ import annotations
@@ -38,7 +40,26 @@ def setup(batch: int, dim: int, device: str) -> dict[str, Step]:
             torch.cuda.synchronize()
         return value.detach()
 
-    return {"ours": lambda: step(hk.contrastive_loss), "eager MERU": lambda: step(meru.contrastive_loss)}
+    return {
+        "ours": lambda: step(hk.contrastive_loss),
+        "eager MERU": lambda: step(meru.contrastive_loss),
+        "compiled": lambda: step(torch.compile(meru.single_matrix_loss)),
+    }
+
+
+def products(batch: int, dim: int, device: str) -> Callable[[], None]:
+    """The product of a forward pass and the two of a backward pass, on a matrix that is already there."""
+    left, right = (torch.randn(batch, dim, device=device) for _ in range(2))
+    matrix, out = torch.empty(batch, batch, device=device), torch.empty(batch, dim, device=device)
+
+    def multiply() -> None:
+        torch.mm(left, right.T, out=matrix)
+        torch.mm(matrix, right, out=out)
+        torch.mm(matrix.T, left, out=out)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return multiply
 
 
 def peak_megabytes() -> float:
@@ -52,12 +73,15 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--no-eager", action="store_true", help="leave out the peer whose memory grows with batch^2")
+    parser.add_argument("--no-eager", action="store_true", help="leave out the peers whose memory grows with batch^2")
+    parser.add_argument("--no-compiled", action="store_true", help="leave out the peer that needs a compiler")
     options = parser.parse_args()
 
     steps = setup(options.batch, options.dim, options.device)
     if options.no_eager:
         del steps["eager MERU"]
+    if options.no_eager or options.no_compiled:
+        del steps["compiled"]
     hk.contrastive_loss(torch.randn(64, options.dim), torch.randn(64, options.dim))  # load the libraries
     before = peak_megabytes()
     values = {"ours": float(steps["ours"]())}
@@ -65,11 +89,15 @@ def main() -> None:
     gradients = 2 * options.batch * options.dim * 4 / 2**20
     for name, step in steps.items():
         values[name] = float(step())
-    times: dict[str, list[float]] = {name: [] for name in [*steps, "ours again"]}
+    runs: dict[str, Callable[[], object]] = {**steps, "ours again": steps["ours"]}
+    if not options.no_eager:
+        runs["products"] = products(options.batch, options.dim, options.device)
+        runs["products"]()
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(options.repeats):
         for name in times:
             start = time.perf_counter()
-            steps[name.removesuffix(" again")]()
+            runs[name]()
             times[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(t) for name, t in times.items()}
 

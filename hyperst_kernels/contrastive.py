@@ -108,9 +108,11 @@ def _terms(queries, keys, c, logit_scale, input, geometry, directions, exclude_i
             "queries (n, d) and keys (m, d) need 1 <= n <= m and the same d, "
             f"got {tuple(queries.shape)} and {tuple(keys.shape)}"
         )
-    dtype = _checks.geometry_dtype(queries, keys)
-    queries, keys = queries.to(dtype), keys.to(dtype)
-    c, logit_scale = _checks.positive("c", c, queries), _checks.positive("logit_scale", logit_scale, queries)
+    dtype, common = _checks.geometry_dtype(queries, keys), torch.promote_types(queries.dtype, keys.dtype)
+    queries, keys = queries.to(common), keys.to(common)
+    c, logit_scale = (
+        _checks.positive(name, value, queries, dtype) for name, value in (("c", c), ("logit_scale", logit_scale))
+    )
     if geometry == "lorentz" and input == "tangent":
         _checks.radius("queries", queries, c)
         _checks.radius("keys", keys, c)
@@ -119,7 +121,8 @@ def _terms(queries, keys, c, logit_scale, input, geometry, directions, exclude_i
             got = f"{exclude_ids.dtype} of shape {tuple(exclude_ids.shape)}"
             raise ValueError(f"exclude_ids must be integers of shape ({m},), one per key, got {got}")
         exclude_ids = exclude_ids.to(queries.device)
-    return operators.contrastive_terms(queries, keys, c, logit_scale, input, geometry, directions, exclude_ids)
+    options = (input, geometry, directions, exclude_ids, precision or "bf16x3")
+    return operators.contrastive_terms(queries, keys, c, logit_scale, *options)
 
 
 def _reduce(per_sample: Tensor, weights: Tensor | None, reduction: str) -> Tensor:

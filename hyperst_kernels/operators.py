@@ -378,17 +378,46 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
 
 
 # ------------------------------------------------------------------------------------------------------- contrastive
+#
+# Queries and keys have one floating dtype, everything else that of the geometry. ``kept`` is what the backward pass of the
+# same device can use again, in whatever form it likes; ``keep`` tells whether there will be one.
 
 
-def _contrastive_kernel(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric):
-    negatives = cpu_contrastive.forward(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric)
-    return (*cpu_contrastive.losses(*negatives), *negatives)
+def _portable_contrastive(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric, precision, keep):
+    queries, keys = queries.to(c.dtype), keys.to(c.dtype)
+    *negatives, kept = cpu_contrastive.forward(
+        queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric, keep
+    )
+    return (*cpu_contrastive.losses(*negatives), *negatives, kept)
 
 
-def _contrastive_fake(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric):
+def _portable_contrastive_backward(
+    grad_rows, grad_columns, queries, keys, c, logit_scale, exclude_ids, rows, columns, positives, kept, *flags
+):
+    dtype, queries, keys = queries.dtype, queries.to(c.dtype), keys.to(c.dtype)
+    dq, dk, dc, ds = cpu_contrastive.backward(
+        grad_rows, grad_columns, queries, keys, c, logit_scale, exclude_ids, rows, columns, positives, kept, *flags[:3]
+    )
+    return dq.to(dtype), dk.to(dtype), dc, ds
+
+
+def _triton_contrastive(*args):
+    from hyperst_kernels.gpu import contrastive
+
+    *negatives, flags = contrastive.forward(*args[:-1])  # small enough to be kept in any case
+    return (*cpu_contrastive.losses(*negatives), *negatives, flags)
+
+
+def _contrastive_fake(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric, precision, keep):
     n = queries.shape[0]
     columns = n if symmetric else 0
-    return tuple(queries.new_empty(size) for size in (n, columns, n, columns, n))
+    if queries.device.type == "cuda" or _INTERPRETED:
+        from hyperst_kernels.gpu.contrastive import flags_shape
+
+        kept = queries.new_empty(flags_shape(n, keys.shape[0], queries, geometry), dtype=torch.int8)
+    else:
+        kept = c.new_empty(cpu_contrastive.kept_shape(n, keys.shape[0], c, keep))
+    return (*(c.new_empty(size) for size in (n, columns, n, columns, n)), kept)
 
 
 class _Contrastive(torch.autograd.Function):
@@ -396,34 +425,43 @@ class _Contrastive(torch.autograd.Function):
     def forward(ctx, queries, keys, c, logit_scale, exclude_ids, *flags):
         with torch._C._AutoDispatchBelowAutograd():
             outputs = ops.contrastive_forward(queries, keys, c, logit_scale, exclude_ids, *flags)
-        ctx.flags = flags
+        ctx.flags = flags[:-1]
         ctx.save_for_backward(queries, keys, c, logit_scale, exclude_ids, *outputs[2:])
         ctx.mark_non_differentiable(*outputs[2:])
+        ctx.set_materialize_grads(False)  # zeros for ``kept`` would be as large as it
         return outputs
 
     @staticmethod
-    def backward(ctx, grad_rows, grad_columns, *_):
-        grads = ops.contrastive_backward(
-            grad_rows.contiguous(), grad_columns.contiguous(), *ctx.saved_tensors, *ctx.flags
+    def backward(ctx, *grads):
+        saved = ctx.saved_tensors
+        upstream = (
+            negatives.new_zeros(negatives.shape) if grad is None else grad.contiguous()
+            for grad, negatives in zip(grads, saved[5:7], strict=False)
         )
-        return (*grads, *(None,) * (1 + len(ctx.flags)))
+        grads = ops.contrastive_backward(*upstream, *saved, *ctx.flags)
+        return (*grads, *(None,) * (2 + len(ctx.flags)))
 
 
-_DEVICES = ("CPU", "CUDA", "XPU", "MPS")
-_FLAGS = "str geometry, bool tangent, bool symmetric"
+_FLAGS = "str geometry, bool tangent, bool symmetric, str precision"
 _define(
-    f"contrastive_forward(Tensor queries, Tensor keys, Tensor c, Tensor logit_scale, Tensor? exclude_ids, {_FLAGS})"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"contrastive_forward(Tensor queries, Tensor keys, Tensor c, Tensor logit_scale, Tensor? exclude_ids, {_FLAGS},"
+    " bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _contrastive_fake,
-    dict.fromkeys(_DEVICES, _in_full_precision(_contrastive_kernel)),
+    {
+        **dict.fromkeys(_TRITON, _in_full_precision(_triton_contrastive)),
+        **dict.fromkeys(_PORTABLE, _in_full_precision(_portable_contrastive)),
+    },
     {"": _Contrastive.apply},
 )
 _define(
     "contrastive_backward(Tensor grad_rows, Tensor grad_columns, Tensor queries, Tensor keys, Tensor c,"
     " Tensor logit_scale, Tensor? exclude_ids, Tensor row_negatives, Tensor column_negatives, Tensor positives,"
-    f" {_FLAGS}) -> (Tensor, Tensor, Tensor, Tensor)",
-    lambda grad_rows, grad_columns, *tensors: tuple(torch.empty_like(t) for t in tensors[:4]),
-    dict.fromkeys(_DEVICES, _in_full_precision(cpu_contrastive.backward)),
+    f" Tensor kept, {_FLAGS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    lambda grad_rows, grad_columns, *tensors: tuple(t.new_empty(t.shape) for t in tensors[:4]),
+    {
+        **dict.fromkeys(_TRITON, _in_full_precision(_triton_kernel("contrastive", "backward"))),
+        **dict.fromkeys(_PORTABLE, _in_full_precision(_portable_contrastive_backward)),
+    },
     {
         "": _raising(
             "contrastive",
@@ -443,11 +481,14 @@ def contrastive_terms(
     geometry: str,
     directions: str,
     exclude_ids: Tensor | None,
+    precision: str = "bf16x3",
 ) -> tuple[Tensor, Tensor]:
-    """The blocked operator behind ``reference.contrastive.contrastive_terms``, with the same arguments and results."""
+    """The operator behind ``reference.contrastive.contrastive_terms``, with the same arguments and results."""
     if _use_reference:
+        queries, keys = queries.to(c.dtype), keys.to(c.dtype)
         return contrastive_reference.contrastive_terms(
             queries, keys, c, logit_scale, input, geometry, directions, exclude_ids
         )
-    flags = (geometry, input == "tangent", directions == "both")
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (queries, keys, c, logit_scale))
+    flags = (geometry, input == "tangent", directions == "both", precision, keep)
     return ops.contrastive_forward(queries, keys, c, logit_scale, exclude_ids, *flags)[:2]

@@ -1,9 +1,10 @@
-"""InfoNCE over geodesic distances without the n x m matrix: blocked, and recomputed in the backward pass.
+"""InfoNCE over geodesic distances in tiles, without the chain of n x m intermediates.
 
-The matrix is visited in tiles that stay in cache, in preallocated buffers. Positives never enter the tiles: they are
-computed row by row from exact differences, and the log-sum-exp runs over negatives only. Negatives so close that the
-matrix product has lost their digits (duplicates in a batch, say) are recomputed from differences too; where there are
-many of them, the whole pass is repeated in float64. Extra memory is O((n + m) d).
+The matrix is visited in tiles that stay in cache. Positives never enter the tiles: they are computed row by row from
+exact differences, and the log-sum-exp runs over negatives only. Negatives so close that the matrix product has lost
+their digits (duplicates in a batch, say) are recomputed from differences too; where there are many of them, the whole
+pass is repeated in float64. The products themselves are kept for the backward pass while they are small; beyond that
+they are computed again, and extra memory is O((n + m) d).
 """
 
 from __future__ import annotations
@@ -11,9 +12,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hyperst_kernels.cpu import native
+from hyperst_kernels.cpu.epilogue import Epilogue, NativeEpilogue, PortableEpilogue, Upstream
 from hyperst_kernels.cpu.geometry import geometry_of
 from hyperst_kernels.cpu.tiles import NEAR_WIDENED, Tiles, TooManyNear
 from hyperst_kernels.reference.contrastive import softplus
+
+# Up to this size the n x m products stay in memory from the forward to the backward pass, which saves one product in
+# four: a batch of 4096.
+KEPT_BYTES = 64 << 20
+
+
+def kept_shape(n: int, m: int, like: Tensor, keep: bool) -> tuple[int, int]:
+    """Shape of the products that the forward pass hands to the backward pass: (n, m), or (0, 0) for nothing."""
+    kept = keep and like.device.type == "cpu" and like.dtype == torch.float32 and 4 * n * m <= KEPT_BYTES
+    return (n, m) if kept else (0, 0)
 
 
 def forward(
@@ -25,14 +38,21 @@ def forward(
     geometry: str,
     tangent: bool,
     symmetric: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """LSE over negatives of each row (n) and each of the first n columns (n, or 0 if not symmetric), positives (n)."""
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """LSE over negatives of each row (n) and each of the first n columns (n, or 0 if not symmetric), positives (n).
+
+    Last come the products, of shape `kept_shape`.
+    """
+    kept = queries.new_empty(kept_shape(len(queries), len(keys), queries, keep))
     try:
-        return _Pass(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric).log_sum_exps()
+        one = _Pass(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric)
+        return *one.log_sum_exps(kept), kept
     except TooManyNear:
         wide = _widened(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric)
-        rows, columns, positives = (t.to(queries.dtype) for t in wide.log_sum_exps())
-        return rows, columns, positives
+        rows, columns, positives = (t.to(queries.dtype) for t in wide.log_sum_exps(kept[:0, :0]))
+        # products of 0 are all near: the backward pass will come to the same conclusion
+        return rows, columns, positives, kept.zero_()
 
 
 def backward(
@@ -46,6 +66,7 @@ def backward(
     row_negatives: Tensor,
     column_negatives: Tensor,
     positives: Tensor,
+    kept: Tensor,
     geometry: str,
     tangent: bool,
     symmetric: bool,
@@ -53,10 +74,11 @@ def backward(
     """Gradients of queries (n d), keys (m d), c () and logit_scale () from those of the row and column losses."""
     saved = (grad_rows, grad_columns, row_negatives, column_negatives, positives)
     try:
-        return _Pass(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric).gradients(*saved)
+        return _Pass(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric).gradients(kept, *saved)
     except TooManyNear:
         wide = _widened(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric)
-        dq, dk, dc, ds = (t.to(queries.dtype) for t in wide.gradients(*(t.double() for t in saved)))
+        none = kept.new_empty(0, 0)
+        dq, dk, dc, ds = (t.to(queries.dtype) for t in wide.gradients(none, *(t.double() for t in saved)))
         return dq, dk, dc, ds
 
 
@@ -75,35 +97,38 @@ class _Pass(Tiles):
         symmetric: bool,
         near: float | None = None,
     ):
-        super().__init__(geometry_of(geometry, c, tangent), queries, keys, near)
         self.c, self.scale = c, float(logit_scale)
         self.ids, self.symmetric = exclude_ids, symmetric
         self.lorentz = geometry == "lorentz"
+        shared = geometry_of(geometry, c, tangent)
+        kind = NativeEpilogue if native.usable(queries) else PortableEpilogue
+        self.epilogue: Epilogue = kind(shared, queries, len(queries), len(keys), self.scale, symmetric)
+        super().__init__(shared, queries, keys, near, self.epilogue.shape)
 
-    def _leave_out(self, tile: Tensor, rows: slice, columns: slice, value: float) -> None:
-        """Write value over the positives and the excluded keys of a tile."""
-        if self._on_diagonal(rows, columns):
-            tile.diagonal(rows.start - columns.start).fill_(value)
+    def _leave_out(self, rows: slice, columns: slice, z: Tensor) -> None:
+        """Move the positives and the excluded keys of a tile to infinity."""
+        if rows.start < columns.stop and columns.start < rows.stop:
+            z.diagonal(rows.start - columns.start).fill_(torch.inf)
         if self.ids is not None:
-            tile.masked_fill_(self.ids[rows][:, None] == self.ids[columns], value)
+            z.masked_fill_(self.ids[rows][:, None] == self.ids[columns], torch.inf)
 
-    @staticmethod
-    def _on_diagonal(rows: slice, columns: slice) -> bool:
-        return rows.start < columns.stop and columns.start < rows.stop
+    def log_sum_exps(self, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``kept`` is filled with the products if it is not empty."""
+        keep = len(kept) > 0
+        if keep:
+            torch.mm(self.left, self.right.T, out=kept)
+        for rows, columns, buffers in self.visit(0 if keep else 1):
+            z = kept[rows, columns] if keep else self._product(rows, columns, buffers[0])
+            self._leave_out(rows, columns, z)
+            near = self.cancelled(rows, columns, z, self.epilogue.minima(z))
+            if near is not None:
+                z[near] = self.geometry.product(self.exact(rows, columns, near))
+            self.epilogue.add(rows, columns, z)
+        row_negatives, column_negatives = self.epilogue.log_sum_exps()
+        return row_negatives, column_negatives[: self.n], -self.scale * self._positive_distances()
 
-    def log_sum_exps(self) -> tuple[Tensor, Tensor, Tensor]:
-        rows_lse = _RunningLogSumExp(self.queries, self.n)
-        columns_lse = _RunningLogSumExp(self.queries, self.n if self.symmetric else 0)
-        for rows, columns, (z, logits, work) in self.visit(3):
-            self.distances(rows, columns, z, logits, None, work)
-            logits.mul_(-self.scale)
-            self._leave_out(logits, rows, columns, -torch.inf)
-            rows_lse.add(rows, logits, 1, work)
-            if self.symmetric and columns.start < self.n:
-                with_positive = slice(columns.start, min(columns.stop, self.n))
-                width = with_positive.stop - with_positive.start
-                columns_lse.add(with_positive, logits[:, :width], 0, work[:, :width])
-        return rows_lse.value(), columns_lse.value(), -self.scale * self._positive_distances()
+    def _product(self, rows: slice, columns: slice, out: Tensor) -> Tensor:
+        return torch.mm(self.left[rows], self.right[columns].T, out=out)
 
     def _positive_distances(self) -> Tensor:
         chunks = [self.geometry.exact(self.queries[some], self.keys[some]) for some in self.chunks(self.n)]
@@ -111,39 +136,35 @@ class _Pass(Tiles):
 
     def gradients(
         self,
+        kept: Tensor,
         grad_rows: Tensor,
         grad_columns: Tensor,
         row_negatives: Tensor,
         column_negatives: Tensor,
         positives: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        row_lse = torch.logaddexp(row_negatives, positives)[:, None]
-        column_lse = torch.logaddexp(column_negatives, positives) if self.symmetric else column_negatives
-        d_left, d_right = torch.zeros_like(self.left), torch.zeros_like(self.right)
+        """``kept`` are the products of the forward pass, or empty."""
+        upstream = self._upstream(grad_rows, grad_columns, row_negatives, column_negatives, positives)
+        keep = len(kept) > 0
+        d_left, d_right = self.left.new_empty(self.shape[0], self.left.shape[1]), torch.zeros_like(self.right)
         d_queries, d_keys = torch.zeros_like(self.queries), torch.zeros_like(self.keys)
         d_scale = 0.0
-        for rows, columns, (z, distance, slope, logits, weights) in self.visit(5):
-            near = self.distances(rows, columns, z, distance, slope, logits)
-            torch.mul(distance, -self.scale, out=logits)
-            self._leave_out(logits, rows, columns, -torch.inf)
-            # dL/dl = softmax over the row, times its upstream gradient, plus the same for the column
-            torch.sub(logits, row_lse[rows], out=weights).exp_().mul_(grad_rows[rows, None])
-            if self.symmetric and columns.start < self.n:
-                with_positive = slice(columns.start, min(columns.stop, self.n))
-                width = with_positive.stop - with_positive.start
-                share = logits[:, :width].sub_(column_lse[with_positive]).exp_().mul_(grad_columns[with_positive])
-                weights[:, :width].add_(share)
-            d_scale -= float(torch.dot(weights.reshape(-1), distance.reshape(-1)))
-            weights.mul_(-self.scale)
-            self.add_gradients(rows, columns, near, weights, d_queries, d_keys)
+        for rows, columns, (weights,) in self.visit(1):
+            z = kept[rows, columns] if keep else self._product(rows, columns, weights)
+            if not keep:
+                self._leave_out(rows, columns, z)
+            near = self.cancelled(rows, columns, z, self.epilogue.minima(z))
             if near is not None:
-                slope[near] = torch.inf
-            if self._on_diagonal(rows, columns):
-                slope.diagonal(rows.start - columns.start).fill_(torch.inf)
-            weights.div_(slope)
-            d_left[rows].addmm_(weights, self.right[columns])
+                d_scale -= self._near_gradients(rows, columns, near, upstream, d_queries, d_keys)
+                z = weights.copy_(z)
+                z[near] = torch.inf
+            d_scale -= self.epilogue.weigh(rows, columns, z, upstream, weights)
+            grad = d_left[: len(weights)]
+            torch.addmm(grad, weights, self.right[columns], beta=float(columns.start > 0), out=grad)
             d_right[columns].addmm_(weights.T, self.left[rows])
-        self.add_operand_gradients(d_left, d_right, d_queries, d_keys)
+            if columns.stop == self.m:
+                self.geometry.add_left_gradient(self.queries[rows], grad, d_queries[rows])
+        self.geometry.add_right_gradient(self.keys, d_right, d_keys)
 
         pull = grad_rows * torch.sigmoid(row_negatives - positives)
         if self.symmetric:
@@ -151,10 +172,45 @@ class _Pass(Tiles):
         for some in self.chunks(self.n):
             dx, dy = self.geometry.exact_gradient(self.queries[some], self.keys[some])
             weight = (self.scale * pull[some])[:, None]
-            d_queries[some] += weight * dx
-            d_keys[some] += weight * dy
+            d_queries[some].addcmul_(weight, dx)
+            d_keys[some].addcmul_(weight, dy)
         d_scale -= float(torch.dot(pull.double(), positives.double())) / self.scale
         return d_queries, d_keys, self._curvature_gradient(d_queries, d_keys, d_scale), self.c.new_tensor(d_scale)
+
+    def _upstream(
+        self,
+        grad_rows: Tensor,
+        grad_columns: Tensor,
+        row_negatives: Tensor,
+        column_negatives: Tensor,
+        positives: Tensor,
+    ) -> Upstream:
+        row_lse = torch.logaddexp(row_negatives, positives)
+        if not self.symmetric:
+            return Upstream(row_lse, grad_rows, None, None)
+        # keys beyond n have no positive and no loss
+        column_lse, column_grad = positives.new_full((self.m,), torch.inf), positives.new_zeros(self.m)
+        column_lse[: self.n], column_grad[: self.n] = torch.logaddexp(column_negatives, positives), grad_columns
+        return Upstream(row_lse, grad_rows, column_lse, column_grad)
+
+    def _near_gradients(
+        self,
+        rows: slice,
+        columns: slice,
+        near: tuple[Tensor, Tensor],
+        upstream: Upstream,
+        d_queries: Tensor,
+        d_keys: Tensor,
+    ) -> float:
+        """Add the gradients of the repaired entries of a tile; returns their sum of dL/dlogit times distance."""
+        i, j = near
+        distance = self.exact(rows, columns, near)
+        logits = -self.scale * distance
+        pull = torch.exp(logits - upstream.row_lse[rows][i]) * upstream.row_grad[rows][i]
+        if upstream.column_lse is not None and upstream.column_grad is not None:
+            pull += torch.exp(logits - upstream.column_lse[columns][j]) * upstream.column_grad[columns][j]
+        self.add_exact_gradients(rows, columns, near, -self.scale * pull, d_queries, d_keys)
+        return float(torch.dot(pull, distance))
 
     def _curvature_gradient(self, d_queries: Tensor, d_keys: Tensor, d_scale: float) -> Tensor:
         """(<q, dL/dq> + <k, dL/dk> - s dL/ds) / 2c: d is homogeneous in the features and 1/sqrt(c)."""
@@ -177,26 +233,6 @@ def _widened(
     """The same pass in float64."""
     wide = (queries.double(), keys.double(), c.double(), logit_scale.double())
     return _Pass(*wide, exclude_ids, geometry, tangent, symmetric, NEAR_WIDENED)
-
-
-class _RunningLogSumExp:
-    """Log-sum-exp of rows (or columns) that arrive a tile at a time, in fixed order."""
-
-    def __init__(self, like: Tensor, length: int):
-        self.maximum = like.new_full((length,), -torch.inf)
-        self.sum = like.new_zeros(length)
-
-    def add(self, where: slice, logits: Tensor, dim: int, work: Tensor) -> None:
-        old = self.maximum[where]
-        new = torch.maximum(old, logits.amax(dim))
-        # a row with nothing in its sum yet has the maximum -inf, which must not be subtracted from itself
-        reference = torch.where(new == -torch.inf, torch.zeros_like(new), new)
-        torch.sub(logits, reference.unsqueeze(dim), out=work).exp_()
-        self.sum[where] = self.sum[where] * torch.exp(old - reference) + work.sum(dim)
-        self.maximum[where] = new
-
-    def value(self) -> Tensor:
-        return self.maximum + torch.log(self.sum)
 
 
 def losses(row_negatives: Tensor, column_negatives: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:

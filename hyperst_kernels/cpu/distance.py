@@ -36,13 +36,14 @@ def pairwise_distance_backward(
         for rows, columns, (z, out, slope, work, weights) in tiles.visit(5):
             near = tiles.distances(rows, columns, z, out, slope, work)
             weights.copy_(grad[rows, columns])
-            tiles.add_gradients(rows, columns, near, weights, dx, dy)
             if near is not None:
+                tiles.add_exact_gradients(rows, columns, near, weights[near], dx, dy)
                 slope[near] = torch.inf
             weights.div_(slope)
             d_left[rows].addmm_(weights, tiles.right[columns])
             d_right[columns].addmm_(weights.T, tiles.left[rows])
-        tiles.add_operand_gradients(d_left, d_right, dx, dy)
+        tiles.geometry.add_left_gradient(tiles.queries, d_left, dx)
+        tiles.geometry.add_right_gradient(tiles.keys, d_right, dy)
         # d is homogeneous in the features and 1/sqrt(c)
         total = float(torch.dot(grad.reshape(-1).double(), distance.reshape(-1).double()))
         dc = (tiles.homogeneity(dx, dy) - total) / (2 * float(c))

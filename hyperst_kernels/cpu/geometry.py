@@ -12,31 +12,37 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hyperst_kernels.cpu import native, pairs
 from hyperst_kernels.reference.contrastive import dissimilarity
 from hyperst_kernels.reference.distance import distance_gradients
 from hyperst_kernels.reference.scalars import kappa, sinhc
 
 
 class Geometry(Protocol):
-    """n queries, m keys, d features; operands have k columns."""
+    """n queries, m keys, d features; operands have k = d + extra columns."""
 
-    def left(self, features: Tensor) -> Tensor:
-        """(n d) -> (n k)."""
+    extra: int
 
-    def right(self, features: Tensor) -> Tensor:
-        """(m d) -> (m k)."""
+    def left(self, features: Tensor, out: Tensor) -> None:
+        """Fill the operand of the queries: (n d) -> (n k)."""
 
-    def left_gradient(self, features: Tensor, grad: Tensor) -> Tensor:
-        """Gradient of the features (n d) from that of their left operand (n k)."""
+    def right(self, features: Tensor, out: Tensor) -> None:
+        """Fill the operand of the keys: (m d) -> (m k)."""
 
-    def right_gradient(self, features: Tensor, grad: Tensor) -> Tensor:
-        """Gradient of the features (m d) from that of their right operand (m k)."""
+    def add_left_gradient(self, features: Tensor, grad: Tensor, out: Tensor) -> None:
+        """Add the gradient of the features (n d) to out (n d), from that of their left operand (n k)."""
+
+    def add_right_gradient(self, features: Tensor, grad: Tensor, out: Tensor) -> None:
+        """Add the gradient of the features (m d) to out (m d), from that of their right operand (m k)."""
 
     def scale(self, left: Tensor, right: Tensor) -> Tensor:
         """Size of the terms that cancel in z: (n k), (m k) -> (n m)."""
 
     def distance(self, z: Tensor, out: Tensor, slope: Tensor | None, work: Tensor) -> None:
         """out = f(z) and, where given, slope = 1 / f'(z), without allocating; z and work are overwritten."""
+
+    def product(self, distance: Tensor) -> Tensor:
+        """z of given distances: the inverse of f."""
 
     def exact(self, x: Tensor, y: Tensor) -> Tensor:
         """Dissimilarity of matching rows from differences: (r d), (r d) -> (r)."""
@@ -48,40 +54,44 @@ class Geometry(Protocol):
 class Lorentz:
     """z = H = sinh^2(sqrt(c) d / 2) = (a b + a + b - X.Y) / 2, with X = sqrt(c) x and a = sqrt(1 + |X|^2) - 1."""
 
+    extra = 2
+
     def __init__(self, c: Tensor, tangent: bool):
         self.c, self.tangent = c, tangent
         self.unit = float(c) ** -0.5
 
-    def _points(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """X (n d) on the unit hyperboloid and a (n 1), a from the ROUNDED X so that the two agree."""
-        X = self.c.sqrt() * features
+    def _growth(self, square: Tensor) -> Tensor:
+        """X = growth x, from |x|^2 (n 1)."""
+        return self.c.sqrt() * sinhc(self.c * square) if self.tangent else self.c.sqrt().expand_as(square)
+
+    def left(self, features: Tensor, out: Tensor) -> None:
+        half_X = torch.mul(features, -self._growth(_square(features)) / 2, out=out[:, :-2])
+        out[:, -2:-1] = _excess(4 * _square(half_X)) / 2
+        out[:, -1] = 0.5
+
+    def right(self, features: Tensor, out: Tensor) -> None:
+        Y = torch.mul(features, self._growth(_square(features)), out=out[:, :-2])
+        out[:, -1:] = _excess(_square(Y))
+        torch.add(out[:, -1], 1, out=out[:, -2])
+
+    def add_left_gradient(self, features: Tensor, grad: Tensor, out: Tensor) -> None:
+        self._add_gradient(features, grad[:, :-2], -0.5, grad[:, -2:-1] / 2, out)
+
+    def add_right_gradient(self, features: Tensor, grad: Tensor, out: Tensor) -> None:
+        self._add_gradient(features, grad[:, :-2], 1, grad[:, -2:-1] + grad[:, -1:], out)
+
+    def _add_gradient(self, features: Tensor, along: Tensor, factor: float, excess: Tensor, out: Tensor) -> None:
+        """From dL/dX = factor along + excess X / (a + 1): a combination of the rows of ``along`` and of the features."""
+        square = _square(features)
+        growth = self._growth(square)
+        of_features = excess * growth / torch.sqrt(1 + growth * growth * square)
         if self.tangent:
-            X = X * sinhc((X * X).sum(-1, keepdim=True))
-        square = (X * X).sum(-1, keepdim=True)
-        return X, square / (1 + torch.sqrt(1 + square))
-
-    def left(self, features: Tensor) -> Tensor:
-        X, a = self._points(features)
-        return torch.cat([-X / 2, a / 2, torch.full_like(a, 0.5)], 1)
-
-    def right(self, features: Tensor) -> Tensor:
-        Y, b = self._points(features)
-        return torch.cat([Y, b + 1, b], 1)
-
-    def left_gradient(self, features: Tensor, grad: Tensor) -> Tensor:
-        X, a = self._points(features)
-        return self._to_features(features, (X * (grad[:, -2:-1] / (a + 1)) - grad[:, :-2]) / 2)
-
-    def right_gradient(self, features: Tensor, grad: Tensor) -> Tensor:
-        Y, b = self._points(features)
-        return self._to_features(features, grad[:, :-2] + Y * ((grad[:, -2:-1] + grad[:, -1:]) / (b + 1)))
-
-    def _to_features(self, features: Tensor, grad: Tensor) -> Tensor:
-        if self.tangent:
-            square = self.c * (features * features).sum(-1, keepdim=True)
-            radial = self.c * kappa(square) * (features * grad).sum(-1, keepdim=True)
-            grad = sinhc(square) * grad + radial * features
-        return self.c.sqrt() * grad
+            # d growth / dx = c sqrt(c) kappa x, times <x, dL/dX>
+            inner = factor * _inner(features, along) + of_features * square
+            of_features = growth * of_features + self.c * self.c.sqrt() * kappa(self.c * square) * inner
+        else:
+            of_features = growth * of_features
+        out.addcmul_(factor * growth, along).addcmul_(of_features, features)
 
     def scale(self, left: Tensor, right: Tensor) -> Tensor:
         return left[:, -2:-1] * right[:, -2] + right[:, -1] / 2
@@ -95,29 +105,40 @@ class Lorentz:
         z.div_(out.add_(1)).add_(work)
         torch.log1p(z, out=out).mul_(2 * self.unit)
 
+    def product(self, distance: Tensor) -> Tensor:
+        return torch.sinh(distance / (2 * self.unit)) ** 2
+
     def exact(self, x: Tensor, y: Tensor) -> Tensor:
+        if native.usable(x):
+            return pairs.distance(x, y, float(self.c), self.tangent)
         return dissimilarity(x, y, self.c, "tangent" if self.tangent else "lorentz", "lorentz", pairwise=False)
 
     def exact_gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if native.usable(x):
+            return pairs.distance_gradients(x, y, float(self.c), self.tangent)
         return distance_gradients(x, y, self.c, self.tangent)[:2]
 
 
 class Euclidean:
     """z = d^2 = |x|^2 + |y|^2 - 2 x.y."""
 
-    def left(self, features: Tensor) -> Tensor:
-        square = (features * features).sum(-1, keepdim=True)
-        return torch.cat([-2 * features, square, torch.ones_like(square)], 1)
+    extra = 2
 
-    def right(self, features: Tensor) -> Tensor:
-        square = (features * features).sum(-1, keepdim=True)
-        return torch.cat([features, torch.ones_like(square), square], 1)
+    def left(self, features: Tensor, out: Tensor) -> None:
+        torch.mul(features, -2, out=out[:, :-2])
+        out[:, -2:-1] = _square(features)
+        out[:, -1] = 1
 
-    def left_gradient(self, features: Tensor, grad: Tensor) -> Tensor:
-        return 2 * (features * grad[:, -2:-1] - grad[:, :-2])
+    def right(self, features: Tensor, out: Tensor) -> None:
+        out[:, :-2] = features
+        out[:, -2] = 1
+        out[:, -1:] = _square(features)
 
-    def right_gradient(self, features: Tensor, grad: Tensor) -> Tensor:
-        return grad[:, :-2] + 2 * features * grad[:, -1:]
+    def add_left_gradient(self, features: Tensor, grad: Tensor, out: Tensor) -> None:
+        out.sub_(grad[:, :-2], alpha=2).addcmul_(features, grad[:, -2:-1], value=2)
+
+    def add_right_gradient(self, features: Tensor, grad: Tensor, out: Tensor) -> None:
+        out.add_(grad[:, :-2]).addcmul_(features, grad[:, -1:], value=2)
 
     def scale(self, left: Tensor, right: Tensor) -> Tensor:
         return left[:, -2:-1] + right[:, -1]
@@ -126,6 +147,9 @@ class Euclidean:
         torch.sqrt(z, out=out)
         if slope is not None:
             torch.mul(out, 2, out=slope)
+
+    def product(self, distance: Tensor) -> Tensor:
+        return distance**2
 
     def exact(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.linalg.vector_norm(x - y, dim=-1)
@@ -140,40 +164,69 @@ class Euclidean:
 class Cosine:
     """z = d = 1 - cos(x, y): logits are the cosine similarity times the logit scale, less a constant."""
 
-    def left(self, features: Tensor) -> Tensor:
-        unit = torch.nn.functional.normalize(features, dim=-1)
-        return torch.cat([-unit, torch.ones_like(unit[:, :1])], 1)
+    extra = 1
 
-    def right(self, features: Tensor) -> Tensor:
-        unit = torch.nn.functional.normalize(features, dim=-1)
-        return torch.cat([unit, torch.ones_like(unit[:, :1])], 1)
+    def left(self, features: Tensor, out: Tensor) -> None:
+        torch.div(features, -_length(features), out=out[:, :-1])
+        out[:, -1] = 1
 
-    def left_gradient(self, features: Tensor, grad: Tensor) -> Tensor:
-        return -self._to_features(features, grad[:, :-1])
+    def right(self, features: Tensor, out: Tensor) -> None:
+        torch.div(features, _length(features), out=out[:, :-1])
+        out[:, -1] = 1
 
-    def right_gradient(self, features: Tensor, grad: Tensor) -> Tensor:
-        return self._to_features(features, grad[:, :-1])
+    def add_left_gradient(self, features: Tensor, grad: Tensor, out: Tensor) -> None:
+        self._add_gradient(features, grad[:, :-1], -1, out)
+
+    def add_right_gradient(self, features: Tensor, grad: Tensor, out: Tensor) -> None:
+        self._add_gradient(features, grad[:, :-1], 1, out)
+
+    def _add_gradient(self, features: Tensor, grad: Tensor, sign: int, out: Tensor) -> None:
+        """sign times the gradient of x from that of the unit vector x / |x|."""
+        length = _length(features)
+        out.addcmul_(sign / length, grad)
+        out.addcmul_(-sign * _inner(features, grad) / length / length**2, features)
 
     def scale(self, left: Tensor, right: Tensor) -> Tensor:
         # z is used as it is: an absolute error of one rounding needs no repair
         return torch.zeros_like(left[:, :1]) * right[:, -1]
-
-    def _to_features(self, features: Tensor, grad: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp(min=1e-12)
-        unit = features / norm
-        return (grad - unit * (unit * grad).sum(-1, keepdim=True)) / norm
 
     def distance(self, z: Tensor, out: Tensor, slope: Tensor | None, work: Tensor) -> None:
         out.copy_(z)
         if slope is not None:
             slope.fill_(1)
 
+    def product(self, distance: Tensor) -> Tensor:
+        return distance
+
     def exact(self, x: Tensor, y: Tensor) -> Tensor:
         return dissimilarity(x, y, x.new_ones(()), "tangent", "cosine", pairwise=False)
 
     def exact_gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         unit_x, unit_y = (torch.nn.functional.normalize(t, dim=-1) for t in (x, y))
-        return self._to_features(x, -unit_y), self._to_features(y, -unit_x)
+        dx, dy = torch.zeros_like(x), torch.zeros_like(y)
+        self._add_gradient(x, unit_y, -1, dx)
+        self._add_gradient(y, unit_x, -1, dy)
+        return dx, dy
+
+
+def _square(vectors: Tensor) -> Tensor:
+    """|x|^2: (n d) -> (n 1)."""
+    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True) ** 2
+
+
+def _length(vectors: Tensor) -> Tensor:
+    """|x|, but never 0: (n d) -> (n 1)."""
+    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+def _inner(x: Tensor, y: Tensor) -> Tensor:
+    """<x, y> of matching rows: (n d), (n d) -> (n 1)."""
+    return torch.linalg.vecdot(x, y)[:, None]
+
+
+def _excess(square: Tensor) -> Tensor:
+    """sqrt(1 + |X|^2) - 1 without cancellation."""
+    return square / (1 + torch.sqrt(1 + square))
 
 
 def geometry_of(name: str, c: Tensor, tangent: bool) -> Geometry:

@@ -21,8 +21,8 @@ NEAR = {torch.float32: 2.0**-6, torch.float64: 2.0**-12}
 NEAR_WIDENED = 2.0**-29
 # Above this share of recomputed entries, float64 products are cheaper than differences.
 MANY = 1 / 64
-# Numbers in the rows that row-wise functions see at a time: temporaries of this size stay in cache.
-CHUNK_NUMBERS = 1 << 17
+# Numbers in the rows that row-wise functions see at a time: temporaries of this size stay in the last-level cache.
+CHUNK_NUMBERS = 1 << 19
 
 Near = tuple[Tensor, Tensor] | None
 
@@ -36,20 +36,27 @@ class Tiles:
 
     Attributes:
         left, right: operands of the product, (n k) and (m k).
+        shape: largest rows and columns of a tile.
     """
 
-    def __init__(self, geometry: Geometry, queries: Tensor, keys: Tensor, near: float | None = None):
+    def __init__(
+        self,
+        geometry: Geometry,
+        queries: Tensor,
+        keys: Tensor,
+        near: float | None = None,
+        shape: tuple[int, int] | None = None,
+    ):
         self.geometry, self.queries, self.keys = geometry, queries, keys
+        self.shape = (TILE_ROWS, TILE_COLUMNS) if shape is None else shape
         self.near = NEAR[queries.dtype] if near is None else near
         self.n, self.m = len(queries), len(keys)
         self.left, self.right = self._operand(geometry.left, queries), self._operand(geometry.right, keys)
         self.near_left = self.n * self.m * MANY + 1024 if queries.dtype == torch.float32 else float("inf")
 
-    def _operand(self, of_features: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-        width = of_features(features[:1]).shape[1]
-        operand = features.new_empty(len(features), width)
-        for some in self.chunks(len(features)):
-            operand[some] = of_features(features[some])
+    def _operand(self, fill: Callable[[Tensor, Tensor], None], features: Tensor) -> Tensor:
+        operand = features.new_empty(len(features), features.shape[1] + self.geometry.extra)
+        fill(features, operand)
         return operand
 
     def chunks(self, length: int) -> list[slice]:
@@ -59,10 +66,11 @@ class Tiles:
 
     def visit(self, n_buffers: int) -> Iterator[tuple[slice, slice, list[Tensor]]]:
         """Rows, columns and ``n_buffers`` buffers of the tile's shape, which the next tile uses again."""
-        buffers = self.queries.new_empty(n_buffers, min(TILE_ROWS, self.n) * min(TILE_COLUMNS, self.m))
-        for i in range(0, self.n, TILE_ROWS):
-            for j in range(0, self.m, TILE_COLUMNS):
-                rows, columns = slice(i, min(i + TILE_ROWS, self.n)), slice(j, min(j + TILE_COLUMNS, self.m))
+        height, width = min(self.shape[0], self.n), min(self.shape[1], self.m)
+        buffers = self.queries.new_empty(n_buffers, height * width)
+        for i in range(0, self.n, height):
+            for j in range(0, self.m, width):
+                rows, columns = slice(i, min(i + height, self.n)), slice(j, min(j + width, self.m))
                 shape = (rows.stop - i, columns.stop - j)
                 yield rows, columns, [b[: shape[0] * shape[1]].view(shape) for b in buffers]
 
@@ -70,49 +78,51 @@ class Tiles:
         self, rows: slice, columns: slice, z: Tensor, out: Tensor, slope: Tensor | None, work: Tensor
     ) -> Near:
         """Fill out with the distances of a tile and slope with 1/f'; return the entries (i, j) that were repaired."""
-        left, right = self.left[rows], self.right[columns]
-        torch.mm(left, right.T, out=z).clamp_(min=0)
-        near = self._cancelled(left, right, z)
+        torch.mm(self.left[rows], self.right[columns].T, out=z).clamp_(min=0)
+        near = self.cancelled(rows, columns, z, z.amin(1))
         self.geometry.distance(z, out, slope, work)
         if near is not None:
-            i, j = near
-            for some in self.chunks(len(i)):
-                x, y = self.queries[rows][i[some]], self.keys[columns][j[some]]
-                out[i[some], j[some]] = self.geometry.exact(x, y)
+            out[near] = self.exact(rows, columns, near)
         return near
 
-    def _cancelled(self, left: Tensor, right: Tensor, z: Tensor) -> Near:
+    def cancelled(self, rows: slice, columns: slice, z: Tensor, minima: Tensor) -> Near:
         """Entries whose product has cancelled: a cheap test of the row minima, then of the rows that fail it."""
+        left, right = self.left[rows], self.right[columns]
         widest = right[right[:, -1].argmax()][None]
-        suspects = (z.amin(1) <= self.near * self.geometry.scale(left, widest)[:, 0]).nonzero()[:, 0]
+        suspects = (minima <= self.near * self.geometry.scale(left, widest)[:, 0]).nonzero()[:, 0]
         if len(suspects) == 0:
             return None
         i, j = (z[suspects] <= self.near * self.geometry.scale(left[suspects], right)).nonzero(as_tuple=True)
+        if len(i) == 0:
+            return None
         self.near_left -= len(i)
         if self.near_left < 0:
             raise TooManyNear
         return suspects[i], j
 
-    def add_gradients(
-        self, rows: slice, columns: slice, near: Near, weights: Tensor, d_queries: Tensor, d_keys: Tensor
+    def exact(self, rows: slice, columns: slice, near: tuple[Tensor, Tensor]) -> Tensor:
+        """Distances of the entries (i, j) of a tile, from differences: (len(i))."""
+        i, j = near
+        queries, keys = self.queries[rows], self.keys[columns]
+        return torch.cat([self.geometry.exact(queries[i[some]], keys[j[some]]) for some in self.chunks(len(i))])
+
+    def add_exact_gradients(
+        self,
+        rows: slice,
+        columns: slice,
+        near: tuple[Tensor, Tensor],
+        weights: Tensor,
+        d_queries: Tensor,
+        d_keys: Tensor,
     ) -> None:
-        """Add weights[i, j] times the gradients of the repaired entries."""
-        if near is None:
-            return
+        """Add weights (len(i)) times the gradients of the distances of the entries (i, j) of a tile."""
         i, j = near
         for some in self.chunks(len(i)):
             a, b = i[some], j[some]
             dx, dy = self.geometry.exact_gradient(self.queries[rows][a], self.keys[columns][b])
-            weight = weights[a, b][:, None]
+            weight = weights[some, None]
             d_queries[rows].index_add_(0, a, weight * dx)
             d_keys[columns].index_add_(0, b, weight * dy)
-
-    def add_operand_gradients(self, d_left: Tensor, d_right: Tensor, d_queries: Tensor, d_keys: Tensor) -> None:
-        """Add the gradients of the features from those of the product's operands."""
-        for some in self.chunks(self.n):
-            d_queries[some] += self.geometry.left_gradient(self.queries[some], d_left[some])
-        for some in self.chunks(self.m):
-            d_keys[some] += self.geometry.right_gradient(self.keys[some], d_right[some])
 
     def homogeneity(self, d_queries: Tensor, d_keys: Tensor) -> float:
         """<q, dL/dq> + <k, dL/dk>, summed in float64."""

@@ -68,7 +68,7 @@ def _terms(
     store_each(excess_ptr, rows, reach * (reach / (1 + tl.sqrt(1 + reach * reach))), n)
 
 
-def _terms_of(x: Tensor, c: Tensor, tangent: bool, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+def terms_of(x: Tensor, c: Tensor, tangent: bool, precision: str) -> tuple[Tensor, Tensor, Tensor]:
     """|x|, s and a of each row, from the numbers that enter the product."""
     norm, scale, excess = (launch.scalars_like(x, len(x)) for _ in range(3))
     rounded = precision == "bf16" and x.dtype == torch.float32
@@ -93,21 +93,31 @@ def tile_of(n, m, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
+def operand(
+    pointer, first, start, stride, n, d, ROUNDED: tl.constexpr, OPERAND: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Some features of the rows from ``first`` (64 bit) on; within the tile 32 bits are enough for an offset."""
+    features = start + tl.arange(0, BLOCK_D)
+    tile = load_rows(pointer + first * stride, tl.arange(0, BLOCK), features, stride, n - first, d, OPERAND)
+    if ROUNDED:
+        tile = tile.to(tl.bfloat16)
+        if INTERPRETED:  # which cannot multiply bf16
+            tile = tile.to(tl.float32)
+    return tile
+
+
+@triton.jit
 def products(
-    x_ptr, y_ptr, rows, columns, x_stride, y_stride, n, m, d,
+    x_ptr, y_ptr, first_row, first_column, x_stride, y_stride, n, m, d,
     ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """<x_i, y_j> of some rows of x (n d) and y (m d), accumulated in DTYPE."""
+    """<x_i, y_j> of a tile of rows of x (n d) and y (m d), accumulated in DTYPE."""
     tile = tl.zeros([BLOCK_N, BLOCK_M], DTYPE)
     for start in range(0, d, BLOCK_D):
-        features = start + tl.arange(0, BLOCK_D)
-        x = load_rows(x_ptr, rows, features, x_stride, n, d, OPERAND)
-        y = load_rows(y_ptr, columns, features, y_stride, m, d, OPERAND)
-        if ROUNDED:
-            x, y = x.to(tl.bfloat16), y.to(tl.bfloat16)
-            if INTERPRETED:  # which cannot multiply bf16
-                x, y = x.to(tl.float32), y.to(tl.float32)
+        x = operand(x_ptr, first_row, start, x_stride, n, d, ROUNDED, OPERAND, BLOCK_N, BLOCK_D)
+        y = operand(y_ptr, first_column, start, y_stride, m, d, ROUNDED, OPERAND, BLOCK_M, BLOCK_D)
         tile = tl.dot(x, tl.trans(y), tile, input_precision=PRECISION, out_dtype=DTYPE)
     return tile
 
@@ -126,7 +136,7 @@ def _pairwise(
 ):  # fmt: skip
     i, j, rows, columns = tile_of(n, m, BLOCK_N, BLOCK_M)
     product = products(
-        x_ptr, y_ptr, rows, columns, x_stride, y_stride, n, m, d,
+        x_ptr, y_ptr, i * BLOCK_N, j * BLOCK_M, x_stride, y_stride, n, m, d,
         ROUNDED, PRECISION, DTYPE, OPERAND, BLOCK_N, BLOCK_M, BLOCK_D,
     )  # fmt: skip
     scale_x, scale_y = load_each(scale_x_ptr, rows, n, DTYPE), load_each(scale_y_ptr, columns, m, DTYPE)
@@ -149,8 +159,8 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
         return out
     if d == 0:
         return out.zero_()
-    norm_x, scale_x, a = _terms_of(x, c, tangent, precision)
-    norm_y, scale_y, b = _terms_of(y, c, tangent, precision)
+    norm_x, scale_x, a = terms_of(x, c, tangent, precision)
+    norm_y, scale_y, b = terms_of(y, c, tangent, precision)
     told = launch.product_precision(x, precision)
     # without tensor cores a tile's accumulator and operands need twice the registers
     table = launch.settings("plain product" if told == "ieee" and x.element_size() >= 4 else "product", d, x.dtype)
@@ -261,6 +271,32 @@ def _weights(
 
 
 @triton.jit
+def near_slopes(p, q, delta, half_chord, TANGENT: tl.constexpr):
+    """Coefficients of the direction and of the chord in the gradient of the distance by the row's vector."""
+    A_x, A_y, q_weight, p_weight, growth, _ = slopes(p, q, delta, half_chord)
+    radial, _, chord_weight, _ = point_slopes(p, q, A_x, A_y, q_weight, p_weight, TANGENT)
+    return along_and_across(radial, chord_weight, half_chord, growth)
+
+
+@triton.jit
+def add_pulls(
+    x_ptr, y_ptr, dx_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, r, per_sum, leftover, along, across, n, m, d,
+    DTYPE: tl.constexpr,
+):  # fmt: skip
+    """dx_i += sum_j along_ij a_i + across_ij e_ij, a feature at a time, for rows that no other program writes."""
+    per_x, per_y = (1 / nonzero(norm_x))[:, None], (1 / nonzero(norm_y))[None, :]
+    for k in range(0, d):
+        u = feature(x_ptr, rows, x_stride, n, k, DTYPE)[:, None]
+        v = feature(y_ptr, columns, y_stride, m, k, DTYPE)[None, :]
+        a = u * per_x
+        bisector = a + v * per_y
+        e = per_sum * (2 * (u - v) - r * bisector) - leftover * bisector
+        target = dx_ptr + rows * d + k
+        change = tl.sum(along * a + across * e, axis=1)
+        tl.store(target, tl.load(target, rows < n, other=0) + change, rows < n)
+
+
+@triton.jit
 def _near_gradient(
     grad_ptr, weight_ptr, x_ptr, y_ptr, c_ptr, norm_x_ptr, norm_y_ptr, near_ptr, dx_ptr,
     x_stride, y_stride, row_stride, column_stride, near_row_stride, near_column_stride, n, m, d,
@@ -271,7 +307,6 @@ def _near_gradient(
     rows = i * TILE + tl.arange(0, TILE)
     k = tl.sqrt(tl.load(c_ptr))
     norm_x = load_each(norm_x_ptr, rows, n, DTYPE)
-    per_x = (1 / nonzero(norm_x))[:, None]
     for j in range(0, tl.cdiv(m, TILE)):
         if tl.load(near_ptr + i * near_row_stride + j * near_column_stride) != 0:
             columns = tl.cast(j, tl.int64) * TILE + tl.arange(0, TILE)
@@ -284,20 +319,11 @@ def _near_gradient(
                 x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, n, m, d, TILE, DTYPE
             )
             p, q, delta = rapidity(norm_x[:, None], norm_y[None, :], r, k, TANGENT)
-            A_x, A_y, q_weight, p_weight, growth, _ = slopes(p, q, delta, half_chord)
-            radial, _, chord_weight, _ = point_slopes(p, q, A_x, A_y, q_weight, p_weight, TANGENT)
-            along, across = along_and_across(radial, chord_weight, half_chord, growth)
-            along, across = grad * along, grad * across
-            per_y = (1 / nonzero(norm_y))[None, :]
-            for feature_number in range(0, d):
-                u = feature(x_ptr, rows, x_stride, n, feature_number, DTYPE)
-                v = feature(y_ptr, columns, y_stride, m, feature_number, DTYPE)[None, :]
-                a = u[:, None] * per_x
-                bisector = a + v * per_y
-                e = per_sum * (2 * (u[:, None] - v) - r * bisector) - leftover * bisector
-                target = dx_ptr + rows * d + feature_number
-                change = tl.sum(along * a + across * e, axis=1)
-                tl.store(target, tl.load(target, rows < n, other=0) + change, rows < n)
+            along, across = near_slopes(p, q, delta, half_chord, TANGENT)
+            add_pulls(
+                x_ptr, y_ptr, dx_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, r, per_sum, leftover,
+                grad * along, grad * across, n, m, d, DTYPE,
+            )  # fmt: skip
 
 
 def pairwise_distance_backward(
@@ -309,8 +335,8 @@ def pairwise_distance_backward(
     if grad.numel() == 0 or d == 0:
         return torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(c)
     # of the exact numbers, not of those a low precision rounded: the gradient is that of the true distance
-    norm_x, scale_x, a = _terms_of(x, c, tangent, "ieee")
-    norm_y, scale_y, b = _terms_of(y, c, tangent, "ieee")
+    norm_x, scale_x, a = terms_of(x, c, tangent, "ieee")
+    norm_y, scale_y, b = terms_of(y, c, tangent, "ieee")
     tile = NEAR_TILE[c.dtype]
     tiles = (triton.cdiv(n, tile), triton.cdiv(m, tile))
     weight, along = torch.empty_like(distance), c.new_empty(tiles)

@@ -310,6 +310,7 @@ def test_help_is_quick_and_names_every_command():
     assert all(command in result.output for command in ("demo", "train", "evaluate", "predict", "check"))
 
 
+@pytest.mark.timeout(1500)
 def test_demo_end_to_end_without_a_terminal(tmp_path):
     command = [sys.executable, "-m", "hyperst", "demo", "--output", str(tmp_path / "demo")]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "120"})

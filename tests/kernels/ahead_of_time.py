@@ -22,7 +22,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from hyperst_kernels.gpu import distance, entailment, launch, maps, pairwise
+from hyperst_kernels.gpu import contrastive, distance, entailment, launch, maps, pairwise
 
 TABLE = Path(__file__).with_name("resources.json")
 TARGETS = {"sm_80": ("cuda", 80), "sm_90": ("cuda", 90), "sm_100": ("cuda", 100), "gfx942": ("hip", "gfx942")}
@@ -147,6 +147,14 @@ def pairs(d: int, dtype: torch.dtype, precision: str, backward: bool = False) ->
         pairwise.pairwise_distance_backward(matrix, x, x, c, matrix, True, precision)
 
 
+def loss(d: int, dtype: torch.dtype) -> None:
+    """The contrastive loss and its gradient."""
+    x, c = torch.zeros(4096, d, dtype=dtype), _scalar(dtype)
+    flags = ("lorentz", True, True, "bf16x3")
+    found = contrastive.forward(x, x, c, c, None, *flags)
+    contrastive.backward(found[0], found[1], x, x, c, c, None, *found, *flags)
+
+
 def variants(target: str) -> dict[str, Callable[[], None]]:
     """What is compiled for a target, by name."""
     single, half, double = torch.float32, torch.bfloat16, torch.float64
@@ -154,14 +162,17 @@ def variants(target: str) -> dict[str, Callable[[], None]]:
         "rows 512 float32": lambda: row_wise(512, single),
         "pairs 512 float32 bf16x3": lambda: pairs(512, single, "bf16x3", backward=True),
         "pairs 512 bfloat16": lambda: pairs(512, half, "bf16x3"),
+        "loss 128 bfloat16": lambda: loss(128, half),
+        "loss 512 float32": lambda: loss(512, single),
     }
     if target == "sm_90":
         chosen |= {
             "rows 16 bfloat16": lambda: row_wise(16, half),
             "rows 2048 float32": lambda: row_wise(2048, single),
             "pairs 512 float32 ieee": lambda: pairs(512, single, "ieee"),
-            "pairs 512 float32 tf32": lambda: pairs(512, single, "tf32"),
             "pairs 512 float64": lambda: pairs(512, double, "ieee", backward=True),
+            "loss 1024 bfloat16": lambda: loss(1024, half),
+            "loss 128 float64": lambda: loss(128, double),
         }
     return chosen
 

@@ -25,3 +25,10 @@ def contrastive_loss(image: Tensor, text: Tensor, c: Tensor, logit_scale: Tensor
     per_image = -logit_scale * pairwise_distance(image, text, c)
     per_text = -logit_scale * pairwise_distance(text, image, c)
     return (F.cross_entropy(per_image, targets) + F.cross_entropy(per_text, targets)) / 2
+
+
+def single_matrix_loss(image: Tensor, text: Tensor, c: Tensor, logit_scale: Tensor) -> Tensor:
+    """The same loss with the distances computed once for both directions."""
+    targets = torch.arange(len(image))
+    logits = -logit_scale * pairwise_distance(exp_map0(image, c), exp_map0(text, c), c)
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2

@@ -23,9 +23,9 @@ def test_a_broken_configuration_is_reported(tmp_path, monkeypatch):
     """Tiles of 256 x 128 for four warps do not fit into registers."""
     path = tmp_path / "launch_table.json"
     broken = {"rows": 256, "columns": 128, "inner": 32, "warps": 4, "stages": 3}
-    path.write_text(json.dumps({"any": {"product": {"512": broken}}}), encoding="utf-8")
+    path.write_text(json.dumps({"any": {"product": {"512:bfloat16": broken}}}), encoding="utf-8")
     monkeypatch.setenv("HYPERST_LAUNCH_TABLE", str(path))
-    name = "pairs 512 float32 tf32"
+    name = "pairs 512 bfloat16"
     found = aot.compile_variant("sm_90", aot.variants("sm_90")[name])
     said = " ".join(aot.complaints("sm_90", found, TABLE["sm_90"][name]))
     assert "pairwise spills" in said

@@ -156,7 +156,7 @@ def test_operator_contract():
     c, s = torch.tensor(1.0, requires_grad=True), torch.tensor(10.0, requires_grad=True)
     for ids in (None, torch.arange(7)):
         torch.library.opcheck(
-            operators.ops.contrastive_forward.default, (queries, keys, c, s, ids, "lorentz", True, True)
+            operators.ops.contrastive_forward.default, (queries, keys, c, s, ids, "lorentz", True, True, "bf16x3", True)
         )
     loss = hk.contrastive_loss(queries, keys, c, s)
     (grad,) = torch.autograd.grad(loss, queries, create_graph=True)

@@ -1,0 +1,109 @@
+// The contrastive loss on the CPU: threads, and the choice of the instruction set. Loaded by native.py.
+//
+// A tile is cut into chunks of columns of one width, whatever the number of threads, and what the chunks give is merged
+// in their order: results are the same from run to run.
+
+enum Geometry { LORENTZ, EUCLIDEAN, COSINE };
+
+constexpr long CHUNK = 256;  // epilogue.py has the same
+
+// A tile of products and what its logits are made of: exponent * distance(z), in base 2.
+struct Tile {
+    const float *z;
+    long stride, rows, columns;
+    float exponent;
+    float *column_max, *column_sum;  // null where columns have no loss
+};
+
+// Log-sum-exps (base 2) and gradients of the losses; null for columns without loss.
+struct Upstream {
+    const float *row_lse, *row_grad, *column_lse, *column_grad;
+    float slope;
+    float *weights;
+    long stride;
+};
+
+struct Kernels {
+    void (*minima)(const float *, long, long, long, float *);
+    void (*sums[3])(const Tile &, long, long, float *, float *);
+    void (*merge)(long, const float *, const float *, float *, float *);
+    double (*weigh[3])(const Tile &, long, long, const Upstream &);
+    void (*compare)(const float *, const float *, long, double *);
+    void (*combine)(const float *, const float *, long, const float *, float *, float *);
+    void (*exp2)(const float *, float *, long);
+    void (*log1p)(const float *, float *, long);
+};
+
+#define INLINE static inline __attribute__((always_inline))
+
+namespace baseline {
+#include "native_tile.h"
+}
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+#include "native_tile.h"
+}
+#pragma GCC pop_options
+static const Kernels &kernels =
+    __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2::kernels : baseline::kernels;
+#else
+static const Kernels &kernels = baseline::kernels;
+#endif
+
+static long width_of(long columns, long first) { return columns - first < CHUNK ? columns - first : CHUNK; }
+
+extern "C" {
+
+void hyperst_minima(const float *z, long stride, long rows, long columns, float *smallest, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++) kernels.minima(z + i * stride, stride, 1, columns, smallest + i);
+}
+
+// Add a tile to the (max, sum) of its rows and columns; work holds 2 * rows numbers per chunk.
+void hyperst_sums(int geometry, const float *z, long stride, long rows, long columns, float exponent, float *row_max,
+                  float *row_sum, float *column_max, float *column_sum, float *work, int threads) {
+    Tile tile = {z, stride, rows, columns, exponent, column_max, column_sum};
+    long chunks = (columns + CHUNK - 1) / CHUNK;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long k = 0; k < chunks; k++) {
+        float *chunk_max = work + 2 * k * rows;
+        kernels.sums[geometry](tile, k * CHUNK, width_of(columns, k * CHUNK), chunk_max, chunk_max + rows);
+    }
+    for (long k = 0; k < chunks; k++)
+        kernels.merge(rows, work + 2 * k * rows, work + (2 * k + 1) * rows, row_max, row_sum);
+}
+
+// Turn a tile into dL/dz; work receives the sum of dL/dlogit * distance of each chunk.
+void hyperst_weigh(int geometry, const float *z, long stride, long rows, long columns, float exponent, float slope,
+                   const float *row_lse, const float *row_grad, const float *column_lse, const float *column_grad,
+                   float *weights, long weights_stride, double *work, int threads) {
+    Tile tile = {z, stride, rows, columns, exponent, nullptr, nullptr};
+    Upstream upstream = {row_lse, row_grad, column_lse, column_grad, slope, weights, weights_stride};
+    long chunks = (columns + CHUNK - 1) / CHUNK;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long k = 0; k < chunks; k++)
+        work[k] = kernels.weigh[geometry](tile, k * CHUNK, width_of(columns, k * CHUNK), upstream);
+}
+
+// Sums (rows 4) over the features of pairs of rows.
+void hyperst_compare(const float *x, long x_stride, const float *y, long y_stride, long rows, long d, double *sums,
+                     int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++) kernels.compare(x + i * x_stride, y + i * y_stride, d, sums + 4 * i);
+}
+
+// Combinations of pairs of rows with coefficients (rows 3).
+void hyperst_combine(const float *x, long x_stride, const float *y, long y_stride, long rows, long d,
+                     const float *coefficients, float *dx, float *dy, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++)
+        kernels.combine(x + i * x_stride, y + i * y_stride, d, coefficients + 3 * i, dx + i * d, dy + i * d);
+}
+
+// For tests.
+void hyperst_exp2(const float *x, float *out, long n) { kernels.exp2(x, out, n); }
+void hyperst_log1p(const float *x, float *out, long n) { kernels.log1p(x, out, n); }
+}

@@ -1,0 +1,77 @@
+"""Functions in machine code (`native.cpp`), several times as fast as the same in a sequence of PyTorch calls.
+
+The library is built with the package where there is a C++ compiler, and loaded with ctypes. It knows float32 on the CPU;
+whoever calls it has PyTorch code for everything else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import warnings
+
+import torch
+from torch import Tensor
+
+_POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
+_TILE = (_INT, _POINTER, _LONG, _LONG, _LONG, _FLOAT)
+_ROWS = (_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG)
+_SIGNATURES = {
+    "hyperst_minima": (_POINTER, _LONG, _LONG, _LONG, _POINTER, _INT),
+    "hyperst_sums": (*_TILE, *(_POINTER,) * 5, _INT),
+    "hyperst_weigh": (*_TILE, _FLOAT, *(_POINTER,) * 5, _LONG, _POINTER, _INT),
+    "hyperst_compare": (*_ROWS, _POINTER, _INT),
+    "hyperst_combine": (*_ROWS, *(_POINTER,) * 3, _INT),
+    "hyperst_exp2": (_POINTER, _POINTER, _LONG),
+    "hyperst_log1p": (_POINTER, _POINTER, _LONG),
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions, or None where they were not built."""
+    spec = importlib.util.find_spec("hyperst_kernels.cpu._native")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        loaded = ctypes.CDLL(spec.origin)
+    except OSError as error:
+        warnings.warn(f"the native CPU kernels do not load, PyTorch calls take their place: {error}", stacklevel=2)
+        return None
+    for name, arguments in _SIGNATURES.items():
+        getattr(loaded, name).argtypes = arguments
+        getattr(loaded, name).restype = None
+    return loaded
+
+
+def usable(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu" and library() is not None
+
+
+def call(name: str, *arguments) -> None:
+    """Call a function on as many threads as PyTorch uses; tensors are passed as pointers to their first number."""
+    plain = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
+    getattr(library(), f"hyperst_{name}")(*plain, torch.get_num_threads())
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The matrix with its rows in one piece."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def compare(x: Tensor, y: Tensor) -> Tensor:
+    """|x|^2, |y|^2, |x - y|^2 and <x - y, x + y> of matching rows (r d), summed in float64: (4 r)."""
+    x, y = _rows(x), _rows(y)
+    sums = x.new_empty(len(x), 4, dtype=torch.float64)
+    call("compare", x, x.stride(0), y, y.stride(0), *x.shape, sums)
+    return sums.T
+
+
+def combine(x: Tensor, y: Tensor, w: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """w (x - y) + u x and v y - w (x - y) of matching rows (r d), for coefficients (r)."""
+    x, y = _rows(x), _rows(y)
+    coefficients = torch.stack([w, u, v], 1).float()
+    dx, dy = x.new_empty(x.shape), y.new_empty(y.shape)
+    call("combine", x, x.stride(0), y, y.stride(0), *x.shape, coefficients, dx, dy)
+    return dx, dy

@@ -1,0 +1,224 @@
+// What to make of a tile of products z, in one sweep while it is in cache. See docs/contrastive.md for the formulas.
+//
+// No include guard: native.cpp includes this file once per instruction set, each time in a namespace of its own.
+// z = +inf marks a key that is no negative of its row: its logit is -inf and its weight 0. NaN stays NaN.
+
+constexpr float INF = __builtin_inff();
+constexpr float LN2 = 0.693147180559945309f;
+constexpr long GROUP = 16;  // rows whose logits wait in the first-level cache until their maxima are known
+
+INLINE unsigned bits_of(float x) {
+    unsigned bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+INLINE float float_of(unsigned bits) {
+    float x;
+    __builtin_memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// 2^x for -inf <= x <= 127; 0 below the normal numbers. 2^x = 2^n 2^f with |f| <= 1/2, and the Taylor series of 2^f.
+INLINE float exp2(float x) {
+    x = x < -127 ? -127 : x > 127 ? 127 : x;
+    const float to_integer = 12582912;  // 1.5 * 2^23: adding it rounds to an integer
+    float n = (x + to_integer) - to_integer;
+    float f = (x - n) * LN2;
+    float p = 1.f / 5040;
+    p = p * f + 1.f / 720;
+    p = p * f + 1.f / 120;
+    p = p * f + 1.f / 24;
+    p = p * f + 1.f / 6;
+    p = p * f + 1.f / 2;
+    p = p * f + 1;
+    p = p * f + 1;
+    return p * float_of((unsigned)((int)n + 127) << 23);
+}
+
+// log(1 + t) for t >= 0, accurate for the smallest t: 1 + t = 2^e (1 + f) with 1 + f in [sqrt 1/2, sqrt 2), and
+// log(1 + f) = 2 atanh(f / (2 + f)). The rounding of 1 + t is given back to f.
+INLINE float log1p(float t) {
+    const unsigned root_half = 0x3f3504f3;
+    float u = 1 + t;
+    int e = (int)(bits_of(u) - root_half) >> 23;
+    float rounding = t - (u - 1);
+    float f = (float_of(bits_of(u) - ((unsigned)e << 23)) - 1) + rounding * float_of((unsigned)(127 - e) << 23);
+    float s = f / (2 + f);
+    float s2 = s * s;
+    float p = 2.f / 9;
+    p = p * s2 + 2.f / 7;
+    p = p * s2 + 2.f / 5;
+    p = p * s2 + 2.f / 3;
+    p = p * s2 + 2;
+    return p * s + e * LN2;
+}
+
+// d = f(z) up to a constant factor, and df/dz up to another.
+template <Geometry G> INLINE float distance(float z) {
+    if (G == LORENTZ) return log1p(__builtin_sqrtf(z) + z / (1 + __builtin_sqrtf(1 + z)));
+    return G == EUCLIDEAN ? __builtin_sqrtf(z) : z;
+}
+
+template <Geometry G> INLINE float slope(float z) {
+    if (G == LORENTZ) return 1 / (__builtin_sqrtf(z) * __builtin_sqrtf(1 + z));
+    return G == EUCLIDEAN ? 1 / __builtin_sqrtf(z) : 1;
+}
+
+INLINE float larger(float a, float b) { return a > b ? a : b; }
+
+// What logits are compared with: their maximum, or 0 where there are none, which must not be subtracted from itself.
+INLINE float reference(float maximum) { return maximum == -INF ? 0 : maximum; }
+
+void minima(const float *z, long stride, long rows, long width, float *smallest) {
+    for (long i = 0; i < rows; i++) {
+        float least = INF;
+#pragma omp simd reduction(min : least)
+        for (long j = 0; j < width; j++) least = z[i * stride + j] < least ? z[i * stride + j] : least;
+        smallest[i] = least;
+    }
+}
+
+// (max, sum) over the columns of this chunk for every row, and over the rows so far for every column. Base-2 logits.
+template <Geometry G> void sums(const Tile &tile, long first, long width, float *row_max, float *row_sum) {
+    float logits[GROUP][CHUNK], fresh[CHUNK];
+    for (long i = 0; i < tile.rows; i += GROUP) {
+        long group = tile.rows - i < GROUP ? tile.rows - i : GROUP;
+        for (long r = 0; r < group; r++) {
+            const float *z = tile.z + (i + r) * tile.stride + first;
+            float *logit = logits[r];
+            float maximum = -INF, sum = 0;
+#pragma omp simd
+            for (long j = 0; j < width; j++) {
+                bool far = z[j] == INF;
+                float value = tile.exponent * distance<G>(far ? 1 : z[j]);
+                logit[j] = far ? -INF : value;
+            }
+#pragma omp simd reduction(max : maximum)
+            for (long j = 0; j < width; j++) maximum = larger(logit[j], maximum);
+            float shift = reference(maximum);
+#pragma omp simd reduction(+ : sum)
+            for (long j = 0; j < width; j++) sum += exp2(logit[j] - shift);
+            row_max[i + r] = maximum;
+            row_sum[i + r] = sum;
+        }
+        if (!tile.column_max) continue;
+        float *column_max = tile.column_max + first, *column_sum = tile.column_sum + first;
+        for (long j = 0; j < width; j++) fresh[j] = column_max[j];
+        for (long r = 0; r < group; r++)
+#pragma omp simd
+            for (long j = 0; j < width; j++) fresh[j] = larger(logits[r][j], fresh[j]);
+#pragma omp simd
+        for (long j = 0; j < width; j++) {
+            float shift = reference(fresh[j]);
+            column_sum[j] *= exp2(column_max[j] - shift);
+            column_max[j] = fresh[j];
+            fresh[j] = shift;
+        }
+        for (long r = 0; r < group; r++)
+#pragma omp simd
+            for (long j = 0; j < width; j++) column_sum[j] += exp2(logits[r][j] - fresh[j]);
+    }
+}
+
+// Take the (max, sum) of one chunk into those of the rows.
+void merge(long rows, const float *chunk_max, const float *chunk_sum, float *row_max, float *row_sum) {
+#pragma omp simd
+    for (long i = 0; i < rows; i++) {
+        float maximum = larger(chunk_max[i], row_max[i]);
+        float shift = reference(maximum);
+        row_sum[i] = row_sum[i] * exp2(row_max[i] - shift) + chunk_sum[i] * exp2(chunk_max[i] - shift);
+        row_max[i] = maximum;
+    }
+}
+
+// weights = dL/dz of this chunk, in place of z if they are the same; returns the sum of dL/dlogit * distance.
+template <Geometry G, bool symmetric> double weigh(const Tile &tile, long first, long width, const Upstream &up) {
+    double total = 0;
+    const float *column_lse = up.column_lse + first, *column_grad = up.column_grad + first;
+    for (long i = 0; i < tile.rows; i++) {
+        const float *z = tile.z + i * tile.stride + first;
+        float *weights = up.weights + i * up.stride + first;
+        float row_lse = up.row_lse[i], row_grad = up.row_grad[i], sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (long j = 0; j < width; j++) {
+            bool far = z[j] == INF;
+            float near = far ? 1 : z[j];
+            float d = distance<G>(near), logit = tile.exponent * d;
+            float pull = row_grad * exp2(logit - row_lse);
+            if (symmetric) pull += column_grad[j] * exp2(logit - column_lse[j]);
+            pull = far ? 0 : pull;
+            sum += pull * d;
+            weights[j] = up.slope * pull * slope<G>(near);
+        }
+        total += sum;
+    }
+    return total;
+}
+
+template <Geometry G> double weigh(const Tile &tile, long first, long width, const Upstream &up) {
+    return up.column_lse ? weigh<G, true>(tile, first, width, up) : weigh<G, false>(tile, first, width, up);
+}
+
+// |x|^2, |y|^2, |x - y|^2 and <x - y, x + y> of two rows.
+void compare(const float *x, const float *y, long d, double *sums) {
+    double xx = 0, yy = 0, ww = 0, wu = 0;
+#pragma omp simd reduction(+ : xx, yy, ww, wu)
+    for (long k = 0; k < d; k++) {
+        double a = x[k], b = y[k], w = a - b;
+        xx += a * a;
+        yy += b * b;
+        ww += w * w;
+        wu += w * (a + b);
+    }
+    sums[0] = xx, sums[1] = yy, sums[2] = ww, sums[3] = wu;
+}
+
+// dx = w (x - y) + u x and dy = v y - w (x - y), for coefficients w, u, v.
+void combine(const float *x, const float *y, long d, const float *coefficients, float *dx, float *dy) {
+    float w = coefficients[0], u = coefficients[1], v = coefficients[2];
+#pragma omp simd
+    for (long k = 0; k < d; k++) {
+        float along = w * (x[k] - y[k]);
+        dx[k] = along + u * x[k];
+        dy[k] = v * y[k] - along;
+    }
+}
+
+// |x|^2, |y|^2, |x - y|^2 and <x - y, x + y> of two rows.
+void compare(const float *x, const float *y, long d, double *sums) {
+    double xx = 0, yy = 0, ww = 0, wu = 0;
+#pragma omp simd reduction(+ : xx, yy, ww, wu)
+    for (long k = 0; k < d; k++) {
+        double a = x[k], b = y[k], w = a - b;
+        xx += a * a;
+        yy += b * b;
+        ww += w * w;
+        wu += w * (a + b);
+    }
+    sums[0] = xx, sums[1] = yy, sums[2] = ww, sums[3] = wu;
+}
+
+// dx = w (x - y) + u x and dy = v y - w (x - y), for coefficients w, u, v.
+void combine(const float *x, const float *y, long d, const float *coefficients, float *dx, float *dy) {
+    float w = coefficients[0], u = coefficients[1], v = coefficients[2];
+#pragma omp simd
+    for (long k = 0; k < d; k++) {
+        float along = w * (x[k] - y[k]);
+        dx[k] = along + u * x[k];
+        dy[k] = v * y[k] - along;
+    }
+}
+
+constexpr Kernels kernels = {
+    minima,
+    {sums<LORENTZ>, sums<EUCLIDEAN>, sums<COSINE>},
+    merge,
+    {weigh<LORENTZ>, weigh<EUCLIDEAN>, weigh<COSINE>},
+    compare,
+    combine,
+    compare,
+    combine,
+    [](const float *x, float *out, long n) { for (long i = 0; i < n; i++) out[i] = exp2(x[i]); },
+    [](const float *x, float *out, long n) { for (long i = 0; i < n; i++) out[i] = log1p(x[i]); },
+};
