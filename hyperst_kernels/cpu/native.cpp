@@ -29,7 +29,7 @@ struct Kernels {
     void (*merge)(long, const float *, const float *, float *, float *);
     double (*weigh[3])(const Tile &, long, long, const Upstream &);
     void (*compare)(const float *, const float *, long, double *);
-    void (*combine)(const float *, const float *, long, const float *, float *, float *);
+    void (*combine)(const float *, const float *, long, const double *, float *);
     void (*exp2)(const float *, float *, long);
     void (*log1p)(const float *, float *, long);
 };
@@ -56,6 +56,9 @@ static const Kernels &kernels = baseline::kernels;
 static long width_of(long columns, long first) { return columns - first < CHUNK ? columns - first : CHUNK; }
 
 extern "C" {
+
+// Of the signatures below: a library built from older sources must not be called. native.py has the same.
+int hyperst_version() { return 1; }
 
 void hyperst_minima(const float *z, long stride, long rows, long columns, float *smallest, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -95,12 +98,12 @@ void hyperst_compare(const float *x, long x_stride, const float *y, long y_strid
     for (long i = 0; i < rows; i++) kernels.compare(x + i * x_stride, y + i * y_stride, d, sums + 4 * i);
 }
 
-// Combinations of pairs of rows with coefficients (rows 3).
+// Combinations of x - y, x and y for pairs of rows with coefficients (rows 3).
 void hyperst_combine(const float *x, long x_stride, const float *y, long y_stride, long rows, long d,
-                     const float *coefficients, float *dx, float *dy, int threads) {
+                     const double *coefficients, float *out, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long i = 0; i < rows; i++)
-        kernels.combine(x + i * x_stride, y + i * y_stride, d, coefficients + 3 * i, dx + i * d, dy + i * d);
+        kernels.combine(x + i * x_stride, y + i * y_stride, d, coefficients + 3 * i, out + i * d);
 }
 
 // For tests.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
+_VERSION = 1  # of the signatures: native.cpp has the same
 _TILE = (_INT, _POINTER, _LONG, _LONG, _LONG, _FLOAT)
 _ROWS = (_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG)
 _SIGNATURES = {
@@ -22,7 +23,7 @@ _SIGNATURES = {
     "hyperst_sums": (*_TILE, *(_POINTER,) * 5, _INT),
     "hyperst_weigh": (*_TILE, _FLOAT, *(_POINTER,) * 5, _LONG, _POINTER, _INT),
     "hyperst_compare": (*_ROWS, _POINTER, _INT),
-    "hyperst_combine": (*_ROWS, *(_POINTER,) * 3, _INT),
+    "hyperst_combine": (*_ROWS, _POINTER, _POINTER, _INT),
     "hyperst_exp2": (_POINTER, _POINTER, _LONG),
     "hyperst_log1p": (_POINTER, _POINTER, _LONG),
 }
@@ -36,8 +37,10 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         loaded = ctypes.CDLL(spec.origin)
-    except OSError as error:
-        warnings.warn(f"the native CPU kernels do not load, PyTorch calls take their place: {error}", stacklevel=2)
+        if loaded.hyperst_version() != _VERSION:
+            raise OSError("it was built from other sources, install the package again")
+    except (OSError, AttributeError) as error:
+        warnings.warn(f"{spec.origin} does not load, PyTorch calls take its place: {error}", stacklevel=2)
         return None
     for name, arguments in _SIGNATURES.items():
         getattr(loaded, name).argtypes = arguments
@@ -68,10 +71,9 @@ def compare(x: Tensor, y: Tensor) -> Tensor:
     return sums.T
 
 
-def combine(x: Tensor, y: Tensor, w: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """w (x - y) + u x and v y - w (x - y) of matching rows (r d), for coefficients (r)."""
+def combine(x: Tensor, y: Tensor, coefficients: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """c_0 (x - y) + c_1 x + c_2 y of matching rows (r d), for coefficients (r) in float64, in which it is summed."""
     x, y = _rows(x), _rows(y)
-    coefficients = torch.stack([w, u, v], 1).float()
-    dx, dy = x.new_empty(x.shape), y.new_empty(y.shape)
-    call("combine", x, x.stride(0), y, y.stride(0), *x.shape, coefficients, dx, dy)
-    return dx, dy
+    out = x.new_empty(x.shape)
+    call("combine", x, x.stride(0), y, y.stride(0), *x.shape, torch.stack(coefficients, 1), out)
+    return out

@@ -174,39 +174,13 @@ void compare(const float *x, const float *y, long d, double *sums) {
     sums[0] = xx, sums[1] = yy, sums[2] = ww, sums[3] = wu;
 }
 
-// dx = w (x - y) + u x and dy = v y - w (x - y), for coefficients w, u, v.
-void combine(const float *x, const float *y, long d, const float *coefficients, float *dx, float *dy) {
-    float w = coefficients[0], u = coefficients[1], v = coefficients[2];
+// out = c0 (x - y) + c1 x + c2 y, in double because the terms may cancel.
+void combine(const float *x, const float *y, long d, const double *c, float *out) {
+    double c0 = c[0], c1 = c[1], c2 = c[2];
 #pragma omp simd
     for (long k = 0; k < d; k++) {
-        float along = w * (x[k] - y[k]);
-        dx[k] = along + u * x[k];
-        dy[k] = v * y[k] - along;
-    }
-}
-
-// |x|^2, |y|^2, |x - y|^2 and <x - y, x + y> of two rows.
-void compare(const float *x, const float *y, long d, double *sums) {
-    double xx = 0, yy = 0, ww = 0, wu = 0;
-#pragma omp simd reduction(+ : xx, yy, ww, wu)
-    for (long k = 0; k < d; k++) {
-        double a = x[k], b = y[k], w = a - b;
-        xx += a * a;
-        yy += b * b;
-        ww += w * w;
-        wu += w * (a + b);
-    }
-    sums[0] = xx, sums[1] = yy, sums[2] = ww, sums[3] = wu;
-}
-
-// dx = w (x - y) + u x and dy = v y - w (x - y), for coefficients w, u, v.
-void combine(const float *x, const float *y, long d, const float *coefficients, float *dx, float *dy) {
-    float w = coefficients[0], u = coefficients[1], v = coefficients[2];
-#pragma omp simd
-    for (long k = 0; k < d; k++) {
-        float along = w * (x[k] - y[k]);
-        dx[k] = along + u * x[k];
-        dy[k] = v * y[k] - along;
+        double a = x[k], b = y[k];
+        out[k] = (float)(c0 * (a - b) + (c1 * a + c2 * b));
     }
 }
 
@@ -215,8 +189,6 @@ constexpr Kernels kernels = {
     {sums<LORENTZ>, sums<EUCLIDEAN>, sums<COSINE>},
     merge,
     {weigh<LORENTZ>, weigh<EUCLIDEAN>, weigh<COSINE>},
-    compare,
-    combine,
     compare,
     combine,
     [](const float *x, float *out, long n) { for (long i = 0; i < n; i++) out[i] = exp2(x[i]); },

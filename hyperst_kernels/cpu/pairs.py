@@ -61,23 +61,28 @@ def distance_gradients(x: Tensor, y: Tensor, c: float, tangent: bool) -> tuple[T
     t = _polar(x, y, c, tangent)
     root = torch.sqrt(t.H) * torch.sqrt(1 + t.H)
     slope = torch.where(t.H == 0, 0, 1 / (c**0.5 * _nonzero(root)))  # dd/dH
+    none = torch.zeros_like(slope)
     if not tangent:
-        # 2 dH/dX = X Y_t / X_t - Y = (X - Y) + X (Y_t - X_t) / X_t
-        gap = c * t.difference * (t.norm_x + t.norm_y) / (t.cosh_p + t.cosh_q)  # X_t - Y_t
-        return native.combine(
-            x, y, *(slope * c / 2 * k for k in (torch.ones_like(gap), -gap / t.cosh_p, gap / t.cosh_q))
-        )
+        # 2 dH/dX = X Y_t / X_t - Y = (Y_t / X_t) (X - Y) - (1 - Y_t / X_t) Y = (X - Y) - (1 - Y_t / X_t) X: the first
+        # where x is the farther out, else the second. Likewise for y.
+        x_t, y_t, size = t.cosh_p, t.cosh_q, slope * c / 2
+        gap = size * c**0.5 * t.difference * (t.sinh_p + t.sinh_q) / (x_t + y_t)  # X_t - Y_t
+        out = x_t > y_t
+        of_x = (size * torch.where(out, y_t / x_t, 1), torch.where(out, 0, -gap / x_t), torch.where(out, -gap / x_t, 0))
+        of_y = (-size * torch.where(out, 1, x_t / y_t), torch.where(out, 0, gap / y_t), torch.where(out, gap / y_t, 0))
+        return native.combine(x, y, of_x), native.combine(x, y, of_y)
     # dH/dx = (sinh(delta)/2 + s^2 cosh p sinh q) sqrt(c) a - sinh p sinh q / (2 |x|) (b - a + 2 s^2 a), with the
     # directions a, b; b - a = (|x| - |y|) x / (|x| |y|) - (x - y) / |y|
     p_growth, q_growth = (
         torch.where(sinh == 0, c**0.5, sinh / norm) for sinh, norm in ((t.sinh_p, t.norm_x), (t.sinh_q, t.norm_y))
     )
     s2 = t.s_squared
+    along = slope * p_growth * q_growth / 2
     of_x = c**0.5 * (t.sinh_delta / 2 + s2 * t.cosh_p * t.sinh_q) / t.norm_x
     of_x -= p_growth * q_growth / 2 * (t.difference + 2 * s2 * t.norm_y) / t.norm_x
     of_y = c**0.5 * (-t.sinh_delta / 2 + s2 * t.cosh_q * t.sinh_p) / t.norm_y
     of_y -= p_growth * q_growth / 2 * (-t.difference + 2 * s2 * t.norm_x) / t.norm_y
-    return native.combine(x, y, slope * p_growth * q_growth / 2, slope * of_x, slope * of_y)
+    return native.combine(x, y, (along, slope * of_x, none)), native.combine(x, y, (-along, none, slope * of_y))
 
 
 def _nonzero(t: Tensor) -> Tensor:
