@@ -44,7 +44,7 @@ def forward(
 
     Last come the products, of shape `kept_shape`.
     """
-    kept = queries.new_empty(kept_shape(len(queries), len(keys), queries, keep))
+    kept = native.large(queries.new_empty(kept_shape(len(queries), len(keys), queries, keep)))
     try:
         one = _Pass(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric)
         return *one.log_sum_exps(kept), kept
@@ -163,8 +163,9 @@ class _Pass(Tiles):
             torch.addmm(grad, weights, self.right[columns], beta=float(columns.start > 0), out=grad)
             d_right[columns].addmm_(weights.T, self.left[rows])
             if columns.stop == self.m:
-                self.geometry.add_left_gradient(self.queries[rows], grad, d_queries[rows])
-        self.geometry.add_right_gradient(self.keys, d_right, d_keys)
+                self.left[rows] = grad  # these rows are done with: their gradient takes their place
+        self.geometry.add_left_gradient(self.queries, self.terms(self.left), d_queries)
+        self.geometry.add_right_gradient(self.keys, self.terms(d_right), d_keys)
 
         pull = grad_rows * torch.sigmoid(row_negatives - positives)
         if self.symmetric:

@@ -3,6 +3,10 @@
 // A tile is cut into chunks of columns of one width, whatever the number of threads, and what the chunks give is merged
 // in their order: results are the same from run to run.
 
+#if __has_include(<sys/mman.h>)
+#include <sys/mman.h>
+#endif
+
 enum Geometry { LORENTZ, EUCLIDEAN, COSINE };
 
 constexpr long CHUNK = 256;  // epilogue.py has the same
@@ -104,6 +108,16 @@ void hyperst_combine(const float *x, long x_stride, const float *y, long y_strid
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long i = 0; i < rows; i++)
         kernels.combine(x + i * x_stride, y + i * y_stride, d, coefficients + 3 * i, out + i * d);
+}
+
+// Ask for large pages: new memory is then cleared in a few pieces rather than 4096 bytes at a time.
+void hyperst_large(char *start, long bytes, int) {
+#ifdef MADV_HUGEPAGE
+    const unsigned long page = 1 << 21;
+    char *first = (char *)(((unsigned long)start + page - 1) / page * page);
+    char *last = (char *)((unsigned long)(start + bytes) / page * page);
+    if (first < last) madvise(first, last - first, MADV_HUGEPAGE);
+#endif
 }
 
 // For tests.

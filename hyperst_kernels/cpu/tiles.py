@@ -35,7 +35,8 @@ class Tiles:
     """The tiles of the matrix of distances d(query, key), visited in a fixed order.
 
     Attributes:
-        left, right: operands of the product, (n k) and (m k).
+        left, right: operands of the product, (n k) and (m k), padded with zeros: products are quicker for k a multiple
+            of 8. `terms` gives the columns that the geometry knows of.
         shape: largest rows and columns of a tile.
     """
 
@@ -51,13 +52,19 @@ class Tiles:
         self.shape = (TILE_ROWS, TILE_COLUMNS) if shape is None else shape
         self.near = NEAR[queries.dtype] if near is None else near
         self.n, self.m = len(queries), len(keys)
+        self.width = queries.shape[1] + geometry.extra
         self.left, self.right = self._operand(geometry.left, queries), self._operand(geometry.right, keys)
         self.near_left = self.n * self.m * MANY + 1024 if queries.dtype == torch.float32 else float("inf")
 
     def _operand(self, fill: Callable[[Tensor, Tensor], None], features: Tensor) -> Tensor:
-        operand = features.new_empty(len(features), features.shape[1] + self.geometry.extra)
-        fill(features, operand)
+        operand = features.new_empty(len(features), -(-self.width // 8) * 8)
+        fill(features, self.terms(operand))
+        operand[:, self.width :] = 0
         return operand
+
+    def terms(self, operand: Tensor) -> Tensor:
+        """An operand, or its gradient, without the padding."""
+        return operand[:, : self.width]
 
     def chunks(self, length: int) -> list[slice]:
         """Slices of rows whose temporaries stay in cache."""
@@ -87,7 +94,7 @@ class Tiles:
 
     def cancelled(self, rows: slice, columns: slice, z: Tensor, minima: Tensor) -> Near:
         """Entries whose product has cancelled: a cheap test of the row minima, then of the rows that fail it."""
-        left, right = self.left[rows], self.right[columns]
+        left, right = self.terms(self.left[rows]), self.terms(self.right[columns])
         widest = right[right[:, -1].argmax()][None]
         suspects = (minima <= self.near * self.geometry.scale(left, widest)[:, 0]).nonzero()[:, 0]
         if len(suspects) == 0:
@@ -125,9 +132,6 @@ class Tiles:
             d_keys[columns].index_add_(0, b, weight * dy)
 
     def homogeneity(self, d_queries: Tensor, d_keys: Tensor) -> float:
-        """<q, dL/dq> + <k, dL/dk>, summed in float64."""
-        return sum(
-            float((x[some] * g[some]).sum(dtype=torch.float64))
-            for x, g in ((self.queries, d_queries), (self.keys, d_keys))
-            for some in self.chunks(len(x))
-        )
+        """<q, dL/dq> + <k, dL/dk>, rows summed in float64."""
+        pairs = ((self.queries, d_queries), (self.keys, d_keys))
+        return sum(float(torch.linalg.vecdot(x, g).sum(dtype=torch.float64)) for x, g in pairs)
