@@ -1,1 +1,1 @@
-"""Where every speed and memory claim of this project comes from."""
+"""Where every speed, memory and accuracy claim of this project comes from: `make bench`, and `make gpu` on a GPU."""

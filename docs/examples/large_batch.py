@@ -2,10 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+import toy
+from torch import Tensor, nn
+
+from hyperst_kernels import HyperbolicContrastiveLoss, LorentzLift
+
+WIDTH, DIM, CHUNK = 256, 16, 4096
+
+
+class Encoders(nn.Module):
+    """An image and a text encoder, their lift, and the logit scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        words = nn.EmbeddingBag(toy.CODE * toy.DIGITS, WIDTH)
+        self.image = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, WIDTH), nn.GELU(), nn.Linear(WIDTH, DIM))
+        self.text = nn.Sequential(words, nn.GELU(), nn.Linear(WIDTH, DIM))
+        self.lift = LorentzLift(DIM, ("image", "text"), output="tangent")
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        return self.lift(self.image(image), "image"), self.lift(self.text(text), "text")
+
+    def loss(self, image: Tensor, text: Tensor) -> Tensor:
+        return HyperbolicContrastiveLoss(self.lift.curvature)(
+            image, text, self.log_scale.clamp(max=math.log(100)).exp()
+        )
+
+
+def train(batch: int, steps: int) -> Encoders:
+    """Encoders after ``steps`` steps of Adam on new pairs, ``batch`` at a time in chunks of 4096."""
+    torch.manual_seed(0)
+    encoders = Encoders()
+    optimizer = torch.optim.Adam(encoders.parameters(), lr=0.01, betas=(0.9, 0.99))
+    for _ in range(steps):
+        image, text = toy.pairs(batch)
+        optimizer.zero_grad()
+        backward_in_chunks(encoders, encoders.loss, list(zip(image.split(CHUNK), text.split(CHUNK), strict=True)))
+        optimizer.step()
+    return encoders
+
+
+def recall_at_1(encoders: Encoders, rows: int = 4096) -> float:
+    """Share of new images whose nearest text, of as many, is their own."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        image, text = encoders(*toy.pairs(rows))
+        ranking = HyperbolicContrastiveLoss(encoders.lift.curvature).similarity(image, text)
+    return float((ranking.argmax(1) == torch.arange(rows)).float().mean())
 
 
 def embed(encoders: Callable, chunk: tuple[Tensor, ...], seed: int) -> tuple[Tensor, Tensor]:
@@ -31,3 +79,8 @@ def backward_in_chunks(encoders: Callable, loss: Callable, chunks: Sequence[tupl
     for chunk, seed, grad in zip(chunks, seeds, grads, strict=True):
         torch.autograd.backward(embed(encoders, chunk, seed), grad)
     return value.detach()
+
+
+if __name__ == "__main__":
+    for batch in (256, 2048, 32768):  # the last takes minutes
+        print(f"batch {batch}: recall@1 {recall_at_1(train(batch, steps=20)):.3f}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 
 def exp_map0(v: Tensor, c: Tensor, eps: float = 1e-8) -> Tensor:
     t = c.sqrt() * torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-    bounded = t.clamp(min=eps, max=torch.asinh(torch.tensor(2.0**15)).item())
+    bounded = t.clamp(min=eps, max=math.asinh(2.0**15))
     return torch.sinh(bounded) * v / t.clamp(min=eps)
 
 
@@ -21,7 +23,7 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, eps: float = 1e-8) -> Ten
 
 def contrastive_loss(image: Tensor, text: Tensor, c: Tensor, logit_scale: Tensor) -> Tensor:
     image, text = exp_map0(image, c), exp_map0(text, c)
-    targets = torch.arange(len(image))
+    targets = torch.arange(len(image), device=image.device)
     per_image = -logit_scale * pairwise_distance(image, text, c)
     per_text = -logit_scale * pairwise_distance(text, image, c)
     return (F.cross_entropy(per_image, targets) + F.cross_entropy(per_text, targets)) / 2
@@ -29,6 +31,6 @@ def contrastive_loss(image: Tensor, text: Tensor, c: Tensor, logit_scale: Tensor
 
 def single_matrix_loss(image: Tensor, text: Tensor, c: Tensor, logit_scale: Tensor) -> Tensor:
     """The same loss with the distances computed once for both directions."""
-    targets = torch.arange(len(image))
+    targets = torch.arange(len(image), device=image.device)
     logits = -logit_scale * pairwise_distance(exp_map0(image, c), exp_map0(text, c), c)
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2

@@ -1,0 +1,227 @@
+"""Every number and picture of README and docs/benchmarks.md, measured on this machine's processor.
+
+python -m benchmarks.run            # measures (under 20 minutes on two cores), appends to benchmarks/results, writes the pages
+python -m benchmarks.run --redraw   # the pages again from the last results of this machine
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks import (
+    accuracy,
+    contrastive,
+    distance,
+    end_to_end,
+    entailment,
+    figures,
+    maps,
+    measure,
+    peers,
+    recall,
+    results,
+)
+from benchmarks import tables as t
+from benchmarks.gate import GUARD, green
+from benchmarks.problem import OURS
+from benchmarks.results import REPOSITORY, Row
+
+FAMILIES = {"maps": maps, "distance": distance, "entailment": entailment}
+LOSS = contrastive.OPERATIONS[0]
+LARGEST_PEER = 16384  # beyond, one step of a peer takes minutes, if it fits
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is measured, and for how many seconds a problem is repeated (each provider five times at least)."""
+
+    row_wise: tuple[int, int] = (65536, 128)
+    pairwise: tuple[int, int] = (1024, 128)
+    errors: tuple[int, int] = (512, 32)
+    operator_budget: float = 2.0
+    loss_shapes: tuple[tuple[int, int], ...] = ((4096, 512),)
+    keops_shape: tuple[int, int] = (4096, 8)
+    loss_budget: float = 20.0
+    scaling_dim: int = 128
+    scaling_batches: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
+    widths: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
+    width_batch: int = 2048
+    threads_shape: tuple[int, int] = (2048, 512)
+    training_batches: tuple[int, ...] = (128, 512, 2048, 4096)
+    crops_batch: int = 128
+    recall_batches: tuple[int, ...] = (256, 2048, 32768)
+    recall_steps: int = 20
+    radii: tuple[float, ...] = accuracy.RADII
+    separations: tuple[float, ...] = accuracy.SEPARATIONS
+    scales: tuple[float, ...] = accuracy.SCALES
+    pair_separations: tuple[float, ...] = accuracy.PAIR_SEPARATIONS
+    gated: bool = True
+
+
+def gate(suite: Suite, tests: tuple[str, ...]) -> bool:
+    """Whether speeds may be compared: a family's tests, accuracy of positives and memory pass."""
+    return not suite.gated or green(*tests, GUARD)
+
+
+def operators(suite: Suite) -> Iterator[Row]:
+    """Speed and error of maps, distances and cones."""
+    for module in FAMILIES.values():
+        passed = gate(suite, module.TESTS)
+        for operation in module.OPERATIONS:
+            shapes = [suite.pairwise if operation == "pairwise_distance" else suite.row_wise, suite.errors]
+            abouts = [{"operation": operation, "n": n, "d": d, "dtype": "float32"} for n, d in shapes]
+            problem = module.setup(operation, *shapes[0])
+            yield from measure.speed(problem, abouts[0], budget=suite.operator_budget, green=passed)
+            problem = module.setup(operation, *shapes[1])
+            yield from measure.errors(problem, abouts[1], [p for p in problem.factories if p != peers.COMPILED])
+
+
+def loss(suite: Suite) -> Iterator[Row]:
+    """Speed and peak memory of the contrastive loss, and KeOps where it is made for: few features."""
+    passed = gate(suite, contrastive.TESTS)
+    for n, d in suite.loss_shapes:
+        problem = contrastive.setup(LOSS, n, d)
+        yield from measure.speed(problem, _about(n, d), budget=suite.loss_budget, green=passed)
+        for provider in problem.factories:
+            yield from measure.isolated("contrastive", LOSS, provider, n, d, repeats=1)
+    n, d = suite.keops_shape
+    few = (OURS, peers.EAGER, peers.KEOPS, peers.PRODUCTS)
+    yield from measure.speed(contrastive.setup(LOSS, n, d), _about(n, d), budget=5, green=passed, providers=few)
+
+
+def scaling(suite: Suite) -> Iterator[Row]:
+    """Time and peak memory by batch, each provider in a process of its own; quadratic memory is not tried past the end."""
+    providers = (OURS, peers.EAGER, peers.COMPILED, peers.CHUNKED, peers.OPEN_CLIP, peers.PRODUCTS)
+    for provider in providers:
+        peak = 0.0
+        for n in suite.scaling_batches:
+            if provider == peers.CHUNKED and n > LARGEST_PEER:
+                break
+            if 4 * peak > _available():
+                for metric in ("peak bytes", "alone both s"):
+                    note = f"{measure.OUT_OF_MEMORY}: needs {4 * peak / 2**30:.0f} GiB"
+                    yield Row(**_about(n, suite.scaling_dim), provider=provider, metric=metric, note=note)
+                break
+            found = measure.isolated(
+                "contrastive", LOSS, provider, n, suite.scaling_dim, repeats=4 if n <= 2048 else 2 if n <= 8192 else 1
+            )
+            yield from found
+            if found[0].note:
+                break
+            peak = found[0].median
+
+
+def _available() -> int:
+    """Bytes of memory that are free or can be freed."""
+    text = Path("/proc/meminfo").read_text(encoding="ascii")
+    return 1024 * int(re.search(r"MemAvailable:\s+(\d+)", text)[1])  # type: ignore[index]
+
+
+def widths_and_threads(suite: Suite) -> Iterator[Row]:
+    """Time by features, and by threads."""
+    few = (OURS, peers.EAGER, peers.PRODUCTS)
+    passed = gate(suite, contrastive.TESTS)
+    for d in suite.widths:
+        about = {**_about(suite.width_batch, d), "setting": "sweep=1"}
+        yield from measure.speed(
+            contrastive.setup(LOSS, suite.width_batch, d), about, budget=3, green=passed, providers=few
+        )
+    n, d = suite.threads_shape
+    most = torch.get_num_threads()
+    for threads in sorted({1, most}):
+        torch.set_num_threads(threads)
+        about = {**_about(n, d), "setting": "threads=1"}
+        yield from measure.speed(contrastive.setup(LOSS, n, d), about, budget=5, green=passed, providers=few)
+    torch.set_num_threads(most)
+
+
+def errors(suite: Suite) -> Iterator[Row]:
+    """The accuracy of distances and of the loss."""
+    yield from accuracy.distance_errors(suite.radii, suite.separations)
+    yield from accuracy.loss_errors(suite.scales, suite.pair_separations)
+
+
+def training(suite: Suite) -> Iterator[Row]:
+    """HyperST, and the large-batch example."""
+    passed = gate(suite, contrastive.TESTS)
+    for n in suite.training_batches:
+        yield from end_to_end.rows(n, budget=10, green=passed)
+    yield from end_to_end.rows(suite.crops_batch, budget=10, backbone="conv+stain", green=passed)
+    yield from recall.rows(suite.recall_batches, suite.recall_steps)
+
+
+STAGES: dict[str, Callable[[Suite], Iterator[Row]]] = {
+    "errors": errors,
+    "operators": operators,
+    "loss": loss,
+    "scaling": scaling,
+    "widths and threads": widths_and_threads,
+    "training": training,
+}
+
+
+def _about(n: int, d: int) -> dict:
+    return {"operation": LOSS, "n": n, "d": d, "dtype": "float32"}
+
+
+def pages(rows: list[Row], about: dict[str, str], suite: Suite, folder: Path = REPOSITORY) -> None:
+    """Write the tables into README.md and docs/benchmarks.md, and draw the figures."""
+    row_wise = [operation for module in FAMILIES.values() for operation in module.OPERATIONS]
+    where = f"{about['device']}; {about['versions']}; commit {about['commit']}, {about['run'][:10]}."
+    loss_tables = "\n\n".join(t.loss_table(rows, n, d) for n, d in suite.loss_shapes)
+    for page, name, content in (
+        ("README.md", "benchmark", f"{loss_tables}\n\n{where}"),
+        ("docs/benchmarks.md", "where", where),
+        ("docs/benchmarks.md", "loss", loss_tables),
+        ("docs/benchmarks.md", "few features", t.loss_table(rows, *suite.keops_shape)),
+        ("docs/benchmarks.md", "scaling", t.scaling_table(rows, suite.scaling_dim)),
+        ("docs/benchmarks.md", "threads", t.threads_table(rows, *suite.threads_shape)),
+        ("docs/benchmarks.md", "operators", t.operator_table(rows, row_wise)),
+        ("docs/benchmarks.md", "errors", t.error_table(rows, row_wise)),
+        ("docs/benchmarks.md", "accuracy", t.accuracy_table(rows)),
+        ("docs/benchmarks.md", "training", t.end_to_end_table(rows)),
+        ("docs/benchmarks.md", "recall", t.recall_table(rows)),
+    ):
+        t.replace_between(folder / page, name, content)
+    figures.draw(rows, suite, folder / "docs" / "figures")
+
+
+def measure_all(suite: Suite, path: Path) -> None:
+    """Run every stage and append its rows as soon as it has ended."""
+    run = datetime.datetime.now().isoformat(timespec="seconds")
+    for name, stage in STAGES.items():
+        start = time.perf_counter()
+        rows = list(stage(suite))
+        results.append(rows, path, run)
+        print(f"{name}: {len(rows)} rows in {time.perf_counter() - start:.0f} s", flush=True)
+        for row in rows:
+            if row.metric in ("ratio both", "spots/s", "recall@1") or row.note:
+                shape = f"{row.operation} {row.n} x {row.d} {row.setting}"
+                print(f"  {shape:45} {row.provider:14} {row.metric:10} {row.note or f'{row.median:.3f}'}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--redraw", action="store_true", help="measure nothing, write pages and figures again")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::DeprecationWarning")
+    suite, path = Suite(), results.path_for()
+    if not options.redraw:
+        measure_all(suite, path)
+    pages(*results.read_last(path), suite)
+    print(f"{path.relative_to(REPOSITORY)}, README.md, docs/benchmarks.md and docs/figures are up to date")
+
+
+if __name__ == "__main__":
+    main()
