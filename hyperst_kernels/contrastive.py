@@ -29,6 +29,7 @@ def contrastive_loss(
     weights: Tensor | None = None,
     reduction: str = "mean",
     precision: str | None = None,
+    deterministic: bool = True,
 ) -> Tensor:
     """InfoNCE with logits -logit_scale * geodesic distance; ``keys[i]`` is the positive of ``queries[i]``.
 
@@ -44,10 +45,13 @@ def contrastive_loss(
         weights: (n,) weights of the samples, >= 0; the mean divides by their sum.
         reduction: "mean", "sum" (0-d) or "none" (n,).
         precision: the matrix product a GPU kernel may use; has no effect elsewhere.
+        deterministic: False lets a GPU add the gradient in whatever order its programs finish: less work, and another
+            last digit from run to run. Refused under ``torch.use_deterministic_algorithms``.
 
     Returns the loss, 0-d or (n,), in float32 or float64. A single pair with no other key has loss 0.
     Raises TypeError / ValueError for wrong dtypes and shapes, an empty batch, c or logit_scale <= 0, and (on the CPU,
-    outside torch.compile) NaN or inf; elsewhere those give a NaN loss. Forward-mode and double differentiation raise.
+    outside torch.compile) NaN or inf; elsewhere those give a NaN loss. RuntimeError where determinism is asked for and
+    refused. Forward-mode and double differentiation raise.
 
     Source: van den Oord et al. 2018; Desai et al. 2023, section 3.1.
 
@@ -57,7 +61,12 @@ def contrastive_loss(
     >>> bool(contrastive_loss(image, image, logit_scale=10.0) < contrastive_loss(image, gene, logit_scale=10.0))
     True
     """
-    rows, columns = _terms(queries, keys, c, logit_scale, input, geometry, directions, exclude_ids, precision)
+    if not deterministic and torch.are_deterministic_algorithms_enabled():
+        raise RuntimeError(
+            "deterministic=False contradicts torch.use_deterministic_algorithms(True): leave one of them out"
+        )
+    options = (input, geometry, directions, exclude_ids, precision, not deterministic)
+    rows, columns = _terms(queries, keys, c, logit_scale, *options)
     per_sample = (rows + columns) / 2 if directions == "both" else rows
     return _reduce(per_sample, weights, reduction)
 
@@ -90,7 +99,7 @@ def hierarchical_contrastive_loss(
     return torch.stack([t.weight * loss for t, loss in zip(terms, losses, strict=True)]).sum(0), losses
 
 
-def _terms(queries, keys, c, logit_scale, input, geometry, directions, exclude_ids, precision):
+def _terms(queries, keys, c, logit_scale, input, geometry, directions, exclude_ids, precision, atomic):
     for name, value, allowed in (
         ("input", input, INPUTS),
         ("geometry", geometry, GEOMETRIES),
@@ -121,7 +130,7 @@ def _terms(queries, keys, c, logit_scale, input, geometry, directions, exclude_i
             got = f"{exclude_ids.dtype} of shape {tuple(exclude_ids.shape)}"
             raise ValueError(f"exclude_ids must be integers of shape ({m},), one per key, got {got}")
         exclude_ids = exclude_ids.to(queries.device)
-    options = (input, geometry, directions, exclude_ids, precision or "bf16x3")
+    options = (input, geometry, directions, exclude_ids, precision or "bf16x3", atomic)
     return operators.contrastive_terms(queries, keys, c, logit_scale, *options)
 
 

@@ -116,7 +116,7 @@ class HyperbolicContrastiveLoss(nn.Module):
 
     ``forward(image_features (n, d), text_features (m, d), logit_scale, logit_bias=None, output_dict=False)`` returns
     the 0-d loss, or ``{"contrastive_loss": loss}``. A bias shifts every logit alike and cancels in the softmax, so it
-    is accepted and has no effect. Switch off the model's feature normalisation and rank with `similarity`.
+    is accepted, has no effect, and its gradient is 0. Switch off the model's feature normalisation and rank with `similarity`.
 
     ``curvature`` is a float, or a tensor / parameter (registered, hence trained if it is an ``nn.Parameter``).
 
@@ -175,6 +175,8 @@ class HyperbolicContrastiveLoss(nn.Module):
             loss = self._loss(image_features, text_features, logit_scale, self.directions, exclude_ids)
         else:
             loss = self._distributed_loss(image_features, text_features, logit_scale, exclude_ids)
+        if isinstance(logit_bias, Tensor):  # its gradient is zero, and not missing
+            loss = loss + 0 * logit_bias.to(loss)
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _loss(self, queries, keys, logit_scale, directions, exclude_ids) -> Tensor:

@@ -383,7 +383,9 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
 # same device can use again, in whatever form it likes; ``keep`` tells whether there will be one.
 
 
-def _portable_contrastive(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric, precision, keep):
+def _portable_contrastive(
+    queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric, precision, atomic, keep
+):
     queries, keys = queries.to(c.dtype), keys.to(c.dtype)
     *negatives, kept = cpu_contrastive.forward(
         queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric, keep
@@ -404,11 +406,13 @@ def _portable_contrastive_backward(
 def _triton_contrastive(*args):
     from hyperst_kernels.gpu import contrastive
 
-    *negatives, flags = contrastive.forward(*args[:-1])  # small enough to be kept in any case
+    *negatives, flags = contrastive.forward(*args[:-2])  # small enough to be kept in any case
     return (*cpu_contrastive.losses(*negatives), *negatives, flags)
 
 
-def _contrastive_fake(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric, precision, keep):
+def _contrastive_fake(
+    queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric, precision, atomic, keep
+):
     n = queries.shape[0]
     columns = n if symmetric else 0
     if queries.device.type == "cuda" or _INTERPRETED:
@@ -442,7 +446,7 @@ class _Contrastive(torch.autograd.Function):
         return (*grads, *(None,) * (2 + len(ctx.flags)))
 
 
-_FLAGS = "str geometry, bool tangent, bool symmetric, str precision"
+_FLAGS = "str geometry, bool tangent, bool symmetric, str precision, bool atomic"
 _define(
     f"contrastive_forward(Tensor queries, Tensor keys, Tensor c, Tensor logit_scale, Tensor? exclude_ids, {_FLAGS},"
     " bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -482,6 +486,7 @@ def contrastive_terms(
     directions: str,
     exclude_ids: Tensor | None,
     precision: str = "bf16x3",
+    atomic: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The operator behind ``reference.contrastive.contrastive_terms``, with the same arguments and results."""
     if _use_reference:
@@ -490,5 +495,5 @@ def contrastive_terms(
             queries, keys, c, logit_scale, input, geometry, directions, exclude_ids
         )
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (queries, keys, c, logit_scale))
-    flags = (geometry, input == "tangent", directions == "both", precision, keep)
+    flags = (geometry, input == "tangent", directions == "both", precision, atomic, keep)
     return ops.contrastive_forward(queries, keys, c, logit_scale, exclude_ids, *flags)[:2]

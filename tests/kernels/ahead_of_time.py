@@ -147,12 +147,12 @@ def pairs(d: int, dtype: torch.dtype, precision: str, backward: bool = False) ->
         pairwise.pairwise_distance_backward(matrix, x, x, c, matrix, True, precision)
 
 
-def loss(d: int, dtype: torch.dtype) -> None:
+def loss(d: int, dtype: torch.dtype, atomic: bool = False) -> None:
     """The contrastive loss and its gradient."""
     x, c = torch.zeros(4096, d, dtype=dtype), _scalar(dtype)
     flags = ("lorentz", True, True, "bf16x3")
     found = contrastive.forward(x, x, c, c, None, *flags)
-    contrastive.backward(found[0], found[1], x, x, c, c, None, *found, *flags)
+    contrastive.backward(found[0], found[1], x, x, c, c, None, *found, *flags, atomic)
 
 
 def variants(target: str) -> dict[str, Callable[[], None]]:
@@ -171,7 +171,9 @@ def variants(target: str) -> dict[str, Callable[[], None]]:
             "rows 2048 float32": lambda: row_wise(2048, single),
             "pairs 512 float32 ieee": lambda: pairs(512, single, "ieee"),
             "pairs 512 float64": lambda: pairs(512, double, "ieee", backward=True),
+            "loss 512 bfloat16": lambda: loss(512, half),
             "loss 1024 bfloat16": lambda: loss(1024, half),
+            "loss 128 bfloat16 atomic": lambda: loss(128, half, atomic=True),
             "loss 128 float64": lambda: loss(128, double),
         }
     return chosen
@@ -185,6 +187,7 @@ def every_configuration() -> dict[str, Callable[[], None]]:
             if not launch.fits(d, dtype):
                 continue
             everything[f"rows {d} {dtype}"] = lambda d=d, dtype=dtype: row_wise(d, dtype)
+            everything[f"loss {d} {dtype}"] = lambda d=d, dtype=dtype: loss(d, dtype)
             if d <= 512:  # the product loops over blocks of at most 64 features: from there on the kernels are the same
                 for precision in ("bf16x3", "ieee", "tf32", "bf16") if dtype == torch.float32 else ("ieee",):
                     everything[f"pairs {d} {dtype} {precision}"] = lambda d=d, dtype=dtype, precision=precision: pairs(

@@ -156,7 +156,8 @@ def test_operator_contract():
     c, s = torch.tensor(1.0, requires_grad=True), torch.tensor(10.0, requires_grad=True)
     for ids in (None, torch.arange(7)):
         torch.library.opcheck(
-            operators.ops.contrastive_forward.default, (queries, keys, c, s, ids, "lorentz", True, True, "bf16x3", True)
+            operators.ops.contrastive_forward.default,
+            (queries, keys, c, s, ids, "lorentz", True, True, "bf16x3", False, True),
         )
     loss = hk.contrastive_loss(queries, keys, c, s)
     (grad,) = torch.autograd.grad(loss, queries, create_graph=True)
@@ -194,6 +195,26 @@ def test_half_precision_and_strides():
     assert loss.dtype == torch.float32
     assert half.grad.dtype == torch.bfloat16
     torch.testing.assert_close(loss, hk.contrastive_loss(image.bfloat16().float(), text.bfloat16().float()))
+
+
+def test_sums_in_any_order_are_refused_where_determinism_is_asked_for():
+    x = torch.eye(3)
+    assert torch.equal(hk.contrastive_loss(x, x, deterministic=False), hk.contrastive_loss(x, x))
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError, match="deterministic=False"):
+            hk.contrastive_loss(x, x, deterministic=False)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_bias_changes_nothing_and_has_a_gradient():
+    bias, x = torch.tensor(3.0, requires_grad=True), torch.eye(3)
+    loss = hk.HyperbolicContrastiveLoss()
+    value = loss(x, x, 10.0, logit_bias=bias)
+    assert float(value) == float(loss(x, x, 10.0))
+    value.backward()
+    assert float(bias.grad) == 0
 
 
 def test_reductions_weights_and_single_pair():

@@ -93,7 +93,7 @@ def test_kept_products_change_nothing(is_native, small_tiles, monkeypatch):
 
 def test_products_are_kept_only_for_a_backward_pass():
     arguments = (torch.randn(6, 4), torch.randn(9, 4), torch.tensor(1.0), torch.tensor(10.0), None)
-    flags = ("lorentz", True, True, "bf16x3")
+    flags = ("lorentz", True, True, "bf16x3", False)
     for keep, shape in ((True, (6, 9)), (False, (0, 0))):
         assert operators.ops.contrastive_forward(*arguments, *flags, keep)[-1].shape == shape
     seen = []
@@ -128,7 +128,7 @@ def test_half_precision_is_computed_in_float32():
 @pytest.mark.parametrize("geometry", ["lorentz", "euclidean", "cosine"])
 def test_nan_stays_nan(geometry):
     """Compiled code does not look at its inputs: a NaN must not vanish in a minimum, a maximum or an exponential."""
-    one, flags = torch.tensor(1.0), (geometry, True, True, "bf16x3", False)
+    one, flags = torch.tensor(1.0), (geometry, True, True, "bf16x3", False, False)
     keys = torch.randn(9, 4)
     keys[7, 2] = torch.nan  # no positive of any query
     rows, *_ = operators.ops.contrastive_forward(torch.randn(5, 4), keys, one, one, None, *flags)

@@ -1,0 +1,269 @@
+"""Kernels over the tiles of all pairs: log-sum-exps of both directions in one pass, and the pulls of the gradient.
+
+A pair's REMOTENESS grows with its distance and is what the logit, in units of log2(e), is minus ``steepness`` times:
+log2(e^(sqrt(c) d)), the Euclidean distance, or 1 - cos. A sum of powers of two over logits then needs one fused
+multiply-add and one instruction per term, and the largest logit is the smallest remoteness. Pairs that take no part
+(positives, excluded ones, flagged tiles, beyond the ends) are NOWHERE: so remote that nothing is left of them.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+from hyperst_kernels.gpu.tile_math import INTERPRETED, load_each
+
+NOWHERE = tl.constexpr(1e30)
+OVERFLOWS = tl.constexpr(1e18)  # z whose square float32 cannot hold
+
+
+@triton.jit
+def log2(x, FAST: tl.constexpr):
+    if FAST:
+        return libdevice.fast_log2f(x)
+    return tl.log2(x)
+
+
+@triton.jit
+def remoteness_of(z, GEOMETRY: tl.constexpr, FAST: tl.constexpr, FAR: tl.constexpr):
+    """Remoteness of pairs, and its slope by z but for a factor 1/sqrt(c); FAR where z may pass OVERFLOWS."""
+    if GEOMETRY == 0:
+        # log(1 + z + sqrt(z (z + 2))) = acosh(1 + z)
+        near = z
+        if FAR:
+            near = tl.minimum(z, OVERFLOWS, propagate_nan=tl.PropagateNan.ALL)
+        square = near * (near + 2)
+        slope = tl.rsqrt(square)
+        grown = (1 + near) + square * slope
+        if FAR:
+            grown = tl.where(z > OVERFLOWS, 2 * z, grown)
+            slope = tl.where(z > OVERFLOWS, 1 / z, slope)
+        return log2(grown, FAST), slope
+    if GEOMETRY == 1:
+        slope = tl.rsqrt(z)
+        return z * slope, slope / 2
+    return z, 1 + 0 * z
+
+
+@triton.jit
+def rows_of(
+    pointer, first, start, stride, n, d, EVEN: tl.constexpr, ROUNDED: tl.constexpr, OPERAND: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Some features of the rows from ``first`` (64 bit) on. Beyond the end the last row again: such pairs take no part.
+
+    EVEN: BLOCK_D divides d. Masks would cost more than the arithmetic of some tiles.
+    """
+    rows = tl.minimum(tl.arange(0, BLOCK), (n - 1 - first).to(tl.int32))
+    features = start + tl.arange(0, BLOCK_D)
+    place = pointer + first * stride + (rows[:, None] * stride + features[None, :])
+    if EVEN:
+        tile = tl.load(place).to(OPERAND)
+    else:
+        tile = tl.load(place, (features < d)[None, :], other=0).to(OPERAND)
+    if ROUNDED:
+        tile = tile.to(tl.bfloat16)
+        if INTERPRETED:  # which cannot multiply bf16
+            tile = tile.to(tl.float32)
+    return tile
+
+
+@triton.jit
+def each_key(pointer, start, m, MASKED: tl.constexpr, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr):
+    """A number of each key from ``start`` on, 0 beyond the end."""
+    j = tl.arange(0, BLOCK_M)
+    if MASKED:
+        return tl.load(pointer + start + j, j < m - start, other=0).to(DTYPE)
+    return tl.load(pointer + start + j).to(DTYPE)
+
+
+@triton.jit
+def tile_of_pairs(
+    x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, first, start, left, scale_x, time, a, row_ids,
+    x_stride, y_stride, n, m, d, MASKED: tl.constexpr,
+    GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr, FAR: tl.constexpr,
+    ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, WHOLE: tl.constexpr,
+    EVEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Remoteness and slope of the pairs of a tile, the excesses b and scales of its keys, and the keys if WHOLE.
+
+    Rows from ``first`` and columns from ``start`` on, 64 bit; the first key is that of row ``left``. WHOLE: ``x_tile``
+    holds the rows already, all features of them. MASKED: positives and what is beyond the ends are NOWHERE.
+    """
+    y = row_ids
+    if WHOLE:
+        y = rows_of(y_ptr, start, 0, y_stride, m, d, EVEN, ROUNDED, OPERAND, BLOCK_M, BLOCK_D)
+        product = tl.dot(x_tile, tl.trans(y), input_precision=PRECISION, out_dtype=DTYPE)
+    else:
+        product = tl.zeros([BLOCK_N, BLOCK_M], DTYPE)
+        for k in range(0, d, BLOCK_D):
+            x = rows_of(x_ptr, first, k, x_stride, n, d, EVEN, ROUNDED, OPERAND, BLOCK_N, BLOCK_D)
+            y_part = rows_of(y_ptr, start, k, y_stride, m, d, EVEN, ROUNDED, OPERAND, BLOCK_M, BLOCK_D)
+            product = tl.dot(x, tl.trans(y_part), product, input_precision=PRECISION, out_dtype=DTYPE)
+    scale_y = each_key(scale_y_ptr, start, m, MASKED, DTYPE, BLOCK_M)
+    b = each_key(b_ptr, start, m, MASKED, DTYPE, BLOCK_M)
+    z = (time[:, None] * b[None, :] + a[:, None]) - product * scale_x[:, None] * scale_y[None, :]
+    # not 0: slopes stay finite where the weight is 0
+    z = tl.maximum(z, 1e-30, propagate_nan=tl.PropagateNan.ALL)
+    remoteness, slope = remoteness_of(z, GEOMETRY, FAST, FAR)
+    if MASKED:
+        i, j = first.to(tl.int32) + tl.arange(0, BLOCK_N), start.to(tl.int32) + tl.arange(0, BLOCK_M)
+        out = ((i - left)[:, None] == j[None, :]) | (i >= n)[:, None] | (j >= m)[None, :]
+        remoteness = tl.where(out, NOWHERE, remoteness)
+    if EXCLUDE:
+        j = tl.arange(0, BLOCK_M)
+        ids = tl.load(ids_ptr + start + j, j < m - start, other=0)
+        remoteness = tl.where(row_ids[:, None] == ids[None, :], NOWHERE, remoteness)
+    return remoteness, slope, b, scale_y, y
+
+
+@triton.jit
+def row_terms(scale_ptr, a_ptr, time_ptr, ids_ptr, rows, n, EXCLUDE: tl.constexpr, DTYPE: tl.constexpr):
+    """Scale, time, excess and id of some rows."""
+    ids = rows
+    if EXCLUDE:
+        ids = tl.load(ids_ptr + rows, rows < n, other=0)
+    return (
+        load_each(scale_ptr, rows, n, DTYPE), load_each(time_ptr, rows, n, DTYPE), load_each(a_ptr, rows, n, DTYPE), ids
+    )  # fmt: skip
+
+
+@triton.jit
+def holds_near(nearest, time, a, b, limit, GEOMETRY: tl.constexpr):
+    """Whether the nearest pair of a row has a z below ``limit`` times the widest span of the tile."""
+    widest = time * tl.max(b) + a
+    if GEOMETRY == 0:
+        u = tl.exp2(nearest)
+        z = (u - 1) * (u - 1) / (2 * u)
+    else:
+        z = nearest * nearest
+    return tl.max((z <= limit * widest).to(tl.int32)) != 0
+
+
+@triton.jit
+def diagonal_tiles(row, m, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+    """How many tiles of columns are whole; the first of those that meet the diagonal from ``row`` on, and the next to the last."""
+    whole = m // BLOCK_M
+    low = (row // BLOCK_M).to(tl.int32)
+    high = ((row + BLOCK_N + BLOCK_M - 1) // BLOCK_M).to(tl.int32)
+    return whole, tl.minimum(tl.maximum(low, 0), whole), tl.minimum(tl.maximum(high, 0), whole)
+
+
+@triton.jit
+def add_tile(
+    nearest, total, start, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness, workspace_ptr,
+    flag_ptr, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, MASKED: tl.constexpr,
+    SYMMETRIC: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr, FAR: tl.constexpr,
+    ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, WHOLE: tl.constexpr,
+    EVEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Flag a tile, or add it to the sums of its rows and, in the workspace (2 m), to those of its columns."""
+    remoteness, _, b, _, _ = tile_of_pairs(
+        x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, first, tl.cast(start, tl.int64), left, scale_x, time, a, row_ids,
+        x_stride, y_stride, n, m, d, MASKED, GEOMETRY, EXCLUDE, FAST, FAR,
+        ROUNDED, PRECISION, DTYPE, OPERAND, WHOLE, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
+    )  # fmt: skip
+    closest = tl.min(remoteness, axis=1)
+    near = tl.cast(0, tl.int8)
+    if GEOMETRY != 2:
+        if tl.min(closest) <= suspicious:
+            near = holds_near(closest, time, a, b, limit, GEOMETRY).to(tl.int8)
+        tl.store(flag_ptr + start // BLOCK_M, near)
+    if near == 0:
+        closest = tl.minimum(nearest, closest)
+        anchor = steepness * closest
+        powers = tl.exp2(tl.fma(remoteness, -steepness, anchor[:, None]))
+        total = total * tl.exp2(anchor - steepness * nearest) + tl.sum(powers, axis=1)
+        nearest = closest
+        if SYMMETRIC:  # noqa: SIM102 (known when compiled; the other when run)
+            if start < n - left:
+                j = tl.arange(0, BLOCK_M)
+                mine, inside = workspace_ptr + start + j, j < m - start
+                before = tl.load(mine, inside, other=NOWHERE)
+                sums = tl.load(mine + m, inside, other=0)
+                closest_row = tl.minimum(before, tl.min(remoteness, axis=0))
+                below = steepness * closest_row
+                gained = tl.sum(tl.exp2(tl.fma(remoteness, -steepness, below[None, :])), axis=0)
+                tl.store(mine + m, sums * tl.exp2(below - steepness * before) + gained, inside)
+                tl.store(mine, closest_row, inside)
+    return nearest, total
+
+
+@triton.jit
+def log_sum(nearest, total, steepness):
+    """log2 of a sum of powers relative to that of its nearest pair; -inf where nothing took part."""
+    nothing = (nearest >= NOWHERE) & (total == total)  # a NaN must be seen
+    return tl.where(nothing, float("-inf"), tl.log2(tl.where(nothing, 1, total)) - steepness * nearest)
+
+
+@triton.jit
+def _log_sum_exps(
+    x_ptr, y_ptr, scale_x_ptr, scale_y_ptr, time_ptr, a_ptr, b_ptr, largest_b_ptr, row_ids_ptr, ids_ptr,
+    steepness_ptr, row_ptr, workspace_ptr, flag_ptr, x_stride, y_stride, flag_stride, n, m, d, left, limit,
+    SYMMETRIC: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr, ROUNDED: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, WHOLE: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Each program owns blocks of rows, and a workspace (2 m) for what they give the columns' sums."""
+    mine = workspace_ptr + tl.program_id(0).to(tl.int64) * 2 * m
+    steepness, largest_b = tl.load(steepness_ptr), tl.load(largest_b_ptr)
+    for block in range(tl.program_id(0), tl.cdiv(n, BLOCK_N), tl.num_programs(0)):
+        first = tl.cast(block, tl.int64) * BLOCK_N
+        rows = first + tl.arange(0, BLOCK_N)
+        flags_of_block = flag_ptr + tl.cast(block, tl.int64) * flag_stride
+        scale_x, time, a, row_ids = row_terms(scale_x_ptr, a_ptr, time_ptr, row_ids_ptr, rows, n, EXCLUDE, DTYPE)
+        widest = tl.max(time) * largest_b + tl.max(a)  # no z is more than twice as large
+        suspicious, _ = remoteness_of(limit * widest, GEOMETRY, False, True)
+        careful = first + BLOCK_N > n
+        if GEOMETRY == 0 and tl.float64 != DTYPE:
+            careful = careful | (2 * widest > OVERFLOWS)
+        x_tile = row_ids
+        if WHOLE:
+            x_tile = rows_of(x_ptr, first, 0, x_stride, n, d, EVEN, ROUNDED, OPERAND, BLOCK_N, BLOCK_D)
+        nearest, total = tl.full([BLOCK_N], NOWHERE, DTYPE), tl.zeros([BLOCK_N], DTYPE)
+        if careful:
+            for start in range(0, m, BLOCK_M):
+                nearest, total = add_tile(
+                    nearest, total, start, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness, mine,
+                    flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, True,
+                    SYMMETRIC, GEOMETRY, EXCLUDE, FAST, True, ROUNDED, PRECISION, DTYPE, OPERAND, WHOLE, EVEN,
+                    BLOCK_N, BLOCK_M, BLOCK_D,
+                )  # fmt: skip
+        else:
+            # tiles that meet the diagonal, and one that may reach beyond the end: the others need no masks
+            whole, low, high = diagonal_tiles(first - left, m, BLOCK_N, BLOCK_M)
+            for step in range(0, whole - (high - low)):
+                tile = tl.where(step < low, step, step + high - low)
+                nearest, total = add_tile(
+                    nearest, total, tile * BLOCK_M, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness, mine,
+                    flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, False,
+                    SYMMETRIC, GEOMETRY, EXCLUDE, FAST, False, ROUNDED, PRECISION, DTYPE, OPERAND, WHOLE, EVEN,
+                    BLOCK_N, BLOCK_M, BLOCK_D,
+                )  # fmt: skip
+            for step in range(low, high + tl.cdiv(m, BLOCK_M) - whole):
+                tile = tl.where(step < high, step, whole)
+                nearest, total = add_tile(
+                    nearest, total, tile * BLOCK_M, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness, mine,
+                    flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, True,
+                    SYMMETRIC, GEOMETRY, EXCLUDE, FAST, False, ROUNDED, PRECISION, DTYPE, OPERAND, WHOLE, EVEN,
+                    BLOCK_N, BLOCK_M, BLOCK_D,
+                )  # fmt: skip
+        tl.store(row_ptr + rows, log_sum(nearest, total, steepness), rows < n)
+
+
+@triton.jit
+def _merge(workspace_ptr, steepness_ptr, out_ptr, programs, width, n, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """Log-sum-exps of the first n columns of a strip from the workspaces (2, width) of all programs, in their order."""
+    columns = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside, steepness = columns < n, tl.load(steepness_ptr)
+    nearest = tl.full([BLOCK], NOWHERE, DTYPE)
+    for program in range(0, programs):
+        place = workspace_ptr + tl.cast(program, tl.int64) * 2 * width + columns
+        nearest = tl.minimum(nearest, tl.load(place, inside, other=NOWHERE))
+    total = tl.zeros([BLOCK], DTYPE)
+    for program in range(0, programs):
+        place = workspace_ptr + tl.cast(program, tl.int64) * 2 * width + columns
+        part = tl.load(place, inside, other=NOWHERE)
+        total += tl.load(place + width, inside, other=0) * tl.exp2(steepness * (nearest - part))
+    tl.store(out_ptr + columns, log_sum(nearest, total, steepness), inside)
