@@ -27,7 +27,7 @@ from hyperst_kernels.cpu.geometry import geometry_of
 from hyperst_kernels.gpu import distance as row_wise
 from hyperst_kernels.gpu import launch, maps
 from hyperst_kernels.gpu.contrastive_near import _near_gradient, _near_log_sum_exps
-from hyperst_kernels.gpu.contrastive_pull import _pull_of_rows, _weights
+from hyperst_kernels.gpu.contrastive_pull import PARTS, _pull_of_rows, _weights
 from hyperst_kernels.gpu.contrastive_tiles import NOWHERE, _log_sum_exps, _merge
 from hyperst_kernels.gpu.pairwise import NEAR_TILE
 from hyperst_kernels.gpu.tile_math import at_least, dot, load_rows, sinhc, store_each
@@ -364,8 +364,9 @@ def _pull_by_rows(
         mine, other = (of_columns, of_rows) if i else (of_rows, of_columns)
         flagged = flags.sum(1 - i, dtype=torch.int32)
         _pull_of_rows[(triton.cdiv(lengths[0], table["rows"]),)](
-            x.vectors, y.vectors, x.scale, y.scale, x.time, x.excess, y.excess, y.largest, x.ratio, y.ratio, run.ids,
-            run.steepness, mine.lse, other.lse, mine.grad, other.grad, flags, flagged, pulls[i], times[i], along,
+            x.vectors, y.vectors, x.scale, y.scale, x.time, x.excess, y.excess, y.largest, x.ratio,
+            _split(y.ratio, y.vectors.dtype), run.ids, run.steepness,
+            mine.lse, other.lse, mine.grad, other.grad, flags, flagged, pulls[i], times[i], along,
             pulls[1 - i], times[1 - i], x.vectors.stride(0), y.vectors.stride(0), *strides, *lengths, run.d,
             ROW_SHARE=i == 0 or run.symmetric, COLUMN_SHARE=i == 1 or run.symmetric, ALONG=i == 0, ATOMIC=atomic,
             FLAG_N=size[0] if run.near else 0, FLAG_M=size[1] if run.near else 0,
@@ -417,8 +418,8 @@ def _multiply(weight: Tensor, other: Tensor) -> Tensor:
 
 
 def _split(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(r 8) numbers of ``dtype`` whose row sums are x (r)."""
-    parts = x.new_zeros(len(x), 8)  # library products want multiples of 16 bytes
+    """(r PARTS) numbers of ``dtype`` whose row sums are x (r)."""
+    parts = x.new_zeros(len(x), PARTS.value)
     for i in range(3 if dtype == torch.bfloat16 else 1):
         parts[:, i] = (x - parts.sum(1)).to(dtype)
     return parts.to(dtype)

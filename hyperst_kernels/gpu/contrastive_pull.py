@@ -21,6 +21,8 @@ from hyperst_kernels.gpu.contrastive_tiles import (
 )
 from hyperst_kernels.gpu.tile_math import load_each
 
+PARTS = tl.constexpr(16)  # the fewest columns of a product
+
 
 @triton.jit
 def shares(
@@ -75,8 +77,8 @@ def add_tile(
     weight = (share * scale_y[None, :]).to(y.dtype)
     pull = tl.dot(weight, y, pull, input_precision=PRECISION, out_dtype=DTYPE)
     if GEOMETRY != 2:
-        ratio_y = each_key(ratio_y_ptr, start, m, MASKED, DTYPE, BLOCK_M)
-        times += tl.sum(weight.to(DTYPE) * ratio_y[None, :], axis=1)
+        ratio_y = rows_of(ratio_y_ptr, start, 0, PARTS, m, PARTS, True, False, OPERAND, BLOCK_M, PARTS)
+        times = tl.dot(weight, ratio_y.to(y.dtype), times, input_precision=PRECISION, out_dtype=DTYPE)
     if ATOMIC:
         back = (share * scale_x[:, None]).to(y.dtype)
         pulled = tl.dot(tl.trans(back), x_tile, input_precision=PRECISION, out_dtype=DTYPE)
@@ -103,24 +105,24 @@ def _pull_of_rows(
     """sum_j G_ij s_j y_j (n d) and sum_j G_ij t_j (n) of a block of rows; ALONG: also sum_j share_ij remoteness_ij (n).
 
     ATOMIC: adds the same for the columns to other_pull (m d) and other_time (m), in whatever order programs come.
-    ``flagged`` counts the flags of each row of flagged blocks.
+    ``flagged`` counts the flags of each row of flagged blocks; t / s of a key comes as the sum of PARTS numbers.
     """
     first = tl.program_id(0).to(tl.int64) * BLOCK_N
     rows, features = first + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     steepness = tl.load(steepness_ptr)
     scale_x, time, a, row_ids = row_terms(scale_x_ptr, a_ptr, time_x_ptr, ids_ptr, rows, n, EXCLUDE, DTYPE)
     row_lse, row_pull = load_each(row_lse_ptr, rows, n, DTYPE), load_each(row_pull_ptr, rows, n, DTYPE)
-    ratio_x = row_lse
-    if ATOMIC:
-        ratio_x = load_each(ratio_x_ptr, rows, n, DTYPE)
     careful = False
     if FLAG_N > 0:
         careful = tl.max(tl.load(flagged_ptr + rows // FLAG_N, rows < n, other=0)) > 0
     if GEOMETRY == 0 and tl.float64 != DTYPE:
         careful = careful | (2 * (tl.max(time) * tl.load(largest_b_ptr) + tl.max(a)) > OVERFLOWS)
     x_tile = rows_of(x_ptr, first, 0, x_stride, n, d, EVEN, ROUNDED, OPERAND, BLOCK_N, BLOCK_D)
-    pull = tl.zeros([BLOCK_N, BLOCK_D], DTYPE)
-    times, along = tl.zeros([BLOCK_N], DTYPE), tl.zeros([BLOCK_N], DTYPE)
+    ratio_x = row_lse
+    if ATOMIC:
+        ratio_x = load_each(ratio_x_ptr, rows, n, DTYPE)
+    pull, times = tl.zeros([BLOCK_N, BLOCK_D], DTYPE), tl.zeros([BLOCK_N, PARTS], DTYPE)
+    along = tl.zeros([BLOCK_N], DTYPE)
     if careful:
         for start in range(0, m, BLOCK_M):
             pull, times, along = add_tile(
@@ -151,7 +153,7 @@ def _pull_of_rows(
                 GEOMETRY, EXCLUDE, FAST, ROUNDED, PRECISION, DTYPE, OPERAND, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
             )  # fmt: skip
     tl.store(pull_ptr + rows[:, None] * d + features[None, :], pull, (rows < n)[:, None] & (features < d)[None, :])
-    tl.store(time_ptr + rows, times, rows < n)
+    tl.store(time_ptr + rows, tl.sum(times, axis=1), rows < n)
     if ALONG:
         tl.store(along_ptr + rows, along, rows < n)
 

@@ -77,7 +77,10 @@ def compiling_for(name: str) -> Iterator[list[CompiledKernel]]:
 
 
 def needs(kernel: CompiledKernel) -> dict[str, int]:
-    """Registers, spills, shared memory in bytes, instructions, and those of them on tensor cores."""
+    """Registers, spills, shared memory in bytes, instructions, those of them on tensor cores, and (CUDA) those in a loop.
+
+    The loop is the shortest that takes exponentials: what most tiles of the loss go through, once per tile.
+    """
     if "cubin" in kernel.asm:
         return _cuda(kernel)
     text = kernel.asm["amdgcn"]
@@ -101,14 +104,32 @@ def _cuda(kernel: CompiledKernel) -> dict[str, int]:
 
         registers = int(re.search(r"REG:(\d+)", tool("cuobjdump", "--dump-resource-usage"))[1])
         sass = tool("nvdisasm", "-c")
-    opcodes = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass, re.M)
+    opcodes, loops = _control_flow(sass)
+    taking_powers = [end - start for start, end in loops if "MUFU.EX2" in opcodes[start:end]]
     return {
         "registers": registers,
         "spills": sum(op.startswith(("STL", "LDL")) for op in opcodes),
         "shared": kernel.metadata.shared,
         "instructions": len(opcodes),
         "tensor": sum(op.startswith(("HGMMA", "HMMA", "IMMA", "DMMA", "UTC")) and "MMA" in op for op in opcodes),
+        "loop": min(taking_powers, default=0),
     }
+
+
+def _control_flow(sass: str) -> tuple[list[str], list[tuple[int, int]]]:
+    """Opcodes in order, and the first and last of each loop: of what a branch backwards repeats."""
+    opcodes: list[str] = []
+    labels: dict[str, int] = {}
+    loops = []
+    for line in sass.splitlines():
+        if label := re.match(r"^(\.L_x_\d+):", line):
+            labels[label[1]] = len(opcodes)
+        elif found := re.match(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)", line):
+            opcodes.append(found[1])
+            target = re.search(r"(\.L_x_\d+)", found[2]) if found[1].startswith("BRA") else None
+            if target and target[1] in labels:
+                loops.append((labels[target[1]], len(opcodes)))
+    return opcodes, loops
 
 
 # ------------------------------------------------------------------------------------------------------- variants
@@ -220,8 +241,9 @@ def complaints(target: str, found: dict[str, dict[str, int]], known: dict[str, d
             said.append(f"{name} spills {need['spills']} times, {allowed} allowed")
         if need["shared"] > SHARED_LIMIT[target]:
             said.append(f"{name} needs {need['shared']} bytes of shared memory of {SHARED_LIMIT[target]}")
-        if need["instructions"] > GROWTH * before["instructions"]:
-            said.append(f"{name} grew from {before['instructions']} to {need['instructions']} instructions")
+        for what in ("instructions", "loop"):
+            if need.get(what, 0) > GROWTH * before.get(what, 0):
+                said.append(f"{name} grew from {before[what]} to {need[what]} in {what}")
         if before["tensor"] and not need["tensor"]:
             said.append(f"{name} no longer uses the tensor cores")
     return said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from hyperst_kernels.gpu import launch
 from tests.kernels import ahead_of_time as aot
@@ -32,8 +33,19 @@ def test_a_broken_configuration_is_reported(tmp_path, monkeypatch):
     assert "pairwise grew" in said
 
 
+@pytest.mark.parametrize(
+    ("kernel", "kind", "limit"), [("log_sum_exps", "contrastive", 32), ("pull_of_rows", "contrastive pull", 28)]
+)
+def test_instructions_per_pair(kernel, kind, limit):
+    """Of the tiles that neither meet the diagonal nor hold near or far pairs: nearly all of them."""
+    with aot.compiling_for("sm_90"):
+        table = launch.settings(kind, 128, torch.bfloat16)
+    pairs_per_thread = table["rows"] * table["columns"] / (32 * table["warps"])
+    assert 15 < TABLE["sm_90"]["loss 128 bfloat16"][kernel]["loop"] / pairs_per_thread <= limit
+
+
 def test_a_table_with_an_unknown_kernel_is_reported():
-    need = {"registers": 32, "spills": 0, "shared": 300000, "instructions": 200, "tensor": 0}
+    need = {"registers": 32, "spills": 0, "shared": 300000, "instructions": 200, "tensor": 0, "loop": 0}
     assert "not in the table" in aot.complaints("sm_90", {"new": need}, {})[0]
     before = {"old": {**need, "shared": 0, "tensor": 4}}
     shared, tensor = aot.complaints("sm_90", {"old": need}, before)
