@@ -343,10 +343,10 @@ def _pull(
     # logits fall by slope times what the kernels' slopes are in
     of_rows, of_columns = (side._replace(grad=side.grad * -run.slope) for side in (of_rows, of_columns))
     table = launch.lookup("contrastive pull", run.d, run.x.vectors.dtype)
-    if table is None:
-        pulls, times, along = _pull_in_blocks(run, of_rows, of_columns, flags)
-    else:
+    if table:
         pulls, times, along = _pull_by_rows(run, of_rows, of_columns, flags, table, atomic)
+    else:
+        pulls, times, along = _pull_in_blocks(run, of_rows, of_columns, flags)
     for side, pull, time in zip((run.x, run.y), pulls, times, strict=True):
         for some in _chunks(len(pull)):
             pull[some] = _to_features(run, side, some, pull[some], time[some])

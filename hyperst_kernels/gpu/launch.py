@@ -57,14 +57,14 @@ def architecture() -> str:
 
 
 @functools.cache
-def _settings(where: str, kind: str, bucket: int, dtype: str) -> dict[str, int] | None:
+def _settings(where: str, kind: str, bucket: int, dtype: str) -> dict[str, int]:
     for table in _tables():
         for place in (where, where.split(":")[0], "any"):
             for key in (f"{bucket}:{dtype}", f"{bucket}"):
                 found = table.get(place, {}).get(kind, {}).get(key)
                 if found is not None:
                     return found
-    return None
+    return {}
 
 
 def bucket(d: int) -> int:
@@ -72,8 +72,8 @@ def bucket(d: int) -> int:
     return max(16, triton.next_power_of_2(d))
 
 
-def lookup(kind: str, d: int, dtype: torch.dtype) -> dict[str, int] | None:
-    """Block sizes and warps of the kernels of ``kind`` for rows of d numbers; None where the table has none."""
+def lookup(kind: str, d: int, dtype: torch.dtype) -> dict[str, int]:
+    """Block sizes and warps of the kernels of ``kind`` for rows of d numbers; empty where they do not serve."""
     if kind in _forced:
         return _forced[kind]
     return _settings(architecture(), kind, bucket(d), str(dtype).removeprefix("torch."))
@@ -82,17 +82,17 @@ def lookup(kind: str, d: int, dtype: torch.dtype) -> dict[str, int] | None:
 def settings(kind: str, d: int, dtype: torch.dtype) -> dict[str, int]:
     """Those of a kind that serves every d and dtype."""
     found = lookup(kind, d, dtype)
-    if found is None:
+    if not found:
         raise KeyError(f"no launch settings for {kind}, D = {d}, {dtype} on {architecture()}")
     return found
 
 
-_forced: dict[str, dict[str, int] | None] = {}
+_forced: dict[str, dict[str, int]] = {}
 
 
 @contextlib.contextmanager
-def forced(kind: str, values: dict[str, int] | None) -> Iterator[None]:
-    """Launch the kernels of ``kind`` with these settings (None: as if the table had none) inside the block: to measure."""
+def forced(kind: str, values: dict[str, int]) -> Iterator[None]:
+    """Launch the kernels of ``kind`` with these settings inside the block: to measure them."""
     _forced[kind] = values
     try:
         yield

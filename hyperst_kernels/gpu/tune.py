@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from hyperst_kernels.gpu import distance, launch, maps, pairwise
+from hyperst_kernels.gpu import contrastive, distance, launch, maps, pairwise
 
 Settings = dict[str, int]
 Measure = Callable[[Callable[[], object]], float]  # seconds, or whatever is less for the better
@@ -42,6 +42,24 @@ def _product_candidates(d: int) -> Iterator[Settings]:
                         yield {"rows": rows, "columns": columns, "inner": inner, "warps": warps, "stages": stages}
 
 
+def _loss_candidates(d: int) -> Iterator[Settings]:
+    for columns in (64, 128):
+        for inner in (32, 64, 128):
+            for warps in (4, 8):
+                for stages in (2, 3):
+                    if inner <= launch.bucket(d):
+                        tile = {"rows": 128, "columns": columns, "inner": inner, "warps": warps, "stages": stages}
+                        yield from ({**tile, "programs": programs} for programs in (132, 264))
+
+
+def _pull_candidates() -> Iterator[Settings]:
+    yield {}  # blocks of weights and library products
+    for columns in (32, 64):
+        for warps in (4, 8):
+            for stages in (2, 3):
+                yield {"rows": 128, "columns": columns, "warps": warps, "stages": stages}
+
+
 def _problems(
     d: int, dtype: torch.dtype, device: str
 ) -> Iterator[tuple[str, Iterable[Settings], Callable[[], object]]]:
@@ -56,6 +74,17 @@ def _problems(
         yield "product", _product_candidates(d), lambda: pairwise.pairwise_distance(x, y, c, True, "bf16x3")
     if dtype in (torch.float32, torch.float64):
         yield "plain product", _product_candidates(d), lambda: pairwise.pairwise_distance(x, y, c, True, "ieee")
+    flags = ("lorentz", True, True, "bf16x3")
+    if dtype != torch.float64:
+        yield "contrastive", _loss_candidates(d), lambda: contrastive.forward(x, y, c, c, None, *flags)
+    if dtype == torch.bfloat16 and d <= 256:
+        found = contrastive.forward(x, y, c, c, None, *flags)
+        upstream = torch.ones_like(found[0])
+        yield (
+            "contrastive pull",
+            _pull_candidates(),
+            lambda: contrastive.backward(upstream, upstream, x, y, c, c, None, *found, *flags, False),
+        )
 
 
 def tuned(dims: Iterable[int], dtypes: Iterable[str], measure: Measure, device: str, tell=print) -> dict[str, dict]:
@@ -75,7 +104,7 @@ def tuned(dims: Iterable[int], dtypes: Iterable[str], measure: Measure, device: 
                 best = min(times, key=lambda entry: entry[0])
                 shipped = measure(run)
                 # noise must not unseat the shipped setting
-                keep = best[1] if best[0] < 0.98 * shipped else launch.settings(kind, d, DTYPES[name])
+                keep = best[1] if best[0] < 0.98 * shipped else launch.lookup(kind, d, DTYPES[name])
                 table.setdefault(kind, {})[f"{launch.bucket(d)}:{name}"] = keep
                 tell(f"{kind}, D = {d}, {name}: {keep}, {shipped / min(best[0], shipped):.2f} x the setting before")
     return table

@@ -20,7 +20,7 @@ from tests.kernels.triton import DEVICE, INTERPRETED
 C = 0.8
 # how the gradient is computed: blocks of weights, one kernel run for queries and for keys, or one run for both
 BY_ROWS = {"rows": 64, "columns": 32, "warps": 4, "stages": 1}
-VARIANTS = {"blocks": None, "rows": BY_ROWS, "atomic": BY_ROWS}
+VARIANTS: dict[str, dict[str, int]] = {"blocks": {}, "rows": BY_ROWS, "atomic": BY_ROWS}
 EPS = torch.finfo(torch.float32).eps
 
 
