@@ -11,12 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks import accuracy, contrastive, end_to_end, peers, recall
+from benchmarks.measure import OUT_OF_MEMORY
 from benchmarks.problem import OURS
 from benchmarks.results import REPOSITORY, Row
-from benchmarks.tables import exponent, pick
+from benchmarks.tables import THREADS, WIDTHS, exponent, pick
 
 FOLDER = REPOSITORY / "docs" / "figures"
 STYLE = {
@@ -65,9 +66,12 @@ def scaling(rows: list[Row], d: int, folder: Path) -> Path:
     ):
         every = pick(here, metric=metric)
         for name in (name for name in STYLE if pick(every, provider=name)):
-            points = [(row.n, row.median / unit) for row in pick(every, provider=name) if not row.note]
+            mine = pick(every, provider=name)
+            points = [(row.n, row.median / unit) for row in mine if not row.note]
             if points:
-                _line(axes, name, points, f"{name}: B^{exponent(points):.1f}" if len(points) > 1 else name)
+                label = f"{name}: B^{exponent(points):.1f}" if len(points) > 1 else name
+                stopped = [f", {OUT_OF_MEMORY} at {row.n // 1024}k" for row in mine if OUT_OF_MEMORY in row.note]
+                _line(axes, name, points, label + "".join(stopped))
         _log_axes(axes, sorted({row.n for row in every}), f"batch B (D = {d}, float32)", title)
         axes.legend(fontsize=9)
     return _save(figure, "scaling", folder)
@@ -78,9 +82,8 @@ def width_and_threads(rows: list[Row], n_width: int, shape: tuple[int, int], fol
     figure = _figure(11, 4.2)
     left, right = figure.subplots(1, 2)
     loss = pick(rows, operation=contrastive.OPERATIONS[0], metric="both s")
-    most = max(row.threads for row in loss)
-    by_width = [row for row in loss if row.n == n_width and row.threads == most and row.setting == "sweep=1"]
-    by_threads = [row for row in loss if (row.n, row.d) == shape]
+    by_width = [row for row in pick(loss, setting=WIDTHS) if row.n == n_width]
+    by_threads = [row for row in pick(loss, setting=THREADS) if (row.n, row.d) == shape]
     for name in STYLE:
         points = [(row.d, row.median) for row in by_width if row.provider == name]
         if points:
@@ -93,8 +96,15 @@ def width_and_threads(rows: list[Row], n_width: int, shape: tuple[int, int], fol
     _log_axes(right, threads, f"threads (B = {shape[0]}, D = {shape[1]})", "forward + backward, s")
     for axes in (left, right):
         axes.legend(fontsize=9)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     return _save(figure, "width_and_threads", folder)
+
+
+def _short(value: float) -> str:
+    """1e-6 rather than 1e-06."""
+    return f"{value:g}" if value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def _heat(axes: Axes, rows: list[Row], metric: str, x: str, y: str, pairs: int) -> object:
@@ -113,8 +123,8 @@ def _heat(axes: Axes, rows: list[Row], metric: str, x: str, y: str, pairs: int) 
         text = "NaN" if counts[i, j] == pairs else f"{counts[i, j]:.0f}"
         colour = "black" if math.isnan(image[i, j]) or image[i, j] > 1e-3 else "white"
         axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=7, color=colour)
-    axes.set_xticks(np.arange(len(xs)) + 0.5, [f"{v:g}" for v in xs], rotation=90, fontsize=8)
-    axes.set_yticks(np.arange(len(ys)) + 0.5, [f"{v:g}" for v in ys], fontsize=8)
+    axes.set_xticks(np.arange(len(xs)) + 0.5, [_short(v) for v in xs], rotation=90, fontsize=8)
+    axes.set_yticks(np.arange(len(ys)) + 0.5, [_short(v) for v in ys], fontsize=8)
     axes.tick_params(length=0)
     return mesh
 

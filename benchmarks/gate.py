@@ -13,9 +13,9 @@ GUARD = "tests/benchmarks/test_guard.py"
 
 
 @functools.cache
-def green(*tests: str) -> bool:
-    """Whether the tests pass, in a process of their own; what fails is printed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--tb=short", *tests]
+def green(tests: str) -> bool:
+    """Whether a file of tests passes, in a process of its own and once in a run; what fails is printed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--tb=short", tests]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     if done.returncode:
         print(done.stdout)

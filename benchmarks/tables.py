@@ -13,6 +13,7 @@ from benchmarks.problem import OURS
 from benchmarks.results import Row
 
 RED = "tests fail: no ratio"
+WIDTHS, THREADS = "by width", "by threads"  # settings of two studies
 
 
 def replace_between(path: Path, name: str, content: str) -> None:
@@ -73,9 +74,7 @@ def _providers(rows: list[Row]) -> list[str]:
 
 def loss_table(rows: list[Row], n: int, d: int) -> str:
     """Times, ratio and peak memory of every provider of the contrastive loss on one shape."""
-    here = pick(rows, operation=contrastive.OPERATIONS[0], n=n, d=d, threads=_most_threads(rows)) + [
-        row for row in pick(rows, operation=contrastive.OPERATIONS[0], n=n, d=d) if row.note
-    ]
+    here = pick(rows, operation=contrastive.OPERATIONS[0], n=n, d=d, setting="")
     lines = []
     for name in _providers(here):
 
@@ -90,10 +89,6 @@ def loss_table(rows: list[Row], n: int, d: int) -> str:
         lines.append([name, *times, ratio(of("ratio both")), "" if name == AGAIN else bytes_(of("peak bytes"))])
     head = [f"B = {n}, D = {d}", "forward, ms", "backward, ms", "both, ms", "time / ours", "peak memory"]
     return markdown(head, lines)
-
-
-def _most_threads(rows: Iterable[Row]) -> int:
-    return max((row.threads for row in rows), default=0)
 
 
 def operator_table(rows: list[Row], operations: Iterable[str]) -> str:
@@ -189,7 +184,7 @@ def _scaling_line(name: str, sizes: list[int], mine: dict[int, Row], shown: Call
 
 def threads_table(rows: list[Row], n: int, d: int) -> str:
     """Forward + backward by number of threads."""
-    here = pick(rows, operation=contrastive.OPERATIONS[0], n=n, d=d, metric="both s")
+    here = pick(rows, operation=contrastive.OPERATIONS[0], n=n, d=d, metric="both s", setting=THREADS)
     counts = sorted({row.threads for row in here if row.threads})
     lines = []
     for name in dict.fromkeys(row.provider for row in here if row.provider != AGAIN):

@@ -8,6 +8,7 @@ the machine has left, so that running out of it is an error here and no danger t
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import re
@@ -39,6 +40,7 @@ def run(family: str, operation: str, provider: str, n: int, d: int, repeats: int
     seconds(setup(operation, 64, d).step(provider))  # loads libraries
     step = setup(operation, n, d).step(provider)
     limit_memory()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not be what is allocated next
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     times = [seconds(step) for _ in range(repeats)]

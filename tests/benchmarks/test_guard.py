@@ -1,0 +1,127 @@
+"""The guard of what benchmarks claim, in counts that cannot flake: memory, calls, launches, and error of near positives.
+
+Instructions, registers and shared memory of the GPU kernels are guarded by tests/kernels/test_ahead_of_time.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from triton.runtime.jit import JITFunction
+
+from benchmarks import contrastive, peers
+from benchmarks.measure import errors
+from benchmarks.problem import OURS
+from hyperst_kernels.cpu import contrastive as cpu
+from hyperst_kernels.cpu import epilogue, native, tiles
+from hyperst_kernels.gpu import contrastive as gpu
+from tests.benchmarks.counting import Counts, count
+from tests.kernels import ahead_of_time
+
+# Numbers of the size of the features, (n, d + 8), that a step may hold at once: operands, gradients, temporaries of
+# positives. Seven or eight are needed.
+FEATURE_SIZED = 12
+TILES = 8 << 20  # bytes: one tile of the native kernel; those of the portable one are smaller
+
+
+@functools.cache
+def step(provider: str, n: int, d: int) -> Counts:
+    """Of forward and backward."""
+    made = contrastive.setup("contrastive_loss", n, d).step(provider)
+
+    def run() -> None:
+        made.forward()
+        made.backward()
+
+    return count(run)
+
+
+def features(n: int, d: int) -> int:
+    """Bytes of a matrix of n rows of float32 features, padded."""
+    return 4 * n * (d + 8)
+
+
+def visits(n: int) -> int:
+    """Tiles that forward and backward go through."""
+    used = native.library() is not None
+    rows, columns = (epilogue.NATIVE_ROWS, epilogue.NATIVE_COLUMNS) if used else (tiles.TILE_ROWS, tiles.TILE_COLUMNS)
+    return 2 * math.ceil(n / rows) * math.ceil(n / columns)
+
+
+def test_memory_grows_with_the_features_and_not_with_the_pairs():
+    n, d = 4608, 16  # more than the batch whose products are kept
+    small, large = step(OURS, n, d), step(OURS, 2 * n, d)
+    assert large.peak - small.peak <= FEATURE_SIZED * features(n, d)
+    assert large.largest <= max(TILES, features(2 * n, d))
+
+
+def test_what_is_kept_for_the_backward_pass_is_bounded():
+    n, d = 4096, 16
+    assert 4 * n * n == cpu.KEPT_BYTES
+    assert step(OURS, n, d).peak <= cpu.KEPT_BYTES + TILES + FEATURE_SIZED * features(n, d)
+
+
+def test_the_count_sees_a_matrix_of_all_pairs():
+    """The textbook formula fails the bounds above: they do measure what they are meant to."""
+    n, d = 1024, 16
+    small, large = step(peers.EAGER, n, d), step(peers.EAGER, 2 * n, d)
+    assert large.peak - small.peak > 20 * FEATURE_SIZED * features(n, d)
+
+
+def test_calls_grow_with_the_tiles():
+    """About 90 calls of operators per tile with the native kernel, those inside others included."""
+    n = 4608
+    small, large = step(OURS, n, 16), step(OURS, 2 * n, 16)
+    assert (large.calls - small.calls) / (visits(2 * n) - visits(n)) <= 150
+    assert step(OURS, 64, 16).calls <= 2500
+
+
+@pytest.mark.parametrize("separation", [1e-4, 1e-2])
+@pytest.mark.parametrize("logit_scale", [5.0, 14.0])
+def test_near_positives_keep_their_digits(separation, logit_scale):
+    """With positives from the matrix product value or gradient are wrong by 4e-5 to 2e-3 here."""
+    problem = contrastive.setup("contrastive_loss", 128, 32, separation=separation, logit_scale=logit_scale)
+    found = {(row.provider, row.metric): row.median for row in errors(problem, _ABOUT, (OURS, peers.EAGER))}
+    assert found[OURS, "error value"] <= 1e-5
+    assert found[OURS, "error gradient"] <= 1e-5
+    assert not found[peers.EAGER, "error gradient"] <= 1e-4  # NaN among it
+
+
+_ABOUT = {"operation": "contrastive_loss", "n": 128, "d": 32, "dtype": "float32"}
+
+
+class Launches(NamedTuple):
+    """Kernels that the GPU's launch code starts, and what it asks of PyTorch, forward and backward."""
+
+    started: tuple[int, int]
+    forward: Counts
+    backward: Counts
+
+
+def launches(n: int, monkeypatch: pytest.MonkeyPatch) -> Launches:
+    """Of the loss of n pairs with 16 features, on CPU tensors and without running the kernels."""
+    started: list[str] = []
+    found: list[torch.Tensor] = []
+    flags = ("lorentz", True, True, "bf16x3")
+    x, one = torch.zeros(n, 16), torch.ones(())
+    given = (x, x, one, one, None)
+    with ahead_of_time.compiling_for("sm_90"), monkeypatch.context() as patch:
+        patch.setattr(JITFunction, "run", lambda self, *args, **options: started.append(self.__name__))
+        forward = count(lambda: found.extend(gpu.forward(*given, *flags)))
+        first = len(started)
+        backward = count(lambda: gpu.backward(found[0], found[1], *given, *found, *flags, False))
+    return Launches((first, len(started) - first), forward, backward)
+
+
+def test_launches_and_memory_on_a_gpu(monkeypatch):
+    """Forward: as many kernels at any batch, and sums of columns for each program. Backward: one more per block of pairs."""
+    n = 8192  # pairs in the side of a block
+    small, large = launches(n, monkeypatch), launches(2 * n, monkeypatch)
+    assert large.started[0] == small.started[0]
+    assert large.started[1] - small.started[1] <= 4
+    assert large.forward.peak - small.forward.peak <= 4 * 512 * n
+    assert large.backward.peak - small.backward.peak <= 4 * FEATURE_SIZED * features(n, 16)
