@@ -411,7 +411,7 @@ def _pull_in_blocks(
 def _multiply(weight: Tensor, other: Tensor) -> Tensor:
     """The product in the precision it is accumulated in."""
     if weight.dtype == torch.bfloat16:
-        if weight.is_cuda:
+        if weight.is_cuda and torch.version.hip is None:
             return torch.mm(weight, other.to(weight), out_dtype=torch.float32)
         weight = weight.float()
     return weight @ other.to(weight)
