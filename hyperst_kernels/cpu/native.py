@@ -50,6 +50,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def usable(x: Tensor) -> bool:
+    """Whether the machine code takes this tensor."""
     return x.dtype == torch.float32 and x.device.type == "cpu" and library() is not None
 
 

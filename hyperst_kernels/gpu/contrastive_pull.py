@@ -184,15 +184,26 @@ def weights_of_tile(
 
 
 @triton.jit
+def store_weights(place, weight, inside, part_stride, SPLIT: tl.constexpr):
+    rounded = weight.to(place.dtype.element_ty)
+    tl.store(place, rounded, inside)
+    if SPLIT:
+        tl.store(place + part_stride, (weight - rounded.to(weight.dtype)).to(place.dtype.element_ty), inside)
+
+
+@triton.jit
 def _weights(
     x_ptr, y_ptr, scale_x_ptr, scale_y_ptr, time_ptr, a_ptr, b_ptr, largest_a_ptr, largest_b_ptr, ids_ptr, steepness_ptr,
     row_lse_ptr, column_lse_ptr, row_pull_ptr, column_pull_ptr, flag_ptr, weight_ptr, along_ptr,
-    x_stride, y_stride, weight_stride, n, m, d, first_row, first_column, tiles_m,
-    SYMMETRIC: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr, ROUNDED: tl.constexpr,
-    PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, EVEN: tl.constexpr,
+    x_stride, y_stride, part_stride, weight_stride, n, m, d, first_row, first_column, tiles_m,
+    SPLIT: tl.constexpr, SYMMETRIC: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr,
+    ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """G_ij s_i s_j of a block of pairs, 0 in flagged tiles; and each tile's sum of share times remoteness."""
+    """G_ij s_i s_j of a block of pairs, 0 in flagged tiles; and each tile's sum of share times remoteness.
+
+    SPLIT: a weight is the sum of two numbers, ``part_stride`` apart.
+    """
     height, width = tl.program_id(0) // tiles_m * BLOCK_N, tl.program_id(0) % tiles_m * BLOCK_M
     top, left = tl.cast(first_row + height, tl.int64), tl.cast(first_column + width, tl.int64)
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
@@ -208,18 +219,18 @@ def _weights(
         careful = careful | (2 * (1 + a) * (1 + b) > OVERFLOWS)
     if flagged:
         tl.store(along_ptr + tile, 0.0)
-        tl.store(place, tl.zeros([BLOCK_N, BLOCK_M], weight_ptr.dtype.element_ty), inside)
+        store_weights(place, tl.zeros([BLOCK_N, BLOCK_M], DTYPE), inside, part_stride, SPLIT)
     elif careful:
         weight = weights_of_tile(
             top, left, x_ptr, y_ptr, scale_x_ptr, scale_y_ptr, time_ptr, a_ptr, b_ptr, ids_ptr, steepness_ptr, row_lse_ptr,
             column_lse_ptr, row_pull_ptr, column_pull_ptr, along_ptr + tile, x_stride, y_stride, n, m, d, True,
             SYMMETRIC, GEOMETRY, EXCLUDE, FAST, ROUNDED, PRECISION, DTYPE, OPERAND, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
         )  # fmt: skip
-        tl.store(place, weight.to(weight_ptr.dtype.element_ty), inside)
+        store_weights(place, weight, inside, part_stride, SPLIT)
     else:
         weight = weights_of_tile(
             top, left, x_ptr, y_ptr, scale_x_ptr, scale_y_ptr, time_ptr, a_ptr, b_ptr, ids_ptr, steepness_ptr, row_lse_ptr,
             column_lse_ptr, row_pull_ptr, column_pull_ptr, along_ptr + tile, x_stride, y_stride, n, m, d, False,
             SYMMETRIC, GEOMETRY, EXCLUDE, FAST, ROUNDED, PRECISION, DTYPE, OPERAND, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
         )  # fmt: skip
-        tl.store(place, weight.to(weight_ptr.dtype.element_ty))
+        store_weights(place, weight, None, part_stride, SPLIT)
