@@ -57,7 +57,7 @@ def _line(axes: Axes, name: str, points: Sequence[tuple[float, float]], label: s
 
 def scaling(rows: list[Row], d: int, folder: Path) -> Path:
     """Time and peak memory against batch, with the exponents of the last three points."""
-    figure = _figure(11, 4.6)
+    figure = _figure(11, 5.4)
     panels = figure.subplots(1, 2)
     here = pick(rows, operation=contrastive.OPERATIONS[0], d=d)
     for axes, metric, unit, title in (
@@ -73,7 +73,7 @@ def scaling(rows: list[Row], d: int, folder: Path) -> Path:
                 stopped = [f", {OUT_OF_MEMORY} at {row.n // 1024}k" for row in mine if OUT_OF_MEMORY in row.note]
                 _line(axes, name, points, label + "".join(stopped))
         _log_axes(axes, sorted({row.n for row in every}), f"batch B (D = {d}, float32)", title)
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
     return _save(figure, "scaling", folder)
 
 

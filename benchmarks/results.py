@@ -121,4 +121,4 @@ def read_last(path: Path) -> tuple[list[Row], dict[str, str]]:
         lines = list(csv.DictReader(file))
     last = [line for line in lines if line["run"] == lines[-1]["run"]]
     rows = [Row(**{f.name: _TYPES[str(f.type)](line[f.name]) for f in fields(Row)}) for line in last]
-    return rows, {key: last[-1][key] for key in ("run", "device", "versions", "commit")}
+    return rows, {key: last[0][key] for key in ("run", "device", "versions", "commit")}

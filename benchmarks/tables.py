@@ -191,7 +191,7 @@ def threads_table(rows: list[Row], n: int, d: int) -> str:
         found = [find(here, provider=name, threads=count) for count in counts]
         if all(found):
             lines.append([name, *map(milliseconds, found), number(found[0].median / found[-1].median)])  # type: ignore[union-attr]
-    return markdown([f"B = {n}, D = {d}", *(f"{k} threads, ms" for k in counts), "speed-up"], lines)
+    return markdown([f"B = {n}, D = {d}", *(f"{k} thread{'s' * (k > 1)}, ms" for k in counts), "speed-up"], lines)
 
 
 def end_to_end_table(rows: list[Row]) -> str:
