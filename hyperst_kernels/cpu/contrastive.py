@@ -19,8 +19,8 @@ from hyperst_kernels.cpu.tiles import NEAR_WIDENED, Tiles, TooManyNear
 from hyperst_kernels.reference.contrastive import softplus
 
 # Up to this size the n x m products stay in memory from the forward to the backward pass, which saves one product in
-# four: a batch of 4096.
-KEPT_BYTES = 64 << 20
+# four: a batch of 8192.
+KEPT_BYTES = 256 << 20
 
 
 def kept_shape(n: int, m: int, like: Tensor, keep: bool) -> tuple[int, int]:

@@ -53,14 +53,14 @@ def visits(n: int) -> int:
 
 
 def test_memory_grows_with_the_features_and_not_with_the_pairs():
-    n, d = 4608, 16  # more than the batch whose products are kept
+    n, d = 8448, 16  # more than the batch whose products are kept
     small, large = step(OURS, n, d), step(OURS, 2 * n, d)
     assert large.peak - small.peak <= FEATURE_SIZED * features(n, d)
     assert large.largest <= max(TILES, features(2 * n, d))
 
 
 def test_what_is_kept_for_the_backward_pass_is_bounded():
-    n, d = 4096, 16
+    n, d = 8192, 16
     assert 4 * n * n == cpu.KEPT_BYTES
     assert step(OURS, n, d).peak <= cpu.KEPT_BYTES + TILES + FEATURE_SIZED * features(n, d)
 
@@ -74,7 +74,7 @@ def test_the_count_sees_a_matrix_of_all_pairs():
 
 def test_calls_grow_with_the_tiles():
     """About 90 calls of operators per tile with the native kernel, those inside others included."""
-    n = 4608
+    n = 8448
     small, large = step(OURS, n, 16), step(OURS, 2 * n, 16)
     assert (large.calls - small.calls) / (visits(2 * n) - visits(n)) <= 150
     assert step(OURS, 64, 16).calls <= 2500
