@@ -232,6 +232,7 @@ def _log_sums(run: _Run, flags: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _chunks(n: int) -> list[slice]:
+    """Of n rows, so many at a time that their temporaries stay small."""
     return [slice(first, first + CHUNK) for first in range(0, n, CHUNK)]
 
 

@@ -1,4 +1,4 @@
-"""Kernels over the tiles of all pairs: log-sum-exps of both directions in one pass, and the pulls of the gradient.
+"""Tiles of all pairs, and the kernel that takes log-sum-exps of both directions in one pass over them.
 
 A pair's REMOTENESS grows with its distance and is what the logit, in units of log2(e), is minus ``steepness`` times:
 log2(e^(sqrt(c) d)), the Euclidean distance, or 1 - cos. A sum of powers of two over logits then needs one fused
@@ -214,7 +214,7 @@ def _log_sum_exps(
         flags_of_block = flag_ptr + tl.cast(block, tl.int64) * flag_stride
         scale_x, time, a, row_ids = row_terms(scale_x_ptr, a_ptr, time_ptr, row_ids_ptr, rows, n, EXCLUDE, DTYPE)
         widest = tl.max(time) * largest_b + tl.max(a)  # no z is more than twice as large
-        suspicious, _ = remoteness_of(limit * widest, GEOMETRY, False, True)
+        suspicious, _ = remoteness_of(limit * widest, GEOMETRY, False, True)  # nearer pairs may be near: look closer
         careful = first + BLOCK_N > n
         if GEOMETRY == 0 and tl.float64 != DTYPE:
             careful = careful | (2 * widest > OVERFLOWS)
