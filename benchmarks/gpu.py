@@ -21,7 +21,10 @@ from benchmarks import contrastive, measure, peers, results
 from benchmarks.problem import OURS, Step
 from benchmarks.results import Row
 
-TESTS = ("tests/kernels/triton", "tests/kernels/test_row_wise.py", "tests/kernels/test_contrastive.py")
+TESTS = (
+    "tests/kernels/triton",
+    *(f"tests/kernels/test_{name}.py" for name in ("row_wise", "contrastive", "hierarchy")),
+)
 # of an H200: what products in bf16 and memory can do at most
 TENSOR_PEAK, BANDWIDTH = 790e12, 4.3e12
 # n, d, dtype of the loss; peers run in float32 at the smallest batch, where eager fits
@@ -32,6 +35,7 @@ LOSSES = (
     (32768, 512, torch.float32),
     (131072, 512, torch.bfloat16),
 )
+HIERARCHIES = ((4096, 128, torch.bfloat16), (32768, 128, torch.bfloat16))
 ONE_STEP = (1 << 20, 512, torch.bfloat16)
 PEERS = (peers.EAGER, peers.COMPILED, peers.CHUNKED, peers.OPEN_CLIP, peers.PRODUCTS)
 ROUNDS = 3
@@ -101,9 +105,10 @@ def loss(
     device: str,
     clock: Clock,
     extra: Callable[[Step], int],
+    operation: str = contrastive.OPERATIONS[0],
 ) -> Iterator[Row]:
-    """Times in rounds over all providers, ratios to ours, memory, and the share of the peak."""
-    what = about(contrastive.OPERATIONS[0], n, d, dtype)
+    """Times in rounds over all providers, ratios to ours, memory, and of one term the share of the peak."""
+    what = about(operation, n, d, dtype)
     problem = contrastive.setup(what["operation"], n, d, device=device, dtype=dtype)
     steps, notes = measure.warmed_up(problem, (OURS, *providers))
     for name, note in notes.items():
@@ -122,7 +127,8 @@ def loss(
             ratios = [value / ours[phase] for value, ours in zip(values, rounds[OURS], strict=True)]
             yield Row.of(values, **what, provider=name, metric=f"{phase} s")
             yield Row.of(ratios, **what, provider=name, metric=f"ratio {phase}")
-    yield from shares(n, d, dtype, {p: min(times[p] for times in rounds[OURS]) for p in ("forward", "both")}, what)
+    if operation != contrastive.HIERARCHY:
+        yield from shares(n, d, dtype, {p: min(times[p] for times in rounds[OURS]) for p in ("forward", "both")}, what)
 
 
 def one_step(
@@ -204,9 +210,11 @@ def everything() -> Iterator[Row]:
     yield from row_wise(1 << 20, 512)
     yield from pairwise(16384, 512)
     for n, d, dtype in LOSSES:
-        beside = PEERS if n == LOSSES[0][0] and dtype == torch.float32 else ()
+        beside = PEERS if n == LOSSES[0][0] and dtype == torch.float32 else (contrastive.ANY_ORDER,)
         yield from loss(n, d, dtype, beside, "cuda", seconds, extra_bytes)
         torch.cuda.empty_cache()
+    for n, d, dtype in HIERARCHIES:
+        yield from loss(n, d, dtype, [contrastive.ONE_BY_ONE], "cuda", seconds, extra_bytes, contrastive.HIERARCHY)
     yield from one_step(*ONE_STEP, "cuda", seconds_once, extra_bytes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from hyperst_kernels import _checks, operators
 from hyperst_kernels.distance import INPUTS, PRECISIONS
 from hyperst_kernels.entailment import REDUCTIONS
+from hyperst_kernels.reference.contrastive import Pairing
 
 GEOMETRIES = ("lorentz", "cosine", "euclidean")
 DIRECTIONS = ("both", "rows")
@@ -30,6 +32,8 @@ def contrastive_loss(
     reduction: str = "mean",
     precision: str | None = None,
     deterministic: bool = True,
+    query_scale: float | Tensor = 1.0,
+    key_scale: float | Tensor = 1.0,
 ) -> Tensor:
     """InfoNCE with logits -logit_scale * geodesic distance; ``keys[i]`` is the positive of ``queries[i]``.
 
@@ -47,9 +51,11 @@ def contrastive_loss(
         precision: the matrix product a GPU kernel may use; has no effect elsewhere.
         deterministic: False lets a GPU add the gradient in whatever order its programs finish: less work, and another
             last digit from run to run. Refused under ``torch.use_deterministic_algorithms``.
+        query_scale, key_scale: factors > 0 of the queries and of the keys, floats or 0-d tensors that may require grad:
+            exp(alpha) of a learnable lift, so that encoder output goes straight in.
 
     Returns the loss, 0-d or (n,), in float32 or float64. A single pair with no other key has loss 0.
-    Raises TypeError / ValueError for wrong dtypes and shapes, an empty batch, c or logit_scale <= 0, and (on the CPU,
+    Raises TypeError / ValueError for wrong dtypes and shapes, an empty batch, c or a scale <= 0, and (on the CPU,
     outside torch.compile) NaN or inf; elsewhere those give a NaN loss. RuntimeError where determinism is asked for and
     refused. Forward-mode and double differentiation raise.
 
@@ -61,23 +67,30 @@ def contrastive_loss(
     >>> bool(contrastive_loss(image, image, logit_scale=10.0) < contrastive_loss(image, gene, logit_scale=10.0))
     True
     """
-    if not deterministic and torch.are_deterministic_algorithms_enabled():
-        raise RuntimeError(
-            "deterministic=False contradicts torch.use_deterministic_algorithms(True): leave one of them out"
-        )
-    options = (input, geometry, directions, exclude_ids, precision, not deterministic)
-    rows, columns = _terms(queries, keys, c, logit_scale, *options)
-    per_sample = (rows + columns) / 2 if directions == "both" else rows
-    return _reduce(per_sample, weights, reduction)
+    (loss,) = _losses(
+        [Term(queries, keys, 1.0, directions, query_scale, key_scale)],
+        c,
+        logit_scale,
+        input=input,
+        geometry=geometry,
+        exclude_ids=exclude_ids,
+        weights=weights,
+        reduction=reduction,
+        precision=precision,
+        deterministic=deterministic,
+    )
+    return loss
 
 
 class Term(NamedTuple):
-    """One contrastive term of a hierarchy: queries (n, d), keys (m, d), its weight, and its directions."""
+    """One contrastive term of a hierarchy: queries (n, d), keys (m, d), its weight, directions, and factors of both."""
 
     queries: Tensor
     keys: Tensor
     weight: float = 1.0
     directions: str = "both"
+    query_scale: float | Tensor = 1.0
+    key_scale: float | Tensor = 1.0
 
 
 def hierarchical_contrastive_loss(
@@ -85,7 +98,9 @@ def hierarchical_contrastive_loss(
 ) -> tuple[Tensor, list[Tensor]]:
     """Weighted sum of `contrastive_loss` over several pairs of views, and the unweighted loss of each.
 
-    ``options`` are those of `contrastive_loss`, shared by all terms, except directions, which each term has.
+    All terms are computed together. Features that occur in several, being the same tensor with the same scale, are
+    prepared once; all have one d. ``options`` are those of `contrastive_loss`, shared by all terms, except directions and
+    scales, which each term has.
 
     >>> x = torch.eye(4)
     >>> total, parts = hierarchical_contrastive_loss([Term(x, x, 0.5), Term(x, 2 * x, 0.25, "rows")])
@@ -95,43 +110,106 @@ def hierarchical_contrastive_loss(
     if not terms:
         raise ValueError("terms must hold at least one Term, got none")
     terms = [Term(*term) for term in terms]
-    losses = [contrastive_loss(t.queries, t.keys, c, logit_scale, directions=t.directions, **options) for t in terms]
+    losses = _losses(terms, c, logit_scale, **options)
     return torch.stack([t.weight * loss for t, loss in zip(terms, losses, strict=True)]).sum(0), losses
 
 
-def _terms(queries, keys, c, logit_scale, input, geometry, directions, exclude_ids, precision, atomic):
-    for name, value, allowed in (
-        ("input", input, INPUTS),
-        ("geometry", geometry, GEOMETRIES),
-        ("directions", directions, DIRECTIONS),
-    ):
-        _checks.choice(name, value, allowed)
+def _losses(
+    terms: Sequence[Term],
+    c: float | Tensor,
+    logit_scale: float | Tensor,
+    *,
+    input: str = "tangent",
+    geometry: str = "lorentz",
+    exclude_ids: Tensor | None = None,
+    weights: Tensor | None = None,
+    reduction: str = "mean",
+    precision: str | None = None,
+    deterministic: bool = True,
+) -> list[Tensor]:
+    """The loss of each term, unweighted."""
+    if not deterministic and torch.are_deterministic_algorithms_enabled():
+        raise RuntimeError(
+            "deterministic=False contradicts torch.use_deterministic_algorithms(True): leave one of them out"
+        )
+    _checks.choice("input", input, INPUTS)
+    _checks.choice("geometry", geometry, GEOMETRIES)
     if precision is not None:
         _checks.choice("precision", precision, PRECISIONS)
-    for name, x in (("queries", queries), ("keys", keys)):
-        _checks.features(name, x, matrix=True)
-        _checks.finite(name, x)
-    n, m = queries.shape[0], keys.shape[0]
-    if queries.shape[1] != keys.shape[1] or m < n or n == 0:
-        raise ValueError(
-            "queries (n, d) and keys (m, d) need 1 <= n <= m and the same d, "
-            f"got {tuple(queries.shape)} and {tuple(keys.shape)}"
-        )
-    dtype, common = _checks.geometry_dtype(queries, keys), torch.promote_types(queries.dtype, keys.dtype)
-    queries, keys = queries.to(common), keys.to(common)
-    c, logit_scale = (
-        _checks.positive(name, value, queries, dtype) for name, value in (("c", c), ("logit_scale", logit_scale))
-    )
+    features: list[_Features] = []
+    pairings = []
+    for t, term in enumerate(terms):
+        _checks.choice("directions", term.directions, DIRECTIONS)
+        within = f"terms[{t}]." if len(terms) > 1 else ""
+        queries = _Features(f"{within}queries", term.queries, f"{within}query_scale", term.query_scale)
+        keys = _Features(f"{within}keys", term.keys, f"{within}key_scale", term.key_scale)
+        pairings.append(Pairing(_number(features, queries), _number(features, keys), term.directions == "both"))
+        _check_shapes(within, term, features[0].vectors.shape[1], exclude_ids)
+    vectors, factors, c, logit_scale = _on_one_footing(features, c, logit_scale)
     if geometry == "lorentz" and input == "tangent":
-        _checks.radius("queries", queries, c)
-        _checks.radius("keys", keys, c)
+        for k, x in enumerate(features):
+            _checks.radius(x.name, vectors[k], c if factors is None else c * factors[k] ** 2)
     if exclude_ids is not None:
-        if exclude_ids.shape != (m,) or exclude_ids.is_floating_point():
-            got = f"{exclude_ids.dtype} of shape {tuple(exclude_ids.shape)}"
-            raise ValueError(f"exclude_ids must be integers of shape ({m},), one per key, got {got}")
-        exclude_ids = exclude_ids.to(queries.device)
-    options = (input, geometry, directions, exclude_ids, precision or "bf16x3", atomic)
-    return operators.contrastive_terms(queries, keys, c, logit_scale, *options)
+        exclude_ids = exclude_ids.to(vectors[0].device)
+    options = (input, geometry, exclude_ids, precision or "bf16x3", not deterministic)
+    rows, columns = operators.contrastive_terms(vectors, factors, c, logit_scale, pairings, *options)
+    losses = []
+    for t, term in enumerate(terms):
+        n = len(term.queries)
+        per_sample = (rows[t, :n] + columns[t, :n]) / 2 if term.directions == "both" else rows[t, :n]
+        losses.append(_reduce(per_sample, weights, reduction))
+    return losses
+
+
+class _Features(NamedTuple):
+    """A matrix (n, d) and its factor, by the names under which they were given."""
+
+    name: str
+    vectors: Tensor
+    scale_name: str
+    scale: float | Tensor
+
+
+def _number(known: list[_Features], new: _Features) -> int:
+    """Which of the known features this is; checked and added to them if it is none."""
+    for k, old in enumerate(known):
+        if old.vectors is new.vectors and _same(old.scale, new.scale):
+            return k
+    _checks.features(new.name, new.vectors, matrix=True)
+    _checks.finite(new.name, new.vectors)
+    known.append(new)
+    return len(known) - 1
+
+
+def _same(one: float | Tensor, other: float | Tensor) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return one is other
+    return one == other
+
+
+def _check_shapes(within: str, term: Term, d: int, exclude_ids: Tensor | None) -> None:
+    n, m = len(term.queries), len(term.keys)
+    if term.queries.shape[1] != d or term.keys.shape[1] != d or m < n or n == 0:
+        raise ValueError(
+            f"{within}queries (n, d) and {within}keys (m, d) need 1 <= n <= m and the same d{' in all terms' * bool(within)}, "
+            f"got {tuple(term.queries.shape)} and {tuple(term.keys.shape)}"
+        )
+    if exclude_ids is not None and (exclude_ids.shape != (m,) or exclude_ids.is_floating_point()):
+        got = f"{exclude_ids.dtype} of shape {tuple(exclude_ids.shape)}"
+        raise ValueError(f"exclude_ids must be integers of shape ({m},), one per key, got {got}")
+
+
+def _on_one_footing(
+    features: Sequence[_Features], c: float | Tensor, logit_scale: float | Tensor
+) -> tuple[list[Tensor], Tensor | None, Tensor, Tensor]:
+    """Features in their common dtype, and in the geometry's their factors (None where all are 1), c and the logit scale."""
+    first, dtype = features[0].vectors, _checks.geometry_dtype(*(x.vectors for x in features))
+    common = functools.reduce(torch.promote_types, (x.vectors.dtype for x in features))
+    c, logit_scale = (_checks.positive(*named, first, dtype) for named in (("c", c), ("logit_scale", logit_scale)))
+    factors = None
+    if any(isinstance(x.scale, Tensor) or x.scale != 1 for x in features):
+        factors = torch.stack([_checks.positive(x.scale_name, x.scale, first, dtype) for x in features])
+    return [x.vectors.to(common) for x in features], factors, c, logit_scale
 
 
 def _reduce(per_sample: Tensor, weights: Tensor | None, reduction: str) -> Tensor:

@@ -278,19 +278,16 @@ class HierarchicalAlignmentLoss(nn.Module):
         parts: dict[str, Tensor] = {}
         zero = torch.zeros((), device=next(iter(features.values())).device)
         total_contrastive, total_entailment = zero, zero
-        for t in self.contrastive:
-            loss = contrastive.contrastive_loss(
-                features[t.queries],
-                features[t.keys],
-                curvature,
-                logit_scale,
-                input=self.input,
-                geometry=self.geometry,
-                directions=t.directions,
-                exclude_ids=exclude_ids,
+        if self.contrastive:
+            terms = [
+                contrastive.Term(features[t.queries], features[t.keys], t.weight, t.directions)
+                for t in self.contrastive
+            ]
+            total_contrastive, losses = contrastive.hierarchical_contrastive_loss(
+                terms, curvature, logit_scale, input=self.input, geometry=self.geometry, exclude_ids=exclude_ids
             )
-            parts[f"{t.queries}->{t.keys}"] = loss
-            total_contrastive = total_contrastive + t.weight * loss
+            for t, loss in zip(self.contrastive, losses, strict=True):
+                parts[f"{t.queries}->{t.keys}"] = loss
         if self.entailment:
             relations = [(features[e.parent], features[e.child], e.eta) for e in self.entailment]
             hinges = entailment_hinges(relations, curvature, self.min_radius, self.input)

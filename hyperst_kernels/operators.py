@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from hyperst_kernels._checks import geometry_dtype
 from hyperst_kernels.cpu import contrastive as cpu_contrastive
@@ -29,6 +30,7 @@ from hyperst_kernels.reference import contrastive as contrastive_reference
 from hyperst_kernels.reference import distance as distance_reference
 from hyperst_kernels.reference import entailment as entailment_reference
 from hyperst_kernels.reference import maps as maps_reference
+from hyperst_kernels.reference.contrastive import Pairing
 
 _LIBRARY = torch.library.Library("hyperst_kernels", "DEF")
 ops = torch.ops.hyperst_kernels
@@ -74,8 +76,9 @@ def _in_full_precision(kernel: Callable) -> Callable:
     """Products inside a kernel go through the dispatcher again: autocast must not round them."""
 
     @functools.wraps(kernel)
-    def called(first: Tensor, *rest):
-        with torch.autocast(first.device.type, enabled=False):
+    def called(first: Tensor | Sequence[Tensor], *rest):
+        device = (first if isinstance(first, Tensor) else first[0]).device
+        with torch.autocast(device.type, enabled=False):
             return kernel(first, *rest)
 
     return called
@@ -85,16 +88,25 @@ def _raising(name: str, remedy: str) -> Callable:
     """Autograd kernel of a backward operator whose own derivative does not exist."""
 
     class NotTwice(torch.autograd.Function):
+        """Autograd sees tensors that are arguments or results themselves, and not those in a list of them."""
+
         @staticmethod
-        def forward(ctx, *args):
+        def forward(ctx, args, structure, *tensors):
             with torch._C._AutoDispatchBelowAutograd():
-                return getattr(ops, f"{name}_backward")(*args)
+                flat, found = tree_flatten(getattr(ops, f"{name}_backward")(*args))
+            structure.append(found)
+            return tuple(flat)
 
         @staticmethod
         def backward(ctx, *grads):
             raise NotImplementedError(f"{name} has no second derivative: {remedy}")
 
-    return NotTwice.apply
+    def called(*args):
+        structure: list = []
+        flat = NotTwice.apply(args, structure, *(t for t in tree_leaves(args) if isinstance(t, Tensor)))
+        return tree_unflatten(list(flat), structure[0])
+
+    return called
 
 
 # ------------------------------------------------------------------------------------------------- row-wise operators
@@ -379,91 +391,148 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
 
 # ------------------------------------------------------------------------------------------------------- contrastive
 #
-# Queries and keys have one floating dtype, everything else that of the geometry. ``kept`` is what the backward pass of the
-# same device can use again, in whatever form it likes; ``keep`` tells whether there will be one.
+# Features have one floating dtype and one d, everything else is of the geometry's dtype. ``pairings`` are those of the
+# reference, three integers each; ``factors`` multiply the features, one each. ``kept`` is what the backward pass of the same
+# device can use again, in whatever form it likes; ``keep`` tells whether there will be one.
+
+
+def _unflattened(pairings: Sequence[int]) -> list[Pairing]:
+    return [Pairing(x, y, bool(symmetric)) for x, y, symmetric in zip(*[iter(pairings)] * 3, strict=True)]
+
+
+def _scaled(features: Sequence[Tensor], factors: Tensor | None, c: Tensor) -> list[Tensor]:
+    """What the loss is computed of, in the geometry's dtype."""
+    wide = [x.to(c.dtype) for x in features]
+    return wide if factors is None else [x * factor for x, factor in zip(wide, factors, strict=True)]
 
 
 def _portable_contrastive(
-    queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric, precision, atomic, keep
+    features, factors, c, logit_scale, exclude_ids, pairings, geometry, tangent, precision, atomic, keep
 ):
-    queries, keys = queries.to(c.dtype), keys.to(c.dtype)
-    *negatives, kept = cpu_contrastive.forward(
-        queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric, keep
-    )
+    flags = (_unflattened(pairings), geometry, tangent, keep)
+    *negatives, kept = cpu_contrastive.forward(_scaled(features, factors, c), c, logit_scale, exclude_ids, *flags)
     return (*cpu_contrastive.losses(*negatives), *negatives, kept)
 
 
 def _portable_contrastive_backward(
-    grad_rows, grad_columns, queries, keys, c, logit_scale, exclude_ids, rows, columns, positives, kept, *flags
+    grad_rows,
+    grad_columns,
+    features,
+    factors,
+    c,
+    logit_scale,
+    exclude_ids,
+    rows,
+    columns,
+    positives,
+    kept,
+    pairings,
+    *flags,
 ):
-    dtype, queries, keys = queries.dtype, queries.to(c.dtype), keys.to(c.dtype)
-    dq, dk, dc, ds = cpu_contrastive.backward(
-        grad_rows, grad_columns, queries, keys, c, logit_scale, exclude_ids, rows, columns, positives, kept, *flags[:3]
+    scaled = _scaled(features, factors, c)
+    saved = (rows, columns, positives, kept, _unflattened(pairings))
+    gradients, dc, ds = cpu_contrastive.backward(
+        grad_rows, grad_columns, scaled, c, logit_scale, exclude_ids, *saved, *flags[:2]
     )
-    return dq.to(dtype), dk.to(dtype), dc, ds
+    d_factors = c.new_zeros(0)
+    if factors is not None:
+        along = [torch.linalg.vecdot(u, g).sum(dtype=torch.float64) for u, g in zip(scaled, gradients, strict=True)]
+        d_factors = (torch.stack(along) / factors).to(c.dtype)
+        gradients = [g.mul_(factor) for g, factor in zip(gradients, factors, strict=True)]
+    return [g.to(x.dtype) for g, x in zip(gradients, features, strict=True)], d_factors, dc, ds
 
 
-def _triton_contrastive(*args):
+def _triton_contrastive(features, factors, c, logit_scale, exclude_ids, pairings, *flags):
     from hyperst_kernels.gpu import contrastive
 
-    *negatives, flags = contrastive.forward(*args[:-2])  # small enough to be kept in any case
-    return (*cpu_contrastive.losses(*negatives), *negatives, flags)
+    # flags of tiles are small enough to be kept in any case
+    given = (features, factors, c, logit_scale, exclude_ids, _unflattened(pairings), *flags[:-2])
+    *negatives, kept = contrastive.forward(*given)
+    return (*cpu_contrastive.losses(*negatives), *negatives, kept)
+
+
+def _triton_contrastive_backward(
+    grad_rows,
+    grad_columns,
+    features,
+    factors,
+    c,
+    logit_scale,
+    exclude_ids,
+    rows,
+    columns,
+    positives,
+    kept,
+    pairings,
+    *flags,
+):
+    from hyperst_kernels.gpu import contrastive
+
+    given = (grad_rows, grad_columns, features, factors, c, logit_scale, exclude_ids)
+    return contrastive.backward(*given, rows, columns, positives, kept, _unflattened(pairings), *flags)
 
 
 def _contrastive_fake(
-    queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric, precision, atomic, keep
+    features, factors, c, logit_scale, exclude_ids, pairings, geometry, tangent, precision, atomic, keep
 ):
-    n = queries.shape[0]
-    columns = n if symmetric else 0
-    if queries.device.type == "cuda" or _INTERPRETED:
+    pairings = _unflattened(pairings)
+    n = max(features[p.queries].shape[0] for p in pairings)
+    if c.device.type == "cuda" or _INTERPRETED:
         from hyperst_kernels.gpu.contrastive import flags_shape
 
-        kept = queries.new_empty(flags_shape(n, keys.shape[0], queries, geometry), dtype=torch.int8)
+        kept = c.new_empty(flags_shape(features, pairings, geometry), dtype=torch.int8)
     else:
-        kept = c.new_empty(cpu_contrastive.kept_shape(n, keys.shape[0], c, keep))
-    return (*(c.new_empty(size) for size in (n, columns, n, columns, n)), kept)
+        kept = c.new_empty(cpu_contrastive.kept_shape(features, pairings, c, keep))
+    return (*(c.new_empty(len(pairings), n) for _ in range(5)), kept)
 
 
 class _Contrastive(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, queries, keys, c, logit_scale, exclude_ids, *flags):
+    def forward(ctx, factors, c, logit_scale, exclude_ids, flags, *features):
         with torch._C._AutoDispatchBelowAutograd():
-            outputs = ops.contrastive_forward(queries, keys, c, logit_scale, exclude_ids, *flags)
-        ctx.flags = flags[:-1]
-        ctx.save_for_backward(queries, keys, c, logit_scale, exclude_ids, *outputs[2:])
+            outputs = ops.contrastive_forward(features, factors, c, logit_scale, exclude_ids, *flags)
+        ctx.flags, ctx.factors = flags[:-1], factors is not None
+        ctx.save_for_backward(factors, c, logit_scale, exclude_ids, *outputs[2:], *features)
         ctx.mark_non_differentiable(*outputs[2:])
         ctx.set_materialize_grads(False)  # zeros for ``kept`` would be as large as it
         return outputs
 
     @staticmethod
     def backward(ctx, *grads):
-        saved = ctx.saved_tensors
+        factors, c, logit_scale, exclude_ids, *rest = ctx.saved_tensors
+        outputs, features = rest[:4], rest[4:]
         upstream = (
             negatives.new_zeros(negatives.shape) if grad is None else grad.contiguous()
-            for grad, negatives in zip(grads, saved[5:7], strict=False)
+            for grad, negatives in zip(grads, outputs[:2], strict=False)
         )
-        grads = ops.contrastive_backward(*upstream, *saved, *ctx.flags)
-        return (*grads, *(None,) * (2 + len(ctx.flags)))
+        gradients, d_factors, dc, ds = ops.contrastive_backward(
+            *upstream, features, factors, c, logit_scale, exclude_ids, *outputs, *ctx.flags
+        )
+        return (d_factors if ctx.factors else None, dc, ds, None, None, *gradients)
 
 
-_FLAGS = "str geometry, bool tangent, bool symmetric, str precision, bool atomic"
+_GIVEN = "Tensor[] features, Tensor? factors, Tensor c, Tensor logit_scale, Tensor? exclude_ids"
+_FLAGS = "int[] pairings, str geometry, bool tangent, str precision, bool atomic"
 _define(
-    f"contrastive_forward(Tensor queries, Tensor keys, Tensor c, Tensor logit_scale, Tensor? exclude_ids, {_FLAGS},"
-    " bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"contrastive_forward({_GIVEN}, {_FLAGS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _contrastive_fake,
     {
         **dict.fromkeys(_TRITON, _in_full_precision(_triton_contrastive)),
         **dict.fromkeys(_PORTABLE, _in_full_precision(_portable_contrastive)),
     },
-    {"": _Contrastive.apply},
+    {"": lambda features, *given: _Contrastive.apply(*given[:4], given[4:], *features)},
 )
 _define(
-    "contrastive_backward(Tensor grad_rows, Tensor grad_columns, Tensor queries, Tensor keys, Tensor c,"
-    " Tensor logit_scale, Tensor? exclude_ids, Tensor row_negatives, Tensor column_negatives, Tensor positives,"
-    f" Tensor kept, {_FLAGS}) -> (Tensor, Tensor, Tensor, Tensor)",
-    lambda grad_rows, grad_columns, *tensors: tuple(t.new_empty(t.shape) for t in tensors[:4]),
+    f"contrastive_backward(Tensor grad_rows, Tensor grad_columns, {_GIVEN}, Tensor row_negatives,"
+    f" Tensor column_negatives, Tensor positives, Tensor kept, {_FLAGS}) -> (Tensor[], Tensor, Tensor, Tensor)",
+    lambda grad_rows, grad_columns, features, factors, c, *rest: (
+        [x.new_empty(x.shape) for x in features],
+        c.new_empty(0 if factors is None else len(features)),
+        c.new_empty(()),
+        c.new_empty(()),
+    ),
     {
-        **dict.fromkeys(_TRITON, _in_full_precision(_triton_kernel("contrastive", "backward"))),
+        **dict.fromkeys(_TRITON, _in_full_precision(_triton_contrastive_backward)),
         **dict.fromkeys(_PORTABLE, _in_full_precision(_portable_contrastive_backward)),
     },
     {
@@ -477,23 +546,26 @@ _define(
 
 
 def contrastive_terms(
-    queries: Tensor,
-    keys: Tensor,
+    features: Sequence[Tensor],
+    factors: Tensor | None,
     c: Tensor,
     logit_scale: Tensor,
+    pairings: Sequence[Pairing],
     input: str,
     geometry: str,
-    directions: str,
     exclude_ids: Tensor | None,
     precision: str = "bf16x3",
     atomic: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The operator behind ``reference.contrastive.contrastive_terms``, with the same arguments and results."""
+    """The operator behind ``reference.contrastive.hierarchy_terms``, with the same arguments and results."""
     if _use_reference:
-        queries, keys = queries.to(c.dtype), keys.to(c.dtype)
-        return contrastive_reference.contrastive_terms(
-            queries, keys, c, logit_scale, input, geometry, directions, exclude_ids
+        features = [x.to(c.dtype) for x in features]
+        return contrastive_reference.hierarchy_terms(
+            features, factors, c, logit_scale, pairings, input, geometry, exclude_ids
         )
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (queries, keys, c, logit_scale))
-    flags = (geometry, input == "tangent", directions == "both", precision, atomic, keep)
-    return ops.contrastive_forward(queries, keys, c, logit_scale, exclude_ids, *flags)[:2]
+    keep = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (*features, factors, c, logit_scale)
+    )
+    flat = [int(number) for pairing in pairings for number in pairing]
+    flags = (flat, geometry, input == "tangent", precision, atomic, keep)
+    return ops.contrastive_forward(features, factors, c, logit_scale, exclude_ids, *flags)[:2]

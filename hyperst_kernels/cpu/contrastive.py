@@ -9,6 +9,8 @@ they are computed again, and extra memory is O((n + m) d).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,50 +18,62 @@ from hyperst_kernels.cpu import native
 from hyperst_kernels.cpu.epilogue import Epilogue, NativeEpilogue, PortableEpilogue, Upstream
 from hyperst_kernels.cpu.geometry import geometry_of
 from hyperst_kernels.cpu.tiles import NEAR_WIDENED, Tiles, TooManyNear
-from hyperst_kernels.reference.contrastive import softplus
+from hyperst_kernels.reference.contrastive import Pairing, softplus
 
 # Up to this size the n x m products stay in memory from the forward to the backward pass, which saves one product in
 # four: a batch of 8192.
 KEPT_BYTES = 256 << 20
 
 
-def kept_shape(n: int, m: int, like: Tensor, keep: bool) -> tuple[int, int]:
-    """Shape of the products that the forward pass hands to the backward pass: (n, m), or (0, 0) for nothing."""
+def kept_shape(features: Sequence[Tensor], pairings: Sequence[Pairing], like: Tensor, keep: bool) -> tuple[int, ...]:
+    """Shape of the products that the forward pass hands to the backward pass: (t n m), or (t 0 0) for nothing."""
+    n, m = (max(len(features[number]) for number in side) for side in list(zip(*pairings, strict=True))[:2])
     kept = keep and like.device.type == "cpu" and like.dtype == torch.float32 and 4 * n * m <= KEPT_BYTES
-    return (n, m) if kept else (0, 0)
+    return (len(pairings), n, m) if kept else (len(pairings), 0, 0)
 
 
 def forward(
-    queries: Tensor,
-    keys: Tensor,
+    features: Sequence[Tensor],
     c: Tensor,
     logit_scale: Tensor,
     exclude_ids: Tensor | None,
+    pairings: Sequence[Pairing],
     geometry: str,
     tangent: bool,
-    symmetric: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """LSE over negatives of each row (n) and each of the first n columns (n, or 0 if not symmetric), positives (n).
+    """LSE over negatives of each row and each of the first n columns, positives (t n), and products (`kept_shape`).
 
-    Last come the products, of shape `kept_shape`.
+    What does not exist is -inf in the sums and 0 among the positives: columns without a loss, rows beyond a pairing's own.
     """
-    kept = native.large(queries.new_empty(kept_shape(len(queries), len(keys), queries, keep)))
+    n = max(len(features[p.queries]) for p in pairings)
+    rows, columns = (c.new_full((len(pairings), n), -torch.inf) for _ in range(2))
+    positives = c.new_zeros(len(pairings), n)
+    kept = native.large(c.new_empty(kept_shape(features, pairings, c, keep)))
+    for t, pairing in enumerate(pairings):
+        x, y = features[pairing.queries], features[pairing.keys]
+        found = _forward(
+            x, y, c, logit_scale, exclude_ids, geometry, tangent, pairing.symmetric, kept[t, : len(x), : len(y)]
+        )
+        for out, values in zip((rows, columns, positives), found, strict=True):
+            out[t, : len(values)] = values
+    return rows, columns, positives, kept
+
+
+def _forward(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric, kept):
+    """The same of one pairing: (n), (n) or (0), (n). Fills ``kept`` with the products, if it is not empty."""
+    given = (queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric)
     try:
-        one = _Pass(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric)
-        return *one.log_sum_exps(kept), kept
+        return _Pass(*given).log_sum_exps(kept)
     except TooManyNear:
-        wide = _widened(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric)
-        rows, columns, positives = (t.to(queries.dtype) for t in wide.log_sum_exps(kept[:0, :0]))
-        # products of 0 are all near: the backward pass will come to the same conclusion
-        return rows, columns, positives, kept.zero_()
+        kept.zero_()  # all near: the backward pass will come to the same conclusion
+        return tuple(t.to(queries.dtype) for t in _widened(*given).log_sum_exps(kept[:0, :0]))
 
 
 def backward(
     grad_rows: Tensor,
     grad_columns: Tensor,
-    queries: Tensor,
-    keys: Tensor,
+    features: Sequence[Tensor],
     c: Tensor,
     logit_scale: Tensor,
     exclude_ids: Tensor | None,
@@ -67,19 +81,36 @@ def backward(
     column_negatives: Tensor,
     positives: Tensor,
     kept: Tensor,
+    pairings: Sequence[Pairing],
     geometry: str,
     tangent: bool,
-    symmetric: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of queries (n d), keys (m d), c () and logit_scale () from those of the row and column losses."""
-    saved = (grad_rows, grad_columns, row_negatives, column_negatives, positives)
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Gradients of the features, c () and logit_scale () from those of the row and column losses (t n)."""
+    gradients: dict[int, Tensor] = {}
+    d_scale = along = 0.0
+    for t, pairing in enumerate(pairings):
+        x, y = features[pairing.queries], features[pairing.keys]
+        saved = [v[t, : len(x)] for v in (grad_rows, grad_columns, row_negatives, column_negatives, positives)]
+        given = (x, y, c, logit_scale, exclude_ids, geometry, tangent, pairing.symmetric)
+        dx, dy, *found = _backward(given, kept[t, : len(x), : len(y)], saved)
+        d_scale, along = d_scale + found[0], along + found[1]
+        for number, grad in ((pairing.queries, dx), (pairing.keys, dy)):
+            gradients[number] = gradients[number].add_(grad) if number in gradients else grad
+    # d is homogeneous of degree 1 in the features and 1/sqrt(c)
+    dc = (along - float(logit_scale) * d_scale) / (2 * float(c)) if geometry == "lorentz" else 0.0
+    return [gradients[number] for number in range(len(features))], c.new_tensor(dc), c.new_tensor(d_scale)
+
+
+def _backward(given: tuple, kept: Tensor, saved: Sequence[Tensor]) -> tuple[Tensor, Tensor, float, float]:
+    """Gradients of one pairing's queries x, keys y and logit scale; <x, dL/dx> + <y, dL/dy>."""
     try:
-        return _Pass(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric).gradients(kept, *saved)
+        one = _Pass(*given)
+        dx, dy, ds = one.gradients(kept, *saved)
     except TooManyNear:
-        wide = _widened(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric)
-        none = kept.new_empty(0, 0)
-        dq, dk, dc, ds = (t.to(queries.dtype) for t in wide.gradients(none, *(t.double() for t in saved)))
-        return dq, dk, dc, ds
+        one = _widened(*given)
+        dx, dy, ds = one.gradients(kept[:0, :0], *(t.double() for t in saved))
+    dtype = given[0].dtype
+    return dx.to(dtype), dy.to(dtype), ds, one.homogeneity(dx, dy)
 
 
 class _Pass(Tiles):
@@ -97,9 +128,8 @@ class _Pass(Tiles):
         symmetric: bool,
         near: float | None = None,
     ):
-        self.c, self.scale = c, float(logit_scale)
+        self.scale = float(logit_scale)
         self.ids, self.symmetric = exclude_ids, symmetric
-        self.lorentz = geometry == "lorentz"
         shared = geometry_of(geometry, c, tangent)
         kind = NativeEpilogue if native.usable(queries) else PortableEpilogue
         self.epilogue: Epilogue = kind(shared, queries, len(queries), len(keys), self.scale, symmetric)
@@ -114,7 +144,7 @@ class _Pass(Tiles):
 
     def log_sum_exps(self, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``kept`` is filled with the products if it is not empty."""
-        keep = len(kept) > 0
+        keep = kept.numel() > 0
         if keep:
             torch.mm(self.left, self.right.T, out=kept)
         for rows, columns, buffers in self.visit(0 if keep else 1):
@@ -142,10 +172,10 @@ class _Pass(Tiles):
         row_negatives: Tensor,
         column_negatives: Tensor,
         positives: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``kept`` are the products of the forward pass, or empty."""
+    ) -> tuple[Tensor, Tensor, float]:
+        """Of queries (n d), keys (m d) and the logit scale; ``kept`` are the products of the forward pass, or empty."""
         upstream = self._upstream(grad_rows, grad_columns, row_negatives, column_negatives, positives)
-        keep = len(kept) > 0
+        keep = kept.numel() > 0
         d_left, d_right = self.left.new_empty(self.shape[0], self.left.shape[1]), torch.zeros_like(self.right)
         d_queries, d_keys = torch.zeros_like(self.queries), torch.zeros_like(self.keys)
         d_scale = 0.0
@@ -176,7 +206,7 @@ class _Pass(Tiles):
             d_queries[some].addcmul_(weight, dx)
             d_keys[some].addcmul_(weight, dy)
         d_scale -= float(torch.dot(pull.double(), positives.double())) / self.scale
-        return d_queries, d_keys, self._curvature_gradient(d_queries, d_keys, d_scale), self.c.new_tensor(d_scale)
+        return d_queries, d_keys, d_scale
 
     def _upstream(
         self,
@@ -213,13 +243,6 @@ class _Pass(Tiles):
         self.add_exact_gradients(rows, columns, near, -self.scale * pull, d_queries, d_keys)
         return float(torch.dot(pull, distance))
 
-    def _curvature_gradient(self, d_queries: Tensor, d_keys: Tensor, d_scale: float) -> Tensor:
-        """(<q, dL/dq> + <k, dL/dk> - s dL/ds) / 2c: d is homogeneous in the features and 1/sqrt(c)."""
-        if not self.lorentz:
-            return torch.zeros_like(self.c)
-        along = self.homogeneity(d_queries, d_keys)
-        return self.c.new_tensor((along - self.scale * d_scale) / (2 * float(self.c)))
-
 
 def _widened(
     queries: Tensor,
@@ -237,6 +260,5 @@ def _widened(
 
 
 def losses(row_negatives: Tensor, column_negatives: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
-    """softplus(LSE over negatives - positive): the loss of each row and of each column."""
-    columns = softplus(column_negatives - positives) if len(column_negatives) else column_negatives
-    return softplus(row_negatives - positives), columns
+    """softplus(LSE over negatives - positive): the loss of each row and of each column, 0 where there is none."""
+    return softplus(row_negatives - positives), softplus(column_negatives - positives)

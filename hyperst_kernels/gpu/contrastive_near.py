@@ -5,20 +5,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hyperst_kernels.gpu.contrastive_rows import NORM, factor_of
 from hyperst_kernels.gpu.pairwise import add_pulls, compare_all, feature, near_slopes
-from hyperst_kernels.gpu.tile_math import asinh, load_each, rapidity, root_haversine, store_each
+from hyperst_kernels.gpu.tile_math import asinh, load_each, pick, rapidity, root_haversine, store_each
 
 
 @triton.jit
 def exact_pairs(
-    x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, k, n, m, d,
+    x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, k, n, m, d,
     GEOMETRY: tl.constexpr, TANGENT: tl.constexpr, GRADIENT: tl.constexpr, TILE: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Distances of every row from every column, and what `add_pulls` needs for their gradients."""
     nothing = tl.zeros([TILE, TILE], DTYPE)
     if GEOMETRY == 0:
         r, half_chord, per_sum, leftover = compare_all(
-            x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, n, m, d, TILE, DTYPE
+            x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, n, m, d, TILE, DTYPE
         )
         p, q, delta = rapidity(norm_x[:, None], norm_y[None, :], r, k, TANGENT)
         distance = 2 / k * asinh(root_haversine(p, q, delta, half_chord))
@@ -28,8 +29,8 @@ def exact_pairs(
         return distance, nothing, nothing, nothing, nothing, nothing
     square = nothing
     for j in range(0, d):
-        u = feature(x_ptr, rows, x_stride, n, j, DTYPE)[:, None]
-        v = feature(y_ptr, columns, y_stride, m, j, DTYPE)[None, :]
+        u = factor_x * feature(x_ptr, rows, x_stride, n, j, DTYPE)[:, None]
+        v = factor_y * feature(y_ptr, columns, y_stride, m, j, DTYPE)[None, :]
         square += (u - v) * (u - v)
     distance = tl.sqrt(square)
     return distance, nothing, nothing + 0.5, nothing, nothing, 1 / tl.where(distance == 0, 1, distance)
@@ -47,23 +48,29 @@ def exact_logits(distance, ids_ptr, rows, columns, steepness, n, m, EXCLUDE: tl.
 
 @triton.jit
 def _near_log_sum_exps(
-    x_ptr, y_ptr, c_ptr, norm_x_ptr, norm_y_ptr, ids_ptr, steepness_ptr, flag_ptr, out_ptr,
-    x_stride, y_stride, flag_row_stride, flag_column_stride, n, m, d,
+    x_ptrs, y_ptrs, x_terms_ptrs, y_terms_ptrs, c_ptr, ids_ptr, steepness_ptr, flag_ptrs, out_ptrs,
+    x_strides, y_strides, flag_row_stride, flag_column_stride, longest, ns, ms, d,
     TANGENT: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, DTYPE: tl.constexpr,
-    TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    TILE: tl.constexpr, FLAG_N: tl.constexpr, FLAG_M: tl.constexpr,
 ):  # fmt: skip
-    """Log-sum-exp of some rows over the pairs of flagged tiles."""
-    rows = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    block = tl.program_id(0).to(tl.int64) * TILE // BLOCK_N
+    """Log-sum-exp of some of the first n rows over the pairs of flagged tiles."""
+    t = tl.program_id(1)
+    x_ptr, y_ptr, x_stride, y_stride = pick(x_ptrs, t), pick(y_ptrs, t), pick(x_strides, t), pick(y_strides, t)
+    x_terms, y_terms, flag_ptr = pick(x_terms_ptrs, t), pick(y_terms_ptrs, t), pick(flag_ptrs, t)
+    first = tl.program_id(0).to(tl.int64) * TILE
+    n = pick(ns, t)
+    m = tl.where(first < n, pick(ms, t), 0)
+    rows, block = first + tl.arange(0, TILE), first // FLAG_N
     k, steepness = tl.sqrt(tl.load(c_ptr)), tl.load(steepness_ptr)
-    norm_x = load_each(norm_x_ptr, rows, n, DTYPE)
+    factor_x, factor_y = factor_of(x_terms, longest), factor_of(y_terms, longest)
+    norm_x = load_each(x_terms + NORM * longest, rows, n, DTYPE)
     maximum, total = tl.full([TILE], float("-inf"), DTYPE), tl.zeros([TILE], DTYPE)
     for start in range(0, m, TILE):
-        if tl.load(flag_ptr + block * flag_row_stride + start // BLOCK_M * flag_column_stride) != 0:
+        if tl.load(flag_ptr + block * flag_row_stride + start // FLAG_M * flag_column_stride) != 0:
             columns = tl.cast(start, tl.int64) + tl.arange(0, TILE)
-            norm_y = load_each(norm_y_ptr, columns, m, DTYPE)
+            norm_y = load_each(y_terms + NORM * longest, columns, m, DTYPE)
             distance, _, _, _, _, _ = exact_pairs(
-                x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, k, n, m, d,
+                x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, k, n, m, d,
                 GEOMETRY, TANGENT, False, TILE, DTYPE,
             )  # fmt: skip
             logits = exact_logits(distance, ids_ptr, rows, columns, steepness, n, m, EXCLUDE)
@@ -71,7 +78,7 @@ def _near_log_sum_exps(
             anchor = tl.where(new == float("-inf"), 0.0, new)  # -inf: nothing took part yet
             total = total * tl.exp2(maximum - anchor) + tl.sum(tl.exp2(logits - anchor[:, None]), axis=1)
             maximum = new
-    store_each(out_ptr, rows, maximum + tl.log2(total), n)
+    store_each(pick(out_ptrs, t), rows, maximum + tl.log2(total), n)
 
 
 @triton.jit
@@ -83,25 +90,37 @@ def shares(logits, row_lse, column_lse, row_grad, column_grad):
 
 @triton.jit
 def _near_gradient(
-    x_ptr, y_ptr, c_ptr, norm_x_ptr, norm_y_ptr, ids_ptr, scale_ptr, flag_ptr,
-    row_lse_ptr, column_lse_ptr, row_grad_ptr, column_grad_ptr, dx_ptr, along_ptr,
-    x_stride, y_stride, flag_row_stride, flag_column_stride, n, m, d,
+    x_ptrs, y_ptrs, x_terms_ptrs, y_terms_ptrs, c_ptr, ids_ptr, scale_ptr, flag_ptrs,
+    row_lse_ptrs, column_lse_ptrs, row_grad_ptrs, column_grad_ptrs, dx_ptrs, along_ptrs,
+    x_strides, y_strides, flag_row_stride, flag_column_stride, longest, ns, ms, d, top, last,
     TANGENT: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, DTYPE: tl.constexpr,
-    TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    TILE: tl.constexpr, FLAG_N: tl.constexpr, FLAG_M: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradients of the pairs of flagged tiles to some rows of dx; and the rows' sum of dL/dlogit times the logit."""
-    rows = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    block = tl.program_id(0).to(tl.int64) * TILE // BLOCK_N
+    """Add the gradients of the pairs of flagged tiles to the rows of dx, from row ``top`` to before row ``last``.
+
+    Also the rows' sums of dL/dlogit times the logit.
+    """
+    t = tl.program_id(1)
+    x_ptr, y_ptr, x_stride, y_stride = pick(x_ptrs, t), pick(y_ptrs, t), pick(x_strides, t), pick(y_strides, t)
+    x_terms, y_terms, flag_ptr = pick(x_terms_ptrs, t), pick(y_terms_ptrs, t), pick(flag_ptrs, t)
+    dx_ptr, column_lse_ptr, column_grad_ptr = pick(dx_ptrs, t), pick(column_lse_ptrs, t), pick(column_grad_ptrs, t)
+    first = top + tl.program_id(0).to(tl.int64) * TILE
+    n = tl.minimum(pick(ns, t), last)
+    m = tl.where(first < n, pick(ms, t), 0)
+    rows, block = first + tl.arange(0, TILE), first // FLAG_N
     k, scale = tl.sqrt(tl.load(c_ptr)), tl.load(scale_ptr)
-    norm_x = load_each(norm_x_ptr, rows, n, DTYPE)
-    row_lse, row_grad = load_each(row_lse_ptr, rows, n, DTYPE), load_each(row_grad_ptr, rows, n, DTYPE)
+    factor_x, factor_y = factor_of(x_terms, longest), factor_of(y_terms, longest)
+    norm_x = load_each(x_terms + NORM * longest, rows, n, DTYPE)
+    row_lse, row_grad = (
+        load_each(pick(row_lse_ptrs, t), rows, n, DTYPE), load_each(pick(row_grad_ptrs, t), rows, n, DTYPE)
+    )  # fmt: skip
     total = tl.zeros([TILE], DTYPE)
     for start in range(0, m, TILE):
-        if tl.load(flag_ptr + block * flag_row_stride + start // BLOCK_M * flag_column_stride) != 0:
+        if tl.load(flag_ptr + block * flag_row_stride + start // FLAG_M * flag_column_stride) != 0:
             columns = tl.cast(start, tl.int64) + tl.arange(0, TILE)
-            norm_y = load_each(norm_y_ptr, columns, m, DTYPE)
+            norm_y = load_each(y_terms + NORM * longest, columns, m, DTYPE)
             distance, r, per_sum, leftover, along, across = exact_pairs(
-                x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, k, n, m, d,
+                x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, k, n, m, d,
                 GEOMETRY, TANGENT, True, TILE, DTYPE,
             )  # fmt: skip
             logits = exact_logits(distance, ids_ptr, rows, columns, scale * 1.4426950408889634, n, m, EXCLUDE)
@@ -111,7 +130,7 @@ def _near_gradient(
             share = shares(logits, row_lse, column_lse, row_grad, column_grad)
             total += tl.sum(tl.where(logits == float("-inf"), 0, share * logits), axis=1)
             add_pulls(
-                x_ptr, y_ptr, dx_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, r, per_sum, leftover,
-                -scale * share * along, -scale * share * across, n, m, d, DTYPE,
+                x_ptr, y_ptr, dx_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, r, per_sum,
+                leftover, -scale * share * along, -scale * share * across, n, m, d, top, DTYPE,
             )  # fmt: skip
-    store_each(along_ptr, rows, total, n)
+    store_each(pick(along_ptrs, t), rows - top, total, n - top)

@@ -7,9 +7,25 @@ a rounding then errs in the size of a pair's pull, not in its direction.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from hyperst_kernels.gpu import launch
+from hyperst_kernels.gpu.contrastive_rows import EXCESS, RATIO, SCALE, largest_of
+from hyperst_kernels.gpu.contrastive_run import (
+    Role,
+    Run,
+    Sums,
+    Upstream,
+    lengths_of,
+    rounds,
+    strides_of,
+    vectors_of,
+)
 from hyperst_kernels.gpu.contrastive_tiles import (
     NOWHERE,
     OVERFLOWS,
@@ -19,7 +35,7 @@ from hyperst_kernels.gpu.contrastive_tiles import (
     rows_of,
     tile_of_pairs,
 )
-from hyperst_kernels.gpu.tile_math import load_each
+from hyperst_kernels.gpu.tile_math import load_each, pick
 
 PARTS = tl.constexpr(16)  # the fewest columns of a product
 
@@ -92,35 +108,48 @@ def add_tile(
 
 @triton.jit
 def _pull_of_rows(
-    x_ptr, y_ptr, scale_x_ptr, scale_y_ptr, time_x_ptr, a_ptr, b_ptr, largest_b_ptr, ratio_x_ptr, ratio_y_ptr, ids_ptr,
-    steepness_ptr, row_lse_ptr, column_lse_ptr, row_pull_ptr, column_pull_ptr, flag_ptr, flagged_ptr,
-    pull_ptr, time_ptr, along_ptr, other_pull_ptr, other_time_ptr,
-    x_stride, y_stride, flag_row_stride, flag_column_stride, n, m, d,
+    x_ptrs, y_ptrs, x_terms_ptrs, y_terms_ptrs, ratio_y_ptrs, ids_ptr, steepness_ptr,
+    row_lse_ptrs, column_lse_ptrs, row_pull_ptrs, column_pull_ptrs, flag_ptrs, flagged_ptrs,
+    pull_ptrs, time_ptrs, along_ptrs, other_pull_ptrs, other_time_ptrs,
+    x_strides, y_strides, flag_row_stride, flag_column_stride, longest, ns, ms, d, top, last,
     ROW_SHARE: tl.constexpr, COLUMN_SHARE: tl.constexpr, ALONG: tl.constexpr, ATOMIC: tl.constexpr,
     FLAG_N: tl.constexpr, FLAG_M: tl.constexpr,
     GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr, ROUNDED: tl.constexpr,
     PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """sum_j G_ij s_j y_j (n d) and sum_j G_ij t_j (n) of a block of rows; ALONG: also sum_j share_ij remoteness_ij (n).
+    """Add sum_j G_ij s_j y_j (r d) and sum_j G_ij t_j (r) to those of a block of rows.
 
-    ATOMIC: adds the same for the columns to other_pull (m d) and other_time (m), in whatever order programs come.
-    ``flagged`` counts the flags of each row of flagged blocks; t / s of a key comes as the sum of PARTS numbers.
+    Of the rows from ``top`` to before ``last``; results begin with the first of them. ALONG: also store sum_j share_ij
+    remoteness_ij. ATOMIC: adds the same for the columns to other_pull (m d) and other_time (m), in whatever order programs
+    come. ``flagged`` counts the flags of each row of flagged blocks; t / s of a key comes as the sum of PARTS numbers.
     """
-    first = tl.program_id(0).to(tl.int64) * BLOCK_N
+    t = tl.program_id(1)
+    x_ptr, y_ptr, x_stride, y_stride = pick(x_ptrs, t), pick(y_ptrs, t), pick(x_strides, t), pick(y_strides, t)
+    x_terms, y_terms, ratio_y_ptr, flag_ptr = (
+        pick(x_terms_ptrs, t), pick(y_terms_ptrs, t), pick(ratio_y_ptrs, t), pick(flag_ptrs, t)
+    )  # fmt: skip
+    scale_y_ptr, b_ptr = y_terms + SCALE * longest, y_terms + EXCESS * longest
+    column_lse_ptr, column_pull_ptr = pick(column_lse_ptrs, t), pick(column_pull_ptrs, t)
+    other_pull_ptr, other_time_ptr = pick(other_pull_ptrs, t), pick(other_time_ptrs, t)
+    first = top + tl.program_id(0).to(tl.int64) * BLOCK_N
+    n = tl.minimum(pick(ns, t), last)
+    m = tl.where(first < n, pick(ms, t), 0)
     rows, features = first + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     steepness = tl.load(steepness_ptr)
-    scale_x, time, a, row_ids = row_terms(scale_x_ptr, a_ptr, time_x_ptr, ids_ptr, rows, n, EXCLUDE, DTYPE)
-    row_lse, row_pull = load_each(row_lse_ptr, rows, n, DTYPE), load_each(row_pull_ptr, rows, n, DTYPE)
+    scale_x, time, a, row_ids = row_terms(x_terms, ids_ptr, rows, longest, n, EXCLUDE, DTYPE)
+    row_lse, row_pull = (
+        load_each(pick(row_lse_ptrs, t), rows, n, DTYPE), load_each(pick(row_pull_ptrs, t), rows, n, DTYPE)
+    )  # fmt: skip
     careful = False
     if FLAG_N > 0:
-        careful = tl.max(tl.load(flagged_ptr + rows // FLAG_N, rows < n, other=0)) > 0
+        careful = tl.max(tl.load(pick(flagged_ptrs, t) + rows // FLAG_N, rows < n, other=0)) > 0
     if GEOMETRY == 0 and tl.float64 != DTYPE:
-        careful = careful | (2 * (tl.max(time) * tl.load(largest_b_ptr) + tl.max(a)) > OVERFLOWS)
+        careful = careful | (2 * (tl.max(time) * largest_of(y_terms, longest) + tl.max(a)) > OVERFLOWS)
     x_tile = rows_of(x_ptr, first, 0, x_stride, n, d, EVEN, ROUNDED, OPERAND, BLOCK_N, BLOCK_D)
     ratio_x = row_lse
     if ATOMIC:
-        ratio_x = load_each(ratio_x_ptr, rows, n, DTYPE)
+        ratio_x = load_each(x_terms + RATIO * longest, rows, n, DTYPE)
     pull, times = tl.zeros([BLOCK_N, BLOCK_D], DTYPE), tl.zeros([BLOCK_N, PARTS], DTYPE)
     along = tl.zeros([BLOCK_N], DTYPE)
     if careful:
@@ -152,85 +181,67 @@ def _pull_of_rows(
                 ROW_SHARE, COLUMN_SHARE, ALONG, ATOMIC, FLAG_N, FLAG_M,
                 GEOMETRY, EXCLUDE, FAST, ROUNDED, PRECISION, DTYPE, OPERAND, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
             )  # fmt: skip
-    tl.store(pull_ptr + rows[:, None] * d + features[None, :], pull, (rows < n)[:, None] & (features < d)[None, :])
-    tl.store(time_ptr + rows, tl.sum(times, axis=1), rows < n)
-    if ALONG:
-        tl.store(along_ptr + rows, along, rows < n)
-
-
-@triton.jit
-def weights_of_tile(
-    top, left, x_ptr, y_ptr, scale_x_ptr, scale_y_ptr, time_ptr, a_ptr, b_ptr, ids_ptr, steepness_ptr,
-    row_lse_ptr, column_lse_ptr, row_pull_ptr, column_pull_ptr, along_ptr, x_stride, y_stride, n, m, d,
-    CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr,
-    ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """G_ij s_i s_j of a tile; stores its sum of share times remoteness."""
-    rows, steepness = top + tl.arange(0, BLOCK_N), tl.load(steepness_ptr)
-    scale_x, time, a, row_ids = row_terms(scale_x_ptr, a_ptr, time_ptr, ids_ptr, rows, n, EXCLUDE, DTYPE)
-    remoteness, slope, _, scale_y, _ = tile_of_pairs(
-        rows, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, top, left, 0, scale_x, time, a, row_ids, x_stride, y_stride,
-        n, m, d, CAREFUL, GEOMETRY, EXCLUDE, FAST, CAREFUL,
-        ROUNDED, PRECISION, DTYPE, OPERAND, False, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
+    place = pick(pull_ptrs, t) + (rows - top)[:, None] * d + features[None, :]
+    inside, time_place, time = (
+        (rows < n)[:, None] & (features < d)[None, :], pick(time_ptrs, t) + rows - top, tl.sum(times, axis=1)
     )  # fmt: skip
-    share = shares(
-        remoteness, steepness, load_each(row_lse_ptr, rows, n, DTYPE),
-        each_key(column_lse_ptr, left, m, CAREFUL, DTYPE, BLOCK_M), load_each(row_pull_ptr, rows, n, DTYPE),
-        each_key(column_pull_ptr, left, m, CAREFUL, DTYPE, BLOCK_M), True, SYMMETRIC,
-    )  # fmt: skip
-    tl.store(along_ptr, tl.sum(share * remoteness))
-    return share * slope * scale_x[:, None] * scale_y[None, :]
-
-
-@triton.jit
-def store_weights(place, weight, inside, part_stride, SPLIT: tl.constexpr):
-    rounded = weight.to(place.dtype.element_ty)
-    tl.store(place, rounded, inside)
-    if SPLIT:
-        tl.store(place + part_stride, (weight - rounded.to(weight.dtype)).to(place.dtype.element_ty), inside)
-
-
-@triton.jit
-def _weights(
-    x_ptr, y_ptr, scale_x_ptr, scale_y_ptr, time_ptr, a_ptr, b_ptr, largest_a_ptr, largest_b_ptr, ids_ptr, steepness_ptr,
-    row_lse_ptr, column_lse_ptr, row_pull_ptr, column_pull_ptr, flag_ptr, weight_ptr, along_ptr,
-    x_stride, y_stride, part_stride, weight_stride, n, m, d, first_row, first_column, tiles_m,
-    SPLIT: tl.constexpr, SYMMETRIC: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr,
-    ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """G_ij s_i s_j of a block of pairs, 0 in flagged tiles; and each tile's sum of share times remoteness.
-
-    SPLIT: a weight is the sum of two numbers, ``part_stride`` apart.
-    """
-    height, width = tl.program_id(0) // tiles_m * BLOCK_N, tl.program_id(0) % tiles_m * BLOCK_M
-    top, left = tl.cast(first_row + height, tl.int64), tl.cast(first_column + width, tl.int64)
-    i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
-    tile = top // BLOCK_N * tl.cdiv(m, BLOCK_M) + left // BLOCK_M
-    place = weight_ptr + tl.cast(height, tl.int64) * weight_stride + width + (i[:, None] * weight_stride + j[None, :])
-    inside = (i < n - top)[:, None] & (j < m - left)[None, :]
-    flagged = False
-    if GEOMETRY != 2:
-        flagged = tl.load(flag_ptr + tile) != 0
-    careful = (left < top + BLOCK_N) & (top < left + BLOCK_M) | (top + BLOCK_N > n) | (left + BLOCK_M > m)
-    if GEOMETRY == 0 and tl.float64 != DTYPE:
-        a, b = tl.load(largest_a_ptr), tl.load(largest_b_ptr)
-        careful = careful | (2 * (1 + a) * (1 + b) > OVERFLOWS)
-    if flagged:
-        tl.store(along_ptr + tile, 0.0)
-        store_weights(place, tl.zeros([BLOCK_N, BLOCK_M], DTYPE), inside, part_stride, SPLIT)
-    elif careful:
-        weight = weights_of_tile(
-            top, left, x_ptr, y_ptr, scale_x_ptr, scale_y_ptr, time_ptr, a_ptr, b_ptr, ids_ptr, steepness_ptr, row_lse_ptr,
-            column_lse_ptr, row_pull_ptr, column_pull_ptr, along_ptr + tile, x_stride, y_stride, n, m, d, True,
-            SYMMETRIC, GEOMETRY, EXCLUDE, FAST, ROUNDED, PRECISION, DTYPE, OPERAND, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
-        )  # fmt: skip
-        store_weights(place, weight, inside, part_stride, SPLIT)
+    if ATOMIC:  # other programs may add to the same
+        tl.atomic_add(place, pull, inside)
+        tl.atomic_add(time_place, time, rows < n)
     else:
-        weight = weights_of_tile(
-            top, left, x_ptr, y_ptr, scale_x_ptr, scale_y_ptr, time_ptr, a_ptr, b_ptr, ids_ptr, steepness_ptr, row_lse_ptr,
-            column_lse_ptr, row_pull_ptr, column_pull_ptr, along_ptr + tile, x_stride, y_stride, n, m, d, False,
-            SYMMETRIC, GEOMETRY, EXCLUDE, FAST, ROUNDED, PRECISION, DTYPE, OPERAND, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
+        tl.store(place, tl.load(place, inside, other=0) + pull, inside)
+        tl.store(time_place, tl.load(time_place, rows < n, other=0) + time, rows < n)
+    if ALONG:
+        tl.store(pick(along_ptrs, t) + rows - top, along, rows < n)
+
+
+def pull_by_rows(
+    run: Run,
+    upstream: Upstream,
+    flags: Tensor,
+    table: dict[str, int],
+    atomic: bool,
+    stripe: slice,
+    sums: Sequence[Sums],
+) -> Tensor:
+    """Add the pulls on some rows of all features, or atomically on all, and return the queries' share of s dL/ds."""
+    upstream = upstream.scaled(-run.slope)
+    along = run.c.new_zeros(len(run.queries), stripe.stop - stripe.start)
+    parts = [split(side.ratio, run.dtype) for side in run.sides]
+    flagged = [flags.sum(axis, dtype=torch.int32) for axis in (2, 1)]
+    constants = run.product({**table, "inner": launch.bucket(run.d)})
+    for roles in _launches(run, atomic):
+        symmetric, swapped = roles[0].symmetric, roles[0].swapped
+        own, *strides, size = run.flagged(roles, flags)
+        counts = flagged[int(swapped)]
+        rows = min(along.shape[1], max(role.n for role in roles))
+        _pull_of_rows[(triton.cdiv(rows, table["rows"]), len(roles))](
+            *vectors_of(roles), tuple(parts[r.partner] for r in roles), run.ids, run.steepness, *upstream.of(roles),
+            own, tuple(counts[role.term] for role in roles),
+            tuple(sums[r.owner].pull for r in roles), tuple(sums[r.owner].time for r in roles),
+            tuple(along[r.term] for r in roles),
+            tuple(sums[r.partner].pull for r in roles), tuple(sums[r.partner].time for r in roles),
+            *strides_of(roles), *strides, run.stride_of_terms, *lengths_of(roles), run.d, stripe.start, stripe.stop,
+            ROW_SHARE=symmetric or not swapped, COLUMN_SHARE=symmetric or swapped, ALONG=not swapped, ATOMIC=atomic,
+            **(size if run.near else {"FLAG_N": 0, "FLAG_M": 0}), **constants,
         )  # fmt: skip
-        store_weights(place, weight, None, part_stride, SPLIT)
+    return run.from_remoteness(along.sum(dtype=torch.float64))
+
+
+def _launches(run: Run, atomic: bool) -> Iterator[list[Role]]:
+    """Roles that one launch serves: of the same compiled code and, unless sums are atomic, of different owners."""
+    for side in (run.queries,) if atomic else (run.queries, run.keys):
+        for symmetric in (True, False):
+            roles = [role for role in side if role.symmetric == symmetric]
+            if atomic and roles:
+                yield roles
+            elif roles:
+                yield from rounds(roles)
+
+
+def split(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(r PARTS) numbers of ``dtype`` whose row sums are x (r)."""
+    parts = x.new_zeros(len(x), PARTS.value)
+    for i in range(3 if dtype == torch.bfloat16 else 1):
+        parts[:, i] = (x - parts.sum(1)).to(dtype)
+    return parts.to(dtype)

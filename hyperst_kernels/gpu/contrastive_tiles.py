@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from hyperst_kernels.gpu.tile_math import INTERPRETED, load_each
+from hyperst_kernels.gpu.contrastive_rows import EXCESS, SCALE, TIME
+from hyperst_kernels.gpu.tile_math import INTERPRETED, load_each, pick
 
 NOWHERE = tl.constexpr(1e30)
 OVERFLOWS = tl.constexpr(1e18)  # z whose square float32 cannot hold
@@ -119,13 +120,14 @@ def tile_of_pairs(
 
 
 @triton.jit
-def row_terms(scale_ptr, a_ptr, time_ptr, ids_ptr, rows, n, EXCLUDE: tl.constexpr, DTYPE: tl.constexpr):
+def row_terms(terms_ptr, ids_ptr, rows, longest, n, EXCLUDE: tl.constexpr, DTYPE: tl.constexpr):
     """Scale, time, excess and id of some rows."""
     ids = rows
     if EXCLUDE:
         ids = tl.load(ids_ptr + rows, rows < n, other=0)
     return (
-        load_each(scale_ptr, rows, n, DTYPE), load_each(time_ptr, rows, n, DTYPE), load_each(a_ptr, rows, n, DTYPE), ids
+        load_each(terms_ptr + SCALE * longest, rows, n, DTYPE), load_each(terms_ptr + TIME * longest, rows, n, DTYPE),
+        load_each(terms_ptr + EXCESS * longest, rows, n, DTYPE), ids,
     )  # fmt: skip
 
 
@@ -158,7 +160,7 @@ def add_tile(
     ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, WHOLE: tl.constexpr,
     EVEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Flag a tile, or add it to the sums of its rows and, in the workspace (2 m), to those of its columns."""
+    """Flag a tile, or add it to the sums of its rows and, in the workspace (tiles 2 BLOCK_M), to those of its columns."""
     remoteness, _, b, _, _ = tile_of_pairs(
         x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, first, tl.cast(start, tl.int64), left, scale_x, time, a, row_ids,
         x_stride, y_stride, n, m, d, MASKED, GEOMETRY, EXCLUDE, FAST, FAR,
@@ -179,13 +181,13 @@ def add_tile(
         if SYMMETRIC:  # noqa: SIM102 (known when compiled; the other when run)
             if start < n - left:
                 j = tl.arange(0, BLOCK_M)
-                mine, inside = workspace_ptr + start + j, j < m - start
+                mine, inside = workspace_ptr + 2 * start + j, j < m - start
                 before = tl.load(mine, inside, other=NOWHERE)
-                sums = tl.load(mine + m, inside, other=0)
+                sums = tl.load(mine + BLOCK_M, inside, other=0)
                 closest_row = tl.minimum(before, tl.min(remoteness, axis=0))
                 below = steepness * closest_row
                 gained = tl.sum(tl.exp2(tl.fma(remoteness, -steepness, below[None, :])), axis=0)
-                tl.store(mine + m, sums * tl.exp2(below - steepness * before) + gained, inside)
+                tl.store(mine + BLOCK_M, sums * tl.exp2(below - steepness * before) + gained, inside)
                 tl.store(mine, closest_row, inside)
     return nearest, total
 
@@ -199,20 +201,28 @@ def log_sum(nearest, total, steepness):
 
 @triton.jit
 def _log_sum_exps(
-    x_ptr, y_ptr, scale_x_ptr, scale_y_ptr, time_ptr, a_ptr, b_ptr, largest_b_ptr, row_ids_ptr, ids_ptr,
-    steepness_ptr, row_ptr, workspace_ptr, flag_ptr, x_stride, y_stride, flag_stride, n, m, d, left, limit,
+    x_ptrs, y_ptrs, x_terms_ptrs, scale_y_ptrs, b_ptrs, largest_b_ptrs, row_ids_ptr, ids_ptr, steepness_ptr, row_ptr,
+    workspace_ptr, flag_ptrs, x_strides, y_strides, longest, flag_stride, row_stride, ns, ms, d, left, tiles, limit,
     SYMMETRIC: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr, ROUNDED: tl.constexpr,
     PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, WHOLE: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Each program owns blocks of rows, and a workspace (2 m) for what they give the columns' sums."""
-    mine = workspace_ptr + tl.program_id(0).to(tl.int64) * 2 * m
-    steepness, largest_b = tl.load(steepness_ptr), tl.load(largest_b_ptr)
+    """For the keys of ``tiles`` tiles from ``left`` on.
+
+    A program owns blocks of rows, and a workspace (tiles 2 BLOCK_M) for the columns: of each the nearest remoteness, and the
+    sum of powers.
+    """
+    t = tl.program_id(1)
+    x_ptr, x_stride, y_stride, n = pick(x_ptrs, t), pick(x_strides, t), pick(y_strides, t), pick(ns, t)
+    y_ptr, scale_y_ptr, b_ptr, flag_ptr = pick(y_ptrs, t), pick(scale_y_ptrs, t), pick(b_ptrs, t), pick(flag_ptrs, t)
+    x_terms, m = pick(x_terms_ptrs, t), pick(ms, t)
+    steepness, largest_b = tl.load(steepness_ptr), tl.load(pick(largest_b_ptrs, t))
+    mine = workspace_ptr + (tl.cast(t, tl.int64) * tl.num_programs(0) + tl.program_id(0)) * tiles * 2 * BLOCK_M
     for block in range(tl.program_id(0), tl.cdiv(n, BLOCK_N), tl.num_programs(0)):
         first = tl.cast(block, tl.int64) * BLOCK_N
         rows = first + tl.arange(0, BLOCK_N)
         flags_of_block = flag_ptr + tl.cast(block, tl.int64) * flag_stride
-        scale_x, time, a, row_ids = row_terms(scale_x_ptr, a_ptr, time_ptr, row_ids_ptr, rows, n, EXCLUDE, DTYPE)
+        scale_x, time, a, row_ids = row_terms(x_terms, row_ids_ptr, rows, longest, n, EXCLUDE, DTYPE)
         widest = tl.max(time) * largest_b + tl.max(a)  # no z is more than twice as large
         suspicious, _ = remoteness_of(limit * widest, GEOMETRY, False, True)  # nearer pairs may be near: look closer
         careful = first + BLOCK_N > n
@@ -225,8 +235,8 @@ def _log_sum_exps(
         if careful:
             for start in range(0, m, BLOCK_M):
                 nearest, total = add_tile(
-                    nearest, total, start, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness, mine,
-                    flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, True,
+                    nearest, total, start, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness,
+                    mine, flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, True,
                     SYMMETRIC, GEOMETRY, EXCLUDE, FAST, True, ROUNDED, PRECISION, DTYPE, OPERAND, WHOLE, EVEN,
                     BLOCK_N, BLOCK_M, BLOCK_D,
                 )  # fmt: skip
@@ -236,34 +246,40 @@ def _log_sum_exps(
             for step in range(0, whole - (high - low)):
                 tile = tl.where(step < low, step, step + high - low)
                 nearest, total = add_tile(
-                    nearest, total, tile * BLOCK_M, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness, mine,
-                    flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, False,
+                    nearest, total, tile * BLOCK_M, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness,
+                    mine, flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, False,
                     SYMMETRIC, GEOMETRY, EXCLUDE, FAST, False, ROUNDED, PRECISION, DTYPE, OPERAND, WHOLE, EVEN,
                     BLOCK_N, BLOCK_M, BLOCK_D,
                 )  # fmt: skip
             for step in range(low, high + tl.cdiv(m, BLOCK_M) - whole):
                 tile = tl.where(step < high, step, whole)
                 nearest, total = add_tile(
-                    nearest, total, tile * BLOCK_M, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness, mine,
-                    flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, True,
+                    nearest, total, tile * BLOCK_M, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness,
+                    mine, flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, True,
                     SYMMETRIC, GEOMETRY, EXCLUDE, FAST, False, ROUNDED, PRECISION, DTYPE, OPERAND, WHOLE, EVEN,
                     BLOCK_N, BLOCK_M, BLOCK_D,
                 )  # fmt: skip
-        tl.store(row_ptr + rows, log_sum(nearest, total, steepness), rows < n)
+        tl.store(row_ptr + tl.cast(t, tl.int64) * row_stride + rows, log_sum(nearest, total, steepness), rows < n)
 
 
 @triton.jit
-def _merge(workspace_ptr, steepness_ptr, out_ptr, programs, width, n, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
-    """Log-sum-exps of the first n columns of a strip from the workspaces (2, width) of all programs, in their order."""
-    columns = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside, steepness = columns < n, tl.load(steepness_ptr)
-    nearest = tl.full([BLOCK], NOWHERE, DTYPE)
-    for program in range(0, programs):
-        place = workspace_ptr + tl.cast(program, tl.int64) * 2 * width + columns
-        nearest = tl.minimum(nearest, tl.load(place, inside, other=NOWHERE))
-    total = tl.zeros([BLOCK], DTYPE)
-    for program in range(0, programs):
-        place = workspace_ptr + tl.cast(program, tl.int64) * 2 * width + columns
-        part = tl.load(place, inside, other=NOWHERE)
-        total += tl.load(place + width, inside, other=0) * tl.exp2(steepness * (nearest - part))
-    tl.store(out_ptr + columns, log_sum(nearest, total, steepness), inside)
+def _merge(workspace_ptr, steepness_ptr, out_ptrs, programs, tiles, ns, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Log-sum-exps of the columns of a tile, of the first n, from the workspaces of all programs, in fixed order."""
+    SOME: tl.constexpr = 16  # programs at a time: one after the other, each would wait for its loads
+    t, tile = tl.program_id(1), tl.program_id(0)
+    j, some = tl.arange(0, BLOCK_M), tl.arange(0, SOME)
+    first = workspace_ptr + (tl.cast(t, tl.int64) * programs * tiles + tile) * 2 * BLOCK_M + j
+    steepness = tl.load(steepness_ptr)
+    nearest = tl.full([BLOCK_M], NOWHERE, DTYPE)
+    for start in range(0, programs, SOME):
+        place = first[None, :] + (start + some).to(tl.int64)[:, None] * (2 * BLOCK_M * tiles)
+        part = tl.load(place, (start + some < programs)[:, None], other=NOWHERE)
+        nearest = tl.minimum(nearest, tl.min(part, axis=0))
+    total = tl.zeros([BLOCK_M], DTYPE)
+    for start in range(0, programs, SOME):
+        place = first[None, :] + (start + some).to(tl.int64)[:, None] * (2 * BLOCK_M * tiles)
+        part = tl.load(place, (start + some < programs)[:, None], other=NOWHERE)
+        powers = tl.load(place + BLOCK_M, (start + some < programs)[:, None], other=0)
+        total += tl.sum(powers * tl.exp2(steepness * (nearest[None, :] - part)), axis=0)
+    columns = tile * BLOCK_M + j
+    tl.store(pick(out_ptrs, t) + columns, log_sum(nearest, total, steepness), columns < pick(ns, t))

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -112,9 +112,9 @@ def operand_dtype(dtype: torch.dtype) -> tl.dtype:
     return getattr(tl, str(dtype).removeprefix("torch."))
 
 
-def product_precision(x: Tensor, precision: str) -> str:
+def product_precision(dtype: torch.dtype, precision: str) -> str:
     """What ``tl.dot`` is told: only float32 has a choice, and the interpreter has none."""
-    if x.dtype != torch.float32 or precision == "bf16" or architecture() == "interpreter":
+    if dtype != torch.float32 or precision == "bf16" or architecture() == "interpreter":
         return "ieee"
     return precision
 
@@ -129,25 +129,28 @@ def unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def over_rows(kernel: triton.JITFunction, kind: str, like: Tensor, *arguments, **constants) -> None:
-    """Launch a kernel whose programs own blocks of whole rows of ``like`` (n d).
+def over_rows(kernel: triton.JITFunction, kind: str, like: Tensor | Sequence[Tensor], *arguments, **constants) -> None:
+    """Launch a kernel whose programs own blocks of whole rows of ``like`` (n d), or of each of several such matrices.
 
-    The kernel takes ``arguments``, then n, d, and the constants DTYPE, BLOCK_ROWS, BLOCK_D beside ``constants``.
+    The kernel takes ``arguments``, then n (for several: a tuple), d, and the constants DTYPE, BLOCK_ROWS, BLOCK_D beside
+    ``constants``. The second axis of the grid is that of the matrices.
     """
-    n, d = like.shape
-    if n == 0:
+    several = [like] if isinstance(like, Tensor) else like
+    lengths, d = tuple(len(x) for x in several), several[0].shape[1]
+    longest, first = max(lengths), several[0]
+    if longest == 0:
         return
     if d > LARGEST_ROW:
         raise ValueError(f"rows of at most {LARGEST_ROW} features fit a GPU kernel, got {d}")
-    table = settings(kind, d, like.dtype)
+    table = settings(kind, d, first.dtype)
     block_d = bucket(d)
-    rows = interpreted_rows(n, block_d) if architecture() == "interpreter" else table["rows"]
-    with on_device_of(like):
-        kernel[(triton.cdiv(n, rows),)](
+    rows = interpreted_rows(longest, block_d) if architecture() == "interpreter" else table["rows"]
+    with on_device_of(first):
+        kernel[(triton.cdiv(longest, rows), len(several))](
             *arguments,
-            n,
+            longest if isinstance(like, Tensor) else lengths,
             d,
-            DTYPE=triton_dtype(like.dtype),
+            DTYPE=triton_dtype(first.dtype),
             BLOCK_ROWS=rows,
             BLOCK_D=block_d,
             num_warps=table["warps"],

@@ -49,6 +49,16 @@ NEAR_TILE = {torch.float32: 32, torch.float64: 16}
 
 
 @triton.jit
+def scale_and_excess(length, factor, c, TANGENT: tl.constexpr):
+    """From vectors of these lengths, times a factor, to sqrt(c) times their points; and sqrt(c) x_t - 1."""
+    scale = tl.sqrt(c) * factor + 0 * length
+    if TANGENT:
+        scale *= sinhc(c * (factor * length) * (factor * length))
+    reach = scale * length
+    return scale, reach * (reach / (1 + tl.sqrt(1 + reach * reach)))
+
+
+@triton.jit
 def _terms(
     x_ptr, c_ptr, norm_ptr, scale_ptr, excess_ptr, x_stride, n, d,
     TANGENT: tl.constexpr, ROUNDED: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -59,13 +69,9 @@ def _terms(
     store_each(norm_ptr, rows, tl.sqrt(dot(x, x)), n)
     if ROUNDED:
         x = x.to(tl.bfloat16).to(DTYPE)
-    square = dot(x, x)
-    scale = tl.sqrt(c) + 0 * square
-    if TANGENT:
-        scale *= sinhc(c * square)
-    reach = scale * tl.sqrt(square)
+    scale, excess = scale_and_excess(tl.sqrt(dot(x, x)), 1, c, TANGENT)
     store_each(scale_ptr, rows, scale, n)
-    store_each(excess_ptr, rows, reach * (reach / (1 + tl.sqrt(1 + reach * reach))), n)
+    store_each(excess_ptr, rows, excess, n)
 
 
 def terms_of(x: Tensor, c: Tensor, tangent: bool, precision: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,7 +167,7 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
         return out.zero_()
     norm_x, scale_x, a = terms_of(x, c, tangent, precision)
     norm_y, scale_y, b = terms_of(y, c, tangent, precision)
-    told = launch.product_precision(x, precision)
+    told = launch.product_precision(x.dtype, precision)
     # without tensor cores a tile's accumulator and operands need twice the registers
     table = launch.settings("plain product" if told == "ieee" and x.element_size() >= 4 else "product", d, x.dtype)
     size = {"BLOCK_N": table["rows"], "BLOCK_M": table["columns"]}
@@ -192,9 +198,12 @@ def feature(pointer, rows, stride, n, k, DTYPE: tl.constexpr):
 
 @triton.jit
 def compare_all(
-    x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, n, m, d, TILE: tl.constexpr, DTYPE: tl.constexpr
-):
+    x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, n, m, d,
+    TILE: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
     """``tile_math.compare`` of every row with every column, a feature at a time, without holding a vector.
+
+    Vectors are what is stored times a factor.
 
     |u| - |v|, |a - b| / 2, 1 / (|u| + |v|), and the share of a + b that rounding left in a - b.
     """
@@ -202,16 +211,16 @@ def compare_all(
     per_sum = 1 / nonzero(norm_x[:, None] + norm_y[None, :])
     r = tl.zeros([TILE, TILE], DTYPE)
     for k in range(0, d):
-        u = feature(x_ptr, rows, x_stride, n, k, DTYPE)[:, None]
-        v = feature(y_ptr, columns, y_stride, m, k, DTYPE)[None, :]
+        u = factor_x * feature(x_ptr, rows, x_stride, n, k, DTYPE)[:, None]
+        v = factor_y * feature(y_ptr, columns, y_stride, m, k, DTYPE)[None, :]
         r += (u - v) * (u + v)
     r *= per_sum
     chord, lean, square = (
         tl.zeros([TILE, TILE], DTYPE), tl.zeros([TILE, TILE], DTYPE), tl.zeros([TILE, TILE], DTYPE)
     )  # fmt: skip
     for k in range(0, d):
-        u = feature(x_ptr, rows, x_stride, n, k, DTYPE)[:, None]
-        v = feature(y_ptr, columns, y_stride, m, k, DTYPE)[None, :]
+        u = factor_x * feature(x_ptr, rows, x_stride, n, k, DTYPE)[:, None]
+        v = factor_y * feature(y_ptr, columns, y_stride, m, k, DTYPE)[None, :]
         bisector = u * per_x + v * per_y
         e = per_sum * (2 * (u - v) - r * bisector)
         chord += e * e
@@ -240,7 +249,7 @@ def _repair(
             if tl.max(near.to(tl.int32)) != 0:
                 norm_x, norm_y = load_each(norm_x_ptr, rows, n, DTYPE), load_each(norm_y_ptr, columns, m, DTYPE)
                 r, half_chord, _, _ = compare_all(
-                    x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, n, m, d, TILE, DTYPE
+                    x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, 1, 1, n, m, d, TILE, DTYPE
                 )
                 p, q, delta = rapidity(norm_x[:, None], norm_y[None, :], r, k, TANGENT)
                 tl.store(place, 2 / k * asinh(root_haversine(p, q, delta, half_chord)), near)
@@ -280,18 +289,21 @@ def near_slopes(p, q, delta, half_chord, TANGENT: tl.constexpr):
 
 @triton.jit
 def add_pulls(
-    x_ptr, y_ptr, dx_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, r, per_sum, leftover, along, across, n, m, d,
-    DTYPE: tl.constexpr,
+    x_ptr, y_ptr, dx_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, r, per_sum, leftover,
+    along, across, n, m, d, top, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """dx_i += sum_j along_ij a_i + across_ij e_ij, a feature at a time, for rows that no other program writes."""
+    """dx_i += sum_j along_ij a_i + across_ij e_ij, a feature at a time, for rows that no other program writes.
+
+    ``dx`` begins with row ``top``.
+    """
     per_x, per_y = (1 / nonzero(norm_x))[:, None], (1 / nonzero(norm_y))[None, :]
     for k in range(0, d):
-        u = feature(x_ptr, rows, x_stride, n, k, DTYPE)[:, None]
-        v = feature(y_ptr, columns, y_stride, m, k, DTYPE)[None, :]
+        u = factor_x * feature(x_ptr, rows, x_stride, n, k, DTYPE)[:, None]
+        v = factor_y * feature(y_ptr, columns, y_stride, m, k, DTYPE)[None, :]
         a = u * per_x
         bisector = a + v * per_y
         e = per_sum * (2 * (u - v) - r * bisector) - leftover * bisector
-        target = dx_ptr + rows * d + k
+        target = dx_ptr + (rows - top) * d + k
         change = tl.sum(along * a + across * e, axis=1)
         tl.store(target, tl.load(target, rows < n, other=0) + change, rows < n)
 
@@ -316,13 +328,13 @@ def _near_gradient(
             grad = tl.where(weight == 0, tl.load(grad_ptr + place, inside, other=0).to(DTYPE), 0)
             norm_y = load_each(norm_y_ptr, columns, m, DTYPE)
             r, half_chord, per_sum, leftover = compare_all(
-                x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, n, m, d, TILE, DTYPE
+                x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, 1, 1, n, m, d, TILE, DTYPE
             )
             p, q, delta = rapidity(norm_x[:, None], norm_y[None, :], r, k, TANGENT)
             along, across = near_slopes(p, q, delta, half_chord, TANGENT)
             add_pulls(
-                x_ptr, y_ptr, dx_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, r, per_sum, leftover,
-                grad * along, grad * across, n, m, d, DTYPE,
+                x_ptr, y_ptr, dx_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, 1, 1, r, per_sum, leftover,
+                grad * along, grad * across, n, m, d, 0, DTYPE,
             )  # fmt: skip
 
 

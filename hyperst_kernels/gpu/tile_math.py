@@ -226,6 +226,15 @@ def atan_unit(z):
 
 
 @triton.jit
+def pick(values, i):
+    """Value i of a tuple: of all that a launch over several matrices was given, that of this program's own."""
+    chosen = values[0]
+    for k in tl.static_range(1, len(values)):
+        chosen = tl.where(i == k, values[k], chosen)
+    return chosen
+
+
+@triton.jit
 def load_rows(pointer, rows, columns, stride, n, d, DTYPE: tl.constexpr):
     """Rows of a matrix (n d) as a tile, zero beyond its ends; ``rows`` are 64 bit, so offsets do not overflow."""
     inside = (rows < n)[:, None] & (columns < d)[None, :]

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from hyperst_kernels.gpu import contrastive, distance, launch, maps, pairwise
+from hyperst_kernels.reference.contrastive import Pairing
 
 Settings = dict[str, int]
 Measure = Callable[[Callable[[], object]], float]  # seconds, or whatever is less for the better
@@ -74,16 +75,16 @@ def _problems(
         yield "product", _product_candidates(d), lambda: pairwise.pairwise_distance(x, y, c, True, "bf16x3")
     if dtype in (torch.float32, torch.float64):
         yield "plain product", _product_candidates(d), lambda: pairwise.pairwise_distance(x, y, c, True, "ieee")
-    flags = ("lorentz", True, True, "bf16x3")
+    given, flags = ([x, y], None, c, c, None), ([Pairing(0, 1, True)], "lorentz", True, "bf16x3")
     if dtype != torch.float64:
-        yield "contrastive", _loss_candidates(d), lambda: contrastive.forward(x, y, c, c, None, *flags)
+        yield "contrastive", _loss_candidates(d), lambda: contrastive.forward(*given, *flags)
     if dtype == torch.bfloat16 and d <= 256:
-        found = contrastive.forward(x, y, c, c, None, *flags)
+        found = contrastive.forward(*given, *flags)
         upstream = torch.ones_like(found[0])
         yield (
             "contrastive pull",
             _pull_candidates(),
-            lambda: contrastive.backward(upstream, upstream, x, y, c, c, None, *found, *flags, False),
+            lambda: contrastive.backward(upstream, upstream, *given, *found, *flags, False),
         )
 
 

@@ -7,11 +7,49 @@ The positive never enters the sum, so a confident row has the loss e^-gap with f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from hyperst_kernels.reference.distance import distance, pairwise_distance
+
+
+class Pairing(NamedTuple):
+    """One term of a hierarchy: which features are its queries (n d), which its keys (m d), and whether those have a loss."""
+
+    queries: int
+    keys: int
+    symmetric: bool
+
+
+def hierarchy_terms(
+    features: Sequence[Tensor],
+    factors: Tensor | None,
+    c: Tensor,
+    logit_scale: Tensor,
+    pairings: Sequence[Pairing],
+    input: str = "tangent",
+    geometry: str = "lorentz",
+    exclude_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`contrastive_terms` of several pairings of features, each times its factor: (t n), (t n).
+
+    n is that of the longest queries; shorter rows, and columns without a loss, are filled with 0.
+    """
+    if factors is not None:
+        features = [x * factor for x, factor in zip(features, factors, strict=True)]
+    longest = max(len(features[p.queries]) for p in pairings)
+    found = []
+    for p in pairings:
+        directions = "both" if p.symmetric else "rows"
+        pair = (features[p.queries], features[p.keys])
+        terms = contrastive_terms(*pair, c, logit_scale, input, geometry, directions, exclude_ids)
+        found.append([F.pad(term, (0, longest - len(term))) for term in terms])
+    rows, columns = zip(*found, strict=True)
+    return torch.stack(rows), torch.stack(columns)
 
 
 def contrastive_terms(

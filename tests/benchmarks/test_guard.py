@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
@@ -19,6 +20,8 @@ from benchmarks.problem import OURS
 from hyperst_kernels.cpu import contrastive as cpu
 from hyperst_kernels.cpu import epilogue, native, tiles
 from hyperst_kernels.gpu import contrastive as gpu
+from hyperst_kernels.gpu import contrastive_blocks
+from hyperst_kernels.reference.contrastive import Pairing
 from tests.benchmarks.counting import Counts, count
 from tests.kernels import ahead_of_time
 
@@ -102,13 +105,20 @@ class Launches(NamedTuple):
     backward: Counts
 
 
-def launches(n: int, monkeypatch: pytest.MonkeyPatch) -> Launches:
-    """Of the loss of n pairs with 16 features, on CPU tensors and without running the kernels."""
+def launches(
+    n: int,
+    monkeypatch: pytest.MonkeyPatch,
+    pairings: Sequence[Pairing] = ahead_of_time.PAIR,
+    dtype: torch.dtype = torch.float32,
+    d: int = 16,
+) -> Launches:
+    """Of the loss of n pairs with d features, on CPU tensors and without running the kernels."""
     started: list[str] = []
     found: list[torch.Tensor] = []
-    flags = ("lorentz", True, True, "bf16x3")
-    x, one = torch.zeros(n, 16), torch.ones(())
-    given = (x, x, one, one, None)
+    flags = (pairings, "lorentz", True, "bf16x3")
+    one, matrices = torch.ones(()), 1 + max(max(p.queries, p.keys) for p in pairings)
+    x = [torch.zeros(n, d, dtype=dtype) for _ in range(matrices)]
+    given = (x, None, one, one, None)
     with ahead_of_time.compiling_for("sm_90"), monkeypatch.context() as patch:
         patch.setattr(JITFunction, "run", lambda self, *args, **options: started.append(self.__name__))
         forward = count(lambda: found.extend(gpu.forward(*given, *flags)))
@@ -125,3 +135,27 @@ def test_launches_and_memory_on_a_gpu(monkeypatch):
     assert large.started[1] - small.started[1] <= 4
     assert large.forward.peak - small.forward.peak <= 4 * 512 * n
     assert large.backward.peak - small.backward.peak <= 4 * FEATURE_SIZED * features(n, 16)
+
+
+def test_a_hierarchy_takes_the_launches_of_its_kinds_of_terms(monkeypatch):
+    """One set for symmetric terms and one for row-only ones, however many there are of each."""
+    start = functools.partial(launches, 512, monkeypatch, dtype=torch.bfloat16)
+    one, three = (start([Pairing(2 * t, 2 * t + 1, True) for t in range(k)]) for k in (1, 3))
+    assert three.started == one.started
+    hierarchy, alone = (
+        start(ahead_of_time.HIERARCHY),
+        [start([p._replace(queries=0, keys=1)]) for p in ahead_of_time.HIERARCHY],
+    )
+    for taken, each in zip(hierarchy.started, zip(*(step.started for step in alone), strict=True), strict=True):
+        assert taken <= sum(each) * 3 / 4
+
+
+def test_gradients_in_half_precision_are_summed_in_stripes(monkeypatch):
+    """Beyond the gradients themselves the backward pass holds a few numbers per row, and not one in float32 per feature."""
+    monkeypatch.setattr(gpu, "SUMS", 1)
+    monkeypatch.setattr(gpu, "BLOCK", 1024)
+    monkeypatch.setattr(contrastive_blocks, "BLOCK", 1024)
+    n, d = 2048, 256
+    small, large = (launches(k * n, monkeypatch, dtype=torch.bfloat16, d=d) for k in (1, 2))
+    gradients = 2 * n * d * 2
+    assert large.backward.peak - small.backward.peak - gradients <= 2 * n * (d // 4) * 4

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from hyperst_kernels.gpu import contrastive, distance, entailment, launch, maps, pairwise
+from hyperst_kernels.reference.contrastive import Pairing
 
 TABLE = Path(__file__).with_name("resources.json")
 TARGETS = {"sm_80": ("cuda", 80), "sm_90": ("cuda", 90), "sm_100": ("cuda", 100), "gfx942": ("hip", "gfx942")}
@@ -168,12 +169,17 @@ def pairs(d: int, dtype: torch.dtype, precision: str, backward: bool = False) ->
         pairwise.pairwise_distance_backward(matrix, x, x, c, matrix, True, precision)
 
 
-def loss(d: int, dtype: torch.dtype, atomic: bool = False) -> None:
+PAIR = (Pairing(0, 1, True),)
+HIERARCHY = (Pairing(0, 1, True), Pairing(2, 1, False), Pairing(3, 0, False))  # as HyperST's
+
+
+def loss(d: int, dtype: torch.dtype, atomic: bool = False, pairings: Sequence[Pairing] = PAIR) -> None:
     """The contrastive loss and its gradient."""
-    x, c = torch.zeros(4096, d, dtype=dtype), _scalar(dtype)
-    flags = ("lorentz", True, True, "bf16x3")
-    found = contrastive.forward(x, x, c, c, None, *flags)
-    contrastive.backward(found[0], found[1], x, x, c, c, None, *found, *flags, atomic)
+    c = _scalar(dtype)
+    x = [torch.zeros(4096, d, dtype=dtype) for _ in range(2 if pairings == PAIR else 4)]
+    given, flags = (x, None, c, c, None), (pairings, "lorentz", True, "bf16x3")
+    found = contrastive.forward(*given, *flags)
+    contrastive.backward(found[0], found[1], *given, *found, *flags, atomic)
 
 
 def variants(target: str) -> dict[str, Callable[[], None]]:
@@ -185,6 +191,7 @@ def variants(target: str) -> dict[str, Callable[[], None]]:
         "pairs 512 bfloat16": lambda: pairs(512, half, "bf16x3"),
         "loss 128 bfloat16": lambda: loss(128, half),
         "loss 512 float32": lambda: loss(512, single),
+        "loss 128 bfloat16 hierarchy": lambda: loss(128, half, pairings=HIERARCHY),
     }
     if target == "sm_90":
         chosen |= {

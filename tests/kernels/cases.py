@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hyperst_kernels import operators
 from hyperst_kernels.reference import maps
+from hyperst_kernels.reference.contrastive import Pairing
 
 C = 0.8
 
@@ -139,3 +141,22 @@ CASES = {
     "exterior_angle-tangent": Case("exterior_angle", tangents, flags=(True,), absolute=1e-5, slopes=angle_slopes),
     "exterior_angle-lorentz": Case("exterior_angle", points, flags=(False,), absolute=1e-5, slopes=angle_slopes),
 }
+
+
+def contrastive_terms(
+    queries: Tensor,
+    keys: Tensor,
+    c: Tensor,
+    logit_scale: Tensor,
+    input: str = "tangent",
+    geometry: str = "lorentz",
+    directions: str = "both",
+    exclude_ids: Tensor | None = None,
+    precision: str = "bf16x3",
+    atomic: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The operator of the loss for one pair of features, with the results of ``reference.contrastive.contrastive_terms``."""
+    pairing = Pairing(0, 1, directions == "both")
+    options = ([pairing], input, geometry, exclude_ids, precision, atomic)
+    rows, columns = operators.contrastive_terms([queries, keys], None, c, logit_scale, *options)
+    return rows[0], columns[0, : len(queries) * pairing.symmetric]

@@ -14,7 +14,7 @@ import hyperst_kernels as hk
 from hyperst_kernels import operators
 from hyperst_kernels.cpu import tiles
 from hyperst_kernels.reference import contrastive as reference
-from tests.kernels import meru
+from tests.kernels import cases, meru
 
 
 @st.composite
@@ -54,7 +54,7 @@ def test_float32_matches_the_float64_reference(problem, input, directions):
     upstream = torch.linspace(0.5, 1.5, len(queries)) / len(queries)
     options = {"input": input, "directions": directions}
     exact = run(reference.contrastive_terms, queries, keys, scale, upstream, torch.float64, **options)
-    ours = run(operators.contrastive_terms, queries, keys, scale, upstream, torch.float32, **options)
+    ours = run(cases.contrastive_terms, queries, keys, scale, upstream, torch.float32, **options)
     # the change under one ulp of the inputs: what float32 features themselves leave open
     moved = run(
         reference.contrastive_terms,
@@ -97,10 +97,10 @@ def test_float64_matches_the_reference_over_several_tiles(geometry, input, monke
     upstream = torch.rand(45) / 45
     options = {"input": input, "geometry": geometry, "exclude_ids": ids}
     exact = run(reference.contrastive_terms, queries, keys, 10.0, upstream, torch.float64, **options)
-    ours = run(operators.contrastive_terms, queries, keys, 10.0, upstream, torch.float64, **options)
+    ours = run(cases.contrastive_terms, queries, keys, 10.0, upstream, torch.float64, **options)
     for got, want in zip(ours, exact, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
-    again = run(operators.contrastive_terms, queries, keys, 10.0, upstream, torch.float64, **options)
+    again = run(cases.contrastive_terms, queries, keys, 10.0, upstream, torch.float64, **options)
     assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
 
 
@@ -111,7 +111,7 @@ def test_collapsed_batch_falls_back_to_float64():
     queries, keys = (center + 1e-3 * torch.randn(200, 16) for _ in range(2))
     upstream = torch.ones(200) / 200
     exact = run(reference.contrastive_terms, queries, keys, 50.0, upstream, torch.float64)
-    ours = run(operators.contrastive_terms, queries, keys, 50.0, upstream, torch.float32)
+    ours = run(cases.contrastive_terms, queries, keys, 50.0, upstream, torch.float32)
     torch.testing.assert_close(ours[0].double(), exact[0], rtol=1e-5, atol=1e-6)
     assert (ours[2] - exact[2]).norm(dim=-1).max() <= 1e-4 * exact[2].norm(dim=-1).max()
 
@@ -157,7 +157,7 @@ def test_operator_contract():
     for ids in (None, torch.arange(7)):
         torch.library.opcheck(
             operators.ops.contrastive_forward.default,
-            (queries, keys, c, s, ids, "lorentz", True, True, "bf16x3", False, True),
+            ([queries, keys], None, c, s, ids, [0, 1, 1], "lorentz", True, "bf16x3", False, True),
         )
     loss = hk.contrastive_loss(queries, keys, c, s)
     (grad,) = torch.autograd.grad(loss, queries, create_graph=True)

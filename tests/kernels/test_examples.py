@@ -23,11 +23,11 @@ def _example(monkeypatch):
     return importlib.import_module
 
 
-@pytest.mark.parametrize("name", ["open_clip_loop", "meru_loop", "hycoclip_loop"])
+@pytest.mark.parametrize("name", ["open_clip_loop", "meru_loop", "hycoclip_loop", "hierarchy_loop"])
 def test_a_loop_lowers_its_loss_with_finite_gradients(name, example):
     torch.manual_seed(0)
     model, history = example(name).train(steps=40)
-    # 0.47 to 0.69 over a few seeds, the least in the HyCoCLIP loop
+    # 0.44 to 0.69 over a few seeds, the least in the loops over boxes
     assert sum(history[-5:]) < 0.8 * sum(history[:5])
     learned = {key: p for key, p in model.named_parameters() if p.requires_grad}
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in learned.values())

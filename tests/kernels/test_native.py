@@ -12,7 +12,7 @@ from hyperst_kernels import operators
 from hyperst_kernels.cpu import contrastive, epilogue, native, pairs
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference import distance as distance_reference
-from tests.kernels import oracle
+from tests.kernels import cases, oracle
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the package was installed without a compiler")
 EPS = torch.finfo(torch.float32).eps
@@ -25,7 +25,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(epilogue, "NATIVE_COLUMNS", 300)
 
 
-def run(queries, keys, scale, dtype, compute=operators.contrastive_terms, **options):
+def run(queries, keys, scale, dtype, compute=cases.contrastive_terms, **options):
     """Losses, and gradients of all inputs under an upstream gradient that differs from row to row."""
     leaves = [x.to(dtype).clone().requires_grad_() for x in (queries, keys, torch.tensor(0.8), torch.tensor(scale))]
     names = {"input": "tangent", "geometry": "lorentz", "directions": "both", "exclude_ids": None, **options}
@@ -92,9 +92,9 @@ def test_kept_products_change_nothing(is_native, small_tiles, monkeypatch):
 
 
 def test_products_are_kept_only_for_a_backward_pass():
-    arguments = (torch.randn(6, 4), torch.randn(9, 4), torch.tensor(1.0), torch.tensor(10.0), None)
-    flags = ("lorentz", True, True, "bf16x3", False)
-    for keep, shape in ((True, (6, 9)), (False, (0, 0))):
+    arguments = ([torch.randn(6, 4), torch.randn(9, 4)], None, torch.tensor(1.0), torch.tensor(10.0), None)
+    flags = ([0, 1, 1], "lorentz", True, "bf16x3", False)
+    for keep, shape in ((True, (1, 6, 9)), (False, (1, 0, 0))):
         assert operators.ops.contrastive_forward(*arguments, *flags, keep)[-1].shape == shape
     seen = []
     kept_shape = contrastive.kept_shape
@@ -128,10 +128,10 @@ def test_half_precision_is_computed_in_float32():
 @pytest.mark.parametrize("geometry", ["lorentz", "euclidean", "cosine"])
 def test_nan_stays_nan(geometry):
     """Compiled code does not look at its inputs: a NaN must not vanish in a minimum, a maximum or an exponential."""
-    one, flags = torch.tensor(1.0), (geometry, True, True, "bf16x3", False, False)
+    one, flags = torch.tensor(1.0), ([0, 1, 1], geometry, True, "bf16x3", False, False)
     keys = torch.randn(9, 4)
     keys[7, 2] = torch.nan  # no positive of any query
-    rows, *_ = operators.ops.contrastive_forward(torch.randn(5, 4), keys, one, one, None, *flags)
+    rows, *_ = operators.ops.contrastive_forward([torch.randn(5, 4), keys], None, one, one, None, *flags)
     assert torch.isnan(rows).all()
 
 

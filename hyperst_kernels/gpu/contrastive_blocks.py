@@ -1,0 +1,176 @@
+"""The gradient over unflagged tiles from blocks of weights, which meet the points in library products.
+
+For features too wide for the accumulators of `contrastive_pull`, and for float32 ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hyperst_kernels.gpu.contrastive_pull import shares, split
+from hyperst_kernels.gpu.contrastive_rows import EXCESS, SCALE, Side, largest_of
+from hyperst_kernels.gpu.contrastive_run import Run, Sums, Upstream
+from hyperst_kernels.gpu.contrastive_tiles import OVERFLOWS, each_key, row_terms, tile_of_pairs
+from hyperst_kernels.gpu.tile_math import load_each
+
+BLOCK = 8192  # rows and columns whose weights are in memory together
+
+
+@triton.jit
+def weights_of_tile(
+    top, left, x_ptr, y_ptr, x_terms_ptr, y_terms_ptr, ids_ptr, steepness_ptr,
+    row_lse_ptr, column_lse_ptr, row_pull_ptr, column_pull_ptr, along_ptr, x_stride, y_stride, longest, n, m, d,
+    CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr,
+    ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """G_ij s_i s_j of a tile; stores its sum of share times remoteness."""
+    rows, steepness = top + tl.arange(0, BLOCK_N), tl.load(steepness_ptr)
+    scale_x, time, a, row_ids = row_terms(x_terms_ptr, ids_ptr, rows, longest, n, EXCLUDE, DTYPE)
+    remoteness, slope, _, scale_y, _ = tile_of_pairs(
+        rows, x_ptr, y_ptr, y_terms_ptr + SCALE * longest, y_terms_ptr + EXCESS * longest, ids_ptr, top, left, 0,
+        scale_x, time, a, row_ids, x_stride, y_stride, n, m, d, CAREFUL, GEOMETRY, EXCLUDE, FAST, CAREFUL,
+        ROUNDED, PRECISION, DTYPE, OPERAND, False, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
+    )  # fmt: skip
+    share = shares(
+        remoteness, steepness, load_each(row_lse_ptr, rows, n, DTYPE),
+        each_key(column_lse_ptr, left, m, CAREFUL, DTYPE, BLOCK_M), load_each(row_pull_ptr, rows, n, DTYPE),
+        each_key(column_pull_ptr, left, m, CAREFUL, DTYPE, BLOCK_M), True, SYMMETRIC,
+    )  # fmt: skip
+    tl.store(along_ptr, tl.sum(share * remoteness))
+    return share * slope * scale_x[:, None] * scale_y[None, :]
+
+
+@triton.jit
+def store_weights(place, weight, inside, part_stride, SPLIT: tl.constexpr):
+    rounded = weight.to(place.dtype.element_ty)
+    tl.store(place, rounded, inside)
+    if SPLIT:
+        tl.store(place + part_stride, (weight - rounded.to(weight.dtype)).to(place.dtype.element_ty), inside)
+
+
+@triton.jit
+def _weights(
+    x_ptr, y_ptr, x_terms_ptr, y_terms_ptr, ids_ptr, steepness_ptr,
+    row_lse_ptr, row_pull_ptr, column_lse_ptr, column_pull_ptr, flag_ptr, weight_ptr, along_ptr, x_stride, y_stride,
+    flag_stride, part_stride, weight_stride, longest, n, m, d, first_row, first_column, tiles_m,
+    SPLIT: tl.constexpr, SYMMETRIC: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr,
+    ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """G_ij s_i s_j of a block of pairs, 0 in flagged tiles; and each tile's sum of share times remoteness.
+
+    SPLIT: a weight is the sum of two numbers, ``part_stride`` apart.
+    """
+    height, width = tl.program_id(0) // tiles_m * BLOCK_N, tl.program_id(0) % tiles_m * BLOCK_M
+    top, left = tl.cast(first_row + height, tl.int64), tl.cast(first_column + width, tl.int64)
+    i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
+    place = weight_ptr + tl.cast(height, tl.int64) * weight_stride + width + (i[:, None] * weight_stride + j[None, :])
+    inside = (i < n - top)[:, None] & (j < m - left)[None, :]
+    flagged = False
+    if GEOMETRY != 2:
+        flagged = tl.load(flag_ptr + top // BLOCK_N * flag_stride + left // BLOCK_M) != 0
+    careful = (left < top + BLOCK_N) & (top < left + BLOCK_M) | (top + BLOCK_N > n) | (left + BLOCK_M > m)
+    if GEOMETRY == 0 and tl.float64 != DTYPE:
+        a, b = largest_of(x_terms_ptr, longest), largest_of(y_terms_ptr, longest)
+        careful = careful | (2 * (1 + a) * (1 + b) > OVERFLOWS)
+    if flagged:
+        tl.store(along_ptr + tl.program_id(0), 0.0)
+        store_weights(place, tl.zeros([BLOCK_N, BLOCK_M], DTYPE), inside, part_stride, SPLIT)
+    elif careful:
+        weight = weights_of_tile(
+            top, left, x_ptr, y_ptr, x_terms_ptr, y_terms_ptr, ids_ptr, steepness_ptr, row_lse_ptr, column_lse_ptr,
+            row_pull_ptr, column_pull_ptr, along_ptr + tl.program_id(0), x_stride, y_stride, longest, n, m, d, True,
+            SYMMETRIC, GEOMETRY, EXCLUDE, FAST, ROUNDED, PRECISION, DTYPE, OPERAND, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
+        )  # fmt: skip
+        store_weights(place, weight, inside, part_stride, SPLIT)
+    else:
+        weight = weights_of_tile(
+            top, left, x_ptr, y_ptr, x_terms_ptr, y_terms_ptr, ids_ptr, steepness_ptr, row_lse_ptr, column_lse_ptr,
+            row_pull_ptr, column_pull_ptr, along_ptr + tl.program_id(0), x_stride, y_stride, longest, n, m, d, False,
+            SYMMETRIC, GEOMETRY, EXCLUDE, FAST, ROUNDED, PRECISION, DTYPE, OPERAND, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
+        )  # fmt: skip
+        store_weights(place, weight, None, part_stride, SPLIT)
+
+
+def pull_in_blocks(run: Run, upstream: Upstream, flags: Tensor, stripe: slice, sums: Sequence[Sums]) -> Tensor:
+    """Add the pulls on some rows, whole blocks, of all features, and return the queries' share of s dL/ds."""
+    c, upstream = run.c, upstream.scaled(-run.slope)
+    rows, columns = run.table["rows"], run.table["columns"]
+    parts = _parts_of_weights(run)
+    dtype = torch.bfloat16 if parts else c.dtype
+    weights = torch.empty(max(1, parts), min(BLOCK, run.n), min(BLOCK, run.m), dtype=dtype, device=c.device)
+    along = c.new_zeros((), dtype=torch.float64)
+    for role in run.queries:
+        x, y = role.x, role.y
+        for top in range(0, role.n, BLOCK):
+            for left in range(0, role.m, BLOCK):
+                for_rows, for_columns = (stripe.start <= first < stripe.stop for first in (top, left))
+                if not (for_rows or for_columns):
+                    continue
+                height, width = min(BLOCK, role.n - top), min(BLOCK, role.m - left)
+                tiles_m = triton.cdiv(width, columns)
+                found = c.new_empty(triton.cdiv(height, rows) * tiles_m)
+                _weights[(len(found),)](
+                    x.vectors, y.vectors, x.terms, y.terms, run.ids, run.steepness, *(v[role.term] for v in upstream),
+                    flags[role.term], weights, found, x.vectors.stride(0), y.vectors.stride(0),
+                    flags.stride(1), weights.stride(0), weights.stride(1), run.stride_of_terms, role.n, role.m, run.d,
+                    top, left, tiles_m, SYMMETRIC=role.symmetric, SPLIT=parts == 2, **run.product(run.table),
+                )  # fmt: skip
+                block = weights[:, :height, :width]
+                if for_rows:
+                    along += found.sum(dtype=torch.float64)
+                    some = slice(top - stripe.start, top - stripe.start + height)
+                    _add_pull(run, sums[role.owner], some, block, y, slice(left, left + width))
+                if for_columns:
+                    some = slice(left - stripe.start, left - stripe.start + width)
+                    _add_pull(run, sums[role.partner], some, block.mT, x, slice(top, top + height))
+    for side, (pull, time) in zip(run.sides, sums, strict=True):
+        pull /= side.scale[stripe, None]
+        time /= side.scale[stripe]
+    return run.from_remoteness(along)
+
+
+def _add_pull(run: Run, sums: Sums, some: slice, weights: Tensor, side: Side, others: slice) -> None:
+    """Add the pulls that rows ``others`` of a side exert on ``some`` rows by weights (p r k)."""
+    sums.pull[some] += _multiply(weights, side.vectors[others])
+    if run.geometry != "cosine":
+        ratio = split(side.ratio[others], weights.dtype)
+        for part in weights:
+            sums.time[some] += _product(part, ratio).sum(1)
+
+
+def _parts_of_weights(run: Run) -> int:
+    """In how many bf16 numbers a weight is held; 0: in one of the geometry's dtype.
+
+    bf16 has the range that weights of 1/n^2 need, float16 has not. Products of two parts take a third of the time of
+    those in float32, where the device has them with results in float32.
+    """
+    if run.dtype == torch.bfloat16:
+        return 1
+    return 0 if run.c.dtype == torch.float64 or run.precision == "ieee" or torch.version.hip else 2
+
+
+def _multiply(weight: Tensor, vectors: Tensor) -> Tensor:
+    """Weights, the sum of their parts (p r k), times vectors (k d); but for the product of the smallest parts."""
+    if weight.dtype != torch.bfloat16:
+        return weight[0] @ vectors.to(weight)
+    high = vectors.bfloat16()
+    if len(weight) == 1:
+        return _product(weight[0], high)
+    low = (vectors - high.to(torch.promote_types(vectors.dtype, torch.float32))).bfloat16()
+    return _product(weight[0], high) + (_product(weight[0], low) + _product(weight[1], high))
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """The product of two matrices in the precision it is accumulated in."""
+    if x.dtype != torch.bfloat16:
+        return x @ y
+    if x.is_cuda and torch.version.hip is None:
+        return torch.mm(x, y, out_dtype=torch.float32)
+    return x.float() @ y.float()

@@ -1,0 +1,87 @@
+"""Kernels of the pairs (i, i): row by row, from exact differences in the geometry's dtype."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from hyperst_kernels.gpu.contrastive_rows import factor_of
+from hyperst_kernels.gpu.maps import block
+from hyperst_kernels.gpu.pairwise import near_slopes
+from hyperst_kernels.gpu.tile_math import (
+    asinh,
+    at_least,
+    compare,
+    dot,
+    load_each,
+    load_rows,
+    nonzero,
+    pick,
+    rapidity,
+    root_haversine,
+    store_each,
+)
+
+
+@triton.jit
+def features_of(x_ptrs, x_terms_ptrs, strides, t, rows, columns, longest, n, d, DTYPE: tl.constexpr):
+    """Some rows times their factor."""
+    x = load_rows(pick(x_ptrs, t), rows, columns, pick(strides, t), n, d, DTYPE)
+    return factor_of(pick(x_terms_ptrs, t), longest) * x
+
+
+@triton.jit
+def _positives(
+    x_ptrs, y_ptrs, x_terms_ptrs, y_terms_ptrs, c_ptr, scale_ptr, out_ptr, x_strides, y_strides, longest, out_stride,
+    ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Logits of the positives of each term; 0 beyond its own rows."""
+    t = tl.program_id(1)
+    n = pick(ns, t)
+    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    x = features_of(x_ptrs, x_terms_ptrs, x_strides, t, rows, columns, longest, n, d, DTYPE)
+    y = features_of(y_ptrs, y_terms_ptrs, y_strides, t, rows, columns, longest, n, d, DTYPE)
+    if GEOMETRY == 0:
+        k = tl.sqrt(tl.load(c_ptr))
+        norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
+        p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
+        distance = 2 / k * asinh(root_haversine(p, q, delta, half_chord))
+    elif GEOMETRY == 1:
+        distance = tl.sqrt(dot(x - y, x - y))
+    else:  # a zero vector is orthogonal to everything
+        norm_x, norm_y = tl.sqrt(dot(x, x)), tl.sqrt(dot(y, y))
+        apart = x / at_least(norm_x, 1e-12)[:, None] - y / at_least(norm_y, 1e-12)[:, None]
+        distance = (dot(apart, apart) + (norm_x == 0).to(DTYPE) + (norm_y == 0).to(DTYPE)) / 2
+    logits = tl.where(rows < n, -tl.load(scale_ptr) * distance, 0)
+    store_each(out_ptr + tl.cast(t, tl.int64) * out_stride, rows, logits, out_stride)
+
+
+@triton.jit
+def _positive_pulls(
+    x_ptrs, y_ptrs, x_terms_ptrs, y_terms_ptrs, c_ptr, weight_ptrs, dx_ptrs, x_strides, y_strides, longest, top,
+    ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """dx_i += weight_i times the gradient of d(x_i, y_i) by x_i, for the rows from ``top`` on; dx begins there."""
+    t = tl.program_id(1)
+    n = pick(ns, t)
+    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows += top
+    x = features_of(x_ptrs, x_terms_ptrs, x_strides, t, rows, columns, longest, n, d, DTYPE)
+    y = features_of(y_ptrs, y_terms_ptrs, y_strides, t, rows, columns, longest, n, d, DTYPE)
+    if GEOMETRY == 0:
+        norm_x, norm_y, a, _, r, e, half_chord = compare(x, y)
+        p, q, delta = rapidity(norm_x, norm_y, r, tl.sqrt(tl.load(c_ptr)), TANGENT)
+        along, across = near_slopes(p, q, delta, half_chord, TANGENT)
+        slope = along[:, None] * a + across[:, None] * e
+    elif GEOMETRY == 1:
+        slope = (x - y) / nonzero(tl.sqrt(dot(x - y, x - y)))[:, None]
+    else:
+        length = at_least(tl.sqrt(dot(x, x)), 1e-12)[:, None]
+        a, b = x / length, y / at_least(tl.sqrt(dot(y, y)), 1e-12)[:, None]
+        slope = (dot(a, b)[:, None] * a - b) / length
+    change = load_each(pick(weight_ptrs, t), rows, n, DTYPE)[:, None] * slope
+    place = pick(dx_ptrs, t) + (rows - top)[:, None] * d + columns[None, :]
+    inside = (rows < n)[:, None] & (columns < d)[None, :]
+    tl.store(place, tl.load(place, inside, other=0) + change, inside)

@@ -1,0 +1,185 @@
+"""What forward and backward launch alike: prepared features, the terms seen from either side, constants of kernels.
+
+One launch serves all terms of a hierarchy that its compiled code fits: the second axis of its grid is that of the terms, and
+whatever differs between them comes as tuples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from hyperst_kernels.gpu import launch
+from hyperst_kernels.gpu.contrastive_rows import GEOMETRIES, Side, prepare
+from hyperst_kernels.gpu.pairwise import NEAR_TILE
+from hyperst_kernels.reference.contrastive import Pairing
+
+# z beside what it was subtracted from, below which a pair is near: it keeps 15 of 23 bits, and half of that error counts.
+NEAR = {torch.float32: 2.0**-8, torch.float64: 2.0**-16}
+LN_2 = 0.6931471805599453
+
+
+class Role(NamedTuple):
+    """A term of the hierarchy seen from the features that own its rows: the queries, or the keys with all else swapped."""
+
+    term: int
+    owner: int  # which features x are
+    partner: int  # and which are y
+    x: Side
+    y: Side
+    symmetric: bool
+    swapped: bool
+
+    @property
+    def n(self) -> int:
+        return len(self.x.vectors)
+
+    @property
+    def m(self) -> int:
+        return len(self.y.vectors)
+
+    @property
+    def pairs(self) -> int:
+        """Rows that have a positive, and a loss."""
+        return min(self.n, self.m)
+
+
+def rounds(roles: Sequence[Role]) -> Iterator[list[Role]]:
+    """Roles that may add to what they own in one launch: no two of a round own the same."""
+    while roles:
+        first = {role.owner: role for role in reversed(roles)}
+        yield [role for role in roles if first[role.owner] is role]
+        roles = [role for role in roles if first[role.owner] is not role]
+
+
+def vectors_of(roles: Sequence[Role]) -> tuple:
+    """The arguments that most kernels begin with: vectors and terms of the rows' side and of the columns' side."""
+    return (
+        tuple(r.x.vectors for r in roles),
+        tuple(r.y.vectors for r in roles),
+        tuple(r.x.terms for r in roles),
+        tuple(r.y.terms for r in roles),
+    )
+
+
+def strides_of(roles: Sequence[Role]) -> tuple:
+    return tuple(r.x.vectors.stride(0) for r in roles), tuple(r.y.vectors.stride(0) for r in roles)
+
+
+def lengths_of(roles: Sequence[Role]) -> tuple:
+    return tuple(r.n for r in roles), tuple(r.m for r in roles)
+
+
+class Sums(NamedTuple):
+    """Of some rows: the sum of weighted points (r d) that pull on each, and of their weighted times (r)."""
+
+    pull: Tensor
+    time: Tensor
+
+
+class Upstream(NamedTuple):
+    """Of rows (t n) and columns (t m): log-sum-exp with the positive in units of log2(e), gradient of the loss."""
+
+    row_lse: Tensor
+    row_grad: Tensor
+    column_lse: Tensor
+    column_grad: Tensor
+
+    def scaled(self, factor: Tensor) -> Upstream:
+        return self._replace(row_grad=self.row_grad * factor, column_grad=self.column_grad * factor)
+
+    def of(self, roles: Sequence[Role]) -> tuple:
+        """As arguments: of each role's rows and of its columns, the sums first."""
+        mine, other = (self.row_lse, self.row_grad), (self.column_lse, self.column_grad)
+        if roles[0].swapped:
+            mine, other = other, mine
+        return tuple(tuple(x[r.term] for r in roles) for pair in zip(mine, other, strict=True) for x in pair)
+
+
+def flags_shape(features: Sequence[Tensor], pairings: Sequence[Pairing], geometry: str) -> tuple[int, int, int]:
+    """(t i j) of the flags that `forward` returns: one per tile of each term, none where no pair is near."""
+    if geometry == "cosine":
+        return len(pairings), 0, 0
+    table = launch.settings("contrastive", features[0].shape[1], features[0].dtype)
+    n, m = (max(len(features[number]) for number in side) for side in list(zip(*pairings, strict=True))[:2])
+    return len(pairings), -(-n // table["rows"]), -(-m // table["columns"])
+
+
+class Run:
+    """One pass, forward or backward, over all terms."""
+
+    def __init__(
+        self,
+        features: Sequence[Tensor],
+        factors: Tensor | None,
+        c: Tensor,
+        logit_scale: Tensor,
+        exclude_ids: Tensor | None,
+        pairings: Sequence[Pairing],
+        geometry: str,
+        tangent: bool,
+        precision: str,
+    ):
+        first = features[0]
+        self.c, self.scale, self.geometry, self.tangent = c, logit_scale, geometry, tangent
+        self.d, self.dtype, self.precision, self.near = first.shape[1], first.dtype, precision, geometry != "cosine"
+        self.sides = prepare(features, factors, c, geometry, tangent, precision)
+        self.stride_of_terms = self.sides[0].terms.stride(0)
+        self.queries = [self._role(t, p, False) for t, p in enumerate(pairings)]
+        self.keys = [self._role(t, p, True) for t, p in enumerate(pairings)]
+        self.n, self.m = (max(role.n for role in roles) for roles in (self.queries, self.keys))
+        self.ids = first.new_empty(0, dtype=torch.int64) if exclude_ids is None else exclude_ids.contiguous()
+        # logit = -slope * (distance but for 1/sqrt(c)) = -steepness ln 2 * remoteness
+        self.slope = logit_scale / c.sqrt() if geometry == "lorentz" else logit_scale
+        self.steepness = self.slope if geometry == "lorentz" else self.slope / LN_2
+        self.table = launch.settings("contrastive", self.d, self.dtype)
+        self.constants = {
+            "GEOMETRY": GEOMETRIES[geometry],
+            "EXCLUDE": exclude_ids is not None,
+            "DTYPE": launch.triton_dtype(c.dtype),
+        }
+        self.near_tile = NEAR_TILE[c.dtype]
+
+    def _role(self, t: int, pairing: Pairing, swapped: bool) -> Role:
+        owner, partner = (pairing.keys, pairing.queries) if swapped else (pairing.queries, pairing.keys)
+        return Role(t, owner, partner, self.sides[owner], self.sides[partner], pairing.symmetric, swapped)
+
+    def product(self, table: dict[str, int]) -> dict:
+        """Constants of a kernel that multiplies tiles."""
+        return {
+            "FAST": self.c.dtype == torch.float32 and launch.architecture().startswith("cuda"),
+            "ROUNDED": self.precision == "bf16" and self.dtype == torch.float32,
+            "PRECISION": launch.product_precision(self.dtype, self.precision),
+            "OPERAND": launch.operand_dtype(self.dtype),
+            "BLOCK_N": table["rows"],
+            "BLOCK_M": table["columns"],
+            "BLOCK_D": table["inner"],
+            "EVEN": self.d % table["inner"] == 0,
+            "num_warps": table["warps"],
+            "num_stages": table["stages"],
+            **self.constants,
+        }
+
+    def flagged(self, roles: Sequence[Role], flags: Tensor) -> tuple[tuple, int, int, dict]:
+        """Of kernels that read flags: each role's, their strides by row and column, and constants with their block sizes."""
+        rows, columns = self.table["rows"], self.table["columns"]
+        strides = (flags.stride(1), 1)
+        if roles[0].swapped:
+            rows, columns, strides = columns, rows, strides[::-1]
+        return tuple(flags[r.term] for r in roles), *strides, {"FLAG_N": rows, "FLAG_M": columns}
+
+    def from_remoteness(self, along: Tensor) -> Tensor:
+        """s dL/ds from the sum of remoteness times what pulls."""
+        return along * (LN_2 if self.geometry == "lorentz" else 1)
+
+    def near_grid(self, roles: Sequence[Role], rows: int) -> tuple[int, int]:
+        """Of kernels whose programs own ``near_tile`` of so many rows."""
+        return triton.cdiv(rows, self.near_tile), len(roles)
+
+    def exactly(self) -> dict:
+        """Constants of a kernel that works feature by feature: with fewer warps its dozen numbers per pair spill."""
+        return {**self.constants, "TANGENT": self.tangent, "TILE": self.near_tile, "num_warps": 8}
