@@ -24,7 +24,7 @@ from hyperst_kernels.modules import (
     HyperbolicContrastiveLoss,
     LorentzLift,
 )
-from hyperst_kernels.operators import use_reference
+from hyperst_kernels.registration import use_reference
 
 __all__ = [
     "ContrastiveTerm",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hyperst_kernels import _checks, operators
+from hyperst_kernels import _checks, loss_operator
 from hyperst_kernels.distance import INPUTS, PRECISIONS
 from hyperst_kernels.entailment import REDUCTIONS
 from hyperst_kernels.reference.contrastive import Pairing
@@ -152,7 +152,7 @@ def _losses(
     if exclude_ids is not None:
         exclude_ids = exclude_ids.to(vectors[0].device)
     options = (input, geometry, exclude_ids, precision or "bf16x3", not deterministic)
-    rows, columns = operators.contrastive_terms(vectors, factors, c, logit_scale, pairings, *options)
+    rows, columns = loss_operator.contrastive_terms(vectors, factors, c, logit_scale, pairings, *options)
     losses = []
     for t, term in enumerate(terms):
         n = len(term.queries)

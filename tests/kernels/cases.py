@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hyperst_kernels import operators
+from hyperst_kernels import loss_operator
 from hyperst_kernels.reference import maps
 from hyperst_kernels.reference.contrastive import Pairing
 
@@ -158,5 +158,5 @@ def contrastive_terms(
     """The operator of the loss for one pair of features, with the results of ``reference.contrastive.contrastive_terms``."""
     pairing = Pairing(0, 1, directions == "both")
     options = ([pairing], input, geometry, exclude_ids, precision, atomic)
-    rows, columns = operators.contrastive_terms([queries, keys], None, c, logit_scale, *options)
+    rows, columns = loss_operator.contrastive_terms([queries, keys], None, c, logit_scale, *options)
     return rows[0], columns[0, : len(queries) * pairing.symmetric]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import hyperst_kernels as hk
-from hyperst_kernels import operators
+from hyperst_kernels import loss_operator
 from hyperst_kernels.cpu import tiles
 from hyperst_kernels.reference import contrastive as reference
 from tests.kernels import cases, meru
@@ -156,7 +156,7 @@ def test_operator_contract():
     c, s = torch.tensor(1.0, requires_grad=True), torch.tensor(10.0, requires_grad=True)
     for ids in (None, torch.arange(7)):
         torch.library.opcheck(
-            operators.ops.contrastive_forward.default,
+            loss_operator.ops.contrastive_forward.default,
             ([queries, keys], None, c, s, ids, [0, 1, 1], "lorentz", True, "bf16x3", False, True),
         )
     loss = hk.contrastive_loss(queries, keys, c, s)

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import hyperst_kernels as hk
-from hyperst_kernels import operators
+from hyperst_kernels import loss_operator
 from hyperst_kernels.cpu import contrastive, epilogue, native, pairs
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference import distance as distance_reference
@@ -95,7 +95,7 @@ def test_products_are_kept_only_for_a_backward_pass():
     arguments = ([torch.randn(6, 4), torch.randn(9, 4)], None, torch.tensor(1.0), torch.tensor(10.0), None)
     flags = ([0, 1, 1], "lorentz", True, "bf16x3", False)
     for keep, shape in ((True, (1, 6, 9)), (False, (1, 0, 0))):
-        assert operators.ops.contrastive_forward(*arguments, *flags, keep)[-1].shape == shape
+        assert loss_operator.ops.contrastive_forward(*arguments, *flags, keep)[-1].shape == shape
     seen = []
     kept_shape = contrastive.kept_shape
     with pytest.MonkeyPatch.context() as patch:
@@ -131,7 +131,7 @@ def test_nan_stays_nan(geometry):
     one, flags = torch.tensor(1.0), ([0, 1, 1], geometry, True, "bf16x3", False, False)
     keys = torch.randn(9, 4)
     keys[7, 2] = torch.nan  # no positive of any query
-    rows, *_ = operators.ops.contrastive_forward([torch.randn(5, 4), keys], None, one, one, None, *flags)
+    rows, *_ = loss_operator.ops.contrastive_forward([torch.randn(5, 4), keys], None, one, one, None, *flags)
     assert torch.isnan(rows).all()
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import hyperst_kernels as hk
-from hyperst_kernels import operators
+from hyperst_kernels import operators, registration
 from hyperst_kernels.gpu import launch
-from hyperst_kernels.operators import ops
+from hyperst_kernels.registration import ops
 from tests.kernels.cases import CASES, C
 from tests.kernels.triton import DEVICE, INTERPRETED
 
@@ -226,4 +226,4 @@ def test_rows_too_long_for_a_product_say_so():
 
 def test_this_process_runs_kernels():
     assert launch.architecture() == "interpreter" if INTERPRETED else launch.architecture() != "interpreter"
-    assert "CPU" in operators._TRITON if INTERPRETED else "CUDA" in operators._TRITON
+    assert "CPU" in registration.TRITON if INTERPRETED else "CUDA" in registration.TRITON

@@ -1,0 +1,202 @@
+"""The operator of the contrastive loss over several pairings of features, for all of them at once.
+
+Features have one floating dtype and one d, everything else is of the geometry's dtype. ``pairings`` are those of the
+reference, three integers each; ``factors`` multiply the features, one each. ``kept`` is what the backward pass of the same
+device can use again, in whatever form it likes; ``keep`` tells whether there will be one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hyperst_kernels.cpu import contrastive as cpu_contrastive
+from hyperst_kernels.reference import contrastive as contrastive_reference
+from hyperst_kernels.reference.contrastive import Pairing
+from hyperst_kernels.registration import (
+    INTERPRETED,
+    PORTABLE,
+    TRITON,
+    define,
+    in_full_precision,
+    ops,
+    raising,
+    reference_in_use,
+)
+
+
+def _unflattened(pairings: Sequence[int]) -> list[Pairing]:
+    return [Pairing(x, y, bool(symmetric)) for x, y, symmetric in zip(*[iter(pairings)] * 3, strict=True)]
+
+
+def _scaled(features: Sequence[Tensor], factors: Tensor | None, c: Tensor) -> list[Tensor]:
+    """What the loss is computed of, in the geometry's dtype."""
+    wide = [x.to(c.dtype) for x in features]
+    return wide if factors is None else [x * factor for x, factor in zip(wide, factors, strict=True)]
+
+
+def _portable_contrastive(
+    features, factors, c, logit_scale, exclude_ids, pairings, geometry, tangent, precision, atomic, keep
+):
+    flags = (_unflattened(pairings), geometry, tangent, keep)
+    *negatives, kept = cpu_contrastive.forward(_scaled(features, factors, c), c, logit_scale, exclude_ids, *flags)
+    return (*cpu_contrastive.losses(*negatives), *negatives, kept)
+
+
+def _portable_contrastive_backward(
+    grad_rows,
+    grad_columns,
+    features,
+    factors,
+    c,
+    logit_scale,
+    exclude_ids,
+    rows,
+    columns,
+    positives,
+    kept,
+    pairings,
+    *flags,
+):
+    scaled = _scaled(features, factors, c)
+    saved = (rows, columns, positives, kept, _unflattened(pairings))
+    gradients, dc, ds = cpu_contrastive.backward(
+        grad_rows, grad_columns, scaled, c, logit_scale, exclude_ids, *saved, *flags[:2]
+    )
+    d_factors = c.new_zeros(0)
+    if factors is not None:
+        along = [torch.linalg.vecdot(u, g).sum(dtype=torch.float64) for u, g in zip(scaled, gradients, strict=True)]
+        d_factors = (torch.stack(along) / factors).to(c.dtype)
+        gradients = [g.mul_(factor) for g, factor in zip(gradients, factors, strict=True)]
+    return [g.to(x.dtype) for g, x in zip(gradients, features, strict=True)], d_factors, dc, ds
+
+
+def _triton_contrastive(features, factors, c, logit_scale, exclude_ids, pairings, *flags):
+    from hyperst_kernels.gpu import contrastive
+
+    # flags of tiles are small enough to be kept in any case
+    given = (features, factors, c, logit_scale, exclude_ids, _unflattened(pairings), *flags[:-2])
+    *negatives, kept = contrastive.forward(*given)
+    return (*cpu_contrastive.losses(*negatives), *negatives, kept)
+
+
+def _triton_contrastive_backward(
+    grad_rows,
+    grad_columns,
+    features,
+    factors,
+    c,
+    logit_scale,
+    exclude_ids,
+    rows,
+    columns,
+    positives,
+    kept,
+    pairings,
+    *flags,
+):
+    from hyperst_kernels.gpu import contrastive
+
+    given = (grad_rows, grad_columns, features, factors, c, logit_scale, exclude_ids)
+    return contrastive.backward(*given, rows, columns, positives, kept, _unflattened(pairings), *flags)
+
+
+def _contrastive_fake(
+    features, factors, c, logit_scale, exclude_ids, pairings, geometry, tangent, precision, atomic, keep
+):
+    pairings = _unflattened(pairings)
+    n = max(features[p.queries].shape[0] for p in pairings)
+    if c.device.type == "cuda" or INTERPRETED:
+        from hyperst_kernels.gpu.contrastive import flags_shape
+
+        kept = c.new_empty(flags_shape(features, pairings, geometry), dtype=torch.int8)
+    else:
+        kept = c.new_empty(cpu_contrastive.kept_shape(features, pairings, c, keep))
+    return (*(c.new_empty(len(pairings), n) for _ in range(5)), kept)
+
+
+class _Contrastive(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, factors, c, logit_scale, exclude_ids, flags, *features):
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs = ops.contrastive_forward(features, factors, c, logit_scale, exclude_ids, *flags)
+        ctx.flags, ctx.factors = flags[:-1], factors is not None
+        ctx.save_for_backward(factors, c, logit_scale, exclude_ids, *outputs[2:], *features)
+        ctx.mark_non_differentiable(*outputs[2:])
+        ctx.set_materialize_grads(False)  # zeros for ``kept`` would be as large as it
+        return outputs
+
+    @staticmethod
+    def backward(ctx, *grads):
+        factors, c, logit_scale, exclude_ids, *rest = ctx.saved_tensors
+        outputs, features = rest[:4], rest[4:]
+        upstream = (
+            negatives.new_zeros(negatives.shape) if grad is None else grad.contiguous()
+            for grad, negatives in zip(grads, outputs[:2], strict=False)
+        )
+        gradients, d_factors, dc, ds = ops.contrastive_backward(
+            *upstream, features, factors, c, logit_scale, exclude_ids, *outputs, *ctx.flags
+        )
+        return (d_factors if ctx.factors else None, dc, ds, None, None, *gradients)
+
+
+_GIVEN = "Tensor[] features, Tensor? factors, Tensor c, Tensor logit_scale, Tensor? exclude_ids"
+_FLAGS = "int[] pairings, str geometry, bool tangent, str precision, bool atomic"
+define(
+    f"contrastive_forward({_GIVEN}, {_FLAGS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _contrastive_fake,
+    {
+        **dict.fromkeys(TRITON, in_full_precision(_triton_contrastive)),
+        **dict.fromkeys(PORTABLE, in_full_precision(_portable_contrastive)),
+    },
+    {"": lambda features, *given: _Contrastive.apply(*given[:4], given[4:], *features)},
+)
+define(
+    f"contrastive_backward(Tensor grad_rows, Tensor grad_columns, {_GIVEN}, Tensor row_negatives,"
+    f" Tensor column_negatives, Tensor positives, Tensor kept, {_FLAGS}) -> (Tensor[], Tensor, Tensor, Tensor)",
+    lambda grad_rows, grad_columns, features, factors, c, *rest: (
+        [x.new_empty(x.shape) for x in features],
+        c.new_empty(0 if factors is None else len(features)),
+        c.new_empty(()),
+        c.new_empty(()),
+    ),
+    {
+        **dict.fromkeys(TRITON, in_full_precision(_triton_contrastive_backward)),
+        **dict.fromkeys(PORTABLE, in_full_precision(_portable_contrastive_backward)),
+    },
+    {
+        "": raising(
+            "contrastive",
+            "call backward without create_graph=True, or compute the loss under hyperst_kernels.use_reference() "
+            "where the batch is small",
+        )
+    },
+)
+
+
+def contrastive_terms(
+    features: Sequence[Tensor],
+    factors: Tensor | None,
+    c: Tensor,
+    logit_scale: Tensor,
+    pairings: Sequence[Pairing],
+    input: str,
+    geometry: str,
+    exclude_ids: Tensor | None,
+    precision: str = "bf16x3",
+    atomic: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The operator behind ``reference.contrastive.hierarchy_terms``, with the same arguments and results."""
+    if reference_in_use():
+        features = [x.to(c.dtype) for x in features]
+        return contrastive_reference.hierarchy_terms(
+            features, factors, c, logit_scale, pairings, input, geometry, exclude_ids
+        )
+    keep = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (*features, factors, c, logit_scale)
+    )
+    flat = [int(number) for pairing in pairings for number in pairing]
+    flags = (flat, geometry, input == "tangent", precision, atomic, keep)
+    return ops.contrastive_forward(features, factors, c, logit_scale, exclude_ids, *flags)[:2]
