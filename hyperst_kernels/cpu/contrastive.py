@@ -176,7 +176,7 @@ class _Pass(Tiles):
         """Of queries (n d), keys (m d) and the logit scale; ``kept`` are the products of the forward pass, or empty."""
         upstream = self._upstream(grad_rows, grad_columns, row_negatives, column_negatives, positives)
         keep = kept.numel() > 0
-        d_left, d_right = self.left.new_empty(self.shape[0], self.left.shape[1]), torch.zeros_like(self.right)
+        d_left, d_right = self.left.new_empty(self.shape[0], self.left.shape[1]), torch.empty_like(self.right)
         d_queries, d_keys = torch.zeros_like(self.queries), torch.zeros_like(self.keys)
         d_scale = 0.0
         for rows, columns, (weights,) in self.visit(1):
@@ -191,7 +191,7 @@ class _Pass(Tiles):
             d_scale -= self.epilogue.weigh(rows, columns, z, upstream, weights)
             grad = d_left[: len(weights)]
             torch.addmm(grad, weights, self.right[columns], beta=float(columns.start > 0), out=grad)
-            d_right[columns].addmm_(weights.T, self.left[rows])
+            d_right[columns].addmm_(weights.T, self.left[rows], beta=float(rows.start > 0))
             if columns.stop == self.m:
                 self.left[rows] = grad  # these rows are done with: their gradient takes their place
         self.geometry.add_left_gradient(self.queries, self.terms(self.left), d_queries)

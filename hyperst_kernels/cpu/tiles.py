@@ -54,6 +54,9 @@ class Tiles:
         self.n, self.m = len(queries), len(keys)
         self.width = queries.shape[1] + geometry.extra
         self.left, self.right = self._operand(geometry.left, queries), self._operand(geometry.right, keys)
+        self.widest: dict[
+            int, Tensor
+        ] = {}  # of the keys of a tile, by the first: the operand (1 k) with the largest terms
         self.near_left = self.n * self.m * MANY + 1024 if queries.dtype == torch.float32 else float("inf")
 
     def _operand(self, fill: Callable[[Tensor, Tensor], None], features: Tensor) -> Tensor:
@@ -95,8 +98,9 @@ class Tiles:
     def cancelled(self, rows: slice, columns: slice, z: Tensor, minima: Tensor) -> Near:
         """Entries whose product has cancelled: a cheap test of the row minima, then of the rows that fail it."""
         left, right = self.terms(self.left[rows]), self.terms(self.right[columns])
-        widest = right[right[:, -1].argmax()][None]
-        suspects = (minima <= self.near * self.geometry.scale(left, widest)[:, 0]).nonzero()[:, 0]
+        if columns.start not in self.widest:
+            self.widest[columns.start] = right[right[:, -1].argmax()][None]
+        suspects = (minima <= self.near * self.geometry.scale(left, self.widest[columns.start])[:, 0]).nonzero()[:, 0]
         if len(suspects) == 0:
             return None
         i, j = (z[suspects] <= self.near * self.geometry.scale(left[suspects], right)).nonzero(as_tuple=True)
