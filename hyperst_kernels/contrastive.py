@@ -155,7 +155,7 @@ def _losses(
     rows, columns = loss_operator.contrastive_terms(vectors, factors, c, logit_scale, pairings, *options)
     losses = []
     for t, term in enumerate(terms):
-        n = len(term.queries)
+        n = term.queries.shape[0]
         per_sample = (rows[t, :n] + columns[t, :n]) / 2 if term.directions == "both" else rows[t, :n]
         losses.append(_reduce(per_sample, weights, reduction))
     return losses
@@ -188,7 +188,7 @@ def _same(one: float | Tensor, other: float | Tensor) -> bool:
 
 
 def _check_shapes(within: str, term: Term, d: int, exclude_ids: Tensor | None) -> None:
-    n, m = len(term.queries), len(term.keys)
+    n, m = term.queries.shape[0], term.keys.shape[0]
     if term.queries.shape[1] != d or term.keys.shape[1] != d or m < n or n == 0:
         raise ValueError(
             f"{within}queries (n, d) and {within}keys (m, d) need 1 <= n <= m and the same d{' in all terms' * bool(within)}, "

@@ -27,7 +27,7 @@ KEPT_BYTES = 256 << 20
 
 def kept_shape(features: Sequence[Tensor], pairings: Sequence[Pairing], like: Tensor, keep: bool) -> tuple[int, ...]:
     """Shape of the products that the forward pass hands to the backward pass: (t n m), or (t 0 0) for nothing."""
-    n, m = (max(len(features[number]) for number in side) for side in list(zip(*pairings, strict=True))[:2])
+    n, m = (max(features[number].shape[0] for number in side) for side in list(zip(*pairings, strict=True))[:2])
     kept = keep and like.device.type == "cpu" and like.dtype == torch.float32 and 4 * n * m <= KEPT_BYTES
     return (len(pairings), n, m) if kept else (len(pairings), 0, 0)
 

@@ -105,7 +105,7 @@ def flags_shape(features: Sequence[Tensor], pairings: Sequence[Pairing], geometr
     if geometry == "cosine":
         return len(pairings), 0, 0
     table = launch.settings("contrastive", features[0].shape[1], features[0].dtype)
-    n, m = (max(len(features[number]) for number in side) for side in list(zip(*pairings, strict=True))[:2])
+    n, m = (max(features[number].shape[0] for number in side) for side in list(zip(*pairings, strict=True))[:2])
     return len(pairings), -(-n // table["rows"]), -(-m // table["columns"])
 
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.compilers import nop
 
 import hyperst_kernels as hk
 from hyperst_kernels import loss_operator
@@ -168,6 +170,22 @@ def test_compiles_fullgraph():
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     got, want = (torch.autograd.grad(f(*features, *factors), (*features, *factors)) for f in (compiled, loss))
     torch.testing.assert_close(got, want)
+
+
+def test_one_compilation_serves_every_batch_size():
+    graphs = []
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: graphs.append(graph) or graph.forward, bw_compiler=nop)
+
+    def loss(*features):
+        return hk.hierarchical_contrastive_loss(hyperst(features, (0.3, 0.7)), 0.8, 9.0)[0]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=backend)
+    for n in (7, 9, 12):
+        features, _ = four(n, 5, n, torch.float32)
+        got, want = (torch.autograd.grad(f(*features), features) for f in (compiled, loss))
+        torch.testing.assert_close(got, want)
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize(
