@@ -102,6 +102,11 @@ def hierarchical_contrastive_loss(
     prepared once; all have one d. ``options`` are those of `contrastive_loss`, shared by all terms, except directions and
     scales, which each term has.
 
+    Returns 0-d losses, or (n,) for ``reduction="none"`` and terms of one n. Raises what `contrastive_loss` does, naming the
+    term, and ValueError for no terms and for features of different d.
+
+    Source: Zhang et al. 2025, section 3; Pal et al. 2025.
+
     >>> x = torch.eye(4)
     >>> total, parts = hierarchical_contrastive_loss([Term(x, x, 0.5), Term(x, 2 * x, 0.25, "rows")])
     >>> bool(torch.isclose(total, 0.5 * parts[0] + 0.25 * parts[1]))

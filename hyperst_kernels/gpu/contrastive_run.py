@@ -67,10 +67,12 @@ def vectors_of(roles: Sequence[Role]) -> tuple:
 
 
 def strides_of(roles: Sequence[Role]) -> tuple:
+    """From row to row of both sides' vectors."""
     return tuple(r.x.vectors.stride(0) for r in roles), tuple(r.y.vectors.stride(0) for r in roles)
 
 
 def lengths_of(roles: Sequence[Role]) -> tuple:
+    """n and m of each role."""
     return tuple(r.n for r in roles), tuple(r.m for r in roles)
 
 
