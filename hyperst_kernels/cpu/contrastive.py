@@ -14,21 +14,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hyperst_kernels.cpu import native
+from hyperst_kernels.cpu import memory, native
 from hyperst_kernels.cpu.epilogue import Epilogue, NativeEpilogue, PortableEpilogue, Upstream
 from hyperst_kernels.cpu.geometry import geometry_of
 from hyperst_kernels.cpu.tiles import NEAR_WIDENED, Tiles, TooManyNear
 from hyperst_kernels.reference.contrastive import Pairing, softplus
 
-# Up to this size the n x m products stay in memory from the forward to the backward pass, which saves one product in
-# four: a batch of 8192.
-KEPT_BYTES = 256 << 20
-
 
 def kept_shape(features: Sequence[Tensor], pairings: Sequence[Pairing], like: Tensor, keep: bool) -> tuple[int, ...]:
     """Shape of the products that the forward pass hands to the backward pass: (t n m), or (t 0 0) for nothing."""
     n, m = (max(features[number].shape[0] for number in side) for side in list(zip(*pairings, strict=True))[:2])
-    kept = keep and like.device.type == "cpu" and like.dtype == torch.float32 and 4 * n * m <= KEPT_BYTES
+    kept = keep and like.device.type == "cpu" and like.dtype == torch.float32 and 4 * n * m <= memory.KEPT_BYTES
     return (len(pairings), n, m) if kept else (len(pairings), 0, 0)
 
 
@@ -49,7 +45,7 @@ def forward(
     n = max(len(features[p.queries]) for p in pairings)
     rows, columns = (c.new_full((len(pairings), n), -torch.inf) for _ in range(2))
     positives = c.new_zeros(len(pairings), n)
-    kept = native.large(c.new_empty(kept_shape(features, pairings, c, keep)))
+    kept = memory.borrow(kept_shape(features, pairings, c, keep), c)
     for t, pairing in enumerate(pairings):
         x, y = features[pairing.queries], features[pairing.keys]
         found = _forward(
@@ -176,8 +172,10 @@ class _Pass(Tiles):
         """Of queries (n d), keys (m d) and the logit scale; ``kept`` are the products of the forward pass, or empty."""
         upstream = self._upstream(grad_rows, grad_columns, row_negatives, column_negatives, positives)
         keep = kept.numel() > 0
-        d_left, d_right = self.left.new_empty(self.shape[0], self.left.shape[1]), torch.empty_like(self.right)
-        d_queries, d_keys = torch.zeros_like(self.queries), torch.zeros_like(self.keys)
+        d_left = self.left.new_empty(self.shape[0], self.left.shape[1])
+        d_right, d_queries, d_keys = (native.large(torch.empty_like(t)) for t in (self.right, self.queries, self.keys))
+        d_queries.zero_()
+        d_keys.zero_()
         d_scale = 0.0
         for rows, columns, (weights,) in self.visit(1):
             z = kept[rows, columns] if keep else self._product(rows, columns, weights)

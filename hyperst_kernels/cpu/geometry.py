@@ -17,6 +17,9 @@ from hyperst_kernels.reference.contrastive import dissimilarity
 from hyperst_kernels.reference.distance import distance_gradients
 from hyperst_kernels.reference.scalars import kappa, sinhc
 
+# Numbers in the rows that row-wise functions see at a time: temporaries of this size stay in the last-level cache.
+CHUNK_NUMBERS = 1 << 19
+
 
 class Geometry(Protocol):
     """n queries, m keys, d features; operands have k = d + extra columns."""
@@ -87,8 +90,8 @@ class Lorentz:
         of_features = excess * growth / torch.sqrt(1 + growth * growth * square)
         if self.tangent:
             # d growth / dx = c sqrt(c) kappa x, times <x, dL/dX>
-            inner = factor * _inner(features, along) + of_features * square
-            of_features = growth * of_features + self.c * self.c.sqrt() * kappa(self.c * square) * inner
+            pull = factor * inner(features, along) + of_features * square
+            of_features = growth * of_features + self.c * self.c.sqrt() * kappa(self.c * square) * pull
         else:
             of_features = growth * of_features
         out.addcmul_(factor * growth, along).addcmul_(of_features, features)
@@ -184,7 +187,7 @@ class Cosine:
         """sign times the gradient of x from that of the unit vector x / |x|."""
         length = _length(features)
         out.addcmul_(sign / length, grad)
-        out.addcmul_(-sign * _inner(features, grad) / length / length**2, features)
+        out.addcmul_(-sign * inner(features, grad) / length / length**2, features)
 
     def scale(self, left: Tensor, right: Tensor) -> Tensor:
         # z is used as it is: an absolute error of one rounding needs no repair
@@ -219,9 +222,10 @@ def _length(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=1e-12)
 
 
-def _inner(x: Tensor, y: Tensor) -> Tensor:
-    """<x, y> of matching rows: (n d), (n d) -> (n 1)."""
-    return torch.linalg.vecdot(x, y)[:, None]
+def inner(x: Tensor, y: Tensor) -> Tensor:
+    """<x, y> of matching rows: (n d), (n d) -> (n 1). In pieces, for the products of all numbers are a temporary."""
+    rows = max(1, CHUNK_NUMBERS // x.shape[1])
+    return torch.cat([torch.linalg.vecdot(*some) for some in zip(x.split(rows), y.split(rows), strict=True)])[:, None]
 
 
 def _excess(square: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from hyperst_kernels.cpu.geometry import Geometry
+from hyperst_kernels.cpu import native
+from hyperst_kernels.cpu.geometry import CHUNK_NUMBERS, Geometry, inner
 
 # Measured on two cores: larger tiles fall out of the second-level cache, smaller ones pay per call.
 TILE_ROWS, TILE_COLUMNS = 256, 1024
@@ -21,8 +22,6 @@ NEAR = {torch.float32: 2.0**-6, torch.float64: 2.0**-12}
 NEAR_WIDENED = 2.0**-29
 # Above this share of recomputed entries, float64 products are cheaper than differences.
 MANY = 1 / 64
-# Numbers in the rows that row-wise functions see at a time: temporaries of this size stay in the last-level cache.
-CHUNK_NUMBERS = 1 << 19
 
 Near = tuple[Tensor, Tensor] | None
 
@@ -60,7 +59,7 @@ class Tiles:
         self.near_left = self.n * self.m * MANY + 1024 if queries.dtype == torch.float32 else float("inf")
 
     def _operand(self, fill: Callable[[Tensor, Tensor], None], features: Tensor) -> Tensor:
-        operand = features.new_empty(len(features), -(-self.width // 8) * 8)
+        operand = native.large(features.new_empty(len(features), -(-self.width // 8) * 8))
         fill(features, self.terms(operand))
         operand[:, self.width :] = 0
         return operand
@@ -77,7 +76,7 @@ class Tiles:
     def visit(self, n_buffers: int) -> Iterator[tuple[slice, slice, list[Tensor]]]:
         """Rows, columns and ``n_buffers`` buffers of the tile's shape, which the next tile uses again."""
         height, width = min(self.shape[0], self.n), min(self.shape[1], self.m)
-        buffers = self.queries.new_empty(n_buffers, height * width)
+        buffers = native.large(self.queries.new_empty(n_buffers, height * width))
         for i in range(0, self.n, height):
             for j in range(0, self.m, width):
                 rows, columns = slice(i, min(i + height, self.n)), slice(j, min(j + width, self.m))
@@ -138,4 +137,4 @@ class Tiles:
     def homogeneity(self, d_queries: Tensor, d_keys: Tensor) -> float:
         """<q, dL/dq> + <k, dL/dk>, rows summed in float64."""
         pairs = ((self.queries, d_queries), (self.keys, d_keys))
-        return sum(float(torch.linalg.vecdot(x, g).sum(dtype=torch.float64)) for x, g in pairs)
+        return sum(float(inner(x, g).sum(dtype=torch.float64)) for x, g in pairs)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import hyperst_kernels as hk
 from hyperst_kernels import loss_operator
-from hyperst_kernels.cpu import contrastive, epilogue, native, pairs
+from hyperst_kernels.cpu import contrastive, epilogue, memory, native, pairs
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference import distance as distance_reference
 from tests.kernels import cases, oracle
@@ -86,7 +86,7 @@ def test_kept_products_change_nothing(is_native, small_tiles, monkeypatch):
     if not is_native:
         monkeypatch.setattr(native, "usable", lambda x: False)
     kept = run(queries, keys, 10.0, torch.float32, exclude_ids=torch.arange(100) // 2)
-    monkeypatch.setattr(contrastive, "KEPT_BYTES", 0)
+    monkeypatch.setattr(memory, "KEPT_BYTES", 0)
     again = run(queries, keys, 10.0, torch.float32, exclude_ids=torch.arange(100) // 2)
     assert_close(kept, again, 10.0, 10.0)
 
