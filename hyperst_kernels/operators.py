@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hyperst_kernels._checks import geometry_dtype
 from hyperst_kernels.cpu import distance as cpu_distance
+from hyperst_kernels.cpu import pairs
 from hyperst_kernels.reference import distance as distance_reference
 from hyperst_kernels.reference import entailment as entailment_reference
 from hyperst_kernels.reference import maps as maps_reference
@@ -54,10 +55,28 @@ def _portable(reference: Callable) -> Callable:
     return compute
 
 
-def _row_wise(module: str, arguments: str, reference: Callable, shape: Callable[[Tensor], Sequence[int]]) -> None:
+# Devices of the functions in `cpu.pairs`; in Triton's interpreter the CPU has the kernels of a GPU.
+NATIVE = tuple(key for key in ("CPU",) if key not in TRITON)
+
+
+def _where_native(machine: Callable, portable: Callable) -> Callable:
+    """Machine code where the package was built with it, for float32 and half precision; else the reference."""
+
+    @functools.wraps(machine)
+    def compute(first, *rest):
+        vector = first if isinstance(first, Tensor) else first[0]
+        return (machine if pairs.usable(vector) else portable)(first, *rest)
+
+    return compute
+
+
+def _row_wise(
+    module: str, arguments: str, reference: Callable, shape: Callable[[Tensor], Sequence[int]], native: bool = False
+) -> None:
     """Define an operator and its backward: Triton kernels ``gpu.module.name`` and ``name_backward``, or the reference.
 
-    ``arguments`` is "name(schema)", vectors first, then scalars, then flags; ``shape`` gives that of the result.
+    ``arguments`` is "name(schema)", vectors first, then scalars, then flags; ``shape`` gives that of the result. With
+    ``native`` there are functions ``name`` and ``name_backward`` in ``cpu.pairs`` too.
     """
     name, schema = arguments.rstrip(")").split("(")
     n_tensors = schema.count("Tensor")
@@ -85,17 +104,20 @@ def _row_wise(module: str, arguments: str, reference: Callable, shape: Callable[
         return tuple(t.new_empty(t.shape) for t in args[:n_tensors])
 
     forward, backward = triton_kernel(module, name), triton_kernel(module, f"{name}_backward")
-    define(
-        f"{arguments} -> Tensor",
-        lambda first, *rest: first.new_empty(shape(first)),
-        {**dict.fromkeys(TRITON, _where_rows_fit(forward, portable)), **dict.fromkeys(PORTABLE, portable)},
-        {**dict.fromkeys(TRITON, _where_rows_fit(RowWise.apply, portable)), **dict.fromkeys(PORTABLE, portable)},
-    )
+    kernels = {**dict.fromkeys(PORTABLE, portable), **dict.fromkeys(TRITON, _where_rows_fit(forward, portable))}
+    autograd = {**dict.fromkeys(PORTABLE, portable), **dict.fromkeys(TRITON, _where_rows_fit(RowWise.apply, portable))}
+    backwards = dict.fromkeys(TRITON, backward)
+    if native:
+        kernels |= dict.fromkeys(NATIVE, _where_native(getattr(pairs, name), portable))
+        autograd |= dict.fromkeys(NATIVE, _where_native(RowWise.apply, portable))
+        backwards |= dict.fromkeys(NATIVE, getattr(pairs, f"{name}_backward"))
+    define(f"{arguments} -> Tensor", lambda first, *rest: first.new_empty(shape(first)), kernels, autograd)
+    once = raising(name, "call backward with create_graph=True on the operator itself")
     define(
         f"{name}_backward(Tensor grad, {schema}) -> ({', '.join(['Tensor'] * n_tensors)})",
         fake_backward,
-        dict.fromkeys(TRITON, backward),
-        dict.fromkeys(TRITON, raising(name, "call backward with create_graph=True on the operator itself")),
+        backwards,
+        dict.fromkeys(backwards, once),
     )
 
 
@@ -140,6 +162,7 @@ _row_wise(
     f"distance({_VECTORS}, bool tangent)",
     lambda x, y, c, tangent: distance_reference.distance(x, y, c, _input(tangent)),
     _each,
+    native=True,
 )
 _row_wise(
     "distance",
@@ -158,6 +181,7 @@ _row_wise(
     f"exterior_angle({_VECTORS}, bool tangent)",
     lambda x, y, c, tangent: entailment_reference.exterior_angle(x, y, c, _input(tangent)),
     _each,
+    native=True,
 )
 
 
@@ -207,21 +231,24 @@ class _Hinges(torch.autograd.Function):
 
 
 _HINGES = "Tensor[] parents, Tensor[] children, Tensor c, float[] etas, float min_radius, bool tangent"
+
+
+def _differentiated_hinges(parents, children, c, *flags):
+    return _Hinges.apply(c, *flags, *parents, *children)
+
+
 define(
     f"entailment_hinges({_HINGES}) -> Tensor",
     lambda parents, *rest: parents[0].new_empty(len(parents), len(parents[0])),
     {
-        **dict.fromkeys(TRITON, _where_rows_fit(triton_kernel("entailment", "entailment_hinges"), _reference_hinges)),
         **dict.fromkeys(PORTABLE, _reference_hinges),
+        **dict.fromkeys(TRITON, _where_rows_fit(triton_kernel("entailment", "entailment_hinges"), _reference_hinges)),
+        **dict.fromkeys(NATIVE, _where_native(pairs.entailment_hinges, _reference_hinges)),
     },
     {
-        **dict.fromkeys(
-            TRITON,
-            _where_rows_fit(
-                lambda parents, children, c, *flags: _Hinges.apply(c, *flags, *parents, *children), _reference_hinges
-            ),
-        ),
         **dict.fromkeys(PORTABLE, _reference_hinges),
+        **dict.fromkeys(TRITON, _where_rows_fit(_differentiated_hinges, _reference_hinges)),
+        **dict.fromkeys(NATIVE, _where_native(_differentiated_hinges, _reference_hinges)),
     },
 )
 define(
@@ -231,7 +258,10 @@ define(
         [t.new_empty(t.shape) for t in children],
         c.new_empty(()),
     ),
-    dict.fromkeys(TRITON, triton_kernel("entailment", "entailment_hinges_backward")),
+    {
+        **dict.fromkeys(TRITON, triton_kernel("entailment", "entailment_hinges_backward")),
+        **dict.fromkeys(NATIVE, pairs.entailment_hinges_backward),
+    },
     {},
 )
 

@@ -173,7 +173,7 @@ class _Pass(Tiles):
         upstream = self._upstream(grad_rows, grad_columns, row_negatives, column_negatives, positives)
         keep = kept.numel() > 0
         d_left = self.left.new_empty(self.shape[0], self.left.shape[1])
-        d_right, d_queries, d_keys = (native.large(torch.empty_like(t)) for t in (self.right, self.queries, self.keys))
+        d_right, d_queries, d_keys = (native.large(t.new_empty(t.shape)) for t in (self.right, self.queries, self.keys))
         d_queries.zero_()
         d_keys.zero_()
         d_scale = 0.0
@@ -199,10 +199,8 @@ class _Pass(Tiles):
         if self.symmetric:
             pull = pull + grad_columns * torch.sigmoid(column_negatives - positives)
         for some in self.chunks(self.n):
-            dx, dy = self.geometry.exact_gradient(self.queries[some], self.keys[some])
-            weight = (self.scale * pull[some])[:, None]
-            d_queries[some].addcmul_(weight, dx)
-            d_keys[some].addcmul_(weight, dy)
+            pairs = self.queries[some], self.keys[some], d_queries[some], d_keys[some]
+            self.geometry.add_exact_gradients(self.scale * pull[some], *pairs)
         d_scale -= float(torch.dot(pull.double(), positives.double())) / self.scale
         return d_queries, d_keys, d_scale
 

@@ -50,8 +50,8 @@ class Geometry(Protocol):
     def exact(self, x: Tensor, y: Tensor) -> Tensor:
         """Dissimilarity of matching rows from differences: (r d), (r d) -> (r)."""
 
-    def exact_gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Its gradients: (r d), (r d)."""
+    def add_exact_gradients(self, weights: Tensor, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> None:
+        """Add weights (r) times its gradients to dx, dy (r d)."""
 
 
 class Lorentz:
@@ -113,13 +113,16 @@ class Lorentz:
 
     def exact(self, x: Tensor, y: Tensor) -> Tensor:
         if native.usable(x):
-            return pairs.distance(x, y, float(self.c), self.tangent)
+            return pairs.distance(x, y, self.c, self.tangent)
         return dissimilarity(x, y, self.c, "tangent" if self.tangent else "lorentz", "lorentz", pairwise=False)
 
-    def exact_gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def add_exact_gradients(self, weights: Tensor, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> None:
         if native.usable(x):
-            return pairs.distance_gradients(x, y, float(self.c), self.tangent)
-        return distance_gradients(x, y, self.c, self.tangent)[:2]
+            pairs.add_distance_gradients(weights, x, y, self.c, self.tangent, dx, dy)
+        else:
+            of_x, of_y = distance_gradients(x, y, self.c, self.tangent)[:2]
+            dx.addcmul_(weights[:, None], of_x)
+            dy.addcmul_(weights[:, None], of_y)
 
 
 class Euclidean:
@@ -157,11 +160,12 @@ class Euclidean:
     def exact(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.linalg.vector_norm(x - y, dim=-1)
 
-    def exact_gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def add_exact_gradients(self, weights: Tensor, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> None:
         w = x - y
         norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-        unit = w / torch.where(norm == 0, torch.ones_like(norm), norm)
-        return unit, -unit
+        along = w * (weights[:, None] / torch.where(norm == 0, torch.ones_like(norm), norm))
+        dx.add_(along)
+        dy.sub_(along)
 
 
 class Cosine:
@@ -204,12 +208,10 @@ class Cosine:
     def exact(self, x: Tensor, y: Tensor) -> Tensor:
         return dissimilarity(x, y, x.new_ones(()), "tangent", "cosine", pairwise=False)
 
-    def exact_gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        unit_x, unit_y = (torch.nn.functional.normalize(t, dim=-1) for t in (x, y))
-        dx, dy = torch.zeros_like(x), torch.zeros_like(y)
+    def add_exact_gradients(self, weights: Tensor, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> None:
+        unit_x, unit_y = (weights[:, None] * torch.nn.functional.normalize(t, dim=-1) for t in (x, y))
         self._add_gradient(x, unit_y, -1, dx)
         self._add_gradient(y, unit_x, -1, dy)
-        return dx, dy
 
 
 def _square(vectors: Tensor) -> Tensor:

@@ -1,7 +1,10 @@
-// The contrastive loss on the CPU: threads, and the choice of the instruction set. Loaded by native.py.
+// The contrastive loss and functions of matching rows on the CPU: threads, and the choice of the instruction set. Loaded by native.py.
 //
 // A tile is cut into chunks of columns of one width, whatever the number of threads, and what the chunks give is merged
 // in their order: results are the same from run to run.
+
+#include <cmath>
+#include <limits>
 
 #if __has_include(<sys/mman.h>)
 #include <sys/mman.h>
@@ -33,7 +36,8 @@ struct Kernels {
     void (*merge)(long, const float *, const float *, float *, float *);
     double (*weigh[3])(const Tile &, long, long, const Upstream &);
     void (*compare)(const float *, const float *, long, double *);
-    void (*combine)(const float *, const float *, long, const double *, float *);
+    void (*chords)(const float *, const float *, long, double, double, double, double *);
+    void (*combine)(const float *, const float *, long, const double *, double, float *);
     void (*exp2)(const float *, float *, long);
     void (*log1p)(const float *, float *, long);
 };
@@ -57,12 +61,32 @@ static const Kernels &kernels =
 static const Kernels &kernels = baseline::kernels;
 #endif
 
+#include "native_pairs.h"
+
+// Two matrices of matching rows.
+struct Rows {
+    const float *x;
+    long x_stride;
+    const float *y;
+    long y_stride, d;
+    double unit;
+    bool tangent;
+
+    Polar polar(long i) const { return ::polar(x + i * x_stride, y + i * y_stride, d, unit, tangent); }
+
+    double add(long i, const Slopes &slopes, double weight, float *dx, float *dy) const {
+        kernels.combine(x + i * x_stride, y + i * y_stride, d, slopes.x, weight, dx);
+        kernels.combine(x + i * x_stride, y + i * y_stride, d, slopes.y, weight, dy);
+        return weight * slopes.c;
+    }
+};
+
 static long width_of(long columns, long first) { return columns - first < CHUNK ? columns - first : CHUNK; }
 
 extern "C" {
 
 // Of the signatures below: a library built from older sources must not be called. native.py has the same.
-int hyperst_version() { return 1; }
+int hyperst_version() { return 2; }
 
 void hyperst_minima(const float *z, long stride, long rows, long columns, float *smallest, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -95,19 +119,41 @@ void hyperst_weigh(int geometry, const float *z, long stride, long rows, long co
         work[k] = kernels.weigh[geometry](tile, k * CHUNK, width_of(columns, k * CHUNK), upstream);
 }
 
-// Sums (rows 4) over the features of pairs of rows.
-void hyperst_compare(const float *x, long x_stride, const float *y, long y_stride, long rows, long d, double *sums,
-                     int threads) {
+// Of matching rows. Gradients are added to dx and dy, times weights; dc receives each row's derivative by the curvature.
+void hyperst_distance(const float *x, long x_stride, const float *y, long y_stride, long rows, long d, double unit,
+                      int tangent, float *out, int threads) {
+    Rows pairs = {x, x_stride, y, y_stride, d, unit, (bool)tangent};
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long i = 0; i < rows; i++) kernels.compare(x + i * x_stride, y + i * y_stride, d, sums + 4 * i);
+    for (long i = 0; i < rows; i++) out[i] = (float)distance(pairs.polar(i), unit);
 }
 
-// Combinations of x - y, x and y for pairs of rows with coefficients (rows 3).
-void hyperst_combine(const float *x, long x_stride, const float *y, long y_stride, long rows, long d,
-                     const double *coefficients, float *out, int threads) {
+void hyperst_distance_slopes(const float *x, long x_stride, const float *y, long y_stride, long rows, long d, double unit,
+                             int tangent, const float *weights, float *dx, long dx_stride, float *dy, long dy_stride,
+                             double *dc, int threads) {
+    Rows pairs = {x, x_stride, y, y_stride, d, unit, (bool)tangent};
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long i = 0; i < rows; i++)
-        kernels.combine(x + i * x_stride, y + i * y_stride, d, coefficients + 3 * i, out + i * d);
+    for (long i = 0; i < rows; i++) {
+        Slopes slopes = slopes_of_distance(pairs.polar(i), unit, tangent);
+        dc[i] = pairs.add(i, slopes, weights[i], dx + i * dx_stride, dy + i * dy_stride);
+    }
+}
+
+void hyperst_hinge(const float *x, long x_stride, const float *y, long y_stride, long rows, long d, double unit,
+                   int tangent, double eta, double min_radius, float *out, int threads) {
+    Rows pairs = {x, x_stride, y, y_stride, d, unit, (bool)tangent};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++) out[i] = (float)hinge(pairs.polar(i), eta, min_radius);
+}
+
+void hyperst_hinge_slopes(const float *x, long x_stride, const float *y, long y_stride, long rows, long d, double unit,
+                          int tangent, double eta, double min_radius, const float *weights, float *dx, long dx_stride,
+                          float *dy, long dy_stride, double *dc, int threads) {
+    Rows pairs = {x, x_stride, y, y_stride, d, unit, (bool)tangent};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++) {
+        Slopes slopes = slopes_of_hinge(pairs.polar(i), eta, min_radius, unit, tangent);
+        dc[i] = pairs.add(i, slopes, weights[i], dx + i * dx_stride, dy + i * dy_stride);
+    }
 }
 
 // Ask for large pages: new memory is then cleared in a few pieces rather than 4096 bytes at a time.

@@ -14,16 +14,20 @@ import warnings
 import torch
 from torch import Tensor
 
-_POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
-_VERSION = 1  # of the signatures: native.cpp has the same
+_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
+_FLOAT, _DOUBLE = ctypes.c_float, ctypes.c_double
+_VERSION = 2  # of the signatures: native.cpp has the same
 _TILE = (_INT, _POINTER, _LONG, _LONG, _LONG, _FLOAT)
-_ROWS = (_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG)
+_ROWS = (_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _DOUBLE, _INT)
+_SLOPES = (_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _INT)
 _SIGNATURES = {
     "hyperst_minima": (_POINTER, _LONG, _LONG, _LONG, _POINTER, _INT),
     "hyperst_sums": (*_TILE, *(_POINTER,) * 5, _INT),
     "hyperst_weigh": (*_TILE, _FLOAT, *(_POINTER,) * 5, _LONG, _POINTER, _INT),
-    "hyperst_compare": (*_ROWS, _POINTER, _INT),
-    "hyperst_combine": (*_ROWS, _POINTER, _POINTER, _INT),
+    "hyperst_distance": (*_ROWS, _POINTER, _INT),
+    "hyperst_distance_slopes": (*_ROWS, *_SLOPES),
+    "hyperst_hinge": (*_ROWS, _DOUBLE, _DOUBLE, _POINTER, _INT),
+    "hyperst_hinge_slopes": (*_ROWS, _DOUBLE, _DOUBLE, *_SLOPES),
     "hyperst_large": (_POINTER, _LONG, _INT),
     "hyperst_exp2": (_POINTER, _POINTER, _LONG),
     "hyperst_log1p": (_POINTER, _POINTER, _LONG),
@@ -65,24 +69,3 @@ def large(x: Tensor) -> Tensor:
     if usable(x):
         call("large", x, x.numel() * x.element_size())
     return x
-
-
-def _rows(x: Tensor) -> Tensor:
-    """The matrix with its rows in one piece."""
-    return x if x.stride(1) == 1 else x.contiguous()
-
-
-def compare(x: Tensor, y: Tensor) -> Tensor:
-    """|x|^2, |y|^2, |x - y|^2 and <x - y, x + y> of matching rows (r d), summed in float64: (4 r)."""
-    x, y = _rows(x), _rows(y)
-    sums = x.new_empty(len(x), 4, dtype=torch.float64)
-    call("compare", x, x.stride(0), y, y.stride(0), *x.shape, sums)
-    return sums.T
-
-
-def combine(x: Tensor, y: Tensor, coefficients: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """c_0 (x - y) + c_1 x + c_2 y of matching rows (r d), for coefficients (r) in float64, in which it is summed."""
-    x, y = _rows(x), _rows(y)
-    out = x.new_empty(x.shape)
-    call("combine", x, x.stride(0), y, y.stride(0), *x.shape, torch.stack(coefficients, 1), out)
-    return out

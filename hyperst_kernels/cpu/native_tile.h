@@ -167,27 +167,40 @@ template <Geometry G> double weigh(const Tile &tile, long first, long width, con
     return up.column_lse ? weigh<G, true>(tile, first, width, up) : weigh<G, false>(tile, first, width, up);
 }
 
-// |x|^2, |y|^2, |x - y|^2 and <x - y, x + y> of two rows.
+// |x|^2, |y|^2 and <x - y, x + y> of two rows.
 void compare(const float *x, const float *y, long d, double *sums) {
-    double xx = 0, yy = 0, ww = 0, wu = 0;
-#pragma omp simd reduction(+ : xx, yy, ww, wu)
+    double xx = 0, yy = 0, wu = 0;
+#pragma omp simd reduction(+ : xx, yy, wu)
     for (long k = 0; k < d; k++) {
-        double a = x[k], b = y[k], w = a - b;
+        double a = x[k], b = y[k];
         xx += a * a;
         yy += b * b;
-        ww += w * w;
-        wu += w * (a + b);
+        wu += (a - b) * (a + b);
     }
-    sums[0] = xx, sums[1] = yy, sums[2] = ww, sums[3] = wu;
+    sums[0] = xx, sums[1] = yy, sums[2] = wu;
 }
 
-// out = c0 (x - y) + c1 x + c2 y, in double because the terms may cancel.
-void combine(const float *x, const float *y, long d, const double *c, float *out) {
-    double c0 = c[0], c1 = c[1], c2 = c[2];
+// |e|^2, <e, bisector> and |bisector|^2 of the directions a, b of two rows: e = a - b = (2 (x - y) - r (a + b)) / (|x| + |y|)
+// with r = |x| - |y|, which errs little where the rows are close, and bisector = a + b.
+void chords(const float *x, const float *y, long d, double norm_x, double norm_y, double r, double *sums) {
+    double of_x = 1 / norm_x, of_y = 1 / norm_y, of_sum = 1 / (norm_x + norm_y), ee = 0, eb = 0, bb = 0;
+#pragma omp simd reduction(+ : ee, eb, bb)
+    for (long k = 0; k < d; k++) {
+        double bisector = x[k] * of_x + y[k] * of_y, e = (2 * ((double)x[k] - y[k]) - r * bisector) * of_sum;
+        ee += e * e;
+        eb += e * bisector;
+        bb += bisector * bisector;
+    }
+    sums[0] = ee, sums[1] = eb, sums[2] = bb;
+}
+
+// out += c0 (x - y) + c1 x + c2 y, in double because the terms may cancel.
+void combine(const float *x, const float *y, long d, const double *c, double weight, float *out) {
+    double c0 = weight * c[0], c1 = weight * c[1], c2 = weight * c[2];
 #pragma omp simd
     for (long k = 0; k < d; k++) {
         double a = x[k], b = y[k];
-        out[k] = (float)(c0 * (a - b) + (c1 * a + c2 * b));
+        out[k] = (float)(out[k] + (c0 * (a - b) + (c1 * a + c2 * b)));
     }
 }
 
@@ -197,6 +210,7 @@ constexpr Kernels kernels = {
     merge,
     {weigh<LORENTZ>, weigh<EUCLIDEAN>, weigh<COSINE>},
     compare,
+    chords,
     combine,
     [](const float *x, float *out, long n) { for (long i = 0; i < n; i++) out[i] = exp2(x[i]); },
     [](const float *x, float *out, long n) { for (long i = 0; i < n; i++) out[i] = log1p(x[i]); },

@@ -1,89 +1,122 @@
-"""Distance of matching rows and its gradients from four sums per pair, for float32 rows: one sweep over them each.
+"""Distances, exterior angles and cone hinges of matching float32 rows in machine code (`native_pairs.h`).
 
     H = sinh^2(delta/2) + sinh p sinh q s^2,    s = sin(theta/2)          d = (2/sqrt c) asinh(sqrt H)
 
-as in `reference.distance`. The sums are those of exact differences, in float64: what cancels below leaves more than the
-digits of float32. All but the sums and the final combination is work on one number per row.
+as in `reference.distance`, and the angle as in `reference.entailment`. A row is read twice, and once more for its
+gradient; everything is summed and computed in float64.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from hyperst_kernels._checks import geometry_dtype
 from hyperst_kernels.cpu import native
 
 
-class _Polar(NamedTuple):
-    """Hyperbolic polar coordinates of pairs of rows, each (r) in float64."""
-
-    norm_x: Tensor  # 1 at the origin
-    norm_y: Tensor
-    difference: Tensor  # |x| - |y|
-    sinh_p: Tensor
-    sinh_q: Tensor
-    cosh_p: Tensor
-    cosh_q: Tensor
-    sinh_delta: Tensor
-    s_squared: Tensor  # sin^2(theta/2), 0 where one of the two is the origin
-    H: Tensor
+def usable(x: Tensor) -> bool:
+    """Whether the operators below take rows like these."""
+    return x.device.type == "cpu" and geometry_dtype(x) == torch.float32 and native.library() is not None
 
 
-def _polar(x: Tensor, y: Tensor, c: float, tangent: bool) -> _Polar:
-    xx, yy, ww, wu = native.compare(x, y)
-    norm_x, norm_y = xx.sqrt(), yy.sqrt()
-    difference = wu / _nonzero(norm_x + norm_y)
-    s_squared = ((ww - difference**2) / (4 * _nonzero(norm_x * norm_y))).clamp(0, 1)
-    s_squared = torch.where(norm_x * norm_y == 0, 0, s_squared)
-    X, Y, delta = (c**0.5 * t for t in (norm_x, norm_y, difference))
-    if tangent:
-        sinh_p, sinh_q, cosh_p, cosh_q = torch.sinh(X), torch.sinh(Y), torch.cosh(X), torch.cosh(Y)
-    else:
-        sinh_p, sinh_q, cosh_p, cosh_q = X, Y, torch.sqrt(1 + X * X), torch.sqrt(1 + Y * Y)
-        # sinh(p - q) = (X^2 - Y^2) / (X cosh q + Y cosh p)
-        delta = torch.asinh(delta * (X + Y) / _nonzero(X * cosh_q + Y * cosh_p))
-    H = torch.sinh(delta / 2) ** 2 + sinh_p * sinh_q * s_squared
-    return _Polar(
-        *(_nonzero(norm_x), _nonzero(norm_y), difference),
-        *(sinh_p, sinh_q, cosh_p, cosh_q, torch.sinh(delta), s_squared, H),
-    )
-
-
-def distance(x: Tensor, y: Tensor, c: float, tangent: bool) -> Tensor:
+def distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> Tensor:
     """(r d), (r d) -> (r)."""
-    return (2 / c**0.5 * torch.asinh(_polar(x, y, c, tangent).H.sqrt())).float()
+    return _values("distance", x, y, c, tangent)
 
 
-def distance_gradients(x: Tensor, y: Tensor, c: float, tangent: bool) -> tuple[Tensor, Tensor]:
-    """(r d), (r d), 0 for pairs that coincide. Each is a combination of x - y and of its own row."""
-    t = _polar(x, y, c, tangent)
-    root = torch.sqrt(t.H) * torch.sqrt(1 + t.H)
-    slope = torch.where(t.H == 0, 0, 1 / (c**0.5 * _nonzero(root)))  # dd/dH
-    none = torch.zeros_like(slope)
-    if not tangent:
-        # 2 dH/dX = X Y_t / X_t - Y = (Y_t / X_t) (X - Y) - (1 - Y_t / X_t) Y = (X - Y) - (1 - Y_t / X_t) X: the first
-        # where x is the farther out, else the second. Likewise for y.
-        x_t, y_t, size = t.cosh_p, t.cosh_q, slope * c / 2
-        gap = size * c**0.5 * t.difference * (t.sinh_p + t.sinh_q) / (x_t + y_t)  # X_t - Y_t
-        out = x_t > y_t
-        of_x = (size * torch.where(out, y_t / x_t, 1), torch.where(out, 0, -gap / x_t), torch.where(out, -gap / x_t, 0))
-        of_y = (-size * torch.where(out, 1, x_t / y_t), torch.where(out, 0, gap / y_t), torch.where(out, gap / y_t, 0))
-        return native.combine(x, y, of_x), native.combine(x, y, of_y)
-    # dH/dx = (sinh(delta)/2 + s^2 cosh p sinh q) sqrt(c) a - sinh p sinh q / (2 |x|) (b - a + 2 s^2 a), with the
-    # directions a, b; b - a = (|x| - |y|) x / (|x| |y|) - (x - y) / |y|
-    p_growth, q_growth = (
-        torch.where(sinh == 0, c**0.5, sinh / norm) for sinh, norm in ((t.sinh_p, t.norm_x), (t.sinh_q, t.norm_y))
-    )
-    s2 = t.s_squared
-    along = slope * p_growth * q_growth / 2
-    of_x = c**0.5 * (t.sinh_delta / 2 + s2 * t.cosh_p * t.sinh_q) / t.norm_x
-    of_x -= p_growth * q_growth / 2 * (t.difference + 2 * s2 * t.norm_y) / t.norm_x
-    of_y = c**0.5 * (-t.sinh_delta / 2 + s2 * t.cosh_q * t.sinh_p) / t.norm_y
-    of_y -= p_growth * q_growth / 2 * (-t.difference + 2 * s2 * t.norm_x) / t.norm_y
-    return native.combine(x, y, (along, slope * of_x, none)), native.combine(x, y, (-along, none, slope * of_y))
+def distance_backward(grad: Tensor, x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, y (r d) and c () from that of the distances (r)."""
+    return _gradients("distance_slopes", grad, x, y, c, tangent)
 
 
-def _nonzero(t: Tensor) -> Tensor:
-    return torch.where(t == 0, 1, t)
+def add_distance_gradients(
+    weights: Tensor, x: Tensor, y: Tensor, c: Tensor, tangent: bool, dx: Tensor, dy: Tensor
+) -> Tensor:
+    """Add weights (r) times the gradients of the distances to dx and dy, all float32; returns that of c, row by row."""
+    return _add("distance_slopes", weights, x, y, c, tangent, (), dx, dy)
+
+
+def exterior_angle(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> Tensor:
+    """(r d), (r d) -> (r): the hinge of a cone without an aperture."""
+    return _values("hinge", x, y, c, tangent, 0.0, 1.0)
+
+
+def exterior_angle_backward(
+    grad: Tensor, x: Tensor, y: Tensor, c: Tensor, tangent: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, y (r d) and c () from that of the angles (r)."""
+    return _gradients("hinge_slopes", grad, x, y, c, tangent, 0.0, 1.0)
+
+
+def entailment_hinges(
+    parents: Sequence[Tensor],
+    children: Sequence[Tensor],
+    c: Tensor,
+    etas: Sequence[float],
+    min_radius: float,
+    tangent: bool,
+) -> Tensor:
+    """One (n d) of each per relation -> (relations n)."""
+    relations = zip(parents, children, etas, strict=True)
+    return torch.stack([_values("hinge", x, y, c, tangent, eta, min_radius) for x, y, eta in relations])
+
+
+def entailment_hinges_backward(
+    grad: Tensor,
+    parents: Sequence[Tensor],
+    children: Sequence[Tensor],
+    c: Tensor,
+    etas: Sequence[float],
+    min_radius: float,
+    tangent: bool,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Gradients of parents, children and c () from that of the hinges (relations n)."""
+    relations = zip(grad, parents, children, etas, strict=True)
+    found = [_gradients("hinge_slopes", g, x, y, c, tangent, eta, min_radius) for g, x, y, eta in relations]
+    dx, dy, dc = zip(*found, strict=True)
+    return list(dx), list(dy), torch.stack(dc).sum()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The matrix in float32, its rows in one piece."""
+    x = x.float()
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _shared(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple:
+    return x, x.stride(0), y, y.stride(0), *x.shape, float(c) ** 0.5, tangent
+
+
+def _values(name: str, x: Tensor, y: Tensor, c: Tensor, tangent: bool, *cone: float) -> Tensor:
+    wide_x, wide_y = _rows(x), _rows(y)
+    out = wide_x.new_empty(len(x))
+    native.call(name, *_shared(wide_x, wide_y, c, tangent), *cone, out)
+    return out.to(x.dtype)
+
+
+def _add(
+    name: str,
+    weights: Tensor,
+    x: Tensor,
+    y: Tensor,
+    c: Tensor,
+    tangent: bool,
+    cone: Sequence[float],
+    dx: Tensor,
+    dy: Tensor,
+) -> Tensor:
+    x, y, weights = _rows(x), _rows(y), weights.contiguous()
+    dc = x.new_empty(len(x), dtype=torch.float64)
+    native.call(name, *_shared(x, y, c, tangent), *cone, weights, dx, dx.stride(0), dy, dy.stride(0), dc)
+    return dc
+
+
+def _gradients(
+    name: str, grad: Tensor, x: Tensor, y: Tensor, c: Tensor, tangent: bool, *cone: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx, dy = (torch.zeros(t.shape, dtype=torch.float32, device=t.device) for t in (x, y))
+    dc = _add(name, grad.float(), x, y, c, tangent, cone, dx, dy)
+    return dx.to(x.dtype), dy.to(y.dtype), dc.sum().to(c.dtype)

@@ -129,10 +129,11 @@ class Tiles:
         i, j = near
         for some in self.chunks(len(i)):
             a, b = i[some], j[some]
-            dx, dy = self.geometry.exact_gradient(self.queries[rows][a], self.keys[columns][b])
-            weight = weights[some, None]
-            d_queries[rows].index_add_(0, a, weight * dx)
-            d_keys[columns].index_add_(0, b, weight * dy)
+            x, y = self.queries[rows][a], self.keys[columns][b]
+            dx, dy = x.new_zeros(x.shape), y.new_zeros(y.shape)
+            self.geometry.add_exact_gradients(weights[some], x, y, dx, dy)
+            d_queries[rows].index_add_(0, a, dx)
+            d_keys[columns].index_add_(0, b, dy)
 
     def homogeneity(self, d_queries: Tensor, d_keys: Tensor) -> float:
         """<q, dL/dq> + <k, dL/dk>, rows summed in float64."""

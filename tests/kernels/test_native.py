@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import mpmath
 import pytest
 import torch
 from torch.nn import functional as F
 
 import hyperst_kernels as hk
-from hyperst_kernels import loss_operator
+from hyperst_kernels import loss_operator, operators, registration
 from hyperst_kernels.cpu import contrastive, epilogue, memory, native, pairs
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference import distance as distance_reference
+from hyperst_kernels.registration import ops
 from tests.kernels import cases, oracle
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the package was installed without a compiler")
@@ -159,22 +162,104 @@ def test_log1p_against_mpmath():
     assert torch.isnan(values("log1p", torch.tensor([torch.nan]))).all()
 
 
-@pytest.mark.parametrize("tangent", [True, False])
-@pytest.mark.parametrize("radius", [1e-4, 0.5, 5.0, 20.0])
-@pytest.mark.parametrize("apart", [0.0, 1e-6, 1e-2, 1.0])
-def test_pairs_match_the_float64_reference(tangent, radius, apart):
+def rows_apart(tangent, radius, apart):
+    """Rows at one radius and so far from their partners, some at the origin; with their float64."""
     generator = torch.Generator().manual_seed(1)
     x, noise = (F.normalize(torch.randn(40, 7, generator=generator), dim=-1) for _ in range(2))
     y = x + apart * noise
     y[0], x[1], y[1], x[2] = 0, 0, 0, 0
     if not tangent:
         radius = float(torch.tensor(radius).sinh())
-    x, y, c = radius * x, radius * y, 0.7
-    wide = x.double(), y.double(), torch.tensor(c, dtype=torch.float64)
+    inputs = radius * x, radius * y, torch.tensor(0.7)
+    return inputs, [t.double() for t in inputs]
+
+
+@pytest.mark.parametrize("tangent", [True, False])
+@pytest.mark.parametrize("radius", [1e-4, 0.5, 5.0, 20.0])
+@pytest.mark.parametrize("apart", [0.0, 1e-6, 1e-2, 1.0])
+def test_distances_match_the_float64_reference(tangent, radius, apart):
+    (x, y, c), wide = rows_apart(tangent, radius, apart)
     input = "tangent" if tangent else "lorentz"
     torch.testing.assert_close(
         pairs.distance(x, y, c, tangent).double(), distance_reference.distance(*wide, input), rtol=4 * EPS, atol=0
     )
     exact = distance_reference.distance_gradients(*wide, tangent)[:2]
-    for got, want in zip(pairs.distance_gradients(x, y, c, tangent), exact, strict=True):
+    for got, want in zip(pairs.distance_backward(torch.ones(40), x, y, c, tangent), exact, strict=False):
         assert ((got - want).norm(dim=-1) <= 16 * EPS * want.norm(dim=-1)).all()
+
+
+@pytest.mark.parametrize("tangent", [True, False])
+@pytest.mark.parametrize("radius", [1e-4, 0.5, 5.0, 20.0])
+@pytest.mark.parametrize("apart", [0.0, 1e-6, 1e-2, 1.0])
+def test_hinges_match_the_float64_reference(tangent, radius, apart):
+    """Of two relations, in the other direction in the second, through the operator and its gradient."""
+    (x, y, c), wide = rows_apart(tangent, radius, apart)
+    flags = ([0.7, 1.2], 0.1, tangent)
+    upstream = torch.randn(2, 40, generator=torch.Generator().manual_seed(2))
+
+    def run(compute, *inputs):
+        a, b, c = leaves = [t.clone().requires_grad_() for t in inputs]
+        value = compute([a, b], [b, a], c, *flags)
+        return value.detach(), torch.autograd.grad(value, leaves, upstream.to(value))
+
+    value, grads = run(ops.entailment_hinges, x, y, c)
+    exact, (*exact_vectors, exact_c) = run(operators._reference_hinges, *wide)
+    assert (value - exact).abs().max() <= 4 * EPS * math.pi
+    for got, want in zip(grads, exact_vectors, strict=False):
+        assert ((got - want).norm(dim=-1) <= 16 * EPS * want.norm(dim=-1)).all()
+    shares = sum((t * g).sum(1).abs().sum() for t, g in zip(wide, exact_vectors, strict=False))
+    assert (grads[2] - exact_c).abs() <= 16 * EPS * shares / c
+
+
+def test_distances_on_a_line_are_differences():
+    """What rounding leaves of the angle between two numbers would be amplified by e^80."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (40 * torch.rand(2000, 1, generator=generator) for _ in range(2))
+    want = (x.double() - y.double()).abs()[:, 0]
+    torch.testing.assert_close(ops.distance(x, y, torch.tensor(1.0), True).double(), want, rtol=2 * EPS, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matching_rows_of_any_layout(dtype):
+    """Not in one piece, expanded, none at all; the same through the reference to the digits of the dtype."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(6, 9, generator=generator).to(dtype) for _ in range(2))
+    c = torch.tensor(0.8)
+    for a, b in ((x.T, y.T), (x[:1].expand(6, 9), y), (x[:, ::2], y[:, ::2]), (x[:0], y[:0])):
+        for name in ("distance", "exterior_angle"):
+            leaves = [t.detach().clone().requires_grad_() for t in (a, b)]
+            value = getattr(ops, name)(*leaves, c, True)
+            with_strides = getattr(ops, name)(a, b, c, True)
+            assert torch.equal(value, with_strides)
+            assert value.dtype == dtype
+            wide = [t.detach().double().requires_grad_() for t in (a, b)]
+            want = getattr(ops, name)(*wide, c.double(), True)
+            eps = torch.finfo(dtype).eps
+            torch.testing.assert_close(value.double(), want, rtol=4 * eps, atol=4 * eps)
+            grads, exact = (torch.autograd.grad(v.sum(), t) for v, t in ((value, leaves), (want, wide)))
+            for got, want in zip(grads, exact, strict=True):
+                torch.testing.assert_close(got.double(), want, rtol=32 * eps, atol=32 * eps)
+
+
+def test_second_derivatives_of_matching_rows_are_those_of_the_reference():
+    x, y = rows_apart(True, 0.5, 1.0)[0][:2]
+
+    def squared_slope(compute):
+        leaf = x[3:].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(compute(leaf, y[3:]).sum(), leaf, create_graph=True)
+        return torch.autograd.grad((slope**2).sum(), leaf)[0]
+
+    for function in (hk.distance, hk.exterior_angle):
+        with registration.use_reference():
+            want = squared_slope(function)
+        torch.testing.assert_close(squared_slope(function), want)
+
+
+@pytest.mark.parametrize("name", ["distance", "exterior_angle", "entailment_hinges"])
+def test_operators_of_matching_rows_keep_their_contract(name):
+    """Schema, fake, autograd and compilation, by PyTorch's own check."""
+    x, y, c = rows_apart(True, 0.5, 1.0)[0]
+    x, y = x[3:].clone().requires_grad_(), y[3:].clone().requires_grad_()
+    arguments = ([x, y], [y, x], c, [0.7, 1.2], 0.1, True) if name == "entailment_hinges" else (x, y, c, True)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(getattr(ops, name).default, arguments, test_utils=tests)

@@ -1,0 +1,135 @@
+// Distance, exterior angle and cone hinge of two rows, and their gradients, from a few sums over the features. In double,
+// whose digits make the textbook formulas exact enough for float32 rows; see docs/distance.md and docs/entailment.md.
+
+constexpr double RIGHT_ANGLE = 1.57079632679489661923;
+
+// Hyperbolic polar coordinates of x and y on the unit hyperboloid: rapidities p, q and the angle theta between them.
+struct Polar {
+    double norm_x, norm_y, difference;  // |x| - |y|
+    double p, q, delta;                 // p - q
+    double sinh_p, sinh_q, cosh_p, cosh_q;
+    double s2, sine;  // sin^2(theta/2) and sin(theta), 0 where one of the two is the origin
+    double H;                 // sinh^2 of half the distance
+};
+
+// What a value changes by: dx = x[0] (x - y) + x[1] x + x[2] y, dy likewise, and the derivative by the curvature.
+struct Slopes {
+    double x[3], y[3], c;
+};
+
+static double larger(double a, double b) { return a > b ? a : b; }
+
+// unit = sqrt(c). Rows are tangent vectors at the origin, or space components of points.
+static Polar polar(const float *x, const float *y, long d, double unit, bool tangent) {
+    Polar t;
+    double sums[3];
+    kernels.compare(x, y, d, sums);
+    t.norm_x = std::sqrt(sums[0]), t.norm_y = std::sqrt(sums[1]);
+    double total = t.norm_x + t.norm_y;
+    t.difference = total == 0 ? 0 : sums[2] / total;
+    t.s2 = t.sine = 0;
+    if (t.norm_x != 0 && t.norm_y != 0) {
+        // e is orthogonal to the bisector, |bisector|^2 + |e|^2 = 4: what rounding left along it would be amplified by
+        // sinh p sinh q, but for obtuse angles, where it does no harm
+        double chords[3], &ee = chords[0], &eb = chords[1], &bb = chords[2];
+        kernels.chords(x, y, d, t.norm_x, t.norm_y, t.difference, chords);
+        if (bb > 2) ee = larger(ee - eb * eb / bb, 0);
+        t.s2 = ee > 4 ? 1 : ee / 4, t.sine = std::sqrt(ee * bb) / 2;
+    }
+    double X = unit * t.norm_x, Y = unit * t.norm_y;
+    if (tangent) {
+        t.p = X, t.q = Y, t.delta = unit * t.difference;
+        t.sinh_p = std::sinh(X), t.sinh_q = std::sinh(Y), t.cosh_p = std::cosh(X), t.cosh_q = std::cosh(Y);
+    } else {
+        t.p = std::asinh(X), t.q = std::asinh(Y);
+        t.sinh_p = X, t.sinh_q = Y, t.cosh_p = std::sqrt(1 + X * X), t.cosh_q = std::sqrt(1 + Y * Y);
+        // sinh(p - q) = (X^2 - Y^2) / (X cosh q + Y cosh p)
+        double mixed = X * t.cosh_q + Y * t.cosh_p;
+        t.delta = mixed == 0 ? 0 : std::asinh(unit * t.difference * (X + Y) / mixed);
+    }
+    double radial = std::sinh(t.delta / 2);
+    t.H = radial * radial + t.sinh_p * t.sinh_q * t.s2;
+    return t;
+}
+
+static double distance(const Polar &t, double unit) { return 2 / unit * std::asinh(std::sqrt(t.H)); }
+
+// What the derivatives dp, dq of a value by the rapidities make of its derivative by c.
+static double by_curvature(const Polar &t, double dp, double dq, double unit, bool tangent) {
+    double p = tangent ? t.p : t.sinh_p / t.cosh_p, q = tangent ? t.q : t.sinh_q / t.cosh_q;
+    return (dp * p + dq * q) / (2 * unit * unit);
+}
+
+// Zero for points that coincide.
+static Slopes slopes_of_distance(const Polar &t, double unit, bool tangent) {
+    if (t.H == 0) return {};
+    double slope = 1 / (unit * std::sqrt(t.H) * std::sqrt(1 + t.H));  // dd/dH
+    double sinh_delta = std::sinh(t.delta), s2 = t.s2;
+    double dp = sinh_delta / 2 + s2 * t.cosh_p * t.sinh_q, dq = -sinh_delta / 2 + s2 * t.cosh_q * t.sinh_p;  // of H
+    double dc = by_curvature(t, slope * dp, slope * dq, unit, tangent) - distance(t, unit) / (2 * unit * unit);
+    if (tangent) {
+        // dH/dx = dp unit a - sinh p sinh q / (2 |x|) (b - a + 2 s^2 a), with the directions a, b;
+        // b - a = (|x| - |y|) x / (|x| |y|) - (x - y) / |y|
+        double x = t.norm_x == 0 ? 1 : t.norm_x, y = t.norm_y == 0 ? 1 : t.norm_y;
+        double growth = (t.sinh_p == 0 ? unit : t.sinh_p / x) * (t.sinh_q == 0 ? unit : t.sinh_q / y) / 2;
+        double of_x = (unit * dp - growth * (t.difference + 2 * s2 * y)) / x;
+        double of_y = (unit * dq - growth * (-t.difference + 2 * s2 * x)) / y;
+        return {{slope * growth, slope * of_x, 0}, {-slope * growth, 0, slope * of_y}, dc};
+    }
+    // 2 dH/dX = X Y_t / X_t - Y = (Y_t / X_t) (X - Y) - (1 - Y_t / X_t) Y = (X - Y) - (1 - Y_t / X_t) X: the first where x
+    // is the farther out, else the second. Likewise for y.
+    double x_t = t.cosh_p, y_t = t.cosh_q, size = slope * unit * unit / 2;
+    double gap = size * unit * t.difference * (t.sinh_p + t.sinh_q) / (x_t + y_t);  // size (X_t - Y_t)
+    if (x_t > y_t) return {{size * y_t / x_t, 0, -gap / x_t}, {-size, 0, gap / y_t}, dc};
+    return {{size, -gap / x_t, 0}, {-size * x_t / y_t, gap / y_t, 0}, dc};
+}
+
+// At x between the outward ray and the geodesic to y: atan2(sin(theta) sinh q, sinh(q - p) - 2 s^2 cosh p sinh q), both
+// scaled by e^-q. pi/2 where x is the origin, 0 where the points coincide.
+static double exterior_angle(const Polar &t) {
+    if (t.norm_x == 0) return RIGHT_ANGLE;
+    double sinh_q = -std::expm1(-2 * t.q) / 2, apart = std::fabs(t.delta);
+    double radial = std::copysign(std::exp(-t.p + 2 * larger(t.delta, 0)) * std::expm1(-2 * apart) / 2, -t.delta);
+    double across = t.sine * sinh_q, along = radial - 2 * t.s2 * t.cosh_p * sinh_q;
+    return across == 0 && along == 0 ? 0 : std::atan2(across, along);
+}
+
+static double half_aperture(const Polar &t, double min_radius) {
+    double X = t.sinh_p, rim = 2 * min_radius;
+    return X <= rim ? RIGHT_ANGLE : std::atan2(rim, std::sqrt(X - rim) * std::sqrt(X + rim));
+}
+
+// max(0, exterior angle - eta half-aperture). NaN stays NaN.
+static double hinge(const Polar &t, double eta, double min_radius) {
+    double value = exterior_angle(t) - eta * half_aperture(t, min_radius);
+    return value < 0 ? 0 : value;
+}
+
+// With D = sqrt(c) d: dphi/dp = sin(theta) sinh q cosh D / sinh^2 D, dphi/dq = -sin(theta) sinh p / sinh^2 D and
+// dphi/dtheta = sinh q (sinh(q - p) + 2 s^2 cosh q sinh p) / sinh^2 D. Zero where the angle is a convention, and across the
+// ray where the two are on one, a kink.
+static Slopes slopes_of_hinge(const Polar &t, double eta, double min_radius, double unit, bool tangent) {
+    if (hinge(t, eta, min_radius) == 0) return {};
+    double dp = 0, dq = 0, turn = 0;  // turn = dphi/dtheta / sin(theta)
+    if (t.norm_x != 0 && t.H != 0) {
+        // sinh D and the others are scaled by e to the minus their argument; the powers of e are what is left
+        double D = 2 * std::asinh(std::sqrt(t.H)), sinh_D = -std::expm1(-2 * D) / 2;
+        double sinh_p = -std::expm1(-2 * t.p) / 2, sinh_q = -std::expm1(-2 * t.q) / 2;
+        double cosh_D = (1 + std::exp(-2 * D)) / 2, cosh_q = (1 + std::exp(-2 * t.q)) / 2;
+        double near = std::exp(t.q - D) / (sinh_D * sinh_D), apart = std::fabs(t.delta);
+        double radial = std::copysign(std::exp(apart - D) * std::expm1(-2 * apart) / 2, -t.delta);
+        dp = t.sine * sinh_q * near * cosh_D;
+        dq = -t.sine * sinh_p * std::exp(t.p - 2 * D) / (sinh_D * sinh_D);
+        if (t.norm_y != 0 && t.sine > 4 * std::numeric_limits<double>::epsilon())
+            turn = sinh_q * near * (radial + 2 * t.s2 * std::exp(t.p + t.q - D) * cosh_q * sinh_p) / t.sine;
+    }
+    double X = t.sinh_p, rim = 2 * min_radius;
+    if (X > rim) dp += eta * rim * t.cosh_p / (X * std::sqrt(X - rim) * std::sqrt(X + rim));
+    // dx = unit dp a + turn / |x| (e - 2 s^2 a), dy = unit dq b + turn / |y| (-e - 2 s^2 b); points move by unit / cosh p
+    double x = t.norm_x == 0 ? 1 : t.norm_x, y = t.norm_y == 0 ? 1 : t.norm_y, total = x + y;
+    double of_x = unit * dp / (tangent ? 1 : t.cosh_p), of_y = unit * dq / (tangent ? 1 : t.cosh_q);
+    double e[] = {2 / total, -t.difference / (total * x), -t.difference / (total * y)}, dx = turn / x, dy = turn / y;
+    return {{dx * e[0], dx * (e[1] - 2 * t.s2 / x) + of_x / x, dx * e[2]},
+            {-dy * e[0], -dy * e[1], dy * (-e[2] - 2 * t.s2 / y) + of_y / y},
+            by_curvature(t, dp, dq, unit, tangent)};
+}
