@@ -63,25 +63,42 @@ class Lorentz:
         self.c, self.tangent = c, tangent
         self.unit = float(c) ** -0.5
 
+    def _rows(self, features: Tensor) -> tuple:
+        """Arguments of the functions in machine code."""
+        features = native.rows(features)
+        return features, features.stride(0), *features.shape, float(self.c) ** 0.5, self.tangent
+
     def _growth(self, square: Tensor) -> Tensor:
         """X = growth x, from |x|^2 (n 1)."""
         return self.c.sqrt() * sinhc(self.c * square) if self.tangent else self.c.sqrt().expand_as(square)
 
     def left(self, features: Tensor, out: Tensor) -> None:
+        if native.usable(features):
+            native.call("operand", *self._rows(features), True, out, out.stride(0))
+            return
         half_X = torch.mul(features, -self._growth(_square(features)) / 2, out=out[:, :-2])
         out[:, -2:-1] = _excess(4 * _square(half_X)) / 2
         out[:, -1] = 0.5
 
     def right(self, features: Tensor, out: Tensor) -> None:
+        if native.usable(features):
+            native.call("operand", *self._rows(features), False, out, out.stride(0))
+            return
         Y = torch.mul(features, self._growth(_square(features)), out=out[:, :-2])
         out[:, -1:] = _excess(_square(Y))
         torch.add(out[:, -1], 1, out=out[:, -2])
 
     def add_left_gradient(self, features: Tensor, grad: Tensor, out: Tensor) -> None:
-        self._add_gradient(features, grad[:, :-2], -0.5, grad[:, -2:-1] / 2, out)
+        if native.usable(features):
+            native.call("operand_slopes", *self._rows(features), True, grad, grad.stride(0), out, out.stride(0))
+        else:
+            self._add_gradient(features, grad[:, :-2], -0.5, grad[:, -2:-1] / 2, out)
 
     def add_right_gradient(self, features: Tensor, grad: Tensor, out: Tensor) -> None:
-        self._add_gradient(features, grad[:, :-2], 1, grad[:, -2:-1] + grad[:, -1:], out)
+        if native.usable(features):
+            native.call("operand_slopes", *self._rows(features), False, grad, grad.stride(0), out, out.stride(0))
+        else:
+            self._add_gradient(features, grad[:, :-2], 1, grad[:, -2:-1] + grad[:, -1:], out)
 
     def _add_gradient(self, features: Tensor, along: Tensor, factor: float, excess: Tensor, out: Tensor) -> None:
         """From dL/dX = factor along + excess X / (a + 1): a combination of the rows of ``along`` and of the features."""

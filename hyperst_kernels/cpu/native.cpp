@@ -35,6 +35,8 @@ struct Kernels {
     void (*sums[3])(const Tile &, long, long, float *, float *);
     void (*merge)(long, const float *, const float *, float *, float *);
     double (*weigh[3])(const Tile &, long, long, const Upstream &);
+    double (*inner)(const float *, const float *, long);
+    double (*scale)(const float *, long, float, float *);
     void (*compare)(const float *, const float *, long, double *);
     void (*chords)(const float *, const float *, long, double, double, double, double *);
     void (*combine)(const float *, const float *, long, const double *, double, float *);
@@ -61,6 +63,7 @@ static const Kernels &kernels =
 static const Kernels &kernels = baseline::kernels;
 #endif
 
+#include "native_operands.h"
 #include "native_pairs.h"
 
 // Two matrices of matching rows.
@@ -86,7 +89,7 @@ static long width_of(long columns, long first) { return columns - first < CHUNK 
 extern "C" {
 
 // Of the signatures below: a library built from older sources must not be called. native.py has the same.
-int hyperst_version() { return 2; }
+int hyperst_version() { return 3; }
 
 void hyperst_minima(const float *z, long stride, long rows, long columns, float *smallest, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -117,6 +120,21 @@ void hyperst_weigh(int geometry, const float *z, long stride, long rows, long co
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long k = 0; k < chunks; k++)
         work[k] = kernels.weigh[geometry](tile, k * CHUNK, width_of(columns, k * CHUNK), upstream);
+}
+
+// Rows of an operand of the product that gives H: out (rows d + 2), from features (rows d).
+void hyperst_operand(const float *x, long stride, long rows, long d, double unit, int tangent, int left, float *out,
+                     long out_stride, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++) operand(x + i * stride, d, unit, tangent, left, out + i * out_stride);
+}
+
+// Gradient of the features from that of the operand: added to out (rows d).
+void hyperst_operand_slopes(const float *x, long stride, long rows, long d, double unit, int tangent, int left,
+                            const float *grad, long grad_stride, float *out, long out_stride, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++)
+        add_operand_slopes(x + i * stride, d, unit, tangent, left, grad + i * grad_stride, out + i * out_stride);
 }
 
 // Of matching rows. Gradients are added to dx and dy, times weights; dc receives each row's derivative by the curvature.

@@ -16,14 +16,17 @@ from torch import Tensor
 
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 _FLOAT, _DOUBLE = ctypes.c_float, ctypes.c_double
-_VERSION = 2  # of the signatures: native.cpp has the same
+_VERSION = 3  # of the signatures: native.cpp has the same
 _TILE = (_INT, _POINTER, _LONG, _LONG, _LONG, _FLOAT)
+_FEATURES = (_POINTER, _LONG, _LONG, _LONG, _DOUBLE, _INT, _INT)
 _ROWS = (_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _DOUBLE, _INT)
 _SLOPES = (_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _INT)
 _SIGNATURES = {
     "hyperst_minima": (_POINTER, _LONG, _LONG, _LONG, _POINTER, _INT),
     "hyperst_sums": (*_TILE, *(_POINTER,) * 5, _INT),
     "hyperst_weigh": (*_TILE, _FLOAT, *(_POINTER,) * 5, _LONG, _POINTER, _INT),
+    "hyperst_operand": (*_FEATURES, _POINTER, _LONG, _INT),
+    "hyperst_operand_slopes": (*_FEATURES, _POINTER, _LONG, _POINTER, _LONG, _INT),
     "hyperst_distance": (*_ROWS, _POINTER, _INT),
     "hyperst_distance_slopes": (*_ROWS, *_SLOPES),
     "hyperst_hinge": (*_ROWS, _DOUBLE, _DOUBLE, _POINTER, _INT),
@@ -69,3 +72,8 @@ def large(x: Tensor) -> Tensor:
     if usable(x):
         call("large", x, x.numel() * x.element_size())
     return x
+
+
+def rows(x: Tensor) -> Tensor:
+    """The matrix with its rows in one piece."""
+    return x if x.stride(1) == 1 else x.contiguous()

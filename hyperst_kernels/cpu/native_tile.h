@@ -167,6 +167,24 @@ template <Geometry G> double weigh(const Tile &tile, long first, long width, con
     return up.column_lse ? weigh<G, true>(tile, first, width, up) : weigh<G, false>(tile, first, width, up);
 }
 
+double inner(const float *x, const float *y, long d) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (long k = 0; k < d; k++) sum += (double)x[k] * y[k];
+    return sum;
+}
+
+// out = factor x; returns |out|^2.
+double scale(const float *x, long d, float factor, float *out) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (long k = 0; k < d; k++) {
+        out[k] = factor * x[k];
+        sum += (double)out[k] * out[k];
+    }
+    return sum;
+}
+
 // |x|^2, |y|^2 and <x - y, x + y> of two rows.
 void compare(const float *x, const float *y, long d, double *sums) {
     double xx = 0, yy = 0, wu = 0;
@@ -209,6 +227,8 @@ constexpr Kernels kernels = {
     {sums<LORENTZ>, sums<EUCLIDEAN>, sums<COSINE>},
     merge,
     {weigh<LORENTZ>, weigh<EUCLIDEAN>, weigh<COSINE>},
+    inner,
+    scale,
     compare,
     chords,
     combine,

@@ -80,18 +80,12 @@ def entailment_hinges_backward(
     return list(dx), list(dy), torch.stack(dc).sum()
 
 
-def _rows(x: Tensor) -> Tensor:
-    """The matrix in float32, its rows in one piece."""
-    x = x.float()
-    return x if x.stride(1) == 1 else x.contiguous()
-
-
 def _shared(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple:
     return x, x.stride(0), y, y.stride(0), *x.shape, float(c) ** 0.5, tangent
 
 
 def _values(name: str, x: Tensor, y: Tensor, c: Tensor, tangent: bool, *cone: float) -> Tensor:
-    wide_x, wide_y = _rows(x), _rows(y)
+    wide_x, wide_y = native.rows(x.float()), native.rows(y.float())
     out = wide_x.new_empty(len(x))
     native.call(name, *_shared(wide_x, wide_y, c, tangent), *cone, out)
     return out.to(x.dtype)
@@ -108,7 +102,7 @@ def _add(
     dx: Tensor,
     dy: Tensor,
 ) -> Tensor:
-    x, y, weights = _rows(x), _rows(y), weights.contiguous()
+    x, y, weights = native.rows(x.float()), native.rows(y.float()), weights.contiguous()
     dc = x.new_empty(len(x), dtype=torch.float64)
     native.call(name, *_shared(x, y, c, tangent), *cone, weights, dx, dx.stride(0), dy, dy.stride(0), dc)
     return dc
