@@ -6,7 +6,7 @@ from setuptools import Extension, setup
 native = Extension(
     "hyperst_kernels.cpu._native",
     ["hyperst_kernels/cpu/native.cpp"],
-    depends=[f"hyperst_kernels/cpu/native_{part}.h" for part in ("tile", "operands", "pairs")],
+    depends=[f"hyperst_kernels/cpu/native_{part}.h" for part in ("tile", "operands", "pairs", "maps")],
     extra_compile_args=["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"],
     extra_link_args=["-fopenmp"],
     optional=True,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from hyperst_kernels._checks import geometry_dtype
 from hyperst_kernels.cpu import distance as cpu_distance
-from hyperst_kernels.cpu import pairs
+from hyperst_kernels.cpu import maps, pairs
 from hyperst_kernels.reference import distance as distance_reference
 from hyperst_kernels.reference import entailment as entailment_reference
 from hyperst_kernels.reference import maps as maps_reference
@@ -55,7 +56,7 @@ def _portable(reference: Callable) -> Callable:
     return compute
 
 
-# Devices of the functions in `cpu.pairs`; in Triton's interpreter the CPU has the kernels of a GPU.
+# Devices of the functions in `cpu.maps` and `cpu.pairs`; in Triton's interpreter the CPU has the kernels of a GPU.
 NATIVE = tuple(key for key in ("CPU",) if key not in TRITON)
 
 
@@ -71,12 +72,16 @@ def _where_native(machine: Callable, portable: Callable) -> Callable:
 
 
 def _row_wise(
-    module: str, arguments: str, reference: Callable, shape: Callable[[Tensor], Sequence[int]], native: bool = False
+    module: str,
+    arguments: str,
+    reference: Callable,
+    shape: Callable[[Tensor], Sequence[int]],
+    native: ModuleType | None = None,
 ) -> None:
     """Define an operator and its backward: Triton kernels ``gpu.module.name`` and ``name_backward``, or the reference.
 
-    ``arguments`` is "name(schema)", vectors first, then scalars, then flags; ``shape`` gives that of the result. With
-    ``native`` there are functions ``name`` and ``name_backward`` in ``cpu.pairs`` too.
+    ``arguments`` is "name(schema)", vectors first, then scalars, then flags; ``shape`` gives that of the result. ``native``
+    has functions ``name`` and ``name_backward`` too, for the CPU.
     """
     name, schema = arguments.rstrip(")").split("(")
     n_tensors = schema.count("Tensor")
@@ -107,10 +112,10 @@ def _row_wise(
     kernels = {**dict.fromkeys(PORTABLE, portable), **dict.fromkeys(TRITON, _where_rows_fit(forward, portable))}
     autograd = {**dict.fromkeys(PORTABLE, portable), **dict.fromkeys(TRITON, _where_rows_fit(RowWise.apply, portable))}
     backwards = dict.fromkeys(TRITON, backward)
-    if native:
-        kernels |= dict.fromkeys(NATIVE, _where_native(getattr(pairs, name), portable))
+    if native is not None:
+        kernels |= dict.fromkeys(NATIVE, _where_native(getattr(native, name), portable))
         autograd |= dict.fromkeys(NATIVE, _where_native(RowWise.apply, portable))
-        backwards |= dict.fromkeys(NATIVE, getattr(pairs, f"{name}_backward"))
+        backwards |= dict.fromkeys(NATIVE, getattr(native, f"{name}_backward"))
     define(f"{arguments} -> Tensor", lambda first, *rest: first.new_empty(shape(first)), kernels, autograd)
     once = raising(name, "call backward with create_graph=True on the operator itself")
     define(
@@ -145,11 +150,11 @@ def _input(tangent: bool) -> str:
 
 _VECTORS = "Tensor x, Tensor y, Tensor c"
 _row_wise(
-    "maps", "exp_map0(Tensor v, Tensor scale, Tensor c)", lambda v, s, c: maps_reference.exp_map0(s * v, c), _same
+    "maps", "exp_map0(Tensor v, Tensor scale, Tensor c)", lambda v, s, c: maps_reference.exp_map0(s * v, c), _same, maps
 )
-_row_wise("maps", "log_map0(Tensor x, Tensor c)", maps_reference.log_map0, _same)
-_row_wise("maps", "exp_map(Tensor x, Tensor v, Tensor c)", maps_reference.exp_map, _same)
-_row_wise("maps", f"log_map({_VECTORS})", maps_reference.log_map, _same)
+_row_wise("maps", "log_map0(Tensor x, Tensor c)", maps_reference.log_map0, _same, maps)
+_row_wise("maps", "exp_map(Tensor x, Tensor v, Tensor c)", maps_reference.exp_map, _same, maps)
+_row_wise("maps", f"log_map({_VECTORS})", maps_reference.log_map, _same, maps)
 _row_wise(
     "maps", "parallel_transport(Tensor x, Tensor y, Tensor v, Tensor c)", maps_reference.parallel_transport, _same
 )
@@ -162,7 +167,7 @@ _row_wise(
     f"distance({_VECTORS}, bool tangent)",
     lambda x, y, c, tangent: distance_reference.distance(x, y, c, _input(tangent)),
     _each,
-    native=True,
+    pairs,
 )
 _row_wise(
     "distance",
@@ -181,7 +186,7 @@ _row_wise(
     f"exterior_angle({_VECTORS}, bool tangent)",
     lambda x, y, c, tangent: entailment_reference.exterior_angle(x, y, c, _input(tangent)),
     _each,
-    native=True,
+    pairs,
 )
 
 

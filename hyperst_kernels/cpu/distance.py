@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels._checks import geometry_dtype
-from hyperst_kernels.cpu.geometry import Lorentz
+from hyperst_kernels.cpu.geometry import Lorentz, inner
 from hyperst_kernels.cpu.tiles import NEAR_WIDENED, Tiles, TooManyNear
 
 
@@ -32,7 +32,7 @@ def pairwise_distance_backward(
 
     def sweep(tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
         d_left, d_right = torch.zeros_like(tiles.left), torch.zeros_like(tiles.right)
-        dx, dy = torch.zeros_like(tiles.queries), torch.zeros_like(tiles.keys)
+        dx, dy = (t.new_zeros(t.shape) for t in (tiles.queries, tiles.keys))
         for rows, columns, (z, out, slope, work, weights) in tiles.visit(5):
             near = tiles.distances(rows, columns, z, out, slope, work)
             weights.copy_(grad[rows, columns])
@@ -45,7 +45,7 @@ def pairwise_distance_backward(
         tiles.geometry.add_left_gradient(tiles.queries, tiles.terms(d_left), dx)
         tiles.geometry.add_right_gradient(tiles.keys, tiles.terms(d_right), dy)
         # d is homogeneous in the features and 1/sqrt(c)
-        total = float(torch.dot(grad.reshape(-1).double(), distance.reshape(-1).double()))
+        total = float(inner(grad, distance).sum(dtype=torch.float64))
         dc = (tiles.homogeneity(dx, dy) - total) / (2 * float(c))
         return dx.to(x.dtype), dy.to(y.dtype), c.new_tensor(dc)
 

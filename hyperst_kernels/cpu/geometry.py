@@ -117,6 +117,9 @@ class Lorentz:
         return left[:, -2:-1] * right[:, -2] + right[:, -1] / 2
 
     def distance(self, z: Tensor, out: Tensor, slope: Tensor | None, work: Tensor) -> None:
+        if native.usable(z):
+            native.call("distances", z, z.numel(), 2 * self.unit, out, 1 / self.unit, slope)
+            return
         # asinh(sqrt z) = log1p(sqrt z + z / (1 + sqrt(1 + z))), accurate for the smallest z
         torch.sqrt(z, out=work)
         torch.add(z, 1, out=out).sqrt_()

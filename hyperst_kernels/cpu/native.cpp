@@ -35,11 +35,14 @@ struct Kernels {
     void (*sums[3])(const Tile &, long, long, float *, float *);
     void (*merge)(long, const float *, const float *, float *, float *);
     double (*weigh[3])(const Tile &, long, long, const Upstream &);
+    void (*distances)(const float *, long, float, float *, float, float *);
     double (*inner)(const float *, const float *, long);
     double (*scale)(const float *, long, float, float *);
     void (*compare)(const float *, const float *, long, double *);
     void (*chords)(const float *, const float *, long, double, double, double, double *);
     void (*combine)(const float *, const float *, long, const double *, double, float *);
+    double (*across)(const float *, const float *, long, double);
+    void (*mix)(const float *, const float *, const float *, long, const double *, float *);
     void (*exp2)(const float *, float *, long);
     void (*log1p)(const float *, float *, long);
 };
@@ -65,6 +68,7 @@ static const Kernels &kernels = baseline::kernels;
 
 #include "native_operands.h"
 #include "native_pairs.h"
+#include "native_maps.h"
 
 // Two matrices of matching rows.
 struct Rows {
@@ -89,7 +93,7 @@ static long width_of(long columns, long first) { return columns - first < CHUNK 
 extern "C" {
 
 // Of the signatures below: a library built from older sources must not be called. native.py has the same.
-int hyperst_version() { return 3; }
+int hyperst_version() { return 5; }
 
 void hyperst_minima(const float *z, long stride, long rows, long columns, float *smallest, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -120,6 +124,16 @@ void hyperst_weigh(int geometry, const float *z, long stride, long rows, long co
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long k = 0; k < chunks; k++)
         work[k] = kernels.weigh[geometry](tile, k * CHUNK, width_of(columns, k * CHUNK), upstream);
+}
+
+// Of n entries in one piece, see native_tile.h.
+void hyperst_distances(const float *z, long n, float factor, float *out, float inverse_factor, float *inverse,
+                       int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < n; i += 16 * CHUNK) {
+        long some = n - i < 16 * CHUNK ? n - i : 16 * CHUNK;
+        kernels.distances(z + i, some, factor, out + i, inverse_factor, inverse ? inverse + i : nullptr);
+    }
 }
 
 // Rows of an operand of the product that gives H: out (rows d + 2), from features (rows d).
@@ -171,6 +185,28 @@ void hyperst_hinge_slopes(const float *x, long x_stride, const float *y, long y_
     for (long i = 0; i < rows; i++) {
         Slopes slopes = slopes_of_hinge(pairs.polar(i), eta, min_radius, unit, tangent);
         dc[i] = pairs.add(i, slopes, weights[i], dx + i * dx_stride, dy + i * dy_stride);
+    }
+}
+
+// A map by its place in ``maps``; y is null in maps of one row.
+void hyperst_map(int kind, const float *x, long x_stride, const float *y, long y_stride, long rows, long d, double c,
+                 double scale, float *out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++) {
+        const float *of_y = y ? y + i * y_stride : nullptr;
+        maps[kind]({x + i * x_stride, of_y, nullptr, d, c, scale, out + i * d, nullptr, nullptr, nullptr});
+    }
+}
+
+// Its gradients from grad, all (rows d) in one piece; scalars (rows 2) receives those of the scale and the curvature.
+void hyperst_map_slopes(int kind, const float *x, long x_stride, const float *y, long y_stride, long rows, long d,
+                        double c, double scale, const float *grad, float *dx, float *dy, double *scalars, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++) {
+        const float *of_y = y ? y + i * y_stride : nullptr;
+        float *out_y = y ? dy + i * d : nullptr;
+        slopes_of_maps[kind](
+            {x + i * x_stride, of_y, grad + i * d, d, c, scale, nullptr, dx + i * d, out_y, scalars + 2 * i});
     }
 }
 

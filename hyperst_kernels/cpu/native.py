@@ -16,21 +16,25 @@ from torch import Tensor
 
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 _FLOAT, _DOUBLE = ctypes.c_float, ctypes.c_double
-_VERSION = 3  # of the signatures: native.cpp has the same
+_VERSION = 5  # of the signatures: native.cpp has the same
 _TILE = (_INT, _POINTER, _LONG, _LONG, _LONG, _FLOAT)
 _FEATURES = (_POINTER, _LONG, _LONG, _LONG, _DOUBLE, _INT, _INT)
 _ROWS = (_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _DOUBLE, _INT)
+_MAP = (_INT, _POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _DOUBLE, _DOUBLE)
 _SLOPES = (_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _INT)
 _SIGNATURES = {
     "hyperst_minima": (_POINTER, _LONG, _LONG, _LONG, _POINTER, _INT),
     "hyperst_sums": (*_TILE, *(_POINTER,) * 5, _INT),
     "hyperst_weigh": (*_TILE, _FLOAT, *(_POINTER,) * 5, _LONG, _POINTER, _INT),
+    "hyperst_distances": (_POINTER, _LONG, _FLOAT, _POINTER, _FLOAT, _POINTER, _INT),
     "hyperst_operand": (*_FEATURES, _POINTER, _LONG, _INT),
     "hyperst_operand_slopes": (*_FEATURES, _POINTER, _LONG, _POINTER, _LONG, _INT),
     "hyperst_distance": (*_ROWS, _POINTER, _INT),
     "hyperst_distance_slopes": (*_ROWS, *_SLOPES),
     "hyperst_hinge": (*_ROWS, _DOUBLE, _DOUBLE, _POINTER, _INT),
     "hyperst_hinge_slopes": (*_ROWS, _DOUBLE, _DOUBLE, *_SLOPES),
+    "hyperst_map": (*_MAP, _POINTER, _INT),
+    "hyperst_map_slopes": (*_MAP, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
     "hyperst_large": (_POINTER, _LONG, _INT),
     "hyperst_exp2": (_POINTER, _POINTER, _LONG),
     "hyperst_log1p": (_POINTER, _POINTER, _LONG),

@@ -60,6 +60,19 @@ static double by_curvature(const Polar &t, double dp, double dq, double unit, bo
     return (dp * p + dq * q) / (2 * unit * unit);
 }
 
+// cosh p - cosh q of points
+static double gap(const Polar &t, double unit) {
+    return unit * t.difference * (t.sinh_p + t.sinh_q) / (t.cosh_p + t.cosh_q);
+}
+
+// weight times the gradients of H by points: dH/dx = (c/2) ((y_t/x_t) x - y), where (y_t/x_t) x - y = (y_t/x_t) (x - y)
+// - (1 - y_t/x_t) y = (x - y) - (1 - y_t/x_t) x: the first where x is the farther out, else the second. Likewise for y.
+static Slopes slopes_of_H(const Polar &t, double weight, double unit) {
+    double x_t = t.cosh_p, y_t = t.cosh_q, size = weight * unit * unit / 2, rest = size * gap(t, unit);
+    if (x_t > y_t) return {{size * y_t / x_t, 0, -rest / x_t}, {-size, 0, rest / y_t}, 0};
+    return {{size, -rest / x_t, 0}, {-size * x_t / y_t, rest / y_t, 0}, 0};
+}
+
 // Zero for points that coincide.
 static Slopes slopes_of_distance(const Polar &t, double unit, bool tangent) {
     if (t.H == 0) return {};
@@ -76,12 +89,9 @@ static Slopes slopes_of_distance(const Polar &t, double unit, bool tangent) {
         double of_y = (unit * dq - growth * (-t.difference + 2 * s2 * x)) / y;
         return {{slope * growth, slope * of_x, 0}, {-slope * growth, 0, slope * of_y}, dc};
     }
-    // 2 dH/dX = X Y_t / X_t - Y = (Y_t / X_t) (X - Y) - (1 - Y_t / X_t) Y = (X - Y) - (1 - Y_t / X_t) X: the first where x
-    // is the farther out, else the second. Likewise for y.
-    double x_t = t.cosh_p, y_t = t.cosh_q, size = slope * unit * unit / 2;
-    double gap = size * unit * t.difference * (t.sinh_p + t.sinh_q) / (x_t + y_t);  // size (X_t - Y_t)
-    if (x_t > y_t) return {{size * y_t / x_t, 0, -gap / x_t}, {-size, 0, gap / y_t}, dc};
-    return {{size, -gap / x_t, 0}, {-size * x_t / y_t, gap / y_t, 0}, dc};
+    Slopes found = slopes_of_H(t, slope, unit);
+    found.c = dc;
+    return found;
 }
 
 // At x between the outward ray and the geodesic to y: atan2(sin(theta) sinh q, sinh(q - p) - 2 s^2 cosh p sinh q), both

@@ -167,6 +167,15 @@ template <Geometry G> double weigh(const Tile &tile, long first, long width, con
     return up.column_lse ? weigh<G, true>(tile, first, width, up) : weigh<G, false>(tile, first, width, up);
 }
 
+// Lorentz distances and, unless null, the inverse of their slopes, up to constant factors.
+void distances(const float *z, long n, float factor, float *out, float inverse_factor, float *inverse) {
+#pragma omp simd
+    for (long i = 0; i < n; i++) out[i] = factor * distance<LORENTZ>(z[i]);
+    if (!inverse) return;
+#pragma omp simd
+    for (long i = 0; i < n; i++) inverse[i] = inverse_factor * (__builtin_sqrtf(z[i]) * __builtin_sqrtf(1 + z[i]));
+}
+
 double inner(const float *x, const float *y, long d) {
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -222,16 +231,40 @@ void combine(const float *x, const float *y, long d, const double *c, double wei
     }
 }
 
+// |y - part x|^2
+double across(const float *x, const float *y, long d, double part) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (long k = 0; k < d; k++) {
+        double rest = y[k] - part * x[k];
+        sum += rest * rest;
+    }
+    return sum;
+}
+
+// out = c0 (x - y) + c1 x + c2 y + c3 grad
+void mix(const float *x, const float *y, const float *grad, long d, const double *c, float *out) {
+    double c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];
+#pragma omp simd
+    for (long k = 0; k < d; k++) {
+        double a = x[k], b = y[k];
+        out[k] = (float)(c0 * (a - b) + (c1 * a + c2 * b + c3 * grad[k]));
+    }
+}
+
 constexpr Kernels kernels = {
     minima,
     {sums<LORENTZ>, sums<EUCLIDEAN>, sums<COSINE>},
     merge,
     {weigh<LORENTZ>, weigh<EUCLIDEAN>, weigh<COSINE>},
+    distances,
     inner,
     scale,
     compare,
     chords,
     combine,
+    across,
+    mix,
     [](const float *x, float *out, long n) { for (long i = 0; i < n; i++) out[i] = exp2(x[i]); },
     [](const float *x, float *out, long n) { for (long i = 0; i < n; i++) out[i] = log1p(x[i]); },
 };

@@ -220,20 +220,20 @@ def test_distances_on_a_line_are_differences():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_matching_rows_of_any_layout(dtype):
+def test_rows_of_any_layout(dtype):
     """Not in one piece, expanded, none at all; the same through the reference to the digits of the dtype."""
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(6, 9, generator=generator).to(dtype) for _ in range(2))
     c = torch.tensor(0.8)
     for a, b in ((x.T, y.T), (x[:1].expand(6, 9), y), (x[:, ::2], y[:, ::2]), (x[:0], y[:0])):
-        for name in ("distance", "exterior_angle"):
+        for name, *flags in (("distance", True), ("exterior_angle", True), ("exp_map",), ("log_map",)):
             leaves = [t.detach().clone().requires_grad_() for t in (a, b)]
-            value = getattr(ops, name)(*leaves, c, True)
-            with_strides = getattr(ops, name)(a, b, c, True)
+            value = getattr(ops, name)(*leaves, c, *flags)
+            with_strides = getattr(ops, name)(a, b, c, *flags)
             assert torch.equal(value, with_strides)
             assert value.dtype == dtype
             wide = [t.detach().double().requires_grad_() for t in (a, b)]
-            want = getattr(ops, name)(*wide, c.double(), True)
+            want = getattr(ops, name)(*wide, c.double(), *flags)
             eps = torch.finfo(dtype).eps
             torch.testing.assert_close(value.double(), want, rtol=4 * eps, atol=4 * eps)
             grads, exact = (torch.autograd.grad(v.sum(), t) for v, t in ((value, leaves), (want, wide)))
@@ -241,7 +241,35 @@ def test_matching_rows_of_any_layout(dtype):
                 torch.testing.assert_close(got.double(), want, rtol=32 * eps, atol=32 * eps)
 
 
-def test_second_derivatives_of_matching_rows_are_those_of_the_reference():
+def test_matrices_of_any_layout():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(9, 6, generator=generator).T, torch.randn(7, 18, generator=generator)[:, ::2]
+    leaves = [t.detach().requires_grad_() for t in (x, y)]
+    wide = [t.double().requires_grad_() for t in (x, y)]
+    assert not leaves[0].is_contiguous()
+    upstream = torch.randn(7, 6, generator=generator).T
+    results = [(m := hk.pairwise_distance(*t), torch.autograd.grad(m, t, upstream.to(m))) for t in (leaves, wide)]
+    (value, grads), (want, exact) = results
+    torch.testing.assert_close(value.double(), want, rtol=1e-6, atol=1e-6)
+    for got, expected in zip(grads, exact, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_nan_stays_in_its_row():
+    (x, y, c), _ = rows_apart(True, 0.5, 1.0)
+    x[5, 2] = torch.nan
+    flags = {"distance": (True,), "exterior_angle": (True,)}
+    for name in ("exp_map", "log_map", *flags):
+        for arguments in ((x, y), (y, x)):
+            leaves = [t.clone().requires_grad_() for t in arguments]
+            value = getattr(ops, name)(*leaves, c, *flags.get(name, ()))
+            grads = torch.autograd.grad(value[3:].sum(), leaves)
+            for result in (value, *grads):
+                bad = result.reshape(40, -1).isnan().any(1)
+                assert bad.nonzero().flatten().tolist() == [5], name
+
+
+def test_second_derivatives_of_rows_are_those_of_the_reference():
     x, y = rows_apart(True, 0.5, 1.0)[0][:2]
 
     def squared_slope(compute):
@@ -249,17 +277,25 @@ def test_second_derivatives_of_matching_rows_are_those_of_the_reference():
         (slope,) = torch.autograd.grad(compute(leaf, y[3:]).sum(), leaf, create_graph=True)
         return torch.autograd.grad((slope**2).sum(), leaf)[0]
 
-    for function in (hk.distance, hk.exterior_angle):
+    for function in (hk.distance, hk.exterior_angle, hk.exp_map, hk.log_map):
         with registration.use_reference():
             want = squared_slope(function)
         torch.testing.assert_close(squared_slope(function), want)
 
 
-@pytest.mark.parametrize("name", ["distance", "exterior_angle", "entailment_hinges"])
-def test_operators_of_matching_rows_keep_their_contract(name):
+@pytest.mark.parametrize(
+    "name", ["exp_map0", "log_map0", "exp_map", "log_map", "distance", "exterior_angle", "entailment_hinges"]
+)
+def test_operators_of_rows_keep_their_contract(name):
     """Schema, fake, autograd and compilation, by PyTorch's own check."""
     x, y, c = rows_apart(True, 0.5, 1.0)[0]
     x, y = x[3:].clone().requires_grad_(), y[3:].clone().requires_grad_()
-    arguments = ([x, y], [y, x], c, [0.7, 1.2], 0.1, True) if name == "entailment_hinges" else (x, y, c, True)
+    arguments = {
+        "exp_map0": (x, torch.tensor(0.7), c),
+        "log_map0": (x, c),
+        "distance": (x, y, c, True),
+        "exterior_angle": (x, y, c, True),
+        "entailment_hinges": ([x, y], [y, x], c, [0.7, 1.2], 0.1, True),
+    }.get(name, (x, y, c))
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(getattr(ops, name).default, arguments, test_utils=tests)
