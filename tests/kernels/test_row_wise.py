@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperst_kernels import operators
+from hyperst_kernels.cpu import maps, native, pairs
 from tests.kernels.cases import CASES
 from tests.kernels.triton import DEVICE, INTERPRETED
 
@@ -22,8 +23,10 @@ def run(compute, case, inputs, upstream):
     return value.detach().cpu(), [g.cpu() for g in grads]
 
 
-def operator(case, inputs, upstream):
-    return run(getattr(operators.ops, case.operator), case, [x.to(DEVICE) for x in inputs], upstream)
+def operator(case, inputs, upstream, portable):
+    """Of the device, or of devices without a kernel or a compiler."""
+    compute = operators._REFERENCES[case.operator] if portable else getattr(operators.ops, case.operator)
+    return run(compute, case, [x.to(DEVICE) for x in inputs], upstream)
 
 
 def reference(case, inputs, upstream):
@@ -68,7 +71,17 @@ def size(x):
     return x.double().norm(dim=-1) if x.ndim == 2 else x.double().abs()
 
 
-@pytest.mark.parametrize("name", CASES)
+def both_ways():
+    """Every case, and once more where the operator is not the reference on a CPU."""
+    yield from ((name, False) for name in CASES)
+    if DEVICE == "cpu" and not INTERPRETED and native.library() is not None:
+        machine = [
+            name for name, case in CASES.items() if hasattr(maps, case.operator) or hasattr(pairs, case.operator)
+        ]
+        yield from ((name, True) for name in machine)
+
+
+@pytest.mark.parametrize(("name", "portable"), list(both_ways()))
 @settings(max_examples=10 if INTERPRETED else 40)
 @given(
     n=st.integers(1, 40),
@@ -76,12 +89,12 @@ def size(x):
     seed=st.integers(0, 2**31),
     largest=st.sampled_from([1.0, 5.0, 40.0]),
 )
-def test_float32_and_its_gradient(name, n, d, seed, largest):
+def test_float32_and_its_gradient(name, portable, n, d, seed, largest):
     case = CASES[name]
     inputs = case.inputs(n, d, seed, largest, torch.float32)
     value_shape = operators._REFERENCES[case.operator](*inputs, *case.flags).shape
     upstream = torch.randn(value_shape, generator=torch.Generator().manual_seed(seed))
-    value, grads = operator(case, inputs, upstream)
+    value, grads = operator(case, inputs, upstream, portable)
     exact, exact_grads = reference(case, inputs, upstream)
     known = uncertainty(case, inputs, upstream, exact, exact_grads)
     vectors = [x.double() for x in inputs if x.ndim == 2]
