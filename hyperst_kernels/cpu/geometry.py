@@ -42,7 +42,10 @@ class Geometry(Protocol):
         """Size of the terms that cancel in z: (n k), (m k) -> (n m)."""
 
     def distance(self, z: Tensor, out: Tensor, slope: Tensor | None, work: Tensor) -> None:
-        """out = f(z) and, where given, slope = 1 / f'(z), without allocating; z and work are overwritten."""
+        """out = f(z) and, where given, slope = 1 / f'(z), without allocating; z and work are overwritten.
+
+        All in one piece.
+        """
 
     def product(self, distance: Tensor) -> Tensor:
         """z of given distances: the inverse of f."""

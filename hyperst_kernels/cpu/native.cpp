@@ -1,4 +1,5 @@
-// The contrastive loss and functions of matching rows on the CPU: threads, and the choice of the instruction set. Loaded by native.py.
+// The contrastive loss, distance matrices and functions of rows on the CPU: threads, and the choice of the instruction set.
+// Loaded by native.py.
 //
 // A tile is cut into chunks of columns of one width, whatever the number of threads, and what the chunks give is merged
 // in their order: results are the same from run to run.
