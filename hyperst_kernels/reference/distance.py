@@ -193,12 +193,17 @@ def _haversine_gradient(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor
     At fixed points dH/dc = (H - (y_t - x_t)^2 / (4 x_t y_t)) / c.
     """
     k = c.sqrt()
-    cosh_p, cosh_q = (
-        torch.hypot(torch.ones_like(X), X)
-        for X in (k * torch.linalg.vector_norm(z, dim=-1, keepdim=True) for z in (x, y))
-    )
+    X, Y = (k * torch.linalg.vector_norm(z, dim=-1, keepdim=True) for z in (x, y))
+    cosh_p, cosh_q = torch.hypot(torch.ones_like(X), X), torch.hypot(torch.ones_like(Y), Y)
     gap = c * ((y - x) * (y + x)).sum(-1, keepdim=True) / (cosh_p + cosh_q)
-    to_x, to_y = less_ratio(y, x, cosh_q, cosh_p, gap), less_ratio(x, y, cosh_p, cosh_q, -gap)
+    if torch.is_grad_enabled():
+        to_x, to_y = less_ratio(y, x, cosh_q, cosh_p, gap), less_ratio(x, y, cosh_p, cosh_q, -gap)
+    else:
+        # (sinh(p - q) / cosh p) a + sinh(q) e: right where the two are on one ray far out, but not differentiable
+        pair = pairs.compare(x, y)
+        sinh_delta = torch.sinh(pairs.rapidity_of_points(pair, c).delta)
+        to_x = (sinh_delta / cosh_p * pair.a + Y * pair.e) / k
+        to_y = (-sinh_delta / cosh_q * pair.b - X * pair.e) / k
     return to_x, to_y, cosh_q / cosh_p, (gap / cosh_p) * (gap / cosh_q)
 
 

@@ -79,6 +79,15 @@ class _ExteriorAngle(torch.autograd.Function):
         return grad * dx, grad * dy, total, None
 
 
+def _across(chord: Tensor, a: Tensor, pair: pairs.Pair, bent: Tensor) -> Tensor:
+    """Unit vector across the ray a, along chord - 2 s a: what rounding leaves along a is taken out, for obtuse angles."""
+    vector = chord - 2 * pair.half_chord**2 * a
+    vector = vector - (vector * a).sum(-1, keepdim=True) * a
+    vector = torch.where(bent, vector, a)  # any that has a direction
+    length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+    return vector / torch.where(length == 0, torch.ones_like(length), length)
+
+
 def _angle_gradients(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of the exterior angle: along the rays through dphi/dp and dphi/dq, across them through dphi/dtheta.
 
@@ -108,18 +117,17 @@ def _angle_gradients(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple[Te
     dp, dq = (torch.where(defined, slope, torch.zeros_like(slope)) for slope in (dp, dq))
     straight = sine <= 4 * torch.finfo(sine.dtype).eps
     bent = defined & ~straight & (pair.norm_v != 0)
-    per_sine = torch.where(bent, dtheta / torch.where(bent, sine, torch.ones_like(sine)), torch.zeros_like(sine))
+    turn = torch.where(bent, dtheta, torch.zeros_like(dtheta))
 
-    k, s = c.sqrt(), pair.half_chord**2
-    # the unit vectors across the rays are (e - 2 s a) / sin(theta) and (-e - 2 s b) / sin(theta)
-    across_x, across_y = pair.e - 2 * s * pair.a, -pair.e - 2 * s * pair.b
+    k = c.sqrt()
+    across_x, across_y = _across(pair.e, pair.a, pair, bent), _across(-pair.e, pair.b, pair, bent)
     norms = [torch.where(n == 0, torch.ones_like(n), n) for n in (pair.norm_u, pair.norm_v)]
     if tangent:
-        dx = k * dp * pair.a + per_sine / norms[0] * across_x
-        dy = k * dq * pair.b + per_sine / norms[1] * across_y
+        dx = k * dp * pair.a + turn / norms[0] * across_x
+        dy = k * dq * pair.b + turn / norms[1] * across_y
         dc = (dp * p + dq * q) / (2 * c)
     else:
-        dx = k * dp / torch.cosh(p) * pair.a + per_sine / norms[0] * across_x
-        dy = k * dq / torch.cosh(q) * pair.b + per_sine / norms[1] * across_y
+        dx = k * dp / torch.cosh(p) * pair.a + turn / norms[0] * across_x
+        dy = k * dq / torch.cosh(q) * pair.b + turn / norms[1] * across_y
         dc = (dp * torch.tanh(p) + dq * torch.tanh(q)) / (2 * c)
     return dx, dy, dc
