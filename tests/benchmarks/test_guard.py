@@ -76,10 +76,11 @@ def test_the_count_sees_a_matrix_of_all_pairs():
 
 
 def test_calls_grow_with_the_tiles():
-    """About 90 calls of operators per tile with the native kernel, those inside others included."""
+    """About 90 calls of operators per tile with machine code and 180 without, those inside others included."""
     n = 8448
     small, large = step(OURS, n, 16), step(OURS, 2 * n, 16)
-    assert (large.calls - small.calls) / (visits(2 * n) - visits(n)) <= 150
+    most = 200 if native.library() is None else 150
+    assert (large.calls - small.calls) / (visits(2 * n) - visits(n)) <= most
     assert step(OURS, 64, 16).calls <= 2500
 
 
