@@ -65,12 +65,31 @@ static double gap(const Polar &t, double unit) {
     return unit * t.difference * (t.sinh_p + t.sinh_q) / (t.cosh_p + t.cosh_q);
 }
 
-// weight times the gradients of H by points: dH/dx = (c/2) ((y_t/x_t) x - y), where (y_t/x_t) x - y = (y_t/x_t) (x - y)
-// - (1 - y_t/x_t) y = (x - y) - (1 - y_t/x_t) x: the first where x is the farther out, else the second. Likewise for y.
+static double nonzero(double x) { return x == 0 ? 1 : x; }
+
+// e = a - b as a combination of x - y, x and y.
+struct Chord {
+    double of_difference, of_x, of_y;
+
+    explicit Chord(const Polar &t) {
+        double total = nonzero(t.norm_x + t.norm_y);
+        of_difference = 2 / total;
+        of_x = -t.difference / (total * nonzero(t.norm_x)), of_y = -t.difference / (total * nonzero(t.norm_y));
+    }
+};
+
+// weight times the gradients of H by points: dH/dx = (unit/2) ((sinh(p - q) / cosh p) a + sinh(q) e), dy likewise. On one
+// ray, as far as directions in double can tell, e is what rounding left of x - y.
 static Slopes slopes_of_H(const Polar &t, double weight, double unit) {
-    double x_t = t.cosh_p, y_t = t.cosh_q, size = weight * unit * unit / 2, rest = size * gap(t, unit);
-    if (x_t > y_t) return {{size * y_t / x_t, 0, -rest / x_t}, {-size, 0, rest / y_t}, 0};
-    return {{size, -rest / x_t, 0}, {-size * x_t / y_t, rest / y_t, 0}, 0};
+    double size = weight * unit / 2, sinh_delta = std::sinh(t.delta), eps = std::numeric_limits<double>::epsilon();
+    bool one_ray = t.norm_x != 0 && t.norm_y != 0 && t.s2 <= 4 * eps * eps;
+    double by_x = one_ray ? 0 : size * t.sinh_q, by_y = one_ray ? 0 : -size * t.sinh_p;
+    double along_x = size * sinh_delta / (t.cosh_p * nonzero(t.norm_x));
+    double along_y = -size * sinh_delta / (t.cosh_q * nonzero(t.norm_y));
+    Chord e(t);
+    return {{by_x * e.of_difference, by_x * e.of_x + along_x, by_x * e.of_y},
+            {by_y * e.of_difference, by_y * e.of_x, by_y * e.of_y + along_y},
+            0};
 }
 
 // Zero for points that coincide.
@@ -83,7 +102,7 @@ static Slopes slopes_of_distance(const Polar &t, double unit, bool tangent) {
     if (tangent) {
         // dH/dx = dp unit a - sinh p sinh q / (2 |x|) (b - a + 2 s^2 a), with the directions a, b;
         // b - a = (|x| - |y|) x / (|x| |y|) - (x - y) / |y|
-        double x = t.norm_x == 0 ? 1 : t.norm_x, y = t.norm_y == 0 ? 1 : t.norm_y;
+        double x = nonzero(t.norm_x), y = nonzero(t.norm_y);
         double growth = (t.sinh_p == 0 ? unit : t.sinh_p / x) * (t.sinh_q == 0 ? unit : t.sinh_q / y) / 2;
         double of_x = (unit * dp - growth * (t.difference + 2 * s2 * y)) / x;
         double of_y = (unit * dq - growth * (-t.difference + 2 * s2 * x)) / y;
@@ -136,10 +155,10 @@ static Slopes slopes_of_hinge(const Polar &t, double eta, double min_radius, dou
     double X = t.sinh_p, rim = 2 * min_radius;
     if (X > rim) dp += eta * rim * t.cosh_p / (X * std::sqrt(X - rim) * std::sqrt(X + rim));
     // dx = unit dp a + turn / |x| (e - 2 s^2 a), dy = unit dq b + turn / |y| (-e - 2 s^2 b); points move by unit / cosh p
-    double x = t.norm_x == 0 ? 1 : t.norm_x, y = t.norm_y == 0 ? 1 : t.norm_y, total = x + y;
+    double x = nonzero(t.norm_x), y = nonzero(t.norm_y), dx = turn / x, dy = turn / y;
     double of_x = unit * dp / (tangent ? 1 : t.cosh_p), of_y = unit * dq / (tangent ? 1 : t.cosh_q);
-    double e[] = {2 / total, -t.difference / (total * x), -t.difference / (total * y)}, dx = turn / x, dy = turn / y;
-    return {{dx * e[0], dx * (e[1] - 2 * t.s2 / x) + of_x / x, dx * e[2]},
-            {-dy * e[0], -dy * e[1], dy * (-e[2] - 2 * t.s2 / y) + of_y / y},
+    Chord e(t);
+    return {{dx * e.of_difference, dx * (e.of_x - 2 * t.s2 / x) + of_x / x, dx * e.of_y},
+            {-dy * e.of_difference, -dy * e.of_x, dy * (-e.of_y - 2 * t.s2 / y) + of_y / y},
             by_curvature(t, dp, dq, unit, tangent)};
 }

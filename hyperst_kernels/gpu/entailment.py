@@ -120,7 +120,7 @@ def sine_of(a, b, half_chord):
 
 @triton.jit
 def exterior_slopes(norm_u, norm_v, sine, half_chord, p, q, delta):
-    """Derivatives of the exterior angle by p and q, and that by theta over sin(theta).
+    """Derivatives of the exterior angle by p, q and theta.
 
     0 where the points coincide or the parent is the origin; the slope across the ray is 0 on the ray itself (a kink), as
     far as rounded directions can tell.
@@ -138,24 +138,30 @@ def exterior_slopes(norm_u, norm_v, sine, half_chord, p, q, delta):
     radial = exp(size - D) * expm1(-2 * size) / 2
     radial = tl.where(delta < 0, -radial, radial)
     spread = half_chord * exp(at_most((p + q - D) / 2, 88))
-    across = radial + 2 * spread * spread * cosh_q * sinh_p
-    by_theta = sinh_q * exp(at_most(q - D, 88)) * across / squared
+    by_theta = sinh_q * exp(at_most(q - D, 88)) * (radial + 2 * spread * spread * cosh_q * sinh_p) / squared
     straight = sine <= (8.9e-16 if sine.dtype == tl.float64 else 4.8e-7)  # 4 eps
     bent = defined & (straight == 0) & (norm_v != 0)
-    per_sine = tl.where(bent, by_theta / tl.where(bent, sine, 1), 0)
-    return tl.where(defined, by_p, 0), tl.where(defined, by_q, 0), per_sine
+    return tl.where(defined, by_p, 0), tl.where(defined, by_q, 0), tl.where(bent, by_theta, 0)
 
 
 @triton.jit
-def angle_gradient(norm_x, norm_y, a, b, e, half_chord, p, q, delta, c, k, TANGENT: tl.constexpr):
+def across(chord, a):
+    """Unit vector from the end of a towards a + chord, across a; twice, because rounding leaves some of a for obtuse angles."""
+    vector = chord - dot(chord, a)[:, None] * a
+    vector = vector - dot(vector, a)[:, None] * a
+    return vector * (1 / nonzero(tl.sqrt(dot(vector, vector))))[:, None]
+
+
+@triton.jit
+def angle_gradient(norm_x, norm_y, a, b, half_chord, p, q, delta, c, k, TANGENT: tl.constexpr):
     """Gradients of the exterior angle: the part of dx along a, of dx across, the same of dy, and by c."""
     sine = sine_of(a, b, half_chord)
-    by_p, by_q, per_sine = exterior_slopes(norm_x, norm_y, sine, half_chord, p, q, delta)
-    across_x, across_y = per_sine / nonzero(norm_x), per_sine / nonzero(norm_y)
+    by_p, by_q, by_theta = exterior_slopes(norm_x, norm_y, sine, half_chord, p, q, delta)
+    turn_x, turn_y = by_theta / nonzero(norm_x), by_theta / nonzero(norm_y)
     if TANGENT:
-        return k * by_p, across_x, k * by_q, across_y, (by_p * p + by_q * q) / (2 * c)
+        return k * by_p, turn_x, k * by_q, turn_y, (by_p * p + by_q * q) / (2 * c)
     by_c = (by_p * tanh(p) + by_q * tanh(q)) / (2 * c)
-    return k * by_p / cosh(p), across_x, k * by_q / cosh(q), across_y, by_c
+    return k * by_p / cosh(p), turn_x, k * by_q / cosh(q), turn_y, by_c
 
 
 @triton.jit
@@ -185,12 +191,11 @@ def _exterior_angle_backward(
     grad = load_each(grad_ptr, rows, n, DTYPE)
     norm_x, norm_y, a, b, r, e, half_chord = compare(x, y)
     p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
-    along_x, across_x, along_y, across_y, by_c = angle_gradient(
-        norm_x, norm_y, a, b, e, half_chord, p, q, delta, c, k, TANGENT
+    along_x, turn_x, along_y, turn_y, by_c = angle_gradient(
+        norm_x, norm_y, a, b, half_chord, p, q, delta, c, k, TANGENT
     )
-    twice_s = 2 * half_chord * half_chord
-    dx = (grad * (along_x - twice_s * across_x))[:, None] * a + (grad * across_x)[:, None] * e
-    dy = (grad * (along_y - twice_s * across_y))[:, None] * b - (grad * across_y)[:, None] * e
+    dx = (grad * along_x)[:, None] * a + (grad * turn_x)[:, None] * across(e, a)
+    dy = (grad * along_y)[:, None] * b + (grad * turn_y)[:, None] * across(-e, b)
     store_rows(dx_ptr, rows, columns, dx, n, d)
     store_rows(dy_ptr, rows, columns, dy, n, d)
     store_each(dc_ptr, rows, grad * by_c, n)
@@ -255,14 +260,12 @@ def _hinges_backward(
         cone, _ = aperture(sinh(p) if TANGENT else k * norm_x, K)
         grad = load_each(grad_ptr + n.to(tl.int64) * i, rows, n, DTYPE)
         grad = tl.where(angle <= ETAS[i] * cone, 0, grad)
-        along_x, across_x, along_y, across_y, by_c = angle_gradient(
-            norm_x, norm_y, a, b, e, half_chord, p, q, delta, c, k, TANGENT
+        along_x, turn_x, along_y, turn_y, by_c = angle_gradient(
+            norm_x, norm_y, a, b, half_chord, p, q, delta, c, k, TANGENT
         )
         cone_by_norm, cone_by_c = aperture_slopes(norm_x, c, k, K, TANGENT)
-        twice_s = 2 * half_chord * half_chord
-        on_ray = along_x - ETAS[i] * cone_by_norm - twice_s * across_x
-        dx = (grad * on_ray)[:, None] * a + (grad * across_x)[:, None] * e
-        dy = (grad * (along_y - twice_s * across_y))[:, None] * b - (grad * across_y)[:, None] * e
+        dx = (grad * (along_x - ETAS[i] * cone_by_norm))[:, None] * a + (grad * turn_x)[:, None] * across(e, a)
+        dy = (grad * along_y)[:, None] * b + (grad * turn_y)[:, None] * across(-e, b)
         store_rows(dx_ptrs[i], rows, columns, dx, n, d)
         store_rows(dy_ptrs[i], rows, columns, dy, n, d)
         store_each(dc_ptr + n.to(tl.int64) * i, rows, grad * (by_c - ETAS[i] * cone_by_c), n)
