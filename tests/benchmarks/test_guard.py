@@ -76,12 +76,15 @@ def test_the_count_sees_a_matrix_of_all_pairs():
 
 
 def test_calls_grow_with_the_tiles():
-    """About 90 calls of operators per tile with machine code and 180 without, those inside others included."""
+    """About 80 calls of operators per tile with machine code and 180 without, 610 and 2510 in a step of one small tile.
+
+    Those inside others are included.
+    """
     n = 8448
     small, large = step(OURS, n, 16), step(OURS, 2 * n, 16)
-    most = 200 if native.library() is None else 150
-    assert (large.calls - small.calls) / (visits(2 * n) - visits(n)) <= most
-    assert step(OURS, 64, 16).calls <= 2500
+    per_tile, small_step = (200, 3000) if native.library() is None else (120, 1000)
+    assert (large.calls - small.calls) / (visits(2 * n) - visits(n)) <= per_tile
+    assert step(OURS, 64, 16).calls <= small_step
 
 
 @pytest.mark.parametrize("separation", [1e-4, 1e-2])
