@@ -9,7 +9,7 @@ struct Polar {
     double p, q, delta;                 // p - q
     double sinh_p, sinh_q, cosh_p, cosh_q;
     double s2, sine;  // sin^2(theta/2) and sin(theta), 0 where one of the two is the origin
-    double H;                 // sinh^2 of half the distance
+    double H;         // sinh^2 of half the distance
 };
 
 // What a value changes by: dx = x[0] (x - y) + x[1] x + x[2] y, dy likewise, and the derivative by the curvature.

@@ -53,9 +53,8 @@ class Tiles:
         self.n, self.m = len(queries), len(keys)
         self.width = queries.shape[1] + geometry.extra
         self.left, self.right = self._operand(geometry.left, queries), self._operand(geometry.right, keys)
-        self.widest: dict[
-            int, Tensor
-        ] = {}  # of the keys of a tile, by the first: the operand (1 k) with the largest terms
+        # of the keys of a tile, by the first: the operand (1 k) with the largest terms
+        self.widest: dict[int, Tensor] = {}
         self.near_left = self.n * self.m * MANY + 1024 if queries.dtype == torch.float32 else float("inf")
 
     def _operand(self, fill: Callable[[Tensor, Tensor], None], features: Tensor) -> Tensor:
