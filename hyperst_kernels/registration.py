@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from hyperst_kernels._precision import full_float32
+
 _LIBRARY = torch.library.Library("hyperst_kernels", "DEF")
 ops = torch.ops.hyperst_kernels
 
@@ -67,12 +69,12 @@ def define(schema: str, fake: Callable, kernels: dict[str, Callable], autograd: 
 
 
 def in_full_precision(kernel: Callable) -> Callable:
-    """Products inside a kernel go through the dispatcher again: autocast must not round them."""
+    """Products inside a kernel go through the dispatcher again: neither autocast nor a global setting must round them."""
 
     @functools.wraps(kernel)
     def called(first: Tensor | Sequence[Tensor], *rest):
         device = (first if isinstance(first, Tensor) else first[0]).device
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False), full_float32():
             return kernel(first, *rest)
 
     return called

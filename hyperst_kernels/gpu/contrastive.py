@@ -40,7 +40,7 @@ from hyperst_kernels.gpu.contrastive_run import (
     strides_of,
     vectors_of,
 )
-from hyperst_kernels.gpu.contrastive_tiles import NOWHERE, _log_sum_exps, _merge
+from hyperst_kernels.gpu.contrastive_tiles import FARTHEST, _log_sum_exps, _merge
 from hyperst_kernels.reference.contrastive import Pairing
 
 WORKSPACE = 1 << 25  # numbers that the programs of the forward pass may hold for the columns
@@ -50,6 +50,7 @@ SUMS = 1 << 28  # float32 numbers of half-precision gradients that may be in mem
 # ----------------------------------------------------------------------------------------------------------- forward
 
 
+@launch.on_own_device
 def forward(
     features: Sequence[Tensor],
     factors: Tensor | None,
@@ -70,20 +71,19 @@ def forward(
     columns, positives = c.new_full(shape, -torch.inf), c.new_empty(shape)
     found: dict[int, Tensor] = {}
     flags = torch.zeros(flags_shape(features, pairings, geometry), dtype=torch.int8, device=c.device)
-    with launch.on_device_of(c):
-        for symmetric in (True, False):
-            roles = [role for role in run.queries if role.symmetric == symmetric]
-            if roles:
-                found.update(zip([role.term for role in roles], _log_sums(run, roles, flags, columns), strict=True))
-        rows = torch.stack([found[t] for t in range(len(pairings))])
-        if run.near:
-            _add_near_sums(run, run.queries, flags, rows)
-            _add_near_sums(run, [role for role in run.keys if role.symmetric], flags, columns)
-        launch.over_rows(
-            _positives, "pair", tuple(r.x.vectors for r in run.queries), *vectors_of(run.queries), c, logit_scale,
-            positives, *strides_of(run.queries), run.stride_of_terms, run.n,
-            GEOMETRY=run.constants["GEOMETRY"], TANGENT=tangent,
-        )  # fmt: skip
+    for symmetric in (True, False):
+        roles = [role for role in run.queries if role.symmetric == symmetric]
+        if roles:
+            found.update(zip([role.term for role in roles], _log_sums(run, roles, flags, columns), strict=True))
+    rows = torch.stack([found[t] for t in range(len(pairings))])
+    if run.near:
+        _add_near_sums(run, run.queries, flags, rows)
+        _add_near_sums(run, [role for role in run.keys if role.symmetric], flags, columns)
+    launch.over_rows(
+        _positives, "pair", tuple(r.x.vectors for r in run.queries), *vectors_of(run.queries), c, logit_scale,
+        positives, *strides_of(run.queries), run.stride_of_terms, run.n,
+        GEOMETRY=run.constants["GEOMETRY"], TANGENT=tangent,
+    )  # fmt: skip
     return rows * LN_2, columns * LN_2, positives, flags
 
 
@@ -101,7 +101,7 @@ def _log_sums(run: Run, roles: Sequence[Role], flags: Tensor, columns: Tensor) -
         found.append(c.new_full((len(roles), run.n), -torch.inf))
         left, tiles = first * step, min(strip, triton.cdiv(m, step) - first)
         workspace = c.new_zeros(len(roles), programs, tiles if symmetric else 0, 2, step)
-        workspace[:, :, :, 0] = NOWHERE.value
+        workspace[:, :, :, 0] = FARTHEST.value
         keys = slice(left, left + tiles * step)
         _log_sum_exps[(programs, len(roles))](
             tuple(r.x.vectors for r in roles), tuple(r.y.vectors[keys] for r in roles),
@@ -116,7 +116,7 @@ def _log_sums(run: Run, roles: Sequence[Role], flags: Tensor, columns: Tensor) -
             out = tuple(columns[role.term, left:] for role in roles)
             inside = tuple(max(0, role.n - left) for role in roles)
             _merge[(tiles, len(roles))](
-                workspace, run.steepness, out, programs, tiles, inside, DTYPE=run.constants["DTYPE"], BLOCK_M=step
+                workspace, out, programs, tiles, inside, DTYPE=run.constants["DTYPE"], BLOCK_M=step, **launch.OPTIONS
             )
     return functools.reduce(torch.logaddexp2, found)
 
@@ -138,6 +138,7 @@ def _add_near_sums(run: Run, roles: Sequence[Role], flags: Tensor, sums: Tensor)
 # ---------------------------------------------------------------------------------------------------------- backward
 
 
+@launch.on_own_device
 def backward(
     grad_rows: Tensor,
     grad_columns: Tensor,
@@ -166,34 +167,38 @@ def backward(
     )
     along = -(shares.double() * positives.double()).sum()  # s dL/ds
     by_rows = c.new_zeros(len(features), max(map(len, features)))  # <x, dL/dx>
-    table = launch.lookup("contrastive pull", run.d, run.dtype)
-    with launch.on_device_of(c):
-        for stripe in _stripes(run, atomic and bool(table)):
-            sums = [_no_sums(run, k, stripe, gradients[k]) for k in range(len(features))]
-            if table:
-                along += pull_by_rows(run, upstream, flags, table, atomic, stripe, sums)
-            else:
-                along += pull_in_blocks(run, upstream, flags, stripe, sums)
-            vectors = tuple(side.vectors[: stripe.stop] for side in run.sides)
-            terms, strides = tuple(side.terms for side in run.sides), tuple(x.stride(0) for x in vectors)
-            pulls = tuple(own.pull for own in sums)
-            launch.over_rows(
-                _to_features, "map", vectors, vectors, terms, pulls, tuple(own.time for own in sums), c, strides,
-                run.stride_of_terms, stripe.start, GEOMETRY=run.constants["GEOMETRY"], TANGENT=tangent,
-            )  # fmt: skip
-            if run.near:
-                along += _add_near_gradients(run, upstream, flags, stripe, sums)
-            _add_positives(run, logit_scale * shares, stripe, sums)
-            launch.over_rows(
-                _to_gradients, "map", vectors, vectors, terms, pulls, tuple(gradients), by_rows, strides,
-                run.stride_of_terms, by_rows.shape[1], stripe.start,
-            )  # fmt: skip
+    table = launch.lookup("contrastive pull", run.d, run.dtype) if _multiplies(run.dtype) else {}
+    for stripe in _stripes(run, atomic and bool(table)):
+        sums = [_no_sums(run, k, stripe, gradients[k]) for k in range(len(features))]
+        if table:
+            along += pull_by_rows(run, upstream, flags, table, atomic, stripe, sums)
+        else:
+            along += pull_in_blocks(run, upstream, flags, stripe, sums)
+        vectors = tuple(side.vectors[: stripe.stop] for side in run.sides)
+        terms, strides = tuple(side.terms for side in run.sides), tuple(x.stride(0) for x in vectors)
+        pulls = tuple(own.pull for own in sums)
+        launch.over_rows(
+            _to_features, "map", vectors, vectors, terms, pulls, tuple(own.time for own in sums), c, strides,
+            run.stride_of_terms, stripe.start, GEOMETRY=run.constants["GEOMETRY"], TANGENT=tangent,
+        )  # fmt: skip
+        if run.near:
+            along += _add_near_gradients(run, upstream, flags, stripe, sums)
+        _add_positives(run, logit_scale * shares, stripe, sums)
+        launch.over_rows(
+            _to_gradients, "map", vectors, vectors, terms, pulls, tuple(gradients), by_rows, strides,
+            run.stride_of_terms, by_rows.shape[1], stripe.start,
+        )  # fmt: skip
     by_features = by_rows.sum(1, dtype=torch.float64)
     dc = torch.zeros_like(c)
     if geometry == "lorentz":  # d is homogeneous in the features and 1/sqrt(c)
         dc = ((by_features.sum() - along) / (2 * c.double())).to(c.dtype)
     d_factors = c.new_zeros(0) if factors is None else (by_features / factors).to(c.dtype)
     return gradients, d_factors, dc, (along / logit_scale.double()).to(c.dtype)
+
+
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Whether a kernel can multiply what it has computed: of float64 numbers, Triton compiles no such product."""
+    return dtype != torch.float64 or launch.architecture() == "interpreter"
 
 
 def _upstream(run: Run, grad_rows, grad_columns, row_negatives, column_negatives, positives) -> Upstream:
@@ -233,7 +238,7 @@ def _add_near_gradients(run: Run, upstream: Upstream, flags: Tensor, stripe: sli
             *strides_of(roles), *strides, run.stride_of_terms, *lengths_of(roles), run.d, stripe.start, stripe.stop,
             **size, **run.exactly(),
         )  # fmt: skip
-    return along[0].sum(dtype=torch.float64) * LN_2
+    return -run.scale * along[0].sum(dtype=torch.float64)
 
 
 def _add_positives(run: Run, weights: Tensor, stripe: slice, sums: Sequence[Sums]) -> None:

@@ -15,7 +15,15 @@ from torch import Tensor
 from hyperst_kernels.gpu.contrastive_pull import shares, split
 from hyperst_kernels.gpu.contrastive_rows import EXCESS, SCALE, Side, largest_of
 from hyperst_kernels.gpu.contrastive_run import Run, Sums, Upstream
-from hyperst_kernels.gpu.contrastive_tiles import OVERFLOWS, each_key, row_terms, tile_of_pairs
+from hyperst_kernels.gpu.contrastive_tiles import (
+    NOWHERE,
+    OVERFLOWS,
+    each_key,
+    load_steepness,
+    remoteness_of,
+    row_terms,
+    tile_of_pairs,
+)
 from hyperst_kernels.gpu.tile_math import load_each
 
 BLOCK = 8192  # rows and columns whose weights are in memory together
@@ -30,13 +38,15 @@ def weights_of_tile(
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """G_ij s_i s_j of a tile; stores its sum of share times remoteness."""
-    rows, steepness = top + tl.arange(0, BLOCK_N), tl.load(steepness_ptr)
+    rows, steepness = top + tl.arange(0, BLOCK_N), load_steepness(steepness_ptr)
     scale_x, time, a, row_ids = row_terms(x_terms_ptr, ids_ptr, rows, longest, n, EXCLUDE, DTYPE)
-    remoteness, slope, _, scale_y, _ = tile_of_pairs(
+    z, part, _, scale_y, _ = tile_of_pairs(
         rows, x_ptr, y_ptr, y_terms_ptr + SCALE * longest, y_terms_ptr + EXCESS * longest, ids_ptr, top, left, 0,
-        scale_x, time, a, row_ids, x_stride, y_stride, n, m, d, CAREFUL, GEOMETRY, EXCLUDE, FAST, CAREFUL,
+        scale_x, time, a, row_ids, x_stride, y_stride, n, m, d, CAREFUL, EXCLUDE,
         ROUNDED, PRECISION, DTYPE, OPERAND, False, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
     )  # fmt: skip
+    remoteness, slope = remoteness_of(z, GEOMETRY, FAST, CAREFUL)
+    remoteness = tl.where(part, remoteness, NOWHERE)
     share = shares(
         remoteness, steepness, load_each(row_lse_ptr, rows, n, DTYPE),
         each_key(column_lse_ptr, left, m, CAREFUL, DTYPE, BLOCK_M), load_each(row_pull_ptr, rows, n, DTYPE),

@@ -5,9 +5,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hyperst_kernels.gpu.contrastive_pull import shares
 from hyperst_kernels.gpu.contrastive_rows import NORM, factor_of
+from hyperst_kernels.gpu.contrastive_tiles import FARTHEST, NOWHERE, add_powers, load_steepness, log_sum
 from hyperst_kernels.gpu.pairwise import add_pulls, compare_all, feature, near_slopes
-from hyperst_kernels.gpu.tile_math import asinh, load_each, pick, rapidity, root_haversine, store_each
+from hyperst_kernels.gpu.tile_math import (
+    asinh,
+    div_rn,
+    load_each,
+    pick,
+    rapidity,
+    root_haversine,
+    rounded_product,
+    sqrt_rn,
+    store_each,
+)
 
 
 @triton.jit
@@ -22,28 +34,28 @@ def exact_pairs(
             x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, n, m, d, TILE, DTYPE
         )
         p, q, delta = rapidity(norm_x[:, None], norm_y[None, :], r, k, TANGENT)
-        distance = 2 / k * asinh(root_haversine(p, q, delta, half_chord))
+        distance = div_rn(2.0, k) * asinh(root_haversine(p, q, delta, half_chord))
         if GRADIENT:
             along, across = near_slopes(p, q, delta, half_chord, TANGENT)
             return distance, r, per_sum, leftover, along, across
         return distance, nothing, nothing, nothing, nothing, nothing
     square = nothing
     for j in range(0, d):
-        u = factor_x * feature(x_ptr, rows, x_stride, n, j, DTYPE)[:, None]
-        v = factor_y * feature(y_ptr, columns, y_stride, m, j, DTYPE)[None, :]
+        u = rounded_product(factor_x, feature(x_ptr, rows, x_stride, n, j, DTYPE))[:, None]
+        v = rounded_product(factor_y, feature(y_ptr, columns, y_stride, m, j, DTYPE))[None, :]
         square += (u - v) * (u - v)
     distance = tl.sqrt(square)
     return distance, nothing, nothing + 0.5, nothing, nothing, 1 / tl.where(distance == 0, 1, distance)
 
 
 @triton.jit
-def exact_logits(distance, ids_ptr, rows, columns, steepness, n, m, EXCLUDE: tl.constexpr):
-    """log2(e) times the logits, -inf where a pair does not take part."""
+def taking_part(ids_ptr, rows, columns, n, m, EXCLUDE: tl.constexpr):
+    """Which pairs of a tile are negatives of each other."""
     part = (rows < n)[:, None] & (columns < m)[None, :] & (rows[:, None] != columns[None, :])
     if EXCLUDE:
         row_ids, ids = tl.load(ids_ptr + rows, rows < n, other=0), tl.load(ids_ptr + columns, columns < m, other=0)
         part = part & (row_ids[:, None] != ids[None, :])
-    return tl.where(part, -steepness * distance, float("-inf"))
+    return part
 
 
 @triton.jit
@@ -61,10 +73,10 @@ def _near_log_sum_exps(
     n = pick(ns, t)
     m = tl.where(first < n, pick(ms, t), 0)
     rows, block = first + tl.arange(0, TILE), first // FLAG_N
-    k, steepness = tl.sqrt(tl.load(c_ptr)), tl.load(steepness_ptr)
+    k, steepness = sqrt_rn(tl.load(c_ptr)), load_steepness(steepness_ptr)
     factor_x, factor_y = factor_of(x_terms, longest), factor_of(y_terms, longest)
     norm_x = load_each(x_terms + NORM * longest, rows, n, DTYPE)
-    maximum, total = tl.full([TILE], float("-inf"), DTYPE), tl.zeros([TILE], DTYPE)
+    offset, total = tl.full([TILE], FARTHEST, DTYPE), tl.zeros([TILE], DTYPE)
     for start in range(0, m, TILE):
         if tl.load(flag_ptr + block * flag_row_stride + start // FLAG_M * flag_column_stride) != 0:
             columns = tl.cast(start, tl.int64) + tl.arange(0, TILE)
@@ -73,19 +85,10 @@ def _near_log_sum_exps(
                 x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, k, n, m, d,
                 GEOMETRY, TANGENT, False, TILE, DTYPE,
             )  # fmt: skip
-            logits = exact_logits(distance, ids_ptr, rows, columns, steepness, n, m, EXCLUDE)
-            new = tl.maximum(maximum, tl.max(logits, axis=1))
-            anchor = tl.where(new == float("-inf"), 0.0, new)  # -inf: nothing took part yet
-            total = total * tl.exp2(maximum - anchor) + tl.sum(tl.exp2(logits - anchor[:, None]), axis=1)
-            maximum = new
-    store_each(pick(out_ptrs, t), rows, maximum + tl.log2(total), n)
-
-
-@triton.jit
-def shares(logits, row_lse, column_lse, row_grad, column_grad):
-    """dL / d logit: the softmax over the row times the row's upstream gradient, and the same of the column."""
-    share = tl.exp2(logits - row_lse[:, None]) * row_grad[:, None]
-    return share + tl.exp2(logits - column_lse[None, :]) * column_grad[None, :]
+            part = taking_part(ids_ptr, rows, columns, n, m, EXCLUDE)
+            distance = tl.where(part, distance, FARTHEST)
+            offset, total = add_powers(offset, total, distance, tl.min(distance, axis=1), steepness, False, 1)
+    store_each(pick(out_ptrs, t), rows, log_sum(offset, total), n)
 
 
 @triton.jit
@@ -98,7 +101,7 @@ def _near_gradient(
 ):  # fmt: skip
     """Add the gradients of the pairs of flagged tiles to the rows of dx, from row ``top`` to before row ``last``.
 
-    Also the rows' sums of dL/dlogit times the logit.
+    Also the rows' sums of dL/dlogit times the distance.
     """
     t = tl.program_id(1)
     x_ptr, y_ptr, x_stride, y_stride = pick(x_ptrs, t), pick(y_ptrs, t), pick(x_strides, t), pick(y_strides, t)
@@ -108,7 +111,8 @@ def _near_gradient(
     n = tl.minimum(pick(ns, t), last)
     m = tl.where(first < n, pick(ms, t), 0)
     rows, block = first + tl.arange(0, TILE), first // FLAG_N
-    k, scale = tl.sqrt(tl.load(c_ptr)), tl.load(scale_ptr)
+    k, scale = sqrt_rn(tl.load(c_ptr)), load_steepness(scale_ptr)
+    steepness = scale * 1.4426950408889634
     factor_x, factor_y = factor_of(x_terms, longest), factor_of(y_terms, longest)
     norm_x = load_each(x_terms + NORM * longest, rows, n, DTYPE)
     row_lse, row_grad = (
@@ -123,12 +127,14 @@ def _near_gradient(
                 x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, k, n, m, d,
                 GEOMETRY, TANGENT, True, TILE, DTYPE,
             )  # fmt: skip
-            logits = exact_logits(distance, ids_ptr, rows, columns, scale * 1.4426950408889634, n, m, EXCLUDE)
+            part = taking_part(ids_ptr, rows, columns, n, m, EXCLUDE)
             column_lse, column_grad = (
                 load_each(column_lse_ptr, columns, m, DTYPE), load_each(column_grad_ptr, columns, m, DTYPE)
             )  # fmt: skip
-            share = shares(logits, row_lse, column_lse, row_grad, column_grad)
-            total += tl.sum(tl.where(logits == float("-inf"), 0, share * logits), axis=1)
+            share = shares(
+                tl.where(part, distance, NOWHERE), steepness, row_lse, column_lse, row_grad, column_grad, True, True
+            )
+            total += tl.sum(rounded_product(share, distance), axis=1)
             add_pulls(
                 x_ptr, y_ptr, dx_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, r, per_sum,
                 leftover, -scale * share * along, -scale * share * across, n, m, d, top, DTYPE,

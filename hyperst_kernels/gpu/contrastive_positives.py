@@ -12,6 +12,7 @@ from hyperst_kernels.gpu.tile_math import (
     asinh,
     at_least,
     compare,
+    div_rn,
     dot,
     load_each,
     load_rows,
@@ -19,15 +20,17 @@ from hyperst_kernels.gpu.tile_math import (
     pick,
     rapidity,
     root_haversine,
+    rounded_product,
+    sqrt_rn,
     store_each,
 )
 
 
 @triton.jit
 def features_of(x_ptrs, x_terms_ptrs, strides, t, rows, columns, longest, n, d, DTYPE: tl.constexpr):
-    """Some rows times their factor."""
+    """Some rows times their factor, rounded: unrounded, two equal rows would differ by what rounding takes from one."""
     x = load_rows(pick(x_ptrs, t), rows, columns, pick(strides, t), n, d, DTYPE)
-    return factor_of(pick(x_terms_ptrs, t), longest) * x
+    return rounded_product(factor_of(pick(x_terms_ptrs, t), longest), x)
 
 
 @triton.jit
@@ -43,10 +46,10 @@ def _positives(
     x = features_of(x_ptrs, x_terms_ptrs, x_strides, t, rows, columns, longest, n, d, DTYPE)
     y = features_of(y_ptrs, y_terms_ptrs, y_strides, t, rows, columns, longest, n, d, DTYPE)
     if GEOMETRY == 0:
-        k = tl.sqrt(tl.load(c_ptr))
+        k = sqrt_rn(tl.load(c_ptr))
         norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
         p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
-        distance = 2 / k * asinh(root_haversine(p, q, delta, half_chord))
+        distance = div_rn(2.0, k) * asinh(root_haversine(p, q, delta, half_chord))
     elif GEOMETRY == 1:
         distance = tl.sqrt(dot(x - y, x - y))
     else:  # a zero vector is orthogonal to everything
@@ -72,7 +75,7 @@ def _positive_pulls(
     y = features_of(y_ptrs, y_terms_ptrs, y_strides, t, rows, columns, longest, n, d, DTYPE)
     if GEOMETRY == 0:
         norm_x, norm_y, a, _, r, e, half_chord = compare(x, y)
-        p, q, delta = rapidity(norm_x, norm_y, r, tl.sqrt(tl.load(c_ptr)), TANGENT)
+        p, q, delta = rapidity(norm_x, norm_y, r, sqrt_rn(tl.load(c_ptr)), TANGENT)
         along, across = near_slopes(p, q, delta, half_chord, TANGENT)
         slope = along[:, None] * a + across[:, None] * e
     elif GEOMETRY == 1:

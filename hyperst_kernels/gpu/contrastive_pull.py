@@ -31,6 +31,8 @@ from hyperst_kernels.gpu.contrastive_tiles import (
     OVERFLOWS,
     diagonal_tiles,
     each_key,
+    load_steepness,
+    remoteness_of,
     row_terms,
     rows_of,
     tile_of_pairs,
@@ -42,15 +44,9 @@ PARTS = tl.constexpr(16)  # the fewest columns of a product
 
 @triton.jit
 def shares(
-    remoteness,
-    steepness,
-    row_lse,
-    column_lse,
-    row_pull,
-    column_pull,
-    ROW_SHARE: tl.constexpr,
-    COLUMN_SHARE: tl.constexpr,
-):
+    remoteness, steepness, row_lse, column_lse, row_pull, column_pull,
+    ROW_SHARE: tl.constexpr, COLUMN_SHARE: tl.constexpr,
+):  # fmt: skip
     """dL / d logit times what the pulls carry: the softmax over the row and that over the column."""
     share = tl.zeros_like(remoteness)
     if ROW_SHARE:
@@ -71,18 +67,23 @@ def add_tile(
     PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Add the pulls of the keys of one tile. CAREFUL: z may be large, or the pairs of some rows in flagged blocks."""
+    """Add the pulls of the keys of one tile.
+
+    CAREFUL: z may be large, the pairs of some rows in flagged blocks, or some rows beyond the end, whose shares are anything.
+    """
     start = tl.cast(start, tl.int64)
-    remoteness, slope, _, scale_y, y = tile_of_pairs(
+    z, part, _, scale_y, y = tile_of_pairs(
         x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, first, start, 0, scale_x, time, a, row_ids,
-        x_stride, y_stride, n, m, d, MASKED, GEOMETRY, EXCLUDE, FAST, CAREFUL,
-        ROUNDED, PRECISION, DTYPE, OPERAND, True, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
+        x_stride, y_stride, n, m, d, MASKED, EXCLUDE, ROUNDED, PRECISION, DTYPE, OPERAND, True, EVEN,
+        BLOCK_N, BLOCK_M, BLOCK_D,
     )  # fmt: skip
+    remoteness, slope = remoteness_of(z, GEOMETRY, FAST, CAREFUL)
+    remoteness = tl.where(part, remoteness, NOWHERE)
     if CAREFUL and FLAG_N > 0:
         rows, columns = first + tl.arange(0, BLOCK_N), start + tl.arange(0, BLOCK_M)
         place = (rows // FLAG_N * flag_row_stride)[:, None] + (columns // FLAG_M * flag_column_stride)[None, :]
         flags = tl.load(flag_ptr + place, (rows < n)[:, None] & (columns < m)[None, :], other=0)
-        remoteness = tl.where(flags != 0, NOWHERE, remoteness)
+        remoteness = tl.where(flags == 0, remoteness, NOWHERE)
     share = shares(
         remoteness, steepness, row_lse, each_key(column_lse_ptr, start, m, MASKED, DTYPE, BLOCK_M), row_pull,
         each_key(column_pull_ptr, start, m, MASKED, DTYPE, BLOCK_M), ROW_SHARE, COLUMN_SHARE,
@@ -136,14 +137,14 @@ def _pull_of_rows(
     n = tl.minimum(pick(ns, t), last)
     m = tl.where(first < n, pick(ms, t), 0)
     rows, features = first + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    steepness = tl.load(steepness_ptr)
+    steepness = load_steepness(steepness_ptr)
     scale_x, time, a, row_ids = row_terms(x_terms, ids_ptr, rows, longest, n, EXCLUDE, DTYPE)
     row_lse, row_pull = (
         load_each(pick(row_lse_ptrs, t), rows, n, DTYPE), load_each(pick(row_pull_ptrs, t), rows, n, DTYPE)
     )  # fmt: skip
-    careful = False
+    careful = first + BLOCK_N > n
     if FLAG_N > 0:
-        careful = tl.max(tl.load(pick(flagged_ptrs, t) + rows // FLAG_N, rows < n, other=0)) > 0
+        careful = careful | (tl.max(tl.load(pick(flagged_ptrs, t) + rows // FLAG_N, rows < n, other=0)) > 0)
     if GEOMETRY == 0 and tl.float64 != DTYPE:
         careful = careful | (2 * (tl.max(time) * largest_of(y_terms, longest) + tl.max(a)) > OVERFLOWS)
     x_tile = rows_of(x_ptr, first, 0, x_stride, n, d, EVEN, ROUNDED, OPERAND, BLOCK_N, BLOCK_D)

@@ -26,6 +26,7 @@ from hyperst_kernels.gpu.tile_math import (
     nonzero,
     pick,
     sinhc,
+    sqrt_rn,
     store_each,
     store_rows,
 )
@@ -82,7 +83,7 @@ def _terms(
     rows, columns = maps.block(BLOCK_ROWS, BLOCK_D)
     x = load_rows(pick(x_ptrs, k), rows, columns, pick(x_strides, k), n, d, DTYPE)
     factor = tl.load(factors_ptr + k)
-    length = tl.sqrt(dot(x, x))
+    length = sqrt_rn(dot(x, x))
     norm = factor * length
     if ROUNDED:
         x = x.to(tl.bfloat16).to(DTYPE)
@@ -154,7 +155,7 @@ def _to_features(
             grad *= 1.4142135623730951
         else:
             c = tl.load(c_ptr)
-            grad *= tl.sqrt(c)
+            grad *= sqrt_rn(c)
             if TANGENT:  # `maps.exp_map0_backward`
                 u = factor * x
                 squared = c * dot(u, u)

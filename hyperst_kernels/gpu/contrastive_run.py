@@ -102,6 +102,7 @@ class Upstream(NamedTuple):
         return tuple(tuple(x[r.term] for r in roles) for pair in zip(mine, other, strict=True) for x in pair)
 
 
+@launch.on_own_device
 def flags_shape(features: Sequence[Tensor], pairings: Sequence[Pairing], geometry: str) -> tuple[int, int, int]:
     """(t i j) of the flags that `forward` returns: one per tile of each term, none where no pair is near."""
     if geometry == "cosine":
@@ -143,6 +144,7 @@ class Run:
             "GEOMETRY": GEOMETRIES[geometry],
             "EXCLUDE": exclude_ids is not None,
             "DTYPE": launch.triton_dtype(c.dtype),
+            **launch.OPTIONS,
         }
         self.near_tile = NEAR_TILE[c.dtype]
 

@@ -2,8 +2,12 @@
 
 A pair's REMOTENESS grows with its distance and is what the logit, in units of log2(e), is minus ``steepness`` times:
 log2(e^(sqrt(c) d)), the Euclidean distance, or 1 - cos. A sum of powers of two over logits then needs one fused
-multiply-add and one instruction per term, and the largest logit is the smallest remoteness. Pairs that take no part
-(positives, excluded ones, flagged tiles, beyond the ends) are NOWHERE: so remote that nothing is left of them.
+multiply-add and one instruction per term, and the largest logit is the smallest remoteness.
+
+A sum is held as ``total`` times 2^-offset, where the offset is ``steepness`` times the remoteness of the nearest pair, as
+rounded, and infinite as long as no pair took part. Pairs that take no part (positives, excluded ones, flagged tiles, beyond the
+ends) are infinitely remote, in gradients NOWHERE, and nothing else is: a z that overflows makes the remoteness NaN. Neither
+meets a difference of two such numbers, whose result would depend on how a compiler fuses it.
 """
 
 from __future__ import annotations
@@ -13,9 +17,10 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from hyperst_kernels.gpu.contrastive_rows import EXCESS, SCALE, TIME
-from hyperst_kernels.gpu.tile_math import INTERPRETED, load_each, pick
+from hyperst_kernels.gpu.tile_math import INTERPRETED, load_each, pick, rounded_product
 
-NOWHERE = tl.constexpr(1e30)
+FARTHEST = tl.constexpr(float("inf"))  # the smallest z, remoteness or offset of no pair
+NOWHERE = tl.constexpr(1e30)  # a remoteness whose power is 0, and 0 times it too
 OVERFLOWS = tl.constexpr(1e18)  # z whose square float32 cannot hold
 
 
@@ -28,7 +33,7 @@ def log2(x, FAST: tl.constexpr):
 
 @triton.jit
 def remoteness_of(z, GEOMETRY: tl.constexpr, FAST: tl.constexpr, FAR: tl.constexpr):
-    """Remoteness of pairs, and its slope by z but for a factor 1/sqrt(c); FAR where z may pass OVERFLOWS."""
+    """Remoteness of pairs, and its slope by z but for a factor 1/sqrt(c); FAR where z may pass OVERFLOWS, or be infinite."""
     if GEOMETRY == 0:
         # log(1 + z + sqrt(z (z + 2))) = acosh(1 + z)
         near = z
@@ -38,7 +43,8 @@ def remoteness_of(z, GEOMETRY: tl.constexpr, FAST: tl.constexpr, FAR: tl.constex
         slope = tl.rsqrt(square)
         grown = (1 + near) + square * slope
         if FAR:
-            grown = tl.where(z > OVERFLOWS, 2 * z, grown)
+            LAST: tl.constexpr = 8.9e307 if z.dtype == tl.float64 else 1.7e38  # whose double is finite
+            grown = tl.where(z > OVERFLOWS, tl.where(z < LAST, 2 * z, float("nan")), grown)
             slope = tl.where(z > OVERFLOWS, 1 / z, slope)
         return log2(grown, FAST), slope
     if GEOMETRY == 1:
@@ -82,15 +88,14 @@ def each_key(pointer, start, m, MASKED: tl.constexpr, DTYPE: tl.constexpr, BLOCK
 @triton.jit
 def tile_of_pairs(
     x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, first, start, left, scale_x, time, a, row_ids,
-    x_stride, y_stride, n, m, d, MASKED: tl.constexpr,
-    GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr, FAR: tl.constexpr,
+    x_stride, y_stride, n, m, d, MASKED: tl.constexpr, EXCLUDE: tl.constexpr,
     ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, WHOLE: tl.constexpr,
     EVEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Remoteness and slope of the pairs of a tile, the excesses b and scales of its keys, and the keys if WHOLE.
+    """z of the pairs of a tile, which of them take part, the excesses b and scales of its keys, and the keys if WHOLE.
 
     Rows from ``first`` and columns from ``start`` on, 64 bit; the first key is that of row ``left``. WHOLE: ``x_tile``
-    holds the rows already, all features of them. MASKED: positives and what is beyond the ends are NOWHERE.
+    holds the rows already, all features of them. MASKED: the tile may hold positives, or reach beyond the ends.
     """
     y = row_ids
     if WHOLE:
@@ -107,16 +112,15 @@ def tile_of_pairs(
     z = (time[:, None] * b[None, :] + a[:, None]) - product * scale_x[:, None] * scale_y[None, :]
     # not 0: slopes stay finite where the weight is 0
     z = tl.maximum(z, 1e-30, propagate_nan=tl.PropagateNan.ALL)
-    remoteness, slope = remoteness_of(z, GEOMETRY, FAST, FAR)
+    part = tl.full([BLOCK_N, BLOCK_M], True, tl.int1)
     if MASKED:
         i, j = first.to(tl.int32) + tl.arange(0, BLOCK_N), start.to(tl.int32) + tl.arange(0, BLOCK_M)
-        out = ((i - left)[:, None] == j[None, :]) | (i >= n)[:, None] | (j >= m)[None, :]
-        remoteness = tl.where(out, NOWHERE, remoteness)
+        part = ((i - left)[:, None] != j[None, :]) & (i < n)[:, None] & (j < m)[None, :]
     if EXCLUDE:
         j = tl.arange(0, BLOCK_M)
         ids = tl.load(ids_ptr + start + j, j < m - start, other=0)
-        remoteness = tl.where(row_ids[:, None] == ids[None, :], NOWHERE, remoteness)
-    return remoteness, slope, b, scale_y, y
+        part = part & (row_ids[:, None] != ids[None, :])
+    return z, part, b, scale_y, y
 
 
 @triton.jit
@@ -132,15 +136,33 @@ def row_terms(terms_ptr, ids_ptr, rows, longest, n, EXCLUDE: tl.constexpr, DTYPE
 
 
 @triton.jit
-def holds_near(nearest, time, a, b, limit, GEOMETRY: tl.constexpr):
-    """Whether the nearest pair of a row has a z below ``limit`` times the widest span of the tile."""
+def holds_near(nearest_z, time, a, b, limit):
+    """Whether the smallest z of a row is below ``limit`` times the widest span of the tile."""
     widest = time * tl.max(b) + a
-    if GEOMETRY == 0:
-        u = tl.exp2(nearest)
-        z = (u - 1) * (u - 1) / (2 * u)
-    else:
-        z = nearest * nearest
-    return tl.max((z <= limit * widest).to(tl.int32)) != 0
+    return tl.max((nearest_z <= limit * widest).to(tl.int32)) != 0
+
+
+@triton.jit
+def add_powers(offset, total, remoteness, closest, steepness, ALL: tl.constexpr, AXIS: tl.constexpr):
+    """Add 2^(-steepness remoteness) to sums along an axis, whose smallest remoteness is given.
+
+    Both sums are relative to a rounded offset, not to a rounded pair: one fused multiply-add per pair then loses no
+    digits, however large the offset is. ALL: every pair takes part.
+    """
+    before = offset
+    offset = tl.minimum(before, steepness * closest)
+    origin = offset
+    if not ALL:  # no pair may have taken part yet
+        origin = tl.where(offset < FARTHEST, offset, 0)
+    powers = tl.exp2(tl.fma(remoteness, -steepness, tl.expand_dims(origin, AXIS)))
+    return offset, total * tl.exp2(origin - before) + tl.sum(powers, axis=AXIS)
+
+
+@triton.jit
+def load_steepness(pointer):
+    """Steepness, and not so small that a power of NOWHERE would be more than 0."""
+    steepness = tl.load(pointer)
+    return steepness + tl.where(tl.abs(steepness) < 1e-20, 1e-20, 0)
 
 
 @triton.jit
@@ -154,49 +176,47 @@ def diagonal_tiles(row, m, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def add_tile(
-    nearest, total, start, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness, workspace_ptr,
+    offset, total, start, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness, workspace_ptr,
     flag_ptr, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, MASKED: tl.constexpr,
-    SYMMETRIC: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr, FAR: tl.constexpr,
+    SYMMETRIC: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr, CAREFUL: tl.constexpr,
     ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, WHOLE: tl.constexpr,
     EVEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Flag a tile, or add it to the sums of its rows and, in the workspace (tiles 2 BLOCK_M), to those of its columns."""
-    remoteness, _, b, _, _ = tile_of_pairs(
+    z, part, b, _, _ = tile_of_pairs(
         x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, first, tl.cast(start, tl.int64), left, scale_x, time, a, row_ids,
-        x_stride, y_stride, n, m, d, MASKED, GEOMETRY, EXCLUDE, FAST, FAR,
-        ROUNDED, PRECISION, DTYPE, OPERAND, WHOLE, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
+        x_stride, y_stride, n, m, d, MASKED, EXCLUDE, ROUNDED, PRECISION, DTYPE, OPERAND, WHOLE, EVEN,
+        BLOCK_N, BLOCK_M, BLOCK_D,
     )  # fmt: skip
-    closest = tl.min(remoteness, axis=1)
+    ALL: tl.constexpr = not (MASKED or EXCLUDE)
+    smallest = tl.min(tl.where(part, z, FARTHEST), axis=1)
+    remoteness, _ = remoteness_of(z, GEOMETRY, FAST, CAREFUL)
+    remoteness = tl.where(part, remoteness, FARTHEST)
     near = tl.cast(0, tl.int8)
     if GEOMETRY != 2:
-        if tl.min(closest) <= suspicious:
-            near = holds_near(closest, time, a, b, limit, GEOMETRY).to(tl.int8)
+        if tl.min(smallest) <= suspicious:
+            near = holds_near(smallest, time, a, b, limit).to(tl.int8)
         tl.store(flag_ptr + start // BLOCK_M, near)
     if near == 0:
-        closest = tl.minimum(nearest, closest)
-        anchor = steepness * closest
-        powers = tl.exp2(tl.fma(remoteness, -steepness, anchor[:, None]))
-        total = total * tl.exp2(anchor - steepness * nearest) + tl.sum(powers, axis=1)
-        nearest = closest
+        closest = tl.min(remoteness, axis=1)
+        offset, total = add_powers(offset, total, remoteness, closest, steepness, ALL, 1)
         if SYMMETRIC:  # noqa: SIM102 (known when compiled; the other when run)
             if start < n - left:
                 j = tl.arange(0, BLOCK_M)
                 mine, inside = workspace_ptr + 2 * start + j, j < m - start
-                before = tl.load(mine, inside, other=NOWHERE)
-                sums = tl.load(mine + BLOCK_M, inside, other=0)
-                closest_row = tl.minimum(before, tl.min(remoteness, axis=0))
-                below = steepness * closest_row
-                gained = tl.sum(tl.exp2(tl.fma(remoteness, -steepness, below[None, :])), axis=0)
-                tl.store(mine + BLOCK_M, sums * tl.exp2(below - steepness * before) + gained, inside)
-                tl.store(mine, closest_row, inside)
-    return nearest, total
+                closest_row = tl.min(remoteness, axis=0)
+                before, sums = tl.load(mine, inside, other=FARTHEST), tl.load(mine + BLOCK_M, inside, other=0)
+                before, sums = add_powers(before, sums, remoteness, closest_row, steepness, ALL, 0)
+                tl.store(mine + BLOCK_M, sums, inside)
+                tl.store(mine, before, inside)
+    return offset, total
 
 
 @triton.jit
-def log_sum(nearest, total, steepness):
-    """log2 of a sum of powers relative to that of its nearest pair; -inf where nothing took part."""
-    nothing = (nearest >= NOWHERE) & (total == total)  # a NaN must be seen
-    return tl.where(nothing, float("-inf"), tl.log2(tl.where(nothing, 1, total)) - steepness * nearest)
+def log_sum(offset, total):
+    """log2 of a sum; -inf where nothing took part."""
+    nothing = (offset == FARTHEST) & (total == total)  # a NaN must be seen
+    return tl.where(nothing, float("-inf"), tl.log2(tl.where(nothing, 1, total)) - tl.where(nothing, 0, offset))
 
 
 @triton.jit
@@ -209,14 +229,13 @@ def _log_sum_exps(
 ):  # fmt: skip
     """For the keys of ``tiles`` tiles from ``left`` on.
 
-    A program owns blocks of rows, and a workspace (tiles 2 BLOCK_M) for the columns: of each the nearest remoteness, and the
-    sum of powers.
+    A program owns blocks of rows, and a workspace (tiles 2 BLOCK_M) for the columns: offset and total of each.
     """
     t = tl.program_id(1)
     x_ptr, x_stride, y_stride, n = pick(x_ptrs, t), pick(x_strides, t), pick(y_strides, t), pick(ns, t)
     y_ptr, scale_y_ptr, b_ptr, flag_ptr = pick(y_ptrs, t), pick(scale_y_ptrs, t), pick(b_ptrs, t), pick(flag_ptrs, t)
     x_terms, m = pick(x_terms_ptrs, t), pick(ms, t)
-    steepness, largest_b = tl.load(steepness_ptr), tl.load(pick(largest_b_ptrs, t))
+    steepness, largest_b = load_steepness(steepness_ptr), tl.load(pick(largest_b_ptrs, t))
     mine = workspace_ptr + (tl.cast(t, tl.int64) * tl.num_programs(0) + tl.program_id(0)) * tiles * 2 * BLOCK_M
     for block in range(tl.program_id(0), tl.cdiv(n, BLOCK_N), tl.num_programs(0)):
         first = tl.cast(block, tl.int64) * BLOCK_N
@@ -224,18 +243,18 @@ def _log_sum_exps(
         flags_of_block = flag_ptr + tl.cast(block, tl.int64) * flag_stride
         scale_x, time, a, row_ids = row_terms(x_terms, row_ids_ptr, rows, longest, n, EXCLUDE, DTYPE)
         widest = tl.max(time) * largest_b + tl.max(a)  # no z is more than twice as large
-        suspicious, _ = remoteness_of(limit * widest, GEOMETRY, False, True)  # nearer pairs may be near: look closer
+        suspicious = limit * widest  # pairs with a smaller z may be near: look closer
         careful = first + BLOCK_N > n
         if GEOMETRY == 0 and tl.float64 != DTYPE:
             careful = careful | (2 * widest > OVERFLOWS)
         x_tile = row_ids
         if WHOLE:
             x_tile = rows_of(x_ptr, first, 0, x_stride, n, d, EVEN, ROUNDED, OPERAND, BLOCK_N, BLOCK_D)
-        nearest, total = tl.full([BLOCK_N], NOWHERE, DTYPE), tl.zeros([BLOCK_N], DTYPE)
+        offset, total = tl.full([BLOCK_N], FARTHEST, DTYPE), tl.zeros([BLOCK_N], DTYPE)
         if careful:
             for start in range(0, m, BLOCK_M):
-                nearest, total = add_tile(
-                    nearest, total, start, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness,
+                offset, total = add_tile(
+                    offset, total, start, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness,
                     mine, flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, True,
                     SYMMETRIC, GEOMETRY, EXCLUDE, FAST, True, ROUNDED, PRECISION, DTYPE, OPERAND, WHOLE, EVEN,
                     BLOCK_N, BLOCK_M, BLOCK_D,
@@ -245,41 +264,41 @@ def _log_sum_exps(
             whole, low, high = diagonal_tiles(first - left, m, BLOCK_N, BLOCK_M)
             for step in range(0, whole - (high - low)):
                 tile = tl.where(step < low, step, step + high - low)
-                nearest, total = add_tile(
-                    nearest, total, tile * BLOCK_M, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness,
+                offset, total = add_tile(
+                    offset, total, tile * BLOCK_M, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness,
                     mine, flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, False,
                     SYMMETRIC, GEOMETRY, EXCLUDE, FAST, False, ROUNDED, PRECISION, DTYPE, OPERAND, WHOLE, EVEN,
                     BLOCK_N, BLOCK_M, BLOCK_D,
                 )  # fmt: skip
             for step in range(low, high + tl.cdiv(m, BLOCK_M) - whole):
                 tile = tl.where(step < high, step, whole)
-                nearest, total = add_tile(
-                    nearest, total, tile * BLOCK_M, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness,
+                offset, total = add_tile(
+                    offset, total, tile * BLOCK_M, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness,
                     mine, flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, True,
                     SYMMETRIC, GEOMETRY, EXCLUDE, FAST, False, ROUNDED, PRECISION, DTYPE, OPERAND, WHOLE, EVEN,
                     BLOCK_N, BLOCK_M, BLOCK_D,
                 )  # fmt: skip
-        tl.store(row_ptr + tl.cast(t, tl.int64) * row_stride + rows, log_sum(nearest, total, steepness), rows < n)
+        tl.store(row_ptr + tl.cast(t, tl.int64) * row_stride + rows, log_sum(offset, total), rows < n)
 
 
 @triton.jit
-def _merge(workspace_ptr, steepness_ptr, out_ptrs, programs, tiles, ns, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr):
+def _merge(workspace_ptr, out_ptrs, programs, tiles, ns, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr):
     """Log-sum-exps of the columns of a tile, of the first n, from the workspaces of all programs, in fixed order."""
     SOME: tl.constexpr = 16  # programs at a time: one after the other, each would wait for its loads
     t, tile = tl.program_id(1), tl.program_id(0)
     j, some = tl.arange(0, BLOCK_M), tl.arange(0, SOME)
     first = workspace_ptr + (tl.cast(t, tl.int64) * programs * tiles + tile) * 2 * BLOCK_M + j
-    steepness = tl.load(steepness_ptr)
-    nearest = tl.full([BLOCK_M], NOWHERE, DTYPE)
+    offset = tl.full([BLOCK_M], FARTHEST, DTYPE)
     for start in range(0, programs, SOME):
         place = first[None, :] + (start + some).to(tl.int64)[:, None] * (2 * BLOCK_M * tiles)
-        part = tl.load(place, (start + some < programs)[:, None], other=NOWHERE)
-        nearest = tl.minimum(nearest, tl.min(part, axis=0))
+        part = tl.load(place, (start + some < programs)[:, None], other=FARTHEST)
+        offset = tl.minimum(offset, tl.min(part, axis=0))
+    origin = tl.where(offset < FARTHEST, offset, 0)
     total = tl.zeros([BLOCK_M], DTYPE)
     for start in range(0, programs, SOME):
         place = first[None, :] + (start + some).to(tl.int64)[:, None] * (2 * BLOCK_M * tiles)
-        part = tl.load(place, (start + some < programs)[:, None], other=NOWHERE)
-        powers = tl.load(place + BLOCK_M, (start + some < programs)[:, None], other=0)
-        total += tl.sum(powers * tl.exp2(steepness * (nearest[None, :] - part)), axis=0)
+        part = tl.load(place, (start + some < programs)[:, None], other=FARTHEST)
+        sums = tl.load(place + BLOCK_M, (start + some < programs)[:, None], other=0)
+        total += tl.sum(rounded_product(sums, tl.exp2(origin[None, :] - part)), axis=0)
     columns = tile * BLOCK_M + j
-    tl.store(pick(out_ptrs, t) + columns, log_sum(nearest, total, steepness), columns < pick(ns, t))
+    tl.store(pick(out_ptrs, t) + columns, log_sum(offset, total), columns < pick(ns, t))

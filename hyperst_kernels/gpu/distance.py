@@ -14,6 +14,7 @@ from hyperst_kernels.gpu.tile_math import (
     compare,
     cosh,
     curvature_slope,
+    div_rn,
     dot,
     exp,
     haversine,
@@ -26,6 +27,7 @@ from hyperst_kernels.gpu.tile_math import (
     root_haversine,
     sinhc_scaled,
     slopes,
+    sqrt_rn,
     store_each,
     store_rows,
     tanh_defect,
@@ -38,12 +40,12 @@ def _distance(
     TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
-    k = tl.sqrt(tl.load(c_ptr))
+    k = sqrt_rn(tl.load(c_ptr))
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
     p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
-    store_each(out_ptr, rows, 2 / k * asinh(root_haversine(p, q, delta, half_chord)), n)
+    store_each(out_ptr, rows, div_rn(2.0, k) * asinh(root_haversine(p, q, delta, half_chord)), n)
 
 
 @triton.jit
@@ -53,7 +55,7 @@ def _distance_backward(
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     c = tl.load(c_ptr)
-    k = tl.sqrt(c)
+    k = sqrt_rn(c)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     grad = load_each(grad_ptr, rows, n, DTYPE)
@@ -117,7 +119,7 @@ def _inner(
     c = tl.load(c_ptr)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    store_each(out_ptr, rows, -(1 + 2 * haversine(x, y, tl.sqrt(c))) / c, n)
+    store_each(out_ptr, rows, -(1 + 2 * haversine(x, y, sqrt_rn(c))) / c, n)
 
 
 @triton.jit
@@ -130,7 +132,7 @@ def _inner_backward(
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     grad = load_each(grad_ptr, rows, n, DTYPE)
-    to_x, to_y, times, _ = haversine_gradient(x, y, tl.sqrt(c))
+    to_x, to_y, times, _ = haversine_gradient(x, y, sqrt_rn(c))
     store_rows(dx_ptr, rows, columns, -grad[:, None] * to_x, n, d)
     store_rows(dy_ptr, rows, columns, -grad[:, None] * to_y, n, d)
     store_each(dc_ptr, rows, grad * (times + 1 / times) / (2 * c * c), n)
@@ -152,7 +154,7 @@ def _distance0(
     TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
-    k = tl.sqrt(tl.load(c_ptr))
+    k = sqrt_rn(tl.load(c_ptr))
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     norm = tl.sqrt(dot(x, x))
     if TANGENT:
@@ -168,7 +170,7 @@ def _distance0_backward(
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     c = tl.load(c_ptr)
-    k = tl.sqrt(c)
+    k = sqrt_rn(c)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     grad = load_each(grad_ptr, rows, n, DTYPE)
     norm = tl.sqrt(dot(x, x))

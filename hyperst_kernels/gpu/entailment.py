@@ -26,6 +26,7 @@ from hyperst_kernels.gpu.tile_math import (
     rapidity,
     root_haversine,
     sinh,
+    sqrt_rn,
     store_each,
     store_rows,
     tanh,
@@ -49,7 +50,7 @@ def _half_aperture(
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    X = tl.sqrt(tl.load(c_ptr)) * tl.sqrt(dot(x, x))
+    X = sqrt_rn(tl.load(c_ptr)) * tl.sqrt(dot(x, x))
     if TANGENT:
         X = sinh(X)
     angle, _ = aperture(X, K)
@@ -63,7 +64,7 @@ def _half_aperture_backward(
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     c = tl.load(c_ptr)
-    k = tl.sqrt(c)
+    k = sqrt_rn(c)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     grad = load_each(grad_ptr, rows, n, DTYPE)
     norm = tl.sqrt(dot(x, x))
@@ -170,7 +171,7 @@ def _exterior_angle(
     TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
-    k = tl.sqrt(tl.load(c_ptr))
+    k = sqrt_rn(tl.load(c_ptr))
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     norm_x, norm_y, a, b, r, _, half_chord = compare(x, y)
@@ -185,7 +186,7 @@ def _exterior_angle_backward(
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     c = tl.load(c_ptr)
-    k = tl.sqrt(c)
+    k = sqrt_rn(c)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     grad = load_each(grad_ptr, rows, n, DTYPE)
@@ -231,7 +232,7 @@ def _hinges(
     DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
-    k = tl.sqrt(tl.load(c_ptr))
+    k = sqrt_rn(tl.load(c_ptr))
     for i in tl.static_range(len(ETAS)):
         x = load_rows(x_ptrs[i], rows, columns, x_strides[i], n, d, DTYPE)
         y = load_rows(y_ptrs[i], rows, columns, y_strides[i], n, d, DTYPE)
@@ -239,7 +240,7 @@ def _hinges(
         p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
         angle = exterior(norm_x, sine_of(a, b, half_chord), half_chord, p, q, delta)
         cone, _ = aperture(sinh(p) if TANGENT else k * norm_x, K)
-        store_each(out_ptr + n.to(tl.int64) * i, rows, at_least(angle - ETAS[i] * cone, 0), n)
+        store_each(out_ptr + tl.cast(n, tl.int64) * i, rows, at_least(angle - ETAS[i] * cone, 0), n)
 
 
 @triton.jit
@@ -250,7 +251,7 @@ def _hinges_backward(
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     c = tl.load(c_ptr)
-    k = tl.sqrt(c)
+    k = sqrt_rn(c)
     for i in tl.static_range(len(ETAS)):
         x = load_rows(x_ptrs[i], rows, columns, x_strides[i], n, d, DTYPE)
         y = load_rows(y_ptrs[i], rows, columns, y_strides[i], n, d, DTYPE)
@@ -258,7 +259,7 @@ def _hinges_backward(
         p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
         angle = exterior(norm_x, sine_of(a, b, half_chord), half_chord, p, q, delta)
         cone, _ = aperture(sinh(p) if TANGENT else k * norm_x, K)
-        grad = load_each(grad_ptr + n.to(tl.int64) * i, rows, n, DTYPE)
+        grad = load_each(grad_ptr + tl.cast(n, tl.int64) * i, rows, n, DTYPE)
         grad = tl.where(angle <= ETAS[i] * cone, 0, grad)
         along_x, turn_x, along_y, turn_y, by_c = angle_gradient(
             norm_x, norm_y, a, b, half_chord, p, q, delta, c, k, TANGENT
@@ -268,7 +269,7 @@ def _hinges_backward(
         dy = (grad * along_y)[:, None] * b + (grad * turn_y)[:, None] * across(-e, b)
         store_rows(dx_ptrs[i], rows, columns, dx, n, d)
         store_rows(dy_ptrs[i], rows, columns, dy, n, d)
-        store_each(dc_ptr + n.to(tl.int64) * i, rows, grad * (by_c - ETAS[i] * cone_by_c), n)
+        store_each(dc_ptr + tl.cast(n, tl.int64) * i, rows, grad * (by_c - ETAS[i] * cone_by_c), n)
 
 
 def entailment_hinges(

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +23,9 @@ from hyperst_kernels._checks import geometry_dtype
 
 _SHIPPED = Path(__file__).with_name("launch_table.json")
 LARGEST_ROW = 16384  # numbers in a row that one program can hold, if it does little with them
+LARGEST_STRIDE = 1 << 22  # from row to row: kernels count within a tile, of 256 rows at most, in 32 bits
+# What a compiler may fuse is the same whatever a version of Triton takes for granted.
+OPTIONS = {"enable_fp_fusion": True}
 
 
 def fits(d: int, dtype: torch.dtype) -> bool:
@@ -70,6 +73,11 @@ def _settings(where: str, kind: str, bucket: int, dtype: str) -> dict[str, int]:
 def bucket(d: int) -> int:
     """The width that rows of d numbers share settings with."""
     return max(16, triton.next_power_of_2(d))
+
+
+def row_width(d: int) -> int:
+    """Features of the tile that holds whole rows; exactly one for one, whose direction is its sign."""
+    return bucket(d) if d > 1 else 1
 
 
 def lookup(kind: str, d: int, dtype: torch.dtype) -> dict[str, int]:
@@ -120,13 +128,28 @@ def product_precision(dtype: torch.dtype, precision: str) -> str:
 
 
 def on_device_of(x: Tensor) -> contextlib.AbstractContextManager:
-    """Launches go to the current device: make it the tensor's."""
+    """Launches go to the current device, and the table is read for it: make it the tensor's."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
+def on_own_device(function: Callable) -> Callable:
+    """Call a function with the device of its first argument that is a tensor, or a sequence of tensors, current."""
+
+    @functools.wraps(function)
+    def called(*arguments, **options):
+        first = next(
+            a[0] if isinstance(a, (list, tuple)) else a for a in arguments if isinstance(a, (Tensor, list, tuple))
+        )
+        with on_device_of(first):
+            return function(*arguments, **options)
+
+    return called
+
+
 def unit_stride(x: Tensor) -> Tensor:
-    """(n d) whose rows are contiguous; rows may lie anywhere, also on top of each other (broadcast)."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    """(n d) whose rows are contiguous; rows may lie anywhere near, also on top of each other (broadcast)."""
+    fits = (x.stride(-1) == 1 or x.shape[-1] == 1) and x.stride(0) <= LARGEST_STRIDE
+    return x if fits else x.contiguous()
 
 
 def over_rows(kernel: triton.JITFunction, kind: str, like: Tensor | Sequence[Tensor], *arguments, **constants) -> None:
@@ -142,10 +165,10 @@ def over_rows(kernel: triton.JITFunction, kind: str, like: Tensor | Sequence[Ten
         return
     if d > LARGEST_ROW:
         raise ValueError(f"rows of at most {LARGEST_ROW} features fit a GPU kernel, got {d}")
-    table = settings(kind, d, first.dtype)
-    block_d = bucket(d)
-    rows = interpreted_rows(longest, block_d) if architecture() == "interpreter" else table["rows"]
+    block_d = row_width(d)
     with on_device_of(first):
+        table = settings(kind, d, first.dtype)
+        rows = interpreted_rows(longest, block_d) if architecture() == "interpreter" else table["rows"]
         kernel[(triton.cdiv(longest, rows), len(several))](
             *arguments,
             longest if isinstance(like, Tensor) else lengths,
@@ -154,6 +177,7 @@ def over_rows(kernel: triton.JITFunction, kind: str, like: Tensor | Sequence[Ten
             BLOCK_ROWS=rows,
             BLOCK_D=block_d,
             num_warps=table["warps"],
+            **OPTIONS,
             **constants,
         )
 

@@ -24,6 +24,7 @@ from hyperst_kernels.gpu.tile_math import (
     load_rows,
     nonzero,
     sinhc,
+    sqrt_rn,
     store_each,
     store_rows,
 )
@@ -225,7 +226,7 @@ def _poincare_to_lorentz(
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     p = load_rows(p_ptr, rows, columns, p_stride, n, d, DTYPE)
-    root = tl.sqrt(tl.load(c_ptr)) * tl.sqrt(dot(p, p))
+    root = sqrt_rn(tl.load(c_ptr)) * tl.sqrt(dot(p, p))
     store_rows(out_ptr, rows, columns, p * (2 / ((1 - root) * (1 + root)))[:, None], n, d)
 
 
@@ -239,7 +240,7 @@ def _poincare_to_lorentz_backward(
     p = load_rows(p_ptr, rows, columns, p_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
     square, along = dot(p, p), dot(p, grad)
-    root = tl.sqrt(c) * tl.sqrt(square)
+    root = sqrt_rn(c) * tl.sqrt(square)
     stretch = 2 / ((1 - root) * (1 + root))
     slope = along * stretch * stretch
     store_rows(dp_ptr, rows, columns, stretch[:, None] * grad + (c * slope)[:, None] * p, n, d)
@@ -325,7 +326,7 @@ def _log_map(
     c = tl.load(c_ptr)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    H = haversine(x, y, tl.sqrt(c))
+    H = haversine(x, y, sqrt_rn(c))
     ratio = asinhc(H) / tl.sqrt(1 + H)  # D / sinh D
     out = ratio[:, None] * (y - x) - (2 * H * ratio)[:, None] * x
     store_rows(out_ptr, rows, columns, out, n, d)
@@ -341,8 +342,8 @@ def _log_map_backward(
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
-    H = haversine(x, y, tl.sqrt(c))
-    to_x, to_y, _, radial = haversine_gradient(x, y, tl.sqrt(c))
+    H = haversine(x, y, sqrt_rn(c))
+    to_x, to_y, _, radial = haversine_gradient(x, y, sqrt_rn(c))
     root = tl.sqrt(1 + H)
     ratio = asinhc(H) / root  # D / sinh D
     ratio_slope = asinhc_slope(H) / root - ratio / (1 + H) / 2
@@ -398,7 +399,7 @@ def _parallel_transport(
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
-    H = haversine(x, y, tl.sqrt(c))
+    H = haversine(x, y, sqrt_rn(c))
     product, _, _, _, _ = _transported(x, y, v, c)
     store_rows(out_ptr, rows, columns, v + (c * product / (2 * (1 + H)))[:, None] * (x + y), n, d)
 
@@ -414,8 +415,8 @@ def _parallel_transport_backward(
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
-    H = haversine(x, y, tl.sqrt(c))
-    to_x, to_y, _, radial = haversine_gradient(x, y, tl.sqrt(c))
+    H = haversine(x, y, sqrt_rn(c))
+    to_x, to_y, _, radial = haversine_gradient(x, y, sqrt_rn(c))
     product, seen, x_t, y_t, v_t = _transported(x, y, v, c)
     # out = v + beta (x + y), beta = c product / (2 (1 + H))
     rate = c / (2 * (1 + H))

@@ -25,6 +25,7 @@ from hyperst_kernels.gpu.tile_math import (
     asinh,
     at_least,
     at_most,
+    div_rn,
     dot,
     exp,
     expm1,
@@ -34,8 +35,11 @@ from hyperst_kernels.gpu.tile_math import (
     nonzero,
     rapidity,
     root_haversine,
+    rounded_product,
+    sign,
     sinhc,
     slopes,
+    sqrt_rn,
     store_each,
 )
 
@@ -51,7 +55,7 @@ NEAR_TILE = {torch.float32: 32, torch.float64: 16}
 @triton.jit
 def scale_and_excess(length, factor, c, TANGENT: tl.constexpr):
     """From vectors of these lengths, times a factor, to sqrt(c) times their points; and sqrt(c) x_t - 1."""
-    scale = tl.sqrt(c) * factor + 0 * length
+    scale = sqrt_rn(c) * factor + 0 * length
     if TANGENT:
         scale *= sinhc(c * (factor * length) * (factor * length))
     reach = scale * length
@@ -66,7 +70,7 @@ def _terms(
     rows, columns = maps.block(BLOCK_ROWS, BLOCK_D)
     c = tl.load(c_ptr)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    store_each(norm_ptr, rows, tl.sqrt(dot(x, x)), n)
+    store_each(norm_ptr, rows, sqrt_rn(dot(x, x)), n)
     if ROUNDED:
         x = x.to(tl.bfloat16).to(DTYPE)
     scale, excess = scale_and_excess(tl.sqrt(dot(x, x)), 1, c, TANGENT)
@@ -152,10 +156,11 @@ def _pairwise(
     near = inside & (delta <= limit * span)
     tl.store(near_ptr + i * tl.cdiv(m, BLOCK_M) + j, tl.max(near.to(tl.int32)).to(tl.int8))
     # near pairs are marked by the sign: the second kernel must not judge by a rounded distance
-    distance = log1p(delta + tl.sqrt(delta) * tl.sqrt(delta + 2)) / tl.sqrt(tl.load(c_ptr))
+    distance = log1p(delta + tl.sqrt(delta) * tl.sqrt(delta + 2)) / sqrt_rn(tl.load(c_ptr))
     tl.store(out_ptr + rows[:, None] * m + columns[None, :], tl.where(near, -1, distance), inside)
 
 
+@launch.on_own_device
 def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision: str) -> Tensor:
     """(n d), (m d) -> (n m) in the geometry's dtype."""
     x, y = launch.unit_stride(x), launch.unit_stride(y)
@@ -173,17 +178,16 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
     size = {"BLOCK_N": table["rows"], "BLOCK_M": table["columns"]}
     tiles = (triton.cdiv(n, size["BLOCK_N"]), triton.cdiv(m, size["BLOCK_M"]))
     near = torch.empty(tiles, dtype=torch.int8, device=x.device)
-    numbers = {"DTYPE": launch.triton_dtype(c.dtype), "OPERAND": launch.operand_dtype(x.dtype)}
-    with launch.on_device_of(x):
-        _pairwise[(tiles[0] * tiles[1],)](
-            x, y, c, scale_x, scale_y, a, b, out, near, x.stride(0), y.stride(0), n, m, d, NEAR[c.dtype],
-            ROUNDED=precision == "bf16" and x.dtype == torch.float32, PRECISION=told,
-            BLOCK_D=table["inner"], num_warps=table["warps"], num_stages=table["stages"], **numbers, **size,
-        )  # fmt: skip
-        _repair[tiles](
-            x, y, c, norm_x, norm_y, out, near, x.stride(0), y.stride(0), n, m, d,
-            TANGENT=tangent, DTYPE=numbers["DTYPE"], TILE=NEAR_TILE[c.dtype], **size,
-        )  # fmt: skip
+    numbers = {"DTYPE": launch.triton_dtype(c.dtype), **launch.OPTIONS}
+    _pairwise[(tiles[0] * tiles[1],)](
+        x, y, c, scale_x, scale_y, a, b, out, near, x.stride(0), y.stride(0), n, m, d, NEAR[c.dtype],
+        ROUNDED=precision == "bf16" and x.dtype == torch.float32, PRECISION=told, OPERAND=launch.operand_dtype(x.dtype),
+        BLOCK_D=table["inner"], num_warps=table["warps"], num_stages=table["stages"], **numbers, **size,
+    )  # fmt: skip
+    _repair[(tiles[0] * tiles[1],)](
+        x, y, c, norm_x, norm_y, out, near, x.stride(0), y.stride(0), n, m, d,
+        TANGENT=tangent, TILE=NEAR_TILE[c.dtype], **numbers, **size,
+    )  # fmt: skip
     return out
 
 
@@ -194,6 +198,13 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
 def feature(pointer, rows, stride, n, k, DTYPE: tl.constexpr):
     """One feature of some rows."""
     return tl.load(pointer + rows * stride + k, rows < n, other=0).to(DTYPE)
+
+
+@triton.jit
+def opposite(x_ptr, y_ptr, rows, columns, x_stride, y_stride, n, m, DTYPE: tl.constexpr):
+    """Of rows of one feature: 2 where their signs differ, 0 where they agree, 1 where one of the two is 0."""
+    x, y = feature(x_ptr, rows, x_stride, n, 0, DTYPE), feature(y_ptr, columns, y_stride, m, 0, DTYPE)
+    return tl.abs(sign(x)[:, None] - sign(y)[None, :])
 
 
 @triton.jit
@@ -208,19 +219,19 @@ def compare_all(
     |u| - |v|, |a - b| / 2, 1 / (|u| + |v|), and the share of a + b that rounding left in a - b.
     """
     per_x, per_y = (1 / nonzero(norm_x))[:, None], (1 / nonzero(norm_y))[None, :]
-    per_sum = 1 / nonzero(norm_x[:, None] + norm_y[None, :])
+    per_sum = div_rn(1.0, nonzero(norm_x[:, None] + norm_y[None, :]))
     r = tl.zeros([TILE, TILE], DTYPE)
     for k in range(0, d):
-        u = factor_x * feature(x_ptr, rows, x_stride, n, k, DTYPE)[:, None]
-        v = factor_y * feature(y_ptr, columns, y_stride, m, k, DTYPE)[None, :]
+        u = rounded_product(factor_x, feature(x_ptr, rows, x_stride, n, k, DTYPE))[:, None]
+        v = rounded_product(factor_y, feature(y_ptr, columns, y_stride, m, k, DTYPE))[None, :]
         r += (u - v) * (u + v)
     r *= per_sum
     chord, lean, square = (
         tl.zeros([TILE, TILE], DTYPE), tl.zeros([TILE, TILE], DTYPE), tl.zeros([TILE, TILE], DTYPE)
     )  # fmt: skip
     for k in range(0, d):
-        u = factor_x * feature(x_ptr, rows, x_stride, n, k, DTYPE)[:, None]
-        v = factor_y * feature(y_ptr, columns, y_stride, m, k, DTYPE)[None, :]
+        u = rounded_product(factor_x, feature(x_ptr, rows, x_stride, n, k, DTYPE))[:, None]
+        v = rounded_product(factor_y, feature(y_ptr, columns, y_stride, m, k, DTYPE))[None, :]
         bisector = u * per_x + v * per_y
         e = per_sum * (2 * (u - v) - r * bisector)
         chord += e * e
@@ -228,6 +239,9 @@ def compare_all(
         square += bisector * bisector
     leftover = tl.where(square > 2, lean / nonzero(square), 0)
     half_chord = at_most(tl.sqrt(at_least(chord - leftover * lean, 0)) / 2, 1)
+    half_chord = tl.where(
+        d == 1, opposite(x_ptr, y_ptr, rows, columns, x_stride, y_stride, n, m, DTYPE) / 2, half_chord
+    )
     at_origin = (norm_x == 0)[:, None] | (norm_y == 0)[None, :]
     return r, tl.where(at_origin, 0.7071067811865476, half_chord), per_sum, leftover
 
@@ -237,9 +251,11 @@ def _repair(
     x_ptr, y_ptr, c_ptr, norm_x_ptr, norm_y_ptr, out_ptr, near_ptr, x_stride, y_stride, n, m, d,
     TANGENT: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    i, j = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    if tl.load(near_ptr + i * tl.num_programs(1) + j) != 0:
-        k = tl.sqrt(tl.load(c_ptr))
+    # one axis: the second holds 65,535 programs at most
+    program, tiles_m = tl.program_id(0).to(tl.int64), tl.cdiv(m, BLOCK_M)
+    i, j = program // tiles_m, program % tiles_m
+    if tl.load(near_ptr + program) != 0:
+        k = sqrt_rn(tl.load(c_ptr))
         for part in range(0, (BLOCK_N // TILE) * (BLOCK_M // TILE)):
             rows = i * BLOCK_N + part // (BLOCK_M // TILE) * TILE + tl.arange(0, TILE)
             columns = j * BLOCK_M + part % (BLOCK_M // TILE) * TILE + tl.arange(0, TILE)
@@ -252,7 +268,7 @@ def _repair(
                     x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, 1, 1, n, m, d, TILE, DTYPE
                 )
                 p, q, delta = rapidity(norm_x[:, None], norm_y[None, :], r, k, TANGENT)
-                tl.store(place, 2 / k * asinh(root_haversine(p, q, delta, half_chord)), near)
+                tl.store(place, div_rn(2.0, k) * asinh(root_haversine(p, q, delta, half_chord)), near)
 
 
 @triton.jit
@@ -265,7 +281,7 @@ def _weights(
     place = rows[:, None] * m + columns[None, :]
     grad = tl.load(grad_ptr + place, inside, other=0).to(DTYPE)
     distance = tl.load(distance_ptr + place, inside, other=0)
-    k = tl.sqrt(tl.load(c_ptr))
+    k = sqrt_rn(tl.load(c_ptr))
     D = k * distance
     growth = -expm1(-D)  # sinh D = e^D (1 - e^-D)(1 + e^-D) / 2, cosh D - 1 = e^D (1 - e^-D)^2 / 2
     span = span_of(load_each(a_ptr, rows, n, DTYPE), load_each(b_ptr, columns, m, DTYPE))
@@ -274,7 +290,7 @@ def _weights(
     weight = tl.where(near, 0, grad * 2 * decay / (k * nonzero(growth * (1 + decay))))
     tl.store(out_ptr + place, weight, inside)
     number = i * tl.cdiv(m, TILE) + j
-    tl.store(along_ptr + number, tl.sum(grad * distance))
+    tl.store(along_ptr + number, tl.sum(rounded_product(grad, distance)))
     # whoever looks for near pairs later finds them by the zero weight, not by judging again
     tl.store(near_ptr + number, tl.max((inside & (weight == 0) & (grad != 0)).to(tl.int32)).to(tl.int8))
 
@@ -298,11 +314,12 @@ def add_pulls(
     """
     per_x, per_y = (1 / nonzero(norm_x))[:, None], (1 / nonzero(norm_y))[None, :]
     for k in range(0, d):
-        u = factor_x * feature(x_ptr, rows, x_stride, n, k, DTYPE)[:, None]
-        v = factor_y * feature(y_ptr, columns, y_stride, m, k, DTYPE)[None, :]
+        u = rounded_product(factor_x, feature(x_ptr, rows, x_stride, n, k, DTYPE))[:, None]
+        v = rounded_product(factor_y, feature(y_ptr, columns, y_stride, m, k, DTYPE))[None, :]
         a = u * per_x
         bisector = a + v * per_y
         e = per_sum * (2 * (u - v) - r * bisector) - leftover * bisector
+        e = tl.where(d == 1, sign(u) - sign(v), e)  # no rounding of a sign may be taken for an angle
         target = dx_ptr + (rows - top) * d + k
         change = tl.sum(along * a + across * e, axis=1)
         tl.store(target, tl.load(target, rows < n, other=0) + change, rows < n)
@@ -317,7 +334,7 @@ def _near_gradient(
     """Add the gradients of near pairs to some rows of dx, which no other program writes."""
     i = tl.program_id(0).to(tl.int64)
     rows = i * TILE + tl.arange(0, TILE)
-    k = tl.sqrt(tl.load(c_ptr))
+    k = sqrt_rn(tl.load(c_ptr))
     norm_x = load_each(norm_x_ptr, rows, n, DTYPE)
     for j in range(0, tl.cdiv(m, TILE)):
         if tl.load(near_ptr + i * near_row_stride + j * near_column_stride) != 0:
@@ -338,6 +355,7 @@ def _near_gradient(
             )  # fmt: skip
 
 
+@launch.on_own_device
 def pairwise_distance_backward(
     grad: Tensor, x: Tensor, y: Tensor, c: Tensor, distance: Tensor, tangent: bool, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -353,21 +371,20 @@ def pairwise_distance_backward(
     tiles = (triton.cdiv(n, tile), triton.cdiv(m, tile))
     weight, along = torch.empty_like(distance), c.new_empty(tiles)
     near = torch.empty(tiles, dtype=torch.int8, device=x.device)
-    dtype = launch.triton_dtype(c.dtype)
-    with launch.on_device_of(x):
-        _weights[(tiles[0] * tiles[1],)](
-            grad, distance, c, a, b, weight, near, along, n, m, NEAR[c.dtype], DTYPE=dtype, TILE=tile
-        )
-        dx = _pull(weight, x, y, scale_x, scale_y, a, b, c, tangent)
-        dy = _pull(weight.T, y, x, scale_y, scale_x, b, a, c, tangent)
-        _near_gradient[(tiles[0],)](
-            grad, weight, x, y, c, norm_x, norm_y, near, dx, x.stride(0), y.stride(0), m, 1, tiles[1], 1, n, m, d,
-            TANGENT=tangent, DTYPE=dtype, TILE=tile,
-        )  # fmt: skip
-        _near_gradient[(tiles[1],)](
-            grad, weight, y, x, c, norm_y, norm_x, near, dy, y.stride(0), x.stride(0), 1, m, 1, tiles[1], m, n, d,
-            TANGENT=tangent, DTYPE=dtype, TILE=tile,
-        )  # fmt: skip
+    numbers = {"DTYPE": launch.triton_dtype(c.dtype), **launch.OPTIONS}
+    _weights[(tiles[0] * tiles[1],)](
+        grad, distance, c, a, b, weight, near, along, n, m, NEAR[c.dtype], TILE=tile, **numbers
+    )
+    dx = _pull(weight, x, y, scale_x, scale_y, a, b, c, tangent)
+    dy = _pull(weight.T, y, x, scale_y, scale_x, b, a, c, tangent)
+    _near_gradient[(tiles[0],)](
+        grad, weight, x, y, c, norm_x, norm_y, near, dx, x.stride(0), y.stride(0), m, 1, tiles[1], 1, n, m, d,
+        TANGENT=tangent, TILE=tile, **numbers,
+    )  # fmt: skip
+    _near_gradient[(tiles[1],)](
+        grad, weight, y, x, c, norm_y, norm_x, near, dy, y.stride(0), x.stride(0), 1, m, 1, tiles[1], m, n, d,
+        TANGENT=tangent, TILE=tile, **numbers,
+    )  # fmt: skip
     # d is homogeneous in the vectors and 1/sqrt(c)
     homogeneity = sum((v.double() * dv).sum() for v, dv in ((x, dx), (y, dy))) - along.sum(dtype=torch.float64)
     return dx.to(x.dtype), dy.to(y.dtype), (homogeneity / (2 * c.double())).to(c.dtype)

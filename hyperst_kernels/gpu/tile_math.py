@@ -15,6 +15,26 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 @triton.jit
+def div_rn(x, y):
+    """x / y rounded once, in float64 too; ``/`` errs by two units in the last place on a device."""
+    if y.dtype == tl.float64:
+        quotient = x / y
+    else:
+        quotient = tl.div_rn(x, y)
+    return quotient
+
+
+@triton.jit
+def sqrt_rn(x):
+    """The square root rounded once, in float64 too; ``tl.sqrt`` errs by one unit in the last place on a device."""
+    if x.dtype == tl.float64:
+        root = tl.sqrt(x)
+    else:
+        root = tl.sqrt_rn(x)
+    return root
+
+
+@triton.jit
 def exp(x):
     """e^x; ``tl.exp`` rounds its argument times log2(e), which costs |x| ulp on a device."""
     if INTERPRETED:
@@ -29,7 +49,7 @@ def log1p(x):
         # what rounding 1 + x loses is given back by x / ((1 + x) - 1)
         u = 1 + x
         exact = u == 1
-        return tl.where(exact, x, tl.log(u) * (x / tl.where(exact, 1, u - 1)))
+        return tl.where(exact, x, tl.log(u) * div_rn(x, tl.where(exact, 1, u - 1)))
     return libdevice.log1p(x)
 
 
@@ -41,7 +61,7 @@ def expm1(x):
         u = tl.exp(x)
         same = u == 1
         plain = same | (u - 1 == -1) | (x > 30)
-        ratio = x / tl.where(plain, 1, tl.log(tl.where(plain, 2, u)))
+        ratio = div_rn(x, tl.where(plain, 1, tl.log(tl.where(plain, 2, u))))
         return tl.where(same, x, tl.where(plain, u - 1, (u - 1) * ratio))
     return libdevice.expm1(x)
 
@@ -188,6 +208,12 @@ def at_least(x, limit):
 
 
 @triton.jit
+def sign(x):
+    """-1, 0 or 1."""
+    return tl.where(x > 0, 1, tl.where(x < 0, -1, 0)).to(x.dtype)
+
+
+@triton.jit
 def nonzero(x):
     """x with its zeros replaced by ones: a denominator whose numerator is zero there too."""
     return tl.where(x == 0, 1, x)
@@ -260,25 +286,38 @@ def store_each(pointer, rows, values, n):
 
 
 @triton.jit
+def rounded_product(x, y):
+    """x * y as rounded, also where it is added to: no compiler takes a fused multiply-add apart to fuse another."""
+    return tl.fma(x, y, 0.0)
+
+
+@triton.jit
 def dot(x, y):
-    """Of matching rows."""
-    return tl.sum(x * y, axis=1)
+    """Sum of x * y over each row: the same bits in all threads that share a row.
+
+    Unrounded, a thread's own product would be fused into the first addition between threads.
+    """
+    return tl.sum(rounded_product(x, y), axis=1)
 
 
 @triton.jit
 def compare(u, v):
     """Norms |u|, |v|, directions a, b, |u| - |v|, a - b and |a - b| / 2 of matching rows: ``reference.pair.compare``."""
-    norm_u, norm_v = tl.sqrt(dot(u, u)), tl.sqrt(dot(v, v))
+    # far out, a unit in the last place of a norm, or of their difference, is one of e^radius times as many
+    norm_u, norm_v = sqrt_rn(dot(u, u)), sqrt_rn(dot(v, v))
     # one division per row: a division of every number costs more than the rest
-    a, b = u * (1 / nonzero(norm_u))[:, None], v * (1 / nonzero(norm_v))[:, None]
+    a, b = rounded_product(u, (1 / nonzero(norm_u))[:, None]), rounded_product(v, (1 / nonzero(norm_v))[:, None])
     w = u - v
-    per_sum = 1 / nonzero(norm_u + norm_v)
+    per_sum = div_rn(1.0, nonzero(norm_u + norm_v))
     r = dot(w, u + v) * per_sum
     bisector = a + b
     e = (2 * per_sum)[:, None] * w - (r * per_sum)[:, None] * bisector
     square = dot(bisector, bisector)  # 1 where one of the two is the origin, whose a - b must stay
     leftover = tl.where(square > 2, dot(e, bisector) / nonzero(square), 0)
     e = e - leftover[:, None] * bisector
+    if u.shape[1] == 1:  # a direction is a sign, and no rounding of it may be taken for an angle
+        a, b = sign(u), sign(v)
+        e = a - b
     half_chord = at_most(tl.sqrt(dot(e, e)) / 2, 1)
     half_chord = tl.where((norm_u == 0) | (norm_v == 0), 0.7071067811865476, half_chord)
     return norm_u, norm_v, a, b, r, e, half_chord

@@ -7,3 +7,7 @@ import torch
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 AVAILABLE = INTERPRETED or torch.cuda.is_available()
+if INTERPRETED:
+    from tests.kernels import arithmetic
+
+    arithmetic.use(arithmetic.CHOSEN)

@@ -1,0 +1,38 @@
+"""The precision of library products, whatever a user has set for other code of the process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+_BACKENDS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+
+
+def _exact() -> bool:
+    """Whether products of float32 numbers are products of float32 numbers now; "none" is the setting of all backends."""
+    exact = ("ieee", "none") if torch.backends.fp32_precision in ("ieee", "none") else ("ieee",)
+    return all(backend.fp32_precision in exact for backend in _BACKENDS)
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Multiply float32 matrices in float32 inside the block: ``torch.set_float32_matmul_precision`` may say tf32 or bf16."""
+    if _exact():
+        yield
+        return
+    precisions = [backend.fp32_precision for backend in _BACKENDS]
+    try:
+        together = torch.get_float32_matmul_precision()
+    except RuntimeError:  # backend by backend only
+        together = None
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        if together is not None:
+            torch.set_float32_matmul_precision(together)
+        for backend, precision in zip(_BACKENDS, precisions, strict=True):
+            if backend.fp32_precision != precision:
+                backend.fp32_precision = precision
