@@ -17,6 +17,7 @@ _PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("hinges", (HINGES,)),
     ("too_long_for_a_product", (PAIRS,)),
     ("public_functions", ("distance",)),
+    ("slope_of_log_map", ("log_map",)),
     ("test_pairwise.py", (PAIRS,)),
     ("test_smoke.py::test_pairs", (PAIRS,)),
     ("test_smoke.py::test_terms_of_a_hierarchy", (HIERARCHY,)),

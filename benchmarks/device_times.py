@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from benchmarks import contrastive, measure, peers
-from benchmarks.concerns import HIERARCHY, HINGES, LOSS, PAIRS, ROW_WISE
+from benchmarks.concerns import HIERARCHY, HINGES, LOSS, PAIRS
 from benchmarks.device import Meter
 from benchmarks.problem import OURS, Step
 from benchmarks.results import Row
@@ -183,7 +183,9 @@ def one_step(n: int, d: int, dtype: torch.dtype, meter: Meter, rate: float) -> I
 
 def losses(meter: Meter) -> Iterator[Row]:
     rate = rate_of_products(meter)
-    yield Row.of([rate], **about("product", PRODUCT, PRODUCT, torch.bfloat16), provider="library", metric="operations/s")
+    yield Row.of(
+        [rate], **about("product", PRODUCT, PRODUCT, torch.bfloat16), provider="library", metric="operations/s"
+    )
     for n, d, dtype in LOSSES:
         beside = BESIDE if n == LOSSES[0][0] and dtype == torch.float32 else (contrastive.ANY_ORDER,)
         yield from loss(n, d, dtype, beside, meter, rate=rate)
@@ -201,14 +203,13 @@ def hierarchies(meter: Meter) -> Iterator[Row]:
 
 def timings(operator: str, meter: Meter) -> Iterator[Row]:
     """All rows of one operator."""
-    if operator in ROW_WISE:
-        return row_wise(operator, *ROWS, meter)
-    return {
+    others: dict[str, Callable[[Meter], Iterator[Row]]] = {
         HINGES: partial(hinges, *ROWS),
         PAIRS: partial(pairwise, *SIDE),
         LOSS: losses,
         HIERARCHY: hierarchies,
-    }[operator](meter)
+    }
+    return others[operator](meter) if operator in others else row_wise(operator, *ROWS, meter)
 
 
 def unchecked(rows: Iterator[Row]) -> Iterator[Row]:

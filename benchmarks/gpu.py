@@ -87,7 +87,9 @@ def bench(names: Sequence[str], folder: Path, run: str, unchecked: bool, meter: 
             if device.is_lost():
                 again = ["--bench", *names[k + 1 :], "--out", str(folder), *(["--unchecked"] * unchecked)]
                 if names[k + 1 :]:
-                    subprocess.run([sys.executable, "-m", "benchmarks.gpu", *again], cwd=results.REPOSITORY, check=False)
+                    subprocess.run(
+                        [sys.executable, "-m", "benchmarks.gpu", *again], cwd=results.REPOSITORY, check=False
+                    )
                 return
         del rows
         torch.cuda.empty_cache()

@@ -20,7 +20,9 @@ LAST = 1500  # characters that are kept of what a failure said
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--outcomes", type=Path, help="append a line of JSON per test to this file")
-    parser.addoption("--operators", type=lambda names: set(names.split(",")), help="only tests that concern one of these")
+    parser.addoption(
+        "--operators", type=lambda names: set(names.split(",")), help="only tests that concern one of these"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

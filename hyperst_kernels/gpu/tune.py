@@ -81,7 +81,9 @@ def distance_of(values: Settings, shipped: Settings) -> float:
 
 def ordered(candidates: Iterable[Settings], shipped: Settings) -> list[Settings]:
     """Candidates other than the setting in use, the nearest to it first."""
-    return sorted((values for values in candidates if values != shipped), key=lambda values: distance_of(values, shipped))
+    return sorted(
+        (values for values in candidates if values != shipped), key=lambda values: distance_of(values, shipped)
+    )
 
 
 class Problem(NamedTuple):

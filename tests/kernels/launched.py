@@ -1,6 +1,6 @@
 """Which kernels the library has, and a pytest plugin that notes which of them were launched, and with what constants.
 
-    HYPERST_LAUNCHED=found.json python -m pytest -p tests.kernels.launched ...
+HYPERST_LAUNCHED=found.json python -m pytest -p tests.kernels.launched ...
 """
 
 from __future__ import annotations
