@@ -30,7 +30,8 @@ def lacks() -> str:
         return ""
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "a C compiler (gcc, clang or $CC)"
-    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton does
+    header = Path(sysconfig.get_path("include", scheme), "Python.h")
     return "" if header.is_file() else f"the headers of Python ({header})"
 
 

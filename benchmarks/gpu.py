@@ -107,8 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("no GPU on this machine: nothing to check (TRITON_INTERPRET=1 runs the tests in Triton's interpreter)")
         return 0
     if device.lacks():
-        print(f"{name}: Triton does not find {device.lacks()}")
-        return 1
+        print(f"every kernel may fail: Triton needs {device.lacks()}, which is not found")
     everything = not (options.smoke or options.tests or options.bench is not None or options.tune is not None)
     run = datetime.datetime.now().isoformat(timespec="seconds")
     print(f"{name}, {len(os.sched_getaffinity(0))} cores, {results.versions()}, {results.commit()}", flush=True)

@@ -145,7 +145,6 @@ def steps(monkeypatch, folder):
     """What the command does on a device of another name, and in which order."""
     done = []
     monkeypatch.setattr(device, "name", lambda: "a device")
-    monkeypatch.setattr(device, "lacks", lambda: "")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
     monkeypatch.setattr(device_tests, "run", lambda *what: done.append(what))
     monkeypatch.setattr(gpu, "bench", lambda names, *rest: done.append(["bench", *names]))
@@ -184,13 +183,25 @@ def test_a_failure_is_the_exit_status(steps, tested, folder, capsys):
     assert "FAILED test_operators.py::test_opcheck[inner]" in capsys.readouterr().out
 
 
-def test_what_is_missing_is_said_before_anything_runs(monkeypatch, capsys):
-    monkeypatch.setattr(device, "name", lambda: "a device")
-    monkeypatch.setattr(device_tests, "run", None)
+def test_what_is_missing_is_said_before_anything_runs(steps, monkeypatch, capsys):
+    monkeypatch.setattr(device, "lacks", lambda: "")
+    steps.run("--smoke")
+    assert "every kernel may fail" not in capsys.readouterr().out
+    monkeypatch.setattr(device, "lacks", lambda: "a C compiler")
+    steps.run("--smoke")
+    assert capsys.readouterr().out.startswith("every kernel may fail: Triton needs a C compiler")
+
+
+def test_a_compiler_and_the_headers_of_python_are_looked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(device, "INTERPRETED", False)
+    monkeypatch.setattr(device.sysconfig, "get_path", lambda name, scheme: str(tmp_path))
+    monkeypatch.setenv("CC", "cc")
+    assert device.lacks() == f"the headers of Python ({tmp_path / 'Python.h'})"
+    (tmp_path / "Python.h").touch()
+    assert device.lacks() == ""
+    monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CC", raising=False)
-    assert gpu.main(["--smoke"]) == 1
-    assert "a C compiler" in capsys.readouterr().out
+    assert device.lacks() == "a C compiler (gcc, clang or $CC)"
 
 
 def test_names_that_are_no_operators_are_refused(capsys):
