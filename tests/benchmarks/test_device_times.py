@@ -6,10 +6,15 @@ import pytest
 import torch
 
 from benchmarks import contrastive, device_times, measure, peers
-from benchmarks import tables as t
 from benchmarks.concerns import HINGES, LOSS, OPERATORS, PAIRS, ROW_WISE
 from benchmarks.device import Meter
 from benchmarks.problem import OURS
+
+
+def find(rows, **wanted):
+    """The one row that has these values."""
+    (found,) = [row for row in rows if all(getattr(row, key) == value for key, value in wanted.items())]
+    return found
 
 
 def clock(work):
@@ -36,31 +41,31 @@ def test_bytes_of_rows(operator):
         ("forward", vectors + value, singles),
         ("backward", 2 * vectors + value, singles + scalars),
     ):
-        share = t.find(rows, provider=OURS, metric=f"share of copy {phase}").median
+        share = find(rows, provider=OURS, metric=f"share of copy {phase}").median
         assert share == pytest.approx((matrices + numbers / d) / 2)
 
 
 def test_hinges_and_pairs():
     rows = list(device_times.hinges(64, 32, UNRUN))
-    assert t.find(rows, operation=HINGES, metric="share of copy backward").median == pytest.approx((4 + 2 / 32) / 2)
+    assert find(rows, operation=HINGES, metric="share of copy backward").median == pytest.approx((4 + 2 / 32) / 2)
     rows = list(device_times.pairwise(16, 8, METER))
-    assert t.find(rows, operation=PAIRS, provider=f"{OURS}, tf32", metric="ratio eager / ours forward").median == 1
-    assert t.find(rows, metric="backward s").median == 0.5
+    assert find(rows, operation=PAIRS, provider=f"{OURS}, tf32", metric="ratio eager / ours forward").median == 1
+    assert find(rows, metric="backward s").median == 0.5
 
 
 def test_loss():
     rate = 1e9
     rows = list(device_times.loss(16, 32, torch.float32, [peers.EAGER, "open_clip"], METER, rate=rate))
-    assert t.find(rows, provider=peers.EAGER, metric="ratio both").median == 1
-    assert t.find(rows, provider=measure.AGAIN, metric="both s").repeats == device_times.ROUNDS
-    assert t.find(rows, provider=OURS, metric="peak bytes").median == 7
-    share = t.find(rows, provider=OURS, metric="share of product both")
+    assert find(rows, provider=peers.EAGER, metric="ratio both").median == 1
+    assert find(rows, provider=measure.AGAIN, metric="both s").repeats == device_times.ROUNDS
+    assert find(rows, provider=OURS, metric="peak bytes").median == 7
+    share = find(rows, provider=OURS, metric="share of product both")
     assert share.median == pytest.approx(8 * 3 * 16 * 16 * 32 / rate / 0.5)
     rows = list(device_times.loss(16, 32, torch.float32, [contrastive.ONE_BY_ONE], METER, contrastive.HIERARCHY))
-    assert t.find(rows, provider=contrastive.ONE_BY_ONE, metric="ratio both").operation == contrastive.HIERARCHY
+    assert find(rows, provider=contrastive.ONE_BY_ONE, metric="ratio both").operation == contrastive.HIERARCHY
     assert not any("share" in row.metric for row in rows)
     rows = list(device_times.one_step(16, 32, torch.bfloat16, METER, rate))
-    assert t.find(rows, metric="share of product forward", dtype="bfloat16").median > 0
+    assert find(rows, metric="share of product forward", dtype="bfloat16").median > 0
     assert device_times.rate_of_products(METER, 8) == 2 * 8**3 / 0.5
 
 
