@@ -21,6 +21,12 @@ several = pytest.param(
 in_one_and_several = pytest.mark.parametrize("cores", [1, several])
 
 
+@pytest.fixture(autouse=True)
+def _ids_are_relative(tmp_path):
+    """To the folder of a test, wherever that lies."""
+    (tmp_path / "pytest.ini").touch()
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run modules of tests, given by their text, on so many cores; what was found."""
