@@ -28,8 +28,15 @@ bench: $(STAMP)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e ".[peers]"
 	$(BIN)/python -m benchmarks.run
 
-gpu: $(STAMP)
-	@$(BIN)/python -m benchmarks.gpu
+# An interpreter that reaches the GPU and has what the tests need is taken as it is; else one is installed, where there is a GPU.
+INSTALL = $(MAKE) --no-print-directory "$(STAMP)"
+ON_GPU = import torch, hypothesis, mpmath, numpy, pytest, pytest_timeout, triton; raise SystemExit(not torch.cuda.is_available())
+gpu:
+	@for python in "$(PYTHON)" python3 "$(BIN)/python"; do \
+	  if "$$python" -c "$(ON_GPU)" 2>/dev/null; then exec "$$python" -m benchmarks.gpu; fi; \
+	done; \
+	if ! command -v nvidia-smi >/dev/null; then echo "no GPU on this machine: nothing to check"; exit 0; fi; \
+	$(INSTALL) && "$(BIN)/python" -m benchmarks.gpu
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e ".[docs]"

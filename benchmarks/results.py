@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import datetime
+import functools
+import hashlib
 import importlib.metadata
 import platform
 import re
@@ -71,6 +73,7 @@ def device_name(device: str = "cpu") -> str:
     return f"{model}, {torch.get_num_threads()} threads"
 
 
+@functools.cache
 def versions() -> str:
     """Python and the packages that are installed of those that matter."""
     found = [f"python {platform.python_version()}"]
@@ -82,8 +85,20 @@ def versions() -> str:
     return ", ".join(found)
 
 
+@functools.cache
+def digest() -> str:
+    """Of the kernels and their tests: tells apart what one commit or none may stand for."""
+    found = hashlib.sha256()
+    for folder in ("hyperst_kernels", "tests/kernels"):
+        for path in sorted((REPOSITORY / folder).rglob("*")):
+            if path.suffix in (".py", ".json", ".cpp", ".h"):
+                found.update(path.relative_to(REPOSITORY).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+@functools.cache
 def commit() -> str:
-    """Short hash, with "+" where sources have been changed since; "unknown" outside a git repository."""
+    """Short hash, with "+" where sources have been changed since; outside a git repository the digest of the sources."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
@@ -92,7 +107,7 @@ def commit() -> str:
         changed = git("status", "--porcelain", "--", *_SOURCES).strip()
         return git("rev-parse", "--short", "HEAD").strip() + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return f"sources {digest()}"
 
 
 def path_for(device: str = "cpu", folder: Path = FOLDER) -> Path:
@@ -115,10 +130,22 @@ def append(rows: Iterable[Row], path: Path, run: str, device: str = "cpu") -> No
             writer.writerow({**plain, **about})
 
 
+def _lines(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _row(line: dict[str, str]) -> Row:
+    return Row(**{f.name: _TYPES[str(f.type)](line[f.name]) for f in fields(Row)})
+
+
 def read_last(path: Path) -> tuple[list[Row], dict[str, str]]:
     """Rows of the last run in a CSV, and its device, versions and commit."""
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
+    lines = _lines(path)
     last = [line for line in lines if line["run"] == lines[-1]["run"]]
-    rows = [Row(**{f.name: _TYPES[str(f.type)](line[f.name]) for f in fields(Row)}) for line in last]
-    return rows, {key: last[0][key] for key in ("run", "device", "versions", "commit")}
+    return [_row(line) for line in last], {key: last[0][key] for key in ("run", "device", "versions", "commit")}
+
+
+def read_since(path: Path, run: str) -> list[Row]:
+    """Rows of a run and of those after it; none where there is no file yet."""
+    return [_row(line) for line in _lines(path) if line["run"] >= run] if path.is_file() else []

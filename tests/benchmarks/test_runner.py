@@ -9,7 +9,7 @@ import matplotlib.image
 import pytest
 import torch
 
-from benchmarks import contrastive, distance, gate, gpu, measure, peers, recall, results, run
+from benchmarks import contrastive, distance, gate, measure, peers, recall, results, run
 from benchmarks import tables as t
 from benchmarks.problem import OURS
 from benchmarks.results import REPOSITORY, Row
@@ -171,28 +171,3 @@ def test_a_hierarchy_is_worth_its_terms():
     problem = contrastive.setup(contrastive.HIERARCHY, 16, 8)
     together, apart = (problem.step(name).forward() for name in (OURS, contrastive.ONE_BY_ONE))
     torch.testing.assert_close(together, apart)
-
-
-def test_gpu_rows_without_a_gpu(monkeypatch, capsys):
-    """All but the device's clock and its memory."""
-
-    def clock(work):
-        work()
-        return 0.5
-
-    float32 = torch.float32
-    rows = list(gpu.loss(16, 32, float32, [peers.EAGER, "open_clip"], "cpu", clock, lambda step: 7))
-    assert t.find(rows, provider=peers.EAGER, metric="ratio both").median == 1
-    assert t.find(rows, provider=measure.AGAIN, metric="both s").repeats == gpu.ROUNDS
-    share = t.find(rows, provider=OURS, metric="share of tensor peak both")
-    assert share.median == pytest.approx(8 * 3 * 16 * 16 * 32 / 790e12 / 0.5)
-    rows = list(
-        gpu.loss(16, 32, float32, [contrastive.ONE_BY_ONE], "cpu", clock, lambda step: 7, contrastive.HIERARCHY)
-    )
-    assert t.find(rows, provider=contrastive.ONE_BY_ONE, metric="ratio both").operation == contrastive.HIERARCHY
-    rows = list(gpu.one_step(16, 32, torch.bfloat16, "cpu", clock, lambda step: 7))
-    assert t.find(rows, metric="share of tensor peak forward", dtype="bfloat16").median > 0
-    assert "peak bytes" in gpu.show(rows[0])
-    if not torch.cuda.is_available():
-        assert gpu.main() == 0
-        assert "nothing to check" in capsys.readouterr().out

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from tests.kernels.triton import AVAILABLE
+
+# without it cuBLAS refuses deterministic mode; it is read before anything runs on the device
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 collect_ignore_glob = [] if AVAILABLE else ["test_*.py"]
 

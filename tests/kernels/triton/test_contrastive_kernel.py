@@ -25,6 +25,12 @@ PAIR = [Pairing(0, 1, True)]
 BY_ROWS = {"rows": 64, "columns": 32, "warps": 4, "stages": 1}
 VARIANTS: dict[str, dict[str, int]] = {"blocks": {}, "rows": BY_ROWS, "atomic": BY_ROWS}
 EPS = torch.finfo(torch.float32).eps
+BLOCK = 64 if INTERPRETED else 128  # the least that holds whole tiles: several blocks in a small batch
+
+
+def compiles(variant, dtype):
+    """Triton has no product of float64 whose operand a kernel computed: the launch table gives no such setting."""
+    return INTERPRETED or dtype != torch.float64 or not VARIANTS[variant]
 
 
 def views(n, m, d, seed, radius, input, dtype=torch.float32):
@@ -58,6 +64,8 @@ def run(compute, queries, keys, scale, upstream, **options):
 def fused(queries, keys, scale, upstream, variant="blocks", **options):
     if options.get("exclude_ids") is not None:
         options = {**options, "exclude_ids": options["exclude_ids"].to(DEVICE)}
+    if not compiles(variant, queries.dtype):
+        pytest.skip("no product of float64 in kernels by rows")
     compute = functools.partial(cases.contrastive_terms, atomic=variant == "atomic")
     with launch.forced("contrastive pull", VARIANTS[variant]):
         return run(compute, queries.to(DEVICE), keys.to(DEVICE), scale, upstream, **options)
@@ -82,7 +90,8 @@ def assert_close(ours, exact, moved, scale, radius, upstream, relative=1e-4, can
         assert (ours[i] - exact[i]).norm(dim=1).max() <= (relative + rounding) * largest + floor + known
 
 
-@settings(max_examples=10 if INTERPRETED else 100)
+@pytest.mark.parametrize("variant", VARIANTS)  # and not drawn: each of its hundred kernels is compiled where it runs
+@settings(max_examples=4 if INTERPRETED else 40)
 @given(
     n=st.sampled_from([1, 9, 33, 70]),
     more=st.sampled_from([0, 0, 40]),
@@ -93,7 +102,6 @@ def assert_close(ours, exact, moved, scale, radius, upstream, relative=1e-4, can
     directions=st.sampled_from(["both", "rows"]),
     input=st.sampled_from(["tangent", "lorentz"]),
     excluding=st.booleans(),
-    variant=st.sampled_from([*VARIANTS]),
 )
 def test_float32_against_the_float64_reference(n, more, d, seed, radius, scale, directions, input, excluding, variant):
     m = n + more
@@ -115,7 +123,7 @@ def test_float32_against_the_float64_reference(n, more, d, seed, radius, scale, 
 @pytest.mark.parametrize("directions", ["both", "rows"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_float64_in_every_geometry(geometry, directions, variant, monkeypatch):
-    monkeypatch.setattr(contrastive_blocks, "BLOCK", 64)  # several blocks of weights
+    monkeypatch.setattr(contrastive_blocks, "BLOCK", 64)  # several blocks of weights, of whole tiles in float64
     monkeypatch.setattr(kernels, "WORKSPACE", 1)  # and strips of one tile of columns
     queries, keys = views(70, 100, 19, 0, 1.0, "tangent", torch.float64)
     if geometry == "cosine":  # whose gradient at the origin means nothing
@@ -183,7 +191,7 @@ def test_layouts_and_the_same_bits_twice(variant):
 
 def test_memory_grows_with_the_batch_and_not_with_its_square(monkeypatch):
     """Numbers that one step allocates beside a block of weights: slope over B, for twice and four times the batch."""
-    monkeypatch.setattr(contrastive_blocks, "BLOCK", 64)
+    monkeypatch.setattr(contrastive_blocks, "BLOCK", BLOCK)
 
     class Counted(torch.utils._python_dispatch.TorchDispatchMode):
         largest = 0

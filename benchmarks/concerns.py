@@ -1,0 +1,40 @@
+"""Which operators a test of the kernels concerns, by its id: what a failure stops the timing of."""
+
+from __future__ import annotations
+
+from tests.kernels.cases import CASES
+
+HINGES, PAIRS = "entailment_loss", "pairwise_distance"
+LOSS, HIERARCHY = "contrastive_loss", "hierarchical_contrastive_loss"
+ROW_WISE = tuple(dict.fromkeys(case.operator for case in CASES.values()))
+# in the order they are timed: the quick ones first
+OPERATORS = (*ROW_WISE, HINGES, PAIRS, LOSS, HIERARCHY)
+
+# the first part that an id holds decides; tests of single functions, of settings and of the process concern all
+_PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("hinges_and_pairs", (HINGES, PAIRS)),
+    ("hinges_match_one_relation", (HINGES, "exterior_angle", "half_aperture")),
+    ("hinges", (HINGES,)),
+    ("too_long_for_a_product", (PAIRS,)),
+    ("public_functions", ("distance",)),
+    ("slope_of_log_map", ("log_map",)),
+    ("test_pairwise.py", (PAIRS,)),
+    ("test_smoke.py::test_pairs", (PAIRS,)),
+    ("test_smoke.py::test_terms_of_a_hierarchy", (HIERARCHY,)),
+    ("test_hierarchy.py", (HIERARCHY,)),
+    ("test_contrastive_kernel.py", (LOSS, HIERARCHY)),
+    ("test_smoke.py::test_loss", (LOSS, HIERARCHY)),
+    ("test_public_losses", (LOSS, HIERARCHY)),
+    ("test_row_wise.py", ROW_WISE),
+    ("test_tune.py", ()),
+)
+
+
+def concerned(test: str) -> frozenset[str]:
+    """Operators of a test, or of a module that cannot be collected. The first parameter of a test of rows is its case."""
+    named, _, parameters = test.partition("[")
+    cases = {**CASES, **{case.operator: case for case in CASES.values()}}
+    fitting = [name for name in cases if parameters.startswith((f"{name}-", f"{name}]"))]
+    if fitting and "test_tile_math.py" not in named:
+        return frozenset([cases[max(fitting, key=len)].operator])
+    return frozenset(next((operators for part, operators in _PARTS if part in test), OPERATORS))

@@ -1,0 +1,48 @@
+"""Which kernels the library has, and a pytest plugin that notes which of them were launched, and with what constants.
+
+HYPERST_LAUNCHED=found.json python -m pytest -p tests.kernels.launched ...
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+from pathlib import Path
+
+import pytest
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+from hyperst_kernels import gpu
+
+_found: set[str] = set()  # lines of JSON
+
+
+def kernels() -> dict[str, JITFunction | InterpretedFunction]:
+    """By "module.name": all functions of Triton in the library that no other one calls."""
+    functions = {}
+    for place in pkgutil.iter_modules(gpu.__path__):
+        module = importlib.import_module(f"{gpu.__name__}.{place.name}")
+        for name, value in vars(module).items():
+            if isinstance(value, (JITFunction, InterpretedFunction)) and value.fn.__module__ == module.__name__:
+                functions[f"{place.name}.{name}"] = value
+    called = {id(f.fn.__globals__.get(name)) for f in functions.values() for name in f.fn.__code__.co_names}
+    return {name: f for name, f in functions.items() if id(f) not in called}
+
+
+def pytest_sessionstart() -> None:
+    def note(name: str):
+        def launched(*arguments, **options) -> None:
+            constants = {key: str(value) for key, value in options.items() if key.isupper()}
+            _found.add(json.dumps([name, constants], sort_keys=True))
+
+        return launched
+
+    for name, kernel in kernels().items():
+        kernel.add_pre_run_hook(note(name))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    Path(os.environ["HYPERST_LAUNCHED"]).write_text("[" + ",\n".join(sorted(_found)) + "]\n", encoding="utf-8")
