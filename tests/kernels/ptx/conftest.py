@@ -1,0 +1,14 @@
+"""Only in a process of its own: ``HYPERST_TEST_PTX=1 python -m pytest tests/kernels/ptx``."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.kernels.ptx import AVAILABLE
+
+collect_ignore_glob = [] if AVAILABLE else ["*.py"]
+if AVAILABLE:
+    from tests.kernels.ptx.launch import as_cpu_kernels
+
+    torch.set_num_threads(1)
+    as_cpu_kernels()
