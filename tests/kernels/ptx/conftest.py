@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tests.kernels.ptx import AVAILABLE
@@ -12,3 +13,11 @@ if AVAILABLE:
 
     torch.set_num_threads(1)
     as_cpu_kernels()
+
+
+@pytest.fixture(autouse=True)
+def _memory_starts_as_nan():
+    """Deterministic mode fills what ``torch.empty`` returns with NaN: numbers that no kernel wrote show."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

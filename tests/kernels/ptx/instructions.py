@@ -145,12 +145,13 @@ def _mov(p: Program, instruction: Instruction) -> Callable:
     half = {"b32": "b16", "b64": "b32"}.get(kind, kind)
     part, shift_by = bits_type(half), bits_type(kind).type(8 * bits_type(half).itemsize)
     if target.startswith("{"):
-        whole, outs = p.register(source, kind), [p.register(o) for o in members_of(target)]
+        whole, outs = p.register(source, kind), [None if o == "_" else p.register(o) for o in members_of(target)]
 
         def unpack(machine):
             value = machine.registers[whole]
             for out, bits in zip(outs, (value, value >> shift_by), strict=True):
-                machine.put(out, bits.astype(part))
+                if out is not None:
+                    machine.put(out, bits.astype(part))
 
         return unpack
     out = p.register(target)

@@ -225,4 +225,4 @@ def _constant(text: str, dtype: np.dtype) -> np.ndarray:
         bits = 0
     else:
         raise PtxError(f"what is {text!r}?")
-    return np.array([bits != 0]) if dtype == bool else np.array([bits & ((1 << 8 * dtype.itemsize) - 1)], dtype)
+    return np.array([bits != 0]) if dtype.kind == "b" else np.array([bits & ((1 << 8 * dtype.itemsize) - 1)], dtype)
