@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 import torch
 
-_BACKENDS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+_BACKENDS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 
 
 def _exact() -> bool:
     """Whether products of float32 numbers are products of float32 numbers now; "none" is the setting of all backends."""
-    exact = ("ieee", "none") if torch.backends.fp32_precision in ("ieee", "none") else ("ieee",)
+    inherited = torch.backends.fp32_precision  # type: ignore[attr-defined]
+    exact = ("ieee", "none") if inherited in ("ieee", "none") else ("ieee",)
     return all(backend.fp32_precision in exact for backend in _BACKENDS)
 
 
