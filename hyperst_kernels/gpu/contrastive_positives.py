@@ -87,4 +87,6 @@ def _positive_pulls(
     change = load_each(pick(weight_ptrs, t), rows, n, DTYPE)[:, None] * slope
     place = pick(dx_ptrs, t) + (rows - top)[:, None] * d + columns[None, :]
     inside = (rows < n)[:, None] & (columns < d)[None, :]
-    tl.store(place, tl.load(place, inside, other=0) + change, inside)
+    total = tl.load(place, inside, other=0) + change
+    tl.debug_barrier()  # in place: several threads may have read what one of them writes
+    tl.store(place, total, inside)

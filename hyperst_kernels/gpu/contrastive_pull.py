@@ -190,8 +190,10 @@ def _pull_of_rows(
         tl.atomic_add(place, pull, inside)
         tl.atomic_add(time_place, time, rows < n)
     else:
-        tl.store(place, tl.load(place, inside, other=0) + pull, inside)
-        tl.store(time_place, tl.load(time_place, rows < n, other=0) + time, rows < n)
+        pull, time = pull + tl.load(place, inside, other=0), time + tl.load(time_place, rows < n, other=0)
+        tl.debug_barrier()  # in place: several threads may have read what one of them writes
+        tl.store(place, pull, inside)
+        tl.store(time_place, time, rows < n)
     if ALONG:
         tl.store(pick(along_ptrs, t) + rows - top, along, rows < n)
 

@@ -321,8 +321,8 @@ def add_pulls(
         e = per_sum * (2 * (u - v) - r * bisector) - leftover * bisector
         e = tl.where(d == 1, sign(u) - sign(v), e)  # no rounding of a sign may be taken for an angle
         target = dx_ptr + (rows - top) * d + k
-        change = tl.sum(along * a + across * e, axis=1)
-        tl.store(target, tl.load(target, rows < n, other=0) + change, rows < n)
+        # added where it lies, by the one thread of a row that stores: what the others would read may be older or newer
+        tl.atomic_add(target, tl.sum(along * a + across * e, axis=1), rows < n, sem="relaxed")
 
 
 @triton.jit

@@ -48,12 +48,12 @@ for _name, _function, _kinds, _count in (
     ("sub", np.subtract, "s32 s64 f32 f64", 2), ("sub.rn", np.subtract, "f32 f64", 2),
     ("mul", np.multiply, "f32 f64", 2), ("mul.rn", np.multiply, "f32 f64", 2), ("mul.lo", np.multiply, "s32 s64", 2),
     ("mad.lo", lambda a, b, c: a * b + c, "s32 s64", 3),
-    ("div", divided, "s32 s64 u32", 2), ("div.rn", np.divide, "f64", 2),
-    ("neg", np.negative, "s32 f32 f64", 1), ("abs", np.abs, "f32 f64", 1),
+    ("div", divided, "s32 s64 u32", 2), ("div.rn", np.divide, "f32 f64", 2),
+    ("neg", np.negative, "s32 s64 f32 f64", 1), ("abs", np.abs, "f32 f64", 1),
     ("min", np.minimum, "s32 s64", 2), ("max", np.maximum, "s32", 2),
     ("min", np.fmin, "f32 f64", 2), ("max", np.fmax, "f32 f64", 2),  # of a number and a NaN: the number
     ("min.NaN", np.minimum, "f32", 2), ("max.NaN", np.maximum, "f32", 2),
-    ("sqrt.rn", np.sqrt, "f64", 1), ("fma.rn", fma_f64, "f64", 3), ("fma.rn", fma_f32, "f32", 3),
+    ("sqrt.rn", np.sqrt, "f32 f64", 1), ("fma.rn", fma_f64, "f64", 3), ("fma.rn", fma_f32, "f32", 3),
     ("fma.rn.ftz", flushed(fma_f32), "f32", 3),
     ("fma.rm.ftz", flushed(lambda a, b, c: fma_f32(a, b, c, "rm")), "f32", 3),
     ("add.rz.ftz", flushed(lambda a, b: add_f32(a, b, "rz")), "f32", 2),
@@ -132,7 +132,7 @@ for _kind in ("b16", "b32", "b64"):
     PURE[f"shl.{_kind}"] = Pure(shift(np.left_shift), (_kind, "b32"))
 for _kind in ("s32", "s64", "u16", "u32", "u64"):
     PURE[f"shr.{_kind}"] = Pure(shift(np.right_shift), (_kind, "b32"))
-for _kind in ("s32", "s64", "u32"):
+for _kind in ("s32", "s64", "u32", "u64"):
     PURE[f"bfe.{_kind}"] = Pure(bit_field, (_kind, "b32", "b32"))
 for _kind in ("b16", "b32", "b64", "f32", "f64"):
     PURE[f"selp.{_kind}"] = Pure(lambda a, b, chosen: np.where(chosen, a, b), (_kind, _kind, "pred"))
@@ -179,7 +179,7 @@ for _name, _function in (
     ("gt", np.greater),
     ("ge", np.greater_equal),
 ):
-    same_type(f"setp.{_name}", _function, "s32 s64 u32 u64 b16 b32 b64 f32 f64", 2)
+    same_type(f"setp.{_name}", _function, "s32 s64 u32 u64 b16 b32 b64 f16 f32 f64", 2)
 same_type("setp.ne", np.not_equal, "b16 b32 b64", 2)
 # true for NaN
 for _name, _opposite in (
@@ -190,8 +190,30 @@ for _name, _opposite in (
     ("geu", np.less),
 ):
     same_type(f"setp.{_name}", lambda a, b, opposite=_opposite: ~opposite(a, b), "f32 f64", 2)
+# false for NaN
+same_type("setp.ne", lambda a, b: (a < b) | (a > b), "f32 f64", 2)
 same_type("setp.nan", lambda a, b: np.isnan(a) | np.isnan(b), "f32 f64", 2)
 same_type("setp.num", lambda a, b: ~(np.isnan(a) | np.isnan(b)), "f32 f64", 2)
+
+
+def compare_two(function: Callable) -> Callable:
+    """Compare two numbers of 16 bits in each register: one predicate for the lower halves, one for the upper."""
+
+    def build(p: Program, instruction: Instruction) -> Callable:
+        outs = [p.register(o.strip()) for o in instruction.operands[0].split("|")]
+        given = [p.register(o, "b32") for o in instruction.operands[1:]]
+
+        def compare(machine):
+            halves = [machine.registers[k].view(np.uint16).view(np.float16) for k in given]
+            for i, out in enumerate(outs):
+                machine.put(out, function(*(half[i::2] for half in halves)))
+
+        return compare
+
+    return build
+
+
+BUILDERS |= {"setp.gt.f16x2": compare_two(np.greater), "setp.lt.f16x2": compare_two(np.less)}
 
 
 # ----------------------------------------------------------------------------------------------------- conversions

@@ -112,6 +112,10 @@ for _space in ("global", "shared"):
         BUILDERS[f"ld.{_space}.{_kind}"] = _load
         BUILDERS[f"st.{_space}.{_kind}"] = _store
 BUILDERS.update(dict.fromkeys(("ld.param.b32", "ld.param.b64", "ld.param.s32"), _load_parameter))
-BUILDERS.update(dict.fromkeys((f"atom.global.gpu.acq_rel.add.{kind}" for kind in ("f32", "f64")), _add_atomically))
+BUILDERS.update(
+    (f"atom.global.gpu.{order}.add.{kind}", _add_atomically)
+    for order in ("acq_rel", "relaxed")
+    for kind in ("f32", "f64")
+)
 BUILDERS.update(dict.fromkeys((f"cp.async.{level}.shared.global" for level in ("ca", "cg")), _copy_in_background))
 BUILDERS |= {"cp.async.commit_group": _commit, "cp.async.wait_group": _wait}
