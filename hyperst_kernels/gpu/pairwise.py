@@ -239,9 +239,8 @@ def compare_all(
         square += bisector * bisector
     leftover = tl.where(square > 2, lean / nonzero(square), 0)
     half_chord = at_most(tl.sqrt(at_least(chord - leftover * lean, 0)) / 2, 1)
-    half_chord = tl.where(
-        d == 1, opposite(x_ptr, y_ptr, rows, columns, x_stride, y_stride, n, m, DTYPE) / 2, half_chord
-    )
+    if d == 1:  # a direction is a sign, and no rounding of it may be taken for an angle
+        half_chord = opposite(x_ptr, y_ptr, rows, columns, x_stride, y_stride, n, m, DTYPE) / 2
     at_origin = (norm_x == 0)[:, None] | (norm_y == 0)[None, :]
     return r, tl.where(at_origin, 0.7071067811865476, half_chord), per_sum, leftover
 
@@ -379,11 +378,11 @@ def pairwise_distance_backward(
     dy = _pull(weight.T, y, x, scale_y, scale_x, b, a, c, tangent)
     _near_gradient[(tiles[0],)](
         grad, weight, x, y, c, norm_x, norm_y, near, dx, x.stride(0), y.stride(0), m, 1, tiles[1], 1, n, m, d,
-        TANGENT=tangent, TILE=tile, **numbers,
+        TANGENT=tangent, TILE=tile, num_warps=8, **numbers,
     )  # fmt: skip
     _near_gradient[(tiles[1],)](
         grad, weight, y, x, c, norm_y, norm_x, near, dy, y.stride(0), x.stride(0), 1, m, 1, tiles[1], m, n, d,
-        TANGENT=tangent, TILE=tile, **numbers,
+        TANGENT=tangent, TILE=tile, num_warps=8, **numbers,
     )  # fmt: skip
     # d is homogeneous in the vectors and 1/sqrt(c)
     homogeneity = sum((v.double() * dv).sum() for v, dv in ((x, dx), (y, dy))) - along.sum(dtype=torch.float64)

@@ -110,7 +110,7 @@ def sinhc(t_squared):
     series = 1 / 6 + x * series
     series = 1 + x * series
     near = t_squared < 1
-    t = tl.sqrt(tl.where(near, 1, t_squared))
+    t = sqrt_rn(tl.where(near, 1, t_squared))  # a unit in its last place is t of them in the result
     e = exp(t)
     return tl.where(near, series, (e - 1 / e) / (2 * t))
 
@@ -129,7 +129,7 @@ def kappa(t_squared):
     series = 2 / 6 + x * series
     near = t_squared < 1
     safe = tl.where(near, 1, t_squared)
-    t = tl.sqrt(safe)
+    t = sqrt_rn(safe)
     e = exp(t)
     return tl.where(near, series, ((e + 1 / e) / 2 - (e - 1 / e) / (2 * t)) / safe)
 

@@ -1,4 +1,7 @@
-"""Runs ``tests/kernels/triton`` in Triton's interpreter: the flag is read on import, so in a process of its own."""
+"""Runs the tests of the device kernels where there is no GPU, in processes of their own: kernels are chosen on import.
+
+In Triton's interpreter, in the arithmetics of `arithmetic`; and on executed PTX, see ``ptx``.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,41 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernels.ptx import AVAILABLE as ON_PTX
 from tests.kernels.triton import AVAILABLE
 
 HERE = Path(__file__).parent
-MODULES = ["test_row_wise.py", *sorted(f"triton/{path.name}" for path in (HERE / "triton").glob("test_*.py"))]
+KERNELS = ["test_row_wise.py", *sorted(f"triton/{path.name}" for path in (HERE / "triton").glob("test_*.py"))]
+# what no arithmetic changes, or another test runs
+PLAIN_ONLY = ["triton/test_tune.py"]
+SMOKE = "triton/test_smoke.py"
+MODULES = {
+    "plain": [name for name in KERNELS if name != SMOKE],
+    "contracted": [name for name in KERNELS if name not in PLAIN_ONLY],
+    "approximate": ["test_row_wise.py", "triton/test_tile_math.py", "triton/test_pairwise.py", SMOKE],
+    "ptx": sorted(f"ptx/{path.name}" for path in (HERE / "ptx").glob("test_*.py")),
+}
+JOBS = [(mode, module) for mode, modules in MODULES.items() for module in modules]
 
 
-def run(module: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--timeout=900", str(HERE / module)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+def run(mode: str, module: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--timeout=1500", str(HERE / module)]
+    chosen = {"HYPERST_TEST_PTX": "1"} if mode == "ptx" else {"TRITON_INTERPRET": "1", "HYPERST_TEST_ARITHMETIC": mode}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **chosen}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
 def runs():
-    """All modules, two at a time."""
+    """All jobs, two at a time."""
     with ThreadPoolExecutor(2) as pool:
-        yield {module: pool.submit(run, module) for module in MODULES}
+        yield {job: pool.submit(run, *job) for job in JOBS}
 
 
-@pytest.mark.timeout(1800)
-@pytest.mark.skipif(AVAILABLE, reason="the kernels' tests run in this process: in the interpreter, or on a GPU")
-@pytest.mark.parametrize("module", MODULES)
-def test_kernels_in_the_interpreter(module, runs):
-    done = runs[module].result()
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(AVAILABLE or ON_PTX, reason="the kernels' tests run in this process")
+@pytest.mark.parametrize("job", JOBS, ids=" ".join)
+def test_device_kernels(job, runs):
+    done = runs[job].result()
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

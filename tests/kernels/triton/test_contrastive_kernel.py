@@ -28,11 +28,6 @@ EPS = torch.finfo(torch.float32).eps
 BLOCK = 64 if INTERPRETED else 128  # the least that holds whole tiles: several blocks in a small batch
 
 
-def compiles(variant, dtype):
-    """Triton has no product of float64 whose operand a kernel computed: the launch table gives no such setting."""
-    return INTERPRETED or dtype != torch.float64 or not VARIANTS[variant]
-
-
 def views(n, m, d, seed, radius, input, dtype=torch.float32):
     """Directions at random, positives alike; duplicates, near neighbours and the origin among the negatives."""
     g = torch.Generator().manual_seed(seed)
@@ -64,8 +59,6 @@ def run(compute, queries, keys, scale, upstream, **options):
 def fused(queries, keys, scale, upstream, variant="blocks", **options):
     if options.get("exclude_ids") is not None:
         options = {**options, "exclude_ids": options["exclude_ids"].to(DEVICE)}
-    if not compiles(variant, queries.dtype):
-        pytest.skip("no product of float64 in kernels by rows")
     compute = functools.partial(cases.contrastive_terms, atomic=variant == "atomic")
     with launch.forced("contrastive pull", VARIANTS[variant]):
         return run(compute, queries.to(DEVICE), keys.to(DEVICE), scale, upstream, **options)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperst_kernels.gpu import tile_math
-from tests.kernels.triton import DEVICE, INTERPRETED
+from tests.kernels.triton import APPROXIMATE, DEVICE, INTERPRETED, documented
 
 EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 mpmath.mp.dps = 60
@@ -94,6 +94,8 @@ def test_function_of_one_number(name, dtype, seed):
         allowed = (units if isinstance(units, int) else units[dtype]) * EPS[dtype] * abs(truth) + 4 * torch.finfo(
             dtype
         ).tiny
+        if name == "atan_unit" and dtype == torch.float32:
+            allowed += documented(3) * abs(truth)  # each of the two halvings takes a root and a quotient
         # the square root of t^2 of these two carries its rounding into the exponent
         allowed += EPS[dtype] * math.sqrt(z) * abs(truth) if name in ("sinhc", "kappa") else 0
         assert abs(value - truth) <= allowed, (name, z, value, truth)
@@ -129,7 +131,13 @@ def test_angle_and_length_of_two_numbers(dtype, seed):
     signed = x * (1 - 2 * (torch.arange(len(x)) % 2))
     for a, b, value in zip(y.tolist(), signed.tolist(), on_device(tile_math.atan2, y, signed).tolist(), strict=True):
         truth = mpmath.atan2(a, b)
-        assert abs(value - truth) <= 6 * EPS[dtype] * truth + 4 * torch.finfo(dtype).tiny, (a, b, value, truth)
+        chain = documented(4) * (dtype == torch.float32)  # one more quotient than `atan_unit`
+        assert abs(value - truth) <= (6 * EPS[dtype] + chain) * truth + 4 * torch.finfo(dtype).tiny, (
+            a,
+            b,
+            value,
+            truth,
+        )
     for a, b, value in zip(x.tolist(), y.tolist(), on_device(tile_math.hypot, x, y).tolist(), strict=True):
         truth = mpmath.hypot(a, b)
         assert abs(value - truth) <= 4 * EPS[dtype] * truth, (a, b)
@@ -154,7 +162,8 @@ def test_nan_stays_nan_in_functions_of_two_numbers():
 def test_at_zero(name):
     limits = {"sinhc": 1, "kappa": 1 / 3, "asinhc": 1, "hypot1": 1}
     value = on_device(getattr(tile_math, name), torch.zeros(16))
-    assert torch.equal(value, torch.full((16,), float(limits.get(name, 0))))
+    root_of_one = EPS[torch.float32] if name == "hypot1" and APPROXIMATE else 0
+    torch.testing.assert_close(value, torch.full((16,), float(limits.get(name, 0))), rtol=root_of_one, atol=0)
 
 
 def test_the_flag_was_read():
