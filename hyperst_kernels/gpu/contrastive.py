@@ -168,6 +168,7 @@ def backward(
     along = -(shares.double() * positives.double()).sum()  # s dL/ds
     by_rows = c.new_zeros(len(features), max(map(len, features)))  # <x, dL/dx>
     table = launch.lookup("contrastive pull", run.d, run.dtype) if _multiplies(run.dtype) else {}
+    atomic = atomic and bool(table.get("atomic", 1))  # 0: with a second product the kernel does not fit into registers
     for stripe in _stripes(run, atomic and bool(table)):
         sums = [_no_sums(run, k, stripe, gradients[k]) for k in range(len(features))]
         if table:

@@ -1,8 +1,9 @@
 """How kernels are launched: block sizes from a table, grids from shapes, the right device.
 
-The table is ``launch_table.json``: architecture -> kind of kernel -> "D bucket:dtype" -> settings. Nothing is tuned at the
-first call. ``hyperst-kernels tune`` measures again on the GPU at hand and writes a table of the user's own, which is
-read before the shipped one: at $HYPERST_LAUNCH_TABLE, or ~/.config/hyperst_kernels/launch_table.json.
+The table is ``launch_table.json``: architecture -> kind of kernel -> "D bucket:dtype" -> settings. Where compilers differ,
+"cuda:90, triton 3.7" holds from that version of Triton on. Nothing is tuned at the first call: ``hyperst-kernels tune``
+measures again on the GPU at hand and writes a table of the user's own, which is read before the shipped one: at
+$HYPERST_LAUNCH_TABLE, or ~/.config/hyperst_kernels/launch_table.json.
 """
 
 from __future__ import annotations
@@ -62,12 +63,24 @@ def architecture() -> str:
 @functools.cache
 def _settings(where: str, kind: str, bucket: int, dtype: str) -> dict[str, int]:
     for table in _tables():
-        for place in (where, where.split(":")[0], "any"):
+        for place in (*_of_versions(table, where), where, where.split(":")[0], "any"):
             for key in (f"{bucket}:{dtype}", f"{bucket}"):
                 found = table.get(place, {}).get(kind, {}).get(key)
                 if found is not None:
                     return found
     return {}
+
+
+def _of_versions(table: dict, where: str) -> list[str]:
+    """Parts of the table for this architecture and a version of Triton that this one has reached, the latest first."""
+    named = [place for place in table if place.startswith(f"{where}, triton ")]
+    since = {place: _version(place.rsplit(" ", 1)[1]) for place in named}
+    return sorted((p for p in named if since[p] <= _version(triton.__version__)), key=since.__getitem__, reverse=True)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Major and minor version."""
+    return tuple(int(part) for part in text.split(".")[:2])
 
 
 def bucket(d: int) -> int:

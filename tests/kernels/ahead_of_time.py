@@ -1,7 +1,7 @@
 """Compiles, without a GPU, the kernels that the library's own launch code would launch, and reads what they need.
 
-``python -m tests.kernels.ahead_of_time`` compiles the checked variants and rewrites the table beside this file;
-``--every`` compiles every shipped configuration for sm_90 instead, and reports spills.
+``python -m tests.kernels.ahead_of_time`` compiles the checked variants and rewrites the table of this version of Triton, in
+``resources``; ``--every`` compiles every shipped configuration for sm_90 instead, and reports spills.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from triton.runtime.jit import JITFunction
 from hyperst_kernels.gpu import contrastive, distance, entailment, launch, maps, pairwise
 from hyperst_kernels.reference.contrastive import Pairing
 
-TABLE = Path(__file__).with_name("resources.json")
+VERSION = ".".join(triton.__version__.split(".")[:2])
+TABLE = Path(__file__).with_name("resources") / f"triton-{VERSION}.json"
 TARGETS = {"sm_80": ("cuda", 80), "sm_90": ("cuda", 90), "sm_100": ("cuda", 100), "gfx942": ("hip", "gfx942")}
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}  # bytes per block
 GROWTH = 1.05  # of the number of instructions over the table's
@@ -140,10 +141,10 @@ def _scalar(dtype: torch.dtype) -> torch.Tensor:
     return torch.ones((), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
 
 
-def row_wise(d: int, dtype: torch.dtype) -> None:
+def row_wise(d: int, dtype: torch.dtype, n: int = 64) -> None:
     """Every row-wise kernel, forward and backward, tangent and point form."""
-    x, c = torch.zeros(64, d, dtype=dtype), _scalar(dtype)
-    each, longer = torch.zeros(64, dtype=dtype), torch.zeros(64, d + 1, dtype=dtype)
+    x, c = torch.zeros(n, d, dtype=dtype), _scalar(dtype)
+    each, longer = torch.zeros(n, dtype=dtype), torch.zeros(n, d + 1, dtype=dtype)
     maps.exp_map0(x, c, c), maps.exp_map0_backward(x, x, c, c)
     for name in ("log_map0", "lorentz_to_poincare", "poincare_to_lorentz"):
         getattr(maps, name)(x, c), getattr(maps, f"{name}_backward")(x, x, c)
@@ -161,9 +162,9 @@ def row_wise(d: int, dtype: torch.dtype) -> None:
     entailment.entailment_hinges(*hinges), entailment.entailment_hinges_backward(each.expand(4, -1), *hinges)
 
 
-def pairs(d: int, dtype: torch.dtype, precision: str, backward: bool = False) -> None:
+def pairs(d: int, dtype: torch.dtype, precision: str, backward: bool = False, n: int = 256) -> None:
     """The matrix of distances, and its gradient."""
-    x, c = torch.zeros(256, d, dtype=dtype), _scalar(dtype)
+    x, c = torch.zeros(n, d, dtype=dtype), _scalar(dtype)
     matrix = pairwise.pairwise_distance(x, x, c, True, precision)
     if backward:
         pairwise.pairwise_distance_backward(matrix, x, x, c, matrix, True, precision)
@@ -173,10 +174,12 @@ PAIR = (Pairing(0, 1, True),)
 HIERARCHY = (Pairing(0, 1, True), Pairing(2, 1, False), Pairing(3, 0, False))  # as HyperST's
 
 
-def loss(d: int, dtype: torch.dtype, atomic: bool = False, pairings: Sequence[Pairing] = PAIR) -> None:
+def loss(
+    d: int, dtype: torch.dtype, atomic: bool = False, pairings: Sequence[Pairing] = PAIR, n: int = 4096
+) -> None:
     """The contrastive loss and its gradient."""
     c = _scalar(dtype)
-    x = [torch.zeros(4096, d, dtype=dtype) for _ in range(2 if pairings == PAIR else 4)]
+    x = [torch.zeros(n, d, dtype=dtype) for _ in range(2 if pairings == PAIR else 4)]
     given, flags = (x, None, c, c, None), (pairings, "lorentz", True, "bf16x3")
     found = contrastive.forward(*given, *flags)
     contrastive.backward(found[0], found[1], *given, *found, *flags, atomic)
@@ -185,6 +188,11 @@ def loss(d: int, dtype: torch.dtype, atomic: bool = False, pairings: Sequence[Pa
 def variants(target: str) -> dict[str, Callable[[], None]]:
     """What is compiled for a target, by name."""
     single, half, double = torch.float32, torch.bfloat16, torch.float64
+
+    def one_of_each() -> None:
+        """One row, one key, one feature: integers that the compiler turns into constants."""
+        row_wise(1, single, n=1), pairs(1, single, "bf16x3", backward=True, n=1), loss(1, single, n=1)
+
     chosen = {
         "rows 512 float32": lambda: row_wise(512, single),
         "pairs 512 float32 bf16x3": lambda: pairs(512, single, "bf16x3", backward=True),
@@ -192,6 +200,7 @@ def variants(target: str) -> dict[str, Callable[[], None]]:
         "loss 128 bfloat16": lambda: loss(128, half),
         "loss 512 float32": lambda: loss(512, single),
         "loss 128 bfloat16 hierarchy": lambda: loss(128, half, pairings=HIERARCHY),
+        "one of each": one_of_each,
     }
     if target == "sm_90":
         chosen |= {
@@ -203,6 +212,8 @@ def variants(target: str) -> dict[str, Callable[[], None]]:
             "loss 1024 bfloat16": lambda: loss(1024, half),
             "loss 128 bfloat16 atomic": lambda: loss(128, half, atomic=True),
             "loss 128 float64": lambda: loss(128, double),
+            "loss 16 bfloat16": lambda: loss(16, half),
+            "one of each, bfloat16": lambda: loss(1, half, n=1),
         }
     return chosen
 
@@ -235,11 +246,11 @@ def compile_variant(target: str, build: Callable[[], None]) -> dict[str, dict[st
     return found
 
 
-def complaints(target: str, found: dict[str, dict[str, int]], known: dict[str, dict[str, int]]) -> list[str]:
-    """What is wrong with the kernels of a variant, against the limits and the table."""
+def complaints(target: str, found: dict[str, dict[str, int]], known: dict[str, dict[str, int]] | None) -> list[str]:
+    """What is wrong with the kernels of a variant, against the limits and, where this version of Triton has one, the table."""
     said = []
     for name, need in found.items():
-        before = known.get(name)
+        before = need if known is None else known.get(name)
         if before is None:
             said.append(f"{name} is not in the table: run python -m tests.kernels.ahead_of_time")
             continue
@@ -256,6 +267,11 @@ def complaints(target: str, found: dict[str, dict[str, int]], known: dict[str, d
     return said
 
 
+def known_resources() -> dict[str, dict[str, dict[str, dict[str, int]]]] | None:
+    """The table of this version of Triton: target, variant, kernel; None where it has none."""
+    return json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else None
+
+
 def main() -> None:
     if "--every" in sys.argv:
         for name, build in every_configuration().items():
@@ -263,6 +279,7 @@ def main() -> None:
                 if need["spills"] or need["shared"] > SHARED_LIMIT["sm_90"]:
                     print(f"{name}: {kernel} {need}", flush=True)
         return
+    TABLE.parent.mkdir(exist_ok=True)
     table = {t: {name: compile_variant(t, build) for name, build in variants(t).items()} for t in TARGETS}
     TABLE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
