@@ -174,9 +174,7 @@ PAIR = (Pairing(0, 1, True),)
 HIERARCHY = (Pairing(0, 1, True), Pairing(2, 1, False), Pairing(3, 0, False))  # as HyperST's
 
 
-def loss(
-    d: int, dtype: torch.dtype, atomic: bool = False, pairings: Sequence[Pairing] = PAIR, n: int = 4096
-) -> None:
+def loss(d: int, dtype: torch.dtype, atomic: bool = False, pairings: Sequence[Pairing] = PAIR, n: int = 4096) -> None:
     """The contrastive loss and its gradient."""
     c = _scalar(dtype)
     x = [torch.zeros(n, d, dtype=dtype) for _ in range(2 if pairings == PAIR else 4)]

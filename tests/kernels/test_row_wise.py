@@ -119,10 +119,7 @@ def test_float32_and_its_gradient(name, portable, n, d, seed, largest):
             rounding = 8 * EPS * size(upstream) * case.slopes(*vectors)[i]
         assert (
             size(got - want)
-            <= (case.gradient(largest) + slopes) * scale
-            + rounding
-            + known[i + 1]
-            + torch.finfo(torch.float32).tiny
+            <= (case.gradient(largest) + slopes) * scale + rounding + known[i + 1] + torch.finfo(torch.float32).tiny
         ).all(), i
 
 
