@@ -52,6 +52,12 @@ static Polar polar(const float *x, const float *y, long d, double unit, bool tan
     return t;
 }
 
+// Whether an angle of this sine is 0 (or pi) as far as rounding can tell: see the reference, `_on_one_ray`.
+static bool on_one_ray(const Polar &t, double sine) {
+    double apart = larger(std::fabs(t.difference) / (t.norm_x + t.norm_y), std::sqrt(t.s2));
+    return sine <= 4 * std::numeric_limits<double>::epsilon() * apart;
+}
+
 static double distance(const Polar &t, double unit) { return 2 / unit * std::asinh(std::sqrt(t.H)); }
 
 // What the derivatives dp, dq of a value by the rapidities make of its derivative by c.
@@ -81,9 +87,9 @@ struct Chord {
 // weight times the gradients of H by points: dH/dx = (unit/2) ((sinh(p - q) / cosh p) a + sinh(q) e), dy likewise. On one
 // ray, as far as directions in double can tell, e is what rounding left of x - y.
 static Slopes slopes_of_H(const Polar &t, double weight, double unit) {
-    double size = weight * unit / 2, sinh_delta = std::sinh(t.delta), eps = std::numeric_limits<double>::epsilon();
-    bool one_ray = t.norm_x != 0 && t.norm_y != 0 && t.s2 <= 4 * eps * eps;
-    double by_x = one_ray ? 0 : size * t.sinh_q, by_y = one_ray ? 0 : -size * t.sinh_p;
+    double size = weight * unit / 2, sinh_delta = std::sinh(t.delta);
+    bool bent = t.norm_x == 0 || t.norm_y == 0 || !on_one_ray(t, 2 * std::sqrt(t.s2));
+    double by_x = bent ? size * t.sinh_q : 0, by_y = bent ? -size * t.sinh_p : 0;
     double along_x = size * sinh_delta / (t.cosh_p * nonzero(t.norm_x));
     double along_y = -size * sinh_delta / (t.cosh_q * nonzero(t.norm_y));
     Chord e(t);
@@ -149,7 +155,7 @@ static Slopes slopes_of_hinge(const Polar &t, double eta, double min_radius, dou
         double radial = std::copysign(std::exp(apart - D) * std::expm1(-2 * apart) / 2, -t.delta);
         dp = t.sine * sinh_q * near * cosh_D;
         dq = -t.sine * sinh_p * std::exp(t.p - 2 * D) / (sinh_D * sinh_D);
-        if (t.norm_y != 0 && t.sine > 4 * std::numeric_limits<double>::epsilon())
+        if (t.norm_y != 0 && !on_one_ray(t, t.sine))
             turn = sinh_q * near * (radial + 2 * t.s2 * std::exp(t.p + t.q - D) * cosh_q * sinh_p) / t.sine;
     }
     double X = t.sinh_p, rim = 2 * min_radius;

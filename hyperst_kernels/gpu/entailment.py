@@ -120,7 +120,7 @@ def sine_of(a, b, half_chord):
 
 
 @triton.jit
-def exterior_slopes(norm_u, norm_v, sine, half_chord, p, q, delta):
+def exterior_slopes(norm_u, norm_v, r, sine, half_chord, p, q, delta):
     """Derivatives of the exterior angle by p, q and theta.
 
     0 where the points coincide or the parent is the origin; the slope across the ray is 0 on the ray itself (a kink), as
@@ -140,7 +140,9 @@ def exterior_slopes(norm_u, norm_v, sine, half_chord, p, q, delta):
     radial = tl.where(delta < 0, -radial, radial)
     spread = half_chord * exp(at_most((p + q - D) / 2, 88))
     by_theta = sinh_q * exp(at_most(q - D, 88)) * (radial + 2 * spread * spread * cosh_q * sinh_p) / squared
-    straight = sine <= (8.9e-16 if sine.dtype == tl.float64 else 4.8e-7)  # 4 eps
+    # 4 eps of what |u - v| is of |u| + |v|: see the reference
+    apart = at_least(tl.abs(r) / nonzero(norm_u + norm_v), half_chord)
+    straight = sine <= (8.9e-16 if sine.dtype == tl.float64 else 4.8e-7) * apart
     bent = defined & (straight == 0) & (norm_v != 0)
     return tl.where(defined, by_p, 0), tl.where(defined, by_q, 0), tl.where(bent, by_theta, 0)
 
@@ -154,10 +156,10 @@ def across(chord, a):
 
 
 @triton.jit
-def angle_gradient(norm_x, norm_y, a, b, half_chord, p, q, delta, c, k, TANGENT: tl.constexpr):
+def angle_gradient(norm_x, norm_y, r, a, b, half_chord, p, q, delta, c, k, TANGENT: tl.constexpr):
     """Gradients of the exterior angle: the part of dx along a, of dx across, the same of dy, and by c."""
     sine = sine_of(a, b, half_chord)
-    by_p, by_q, by_theta = exterior_slopes(norm_x, norm_y, sine, half_chord, p, q, delta)
+    by_p, by_q, by_theta = exterior_slopes(norm_x, norm_y, r, sine, half_chord, p, q, delta)
     turn_x, turn_y = by_theta / nonzero(norm_x), by_theta / nonzero(norm_y)
     if TANGENT:
         return k * by_p, turn_x, k * by_q, turn_y, (by_p * p + by_q * q) / (2 * c)
@@ -193,7 +195,7 @@ def _exterior_angle_backward(
     norm_x, norm_y, a, b, r, e, half_chord = compare(x, y)
     p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
     along_x, turn_x, along_y, turn_y, by_c = angle_gradient(
-        norm_x, norm_y, a, b, half_chord, p, q, delta, c, k, TANGENT
+        norm_x, norm_y, r, a, b, half_chord, p, q, delta, c, k, TANGENT
     )
     dx = (grad * along_x)[:, None] * a + (grad * turn_x)[:, None] * across(e, a)
     dy = (grad * along_y)[:, None] * b + (grad * turn_y)[:, None] * across(-e, b)
@@ -262,7 +264,7 @@ def _hinges_backward(
         grad = load_each(grad_ptr + tl.cast(n, tl.int64) * i, rows, n, DTYPE)
         grad = tl.where(angle <= ETAS[i] * cone, 0, grad)
         along_x, turn_x, along_y, turn_y, by_c = angle_gradient(
-            norm_x, norm_y, a, b, half_chord, p, q, delta, c, k, TANGENT
+            norm_x, norm_y, r, a, b, half_chord, p, q, delta, c, k, TANGENT
         )
         cone_by_norm, cone_by_c = aperture_slopes(norm_x, c, k, K, TANGENT)
         dx = (grad * (along_x - ETAS[i] * cone_by_norm))[:, None] * a + (grad * turn_x)[:, None] * across(e, a)

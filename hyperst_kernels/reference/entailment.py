@@ -79,6 +79,13 @@ class _ExteriorAngle(torch.autograd.Function):
         return grad * dx, grad * dy, total, None
 
 
+def _on_one_ray(pair: pairs.Pair, sine: Tensor) -> Tensor:
+    """Whether theta is 0 or pi as far as rounding can tell: it leaves less than 2 eps of |u - v| / (|u| + |v|), the larger
+    of these two within a factor of 2. Of two nearby points it leaves far less than eps, and their slopes are real."""
+    apart = torch.maximum(pair.r.abs() / (pair.norm_u + pair.norm_v), pair.half_chord)
+    return sine <= 4 * torch.finfo(sine.dtype).eps * apart
+
+
 def _across(chord: Tensor, a: Tensor, pair: pairs.Pair, bent: Tensor) -> Tensor:
     """Unit vector across the ray a, along chord - 2 s a: what rounding leaves along a is taken out, for obtuse angles."""
     vector = chord - 2 * pair.half_chord**2 * a
@@ -115,8 +122,7 @@ def _angle_gradients(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple[Te
     across = radial + 2 * (pair.half_chord * growth) ** 2 * cosh_q * sinh_p
     dtheta = sinh_q * torch.exp((q - safe_D).clamp(max=88)) * across / sinh_D**2
     dp, dq = (torch.where(defined, slope, torch.zeros_like(slope)) for slope in (dp, dq))
-    straight = sine <= 4 * torch.finfo(sine.dtype).eps
-    bent = defined & ~straight & (pair.norm_v != 0)
+    bent = defined & ~_on_one_ray(pair, sine) & (pair.norm_v != 0)
     turn = torch.where(bent, dtheta, torch.zeros_like(dtheta))
 
     k = c.sqrt()

@@ -50,6 +50,17 @@ def use(mode: str, seed: int = 0) -> None:
         _approximate(seed)
 
 
+def accept_any_numpy() -> None:
+    """Let NumPy 2.4 and later make an index of the interpreter's integers, which are arrays of one: Triton 3.6 does not."""
+    original = interpreter._patch_lang_tensor
+
+    def patch(tensor, *scope):
+        original(tensor, *scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+
+    interpreter._patch_lang_tensor = patch
+
+
 def _replace(name: str, make: Callable[[Callable], Callable]) -> None:
     """Put ``make(original)`` in the place of a method of the interpreter; float64 and the rest still go the original way."""
     original = _originals.setdefault(name, getattr(_Builder, name))

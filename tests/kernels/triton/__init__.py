@@ -11,6 +11,7 @@ APPROXIMATE = AVAILABLE and not INTERPRETED
 if INTERPRETED:
     from tests.kernels import arithmetic
 
+    arithmetic.accept_any_numpy()
     arithmetic.use(arithmetic.CHOSEN)
     APPROXIMATE = arithmetic.CHOSEN == "approximate"
 

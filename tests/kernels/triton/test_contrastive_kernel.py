@@ -16,7 +16,7 @@ from hyperst_kernels.gpu.pairwise import NEAR_TILE
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference import maps
 from hyperst_kernels.reference.contrastive import Pairing
-from tests.kernels import cases
+from tests.kernels import cases, examples
 from tests.kernels.triton import DEVICE, INTERPRETED
 
 C = 0.8
@@ -84,7 +84,7 @@ def assert_close(ours, exact, moved, scale, radius, upstream, relative=1e-4, can
 
 
 @pytest.mark.parametrize("variant", VARIANTS)  # and not drawn: each of its hundred kernels is compiled where it runs
-@settings(max_examples=4 if INTERPRETED else 40)
+@settings(max_examples=examples(4 if INTERPRETED else 40))
 @given(
     n=st.sampled_from([1, 9, 33, 70]),
     more=st.sampled_from([0, 0, 40]),

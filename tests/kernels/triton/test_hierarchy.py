@@ -11,6 +11,7 @@ from hyperst_kernels import loss_operator
 from hyperst_kernels.gpu import contrastive, contrastive_blocks, launch
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference.contrastive import Pairing
+from tests.kernels import examples
 from tests.kernels.triton import DEVICE, INTERPRETED
 from tests.kernels.triton.test_contrastive_kernel import BLOCK, VARIANTS, assert_close, views
 
@@ -85,7 +86,7 @@ def test_float64_in_every_geometry(geometry, variant, small):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11 * float(want.abs().max()))
 
 
-@settings(max_examples=5 if INTERPRETED else 60, deadline=None)
+@settings(max_examples=examples(5 if INTERPRETED else 60), deadline=None)
 @given(
     n=st.sampled_from([1, 9, 33]),
     more=st.sampled_from([0, 40]),

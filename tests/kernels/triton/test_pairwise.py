@@ -12,6 +12,7 @@ import hyperst_kernels as hk
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.reference import distance as reference
 from hyperst_kernels.reference import maps
+from tests.kernels import examples
 from tests.kernels.triton import DEVICE, INTERPRETED
 
 C = 0.8
@@ -56,7 +57,7 @@ def exactly(x, y, upstream, tangent):
     return run(lambda x, y, c: reference.pairwise_distance(x, y, c, NAMES[tangent]), x.double(), y.double(), upstream)
 
 
-@settings(max_examples=8 if INTERPRETED else 60)
+@settings(max_examples=examples(8 if INTERPRETED else 60))
 @given(
     n=st.sampled_from([1, 31, 33, 70]),
     m=st.sampled_from([1, 63, 65, 100]),
