@@ -22,6 +22,8 @@ _PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("test_smoke.py::test_pairs", (PAIRS,)),
     ("test_smoke.py::test_terms_of_a_hierarchy", (HIERARCHY,)),
     ("test_hierarchy.py", (HIERARCHY,)),
+    ("one_feature_far_out", ("distance", "log_map")),
+    ("test_fused_arithmetic.py", (LOSS, HIERARCHY)),
     ("test_contrastive_kernel.py", (LOSS, HIERARCHY)),
     ("test_smoke.py::test_loss", (LOSS, HIERARCHY)),
     ("test_public_losses", (LOSS, HIERARCHY)),

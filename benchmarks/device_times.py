@@ -122,7 +122,7 @@ def pairwise(n: int, d: int, meter: Meter) -> Iterator[Row]:
 # -------------------------------------------------------------------------------------------------------------- loss
 
 
-def rate_of_products(meter: Meter, side: int = PRODUCT) -> float:
+def rate_of_products(meter: Meter, side: int) -> float:
     """Operations per second of a library product in bf16."""
     x, y = (torch.randn(side, side, device=meter.place, dtype=torch.bfloat16) for _ in range(2))
     return 2 * side**3 / meter.seconds(lambda: x @ y)
@@ -182,7 +182,7 @@ def one_step(n: int, d: int, dtype: torch.dtype, meter: Meter, rate: float) -> I
 
 
 def losses(meter: Meter) -> Iterator[Row]:
-    rate = rate_of_products(meter)
+    rate = rate_of_products(meter, PRODUCT)
     yield Row.of(
         [rate], **about("product", PRODUCT, PRODUCT, torch.bfloat16), provider="library", metric="operations/s"
     )

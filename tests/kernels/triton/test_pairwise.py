@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import hyperst_kernels as hk
-from hyperst_kernels.gpu import launch
+from hyperst_kernels.gpu import launch, pairwise
 from hyperst_kernels.reference import distance as reference
 from hyperst_kernels.reference import maps
 from tests.kernels import examples
@@ -190,3 +190,23 @@ def test_settings_exist_for_every_bucket_and_dtype():
             for kind in ("product", "plain product"):
                 assert {"rows", "columns", "inner", "warps", "stages"} == set(launch.settings(kind, d, dtype))
             assert {"rows", "warps"} == set(launch.settings("map", d, dtype)) == set(launch.settings("pair", d, dtype))
+
+
+def test_the_grid_grows_along_its_first_axis(monkeypatch):
+    """The others end at 65,535 programs."""
+    grids = []
+
+    class Noted:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return self.kernel[grid]
+
+    for name in ("_pairwise", "_repair", "_weights", "_near_gradient"):
+        monkeypatch.setattr(pairwise, name, Noted(getattr(pairwise, name)))
+    x, y = (torch.randn(n, 3, device=DEVICE, requires_grad=True) for n in (100, 300))
+    hk.pairwise_distance(x, y, C, input="tangent").sum().backward()
+    assert len(grids) == 5
+    assert all(len(grid) == 1 for grid in grids)
