@@ -12,10 +12,9 @@ the assembly language of NVIDIA GPUs, for sm_80, and that PTX is executed with N
 ``memory``               global and shared memory, and who touched what: races, data nobody wrote, accesses outside
 ``machine``              a block of threads that executes a program
 ``launch``               in place of Triton's driver: ``with running() as run: ...; run.findings``
-``plugin``               runs other tests of the kernels on executed PTX
 
 ``HYPERST_TEST_PTX=1 python -m pytest tests/kernels/ptx`` runs the tests: in a process of their own, because the library
-registers its kernels for the CPU when it is imported. ``tests/kernels/test_compiled.py`` starts it.
+registers its kernels for the CPU when it is imported. ``tests/kernels/test_interpreter.py`` starts it.
 """
 
 import os

@@ -8,6 +8,7 @@ import torch
 from hyperst_kernels.gpu import launch
 from tests.kernels.ptx.launch import running
 from tests.kernels.triton import test_contrastive_kernel as pair
+from tests.kernels.triton import test_fused_arithmetic as faults
 from tests.kernels.triton import test_hierarchy as hierarchy
 
 # how the gradient is computed: as the table says for this architecture, in blocks of weights, by rows, or atomically;
@@ -131,6 +132,14 @@ def check(found, exact, moved, dtype, approximate, upstream):
         else:  # sums over pairs, with both signs
             bound = (logits + weights / 4 + rounded) * float(exact[0].sum() + exact[1].sum() + want.abs() + 1)
         assert off <= bound + known, (i, float(off), float(bound), float(known))
+
+
+@pytest.mark.parametrize("fault", [faults.test_equal_rows_with_a_factor, faults.test_equal_negatives_with_a_factor])
+@pytest.mark.parametrize(("dtype", "way"), [*((SINGLE, way) for way in pair.VARIANTS), (DOUBLE, "blocks")])
+def test_equal_rows_pull_nowhere(fault, dtype, way):
+    with running() as run:
+        fault(way, dtype, "lorentz")
+    assert not run.findings
 
 
 HIERARCHIES = [
