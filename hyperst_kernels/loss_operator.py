@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels.cpu import contrastive as cpu_contrastive
+from hyperst_kernels.cpu.epilogue import wide
 from hyperst_kernels.reference import contrastive as contrastive_reference
 from hyperst_kernels.reference.contrastive import Pairing
 from hyperst_kernels.registration import (
@@ -42,7 +43,7 @@ def _portable_contrastive(
 ):
     flags = (_unflattened(pairings), geometry, tangent, keep)
     *negatives, kept = cpu_contrastive.forward(_scaled(features, factors, c), c, logit_scale, exclude_ids, *flags)
-    return (*cpu_contrastive.losses(*negatives), *negatives, kept)
+    return (*(loss.to(c.dtype) for loss in cpu_contrastive.losses(*negatives)), *negatives, kept)
 
 
 def _portable_contrastive_backward(
@@ -79,7 +80,7 @@ def _triton_contrastive(features, factors, c, logit_scale, exclude_ids, pairings
     # flags of tiles are small enough to be kept in any case
     given = (features, factors, c, logit_scale, exclude_ids, _unflattened(pairings), *flags[:-2])
     *negatives, kept = contrastive.forward(*given)
-    return (*cpu_contrastive.losses(*negatives), *negatives, kept)
+    return (*(loss.to(c.dtype) for loss in cpu_contrastive.losses(*negatives)), *negatives, kept)
 
 
 def _triton_contrastive_backward(
@@ -114,7 +115,9 @@ def _contrastive_fake(
         kept = c.new_empty(flags_shape(features, pairings, geometry), dtype=torch.int8)
     else:
         kept = c.new_empty(cpu_contrastive.kept_shape(features, pairings, c, keep))
-    return (*(c.new_empty(len(pairings), n) for _ in range(5)), kept)
+    losses = (c.new_empty(len(pairings), n) for _ in range(2))
+    logits = (c.new_empty(len(pairings), n, dtype=wide(c)) for _ in range(3))
+    return (*losses, *logits, kept)
 
 
 class _Contrastive(torch.autograd.Function):
@@ -133,7 +136,7 @@ class _Contrastive(torch.autograd.Function):
         factors, c, logit_scale, exclude_ids, *rest = ctx.saved_tensors
         outputs, features = rest[:4], rest[4:]
         upstream = (
-            negatives.new_zeros(negatives.shape) if grad is None else grad.contiguous()
+            c.new_zeros(negatives.shape) if grad is None else grad.contiguous()
             for grad, negatives in zip(grads, outputs[:2], strict=False)
         )
         gradients, d_factors, dc, ds = ops.contrastive_backward(

@@ -2,8 +2,8 @@
 
 The matrix is visited in tiles that stay in cache. Positives never enter the tiles: they are computed row by row from
 exact differences, and the log-sum-exp runs over negatives only. Negatives so close that the matrix product has lost
-their digits (duplicates in a batch, say) are recomputed from differences too; where there are many of them, the whole
-pass is repeated in float64. The products themselves are kept for the backward pass while they are small; beyond that
+their digits (duplicates in a batch, say) are recomputed from differences too; where there are many of them, or where
+points are so far out that float32 cannot hold their products, the whole pass is repeated in float64. The products themselves are kept for the backward pass while they are small; beyond that
 they are computed again, and extra memory is O((n + m) d).
 """
 
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels.cpu import memory, native
-from hyperst_kernels.cpu.epilogue import Epilogue, NativeEpilogue, PortableEpilogue, Upstream
+from hyperst_kernels.cpu.epilogue import Epilogue, NativeEpilogue, PortableEpilogue, Upstream, wide
 from hyperst_kernels.cpu.geometry import geometry_of
-from hyperst_kernels.cpu.tiles import NEAR_WIDENED, Tiles, TooManyNear
+from hyperst_kernels.cpu.tiles import NEAR_WIDENED, Tiles, NeedsFloat64
 from hyperst_kernels.reference.contrastive import Pairing, softplus
 
 
@@ -40,11 +40,11 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """LSE over negatives of each row and each of the first n columns, positives (t n), and products (`kept_shape`).
 
-    What does not exist is -inf in the sums and 0 among the positives: columns without a loss, rows beyond a pairing's own.
+    Sums and positives are logits in `wide` precision. What does not exist is -inf in the sums and 0 among the positives: columns without a loss, rows beyond a pairing's own.
     """
     n = max(len(features[p.queries]) for p in pairings)
-    rows, columns = (c.new_full((len(pairings), n), -torch.inf) for _ in range(2))
-    positives = c.new_zeros(len(pairings), n)
+    rows, columns = (c.new_full((len(pairings), n), -torch.inf, dtype=wide(c)) for _ in range(2))
+    positives = c.new_zeros(len(pairings), n, dtype=wide(c))
     kept = memory.borrow(kept_shape(features, pairings, c, keep), c)
     for t, pairing in enumerate(pairings):
         x, y = features[pairing.queries], features[pairing.keys]
@@ -61,9 +61,9 @@ def _forward(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symm
     given = (queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric)
     try:
         return _Pass(*given).log_sum_exps(kept)
-    except TooManyNear:
+    except NeedsFloat64:
         kept.zero_()  # all near: the backward pass will come to the same conclusion
-        return tuple(t.to(queries.dtype) for t in _widened(*given).log_sum_exps(kept[:0, :0]))
+        return _widened(*given).log_sum_exps(kept[:0, :0])
 
 
 def backward(
@@ -102,7 +102,7 @@ def _backward(given: tuple, kept: Tensor, saved: Sequence[Tensor]) -> tuple[Tens
     try:
         one = _Pass(*given)
         dx, dy, ds = one.gradients(kept, *saved)
-    except TooManyNear:
+    except NeedsFloat64:
         one = _widened(*given)
         dx, dy, ds = one.gradients(kept[:0, :0], *(t.double() for t in saved))
     dtype = given[0].dtype
@@ -151,7 +151,8 @@ class _Pass(Tiles):
                 z[near] = self.geometry.product(self.exact(rows, columns, near))
             self.epilogue.add(rows, columns, z)
         row_negatives, column_negatives = self.epilogue.log_sum_exps()
-        return row_negatives, column_negatives[: self.n], -self.scale * self._positive_distances()
+        positives = self._positive_distances()
+        return row_negatives, column_negatives[: self.n], -self.scale * positives.to(wide(positives))
 
     def _product(self, rows: slice, columns: slice, out: Tensor) -> Tensor:
         return torch.mm(self.left[rows], self.right[columns].T, out=out)
@@ -195,9 +196,9 @@ class _Pass(Tiles):
         self.geometry.add_left_gradient(self.queries, self.terms(self.left), d_queries)
         self.geometry.add_right_gradient(self.keys, self.terms(d_right), d_keys)
 
-        pull = grad_rows * torch.sigmoid(row_negatives - positives)
+        pull = grad_rows * torch.sigmoid(row_negatives - positives).to(grad_rows)
         if self.symmetric:
-            pull = pull + grad_columns * torch.sigmoid(column_negatives - positives)
+            pull = pull + grad_columns * torch.sigmoid(column_negatives - positives).to(grad_columns)
         for some in self.chunks(self.n):
             pairs = self.queries[some], self.keys[some], d_queries[some], d_keys[some]
             self.geometry.add_exact_gradients(self.scale * pull[some], *pairs)
@@ -216,7 +217,7 @@ class _Pass(Tiles):
         if not self.symmetric:
             return Upstream(row_lse, grad_rows, None, None)
         # keys beyond n have no positive and no loss
-        column_lse, column_grad = positives.new_full((self.m,), torch.inf), positives.new_zeros(self.m)
+        column_lse, column_grad = positives.new_full((self.m,), torch.inf), grad_columns.new_zeros(self.m)
         column_lse[: self.n], column_grad[: self.n] = torch.logaddexp(column_negatives, positives), grad_columns
         return Upstream(row_lse, grad_rows, column_lse, column_grad)
 
@@ -232,10 +233,10 @@ class _Pass(Tiles):
         """Add the gradients of the repaired entries of a tile; returns their sum of dL/dlogit times distance."""
         i, j = near
         distance = self.exact(rows, columns, near)
-        logits = -self.scale * distance
-        pull = torch.exp(logits - upstream.row_lse[rows][i]) * upstream.row_grad[rows][i]
+        logits = -self.scale * distance.to(wide(distance))
+        pull = torch.exp(logits - upstream.row_lse[rows][i]).to(distance) * upstream.row_grad[rows][i]
         if upstream.column_lse is not None and upstream.column_grad is not None:
-            pull += torch.exp(logits - upstream.column_lse[columns][j]) * upstream.column_grad[columns][j]
+            pull += torch.exp(logits - upstream.column_lse[columns][j]).to(distance) * upstream.column_grad[columns][j]
         self.add_exact_gradients(rows, columns, near, -self.scale * pull, d_queries, d_keys)
         return float(torch.dot(pull, distance))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hyperst_kernels._checks import geometry_dtype
 from hyperst_kernels.cpu.geometry import Lorentz, inner
-from hyperst_kernels.cpu.tiles import NEAR_WIDENED, Tiles, TooManyNear
+from hyperst_kernels.cpu.tiles import NEAR_WIDENED, Tiles, NeedsFloat64
 
 
 def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision: str) -> Tensor:
@@ -53,9 +53,9 @@ def pairwise_distance_backward(
 
 
 def _in_enough_precision(compute: Callable, x: Tensor, y: Tensor, c: Tensor, tangent: bool):
-    """``compute`` on tiles in the geometry's dtype; in float64 where too much of the product cancels."""
+    """``compute`` on tiles in the geometry's dtype; in float64 where too much of the product cancels, or overflows."""
     dtype = geometry_dtype(x)
     try:
         return compute(Tiles(Lorentz(c, tangent), x.to(dtype), y.to(dtype)))
-    except TooManyNear:
+    except NeedsFloat64:
         return compute(Tiles(Lorentz(c.double(), tangent), x.double(), y.double(), NEAR_WIDENED))

@@ -22,12 +22,30 @@ CHUNK = 256  # columns of a tile that a thread takes at a time: that of native.c
 
 
 class Upstream(NamedTuple):
-    """Log-sum-exp with the positive, and gradient of the loss, of each row (n) and, unless None, each column (m)."""
+    """Log-sum-exp with the positive, and gradient of the loss, of each row (n) and, unless None, each column (m).
+
+    The log-sum-exps are in `wide` precision: float32 has no digits left behind the point of a large logit.
+    """
 
     row_lse: Tensor
     row_grad: Tensor
     column_lse: Tensor | None
     column_grad: Tensor | None
+
+
+def wide(like: Tensor) -> torch.dtype:
+    """float64, or the dtype of a tensor whose device has none."""
+    return like.dtype if like.device.type == "mps" else torch.float64
+
+
+def relative_to_nearest(lse: Tensor, grad: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """A distance d0 and a factor f of each log-sum-exp, such that grad exp(-scale d - lse) = f exp(-scale (d - d0)).
+
+    d0 is rounded to the dtype of ``grad``, and f makes up for it.
+    """
+    origin = (lse / -scale).to(grad.dtype)
+    origin = torch.where(origin.isinf(), torch.zeros_like(origin), origin)  # of a column without a loss
+    return origin, grad * torch.exp(-scale * origin.to(lse.dtype) - lse).to(grad.dtype)
 
 
 class Epilogue(Protocol):
@@ -54,8 +72,8 @@ class PortableEpilogue:
     def __init__(self, geometry: Geometry, like: Tensor, n: int, m: int, scale: float, symmetric: bool):
         self.geometry, self.scale = geometry, scale
         self.shape = (tiles.TILE_ROWS, tiles.TILE_COLUMNS)
-        self.rows = _RunningLogSumExp(like, n)
-        self.columns = _RunningLogSumExp(like, m if symmetric else 0)
+        self.rows = _RunningLogSumExp(like, n, scale)
+        self.columns = _RunningLogSumExp(like, m if symmetric else 0, scale)
         self.symmetric = symmetric
         self.one = like.new_ones(())
         self.buffers = like.new_empty(5, min(self.shape[0], n) * min(self.shape[1], m))
@@ -66,55 +84,66 @@ class PortableEpilogue:
     def minima(self, z: Tensor) -> Tensor:
         return z.amin(1)
 
-    def _logits(self, z: Tensor, distance: Tensor, slope: Tensor | None, logits: Tensor, work: Tensor) -> None:
+    def _distances(self, z: Tensor, distance: Tensor, slope: Tensor | None, work: tuple[Tensor, Tensor]) -> Tensor:
+        """Fill distance, with inf where a key is no negative, and slope; returns where that is."""
         far = z == torch.inf
-        torch.where(far, self.one, z, out=logits)
-        self.geometry.distance(logits, distance, slope, work)
-        torch.mul(distance, -self.scale, out=logits).masked_fill_(far, -torch.inf)
+        torch.where(far, self.one, z, out=work[0])
+        self.geometry.distance(work[0], distance, slope, work[1])
+        distance.masked_fill_(far, torch.inf)
+        return far
 
     def add(self, rows: slice, columns: slice, z: Tensor) -> None:
-        distance, logits, work, *_ = self._buffers(z)
-        self._logits(z, distance, None, logits, work)
-        self.rows.add(rows, logits, 1, work)
+        distance, *work = self._buffers(z)[:3]
+        self._distances(z, distance, None, (work[0], work[1]))
+        self.rows.add(rows, distance, 1, work[0])
         if self.symmetric:
-            self.columns.add(columns, logits, 0, work)
+            self.columns.add(columns, distance, 0, work[0])
 
     def log_sum_exps(self) -> tuple[Tensor, Tensor]:
         return self.rows.value(), self.columns.value()
 
     def weigh(self, rows: slice, columns: slice, z: Tensor, upstream: Upstream, out: Tensor) -> float:
-        distance, slope, logits, work, pull = self._buffers(z)
-        self._logits(z, distance, slope, logits, work)
+        distance, slope, powers, work, pull = self._buffers(z)
+        far = self._distances(z, distance, slope, (powers, work))
         # dL/dlogit = softmax over the row, times its upstream gradient, plus the same for the column
-        torch.sub(logits, upstream.row_lse[rows, None], out=pull).exp_().mul_(upstream.row_grad[rows, None])
+        origin, grad = relative_to_nearest(upstream.row_lse[rows], upstream.row_grad[rows], self.scale)
+        torch.sub(distance, origin[:, None], out=pull).mul_(-self.scale).exp_().mul_(grad[:, None])
         if upstream.column_lse is not None and upstream.column_grad is not None:
-            pull.add_(logits.sub_(upstream.column_lse[columns]).exp_().mul_(upstream.column_grad[columns]))
+            of_columns = upstream.column_lse[columns], upstream.column_grad[columns]
+            origin, grad = relative_to_nearest(*of_columns, self.scale)
+            pull.add_(torch.sub(distance, origin, out=powers).mul_(-self.scale).exp_().mul_(grad))
         torch.div(pull, slope, out=out).mul_(-self.scale)
+        distance.masked_fill_(far, 0)
         return float(torch.dot(pull.reshape(-1), distance.reshape(-1)))
 
 
 class _RunningLogSumExp:
-    """Log-sum-exp of rows (or columns) that arrive a tile at a time, in fixed order."""
+    """Log-sum-exp of -scale times the distances of rows (or columns) that arrive a tile at a time, in fixed order.
 
-    def __init__(self, like: Tensor, length: int):
-        self.maximum = like.new_full((length,), -torch.inf)
+    Kept as the smallest distance and the sum of exp(-scale (distance - smallest)).
+    """
+
+    def __init__(self, like: Tensor, length: int, scale: float):
+        self.scale = scale
+        self.least = like.new_full((length,), torch.inf)
         self.sum = like.new_zeros(length)
 
-    def add(self, where: slice, logits: Tensor, dim: int, work: Tensor) -> None:
-        old = self.maximum[where]
-        new = torch.maximum(old, logits.amax(dim))
-        # a row with nothing in its sum yet has the maximum -inf, which must not be subtracted from itself
-        reference = torch.where(new == -torch.inf, torch.zeros_like(new), new)
-        torch.sub(logits, reference.unsqueeze(dim), out=work).exp_()
-        self.sum[where] = self.sum[where] * torch.exp(old - reference) + work.sum(dim)
-        self.maximum[where] = new
+    def add(self, where: slice, distances: Tensor, dim: int, work: Tensor) -> None:
+        old = self.least[where]
+        new = torch.minimum(old, distances.amin(dim))
+        # a row with nothing in its sum yet has the minimum inf, which must not be subtracted from itself
+        origin = torch.where(new == torch.inf, torch.zeros_like(new), new)
+        torch.sub(distances, origin.unsqueeze(dim), out=work).mul_(-self.scale).exp_()
+        self.sum[where] = self.sum[where] * torch.exp(-self.scale * (old - origin)) + work.sum(dim)
+        self.least[where] = new
 
     def value(self) -> Tensor:
-        return self.maximum + torch.log(self.sum)
+        total, least = (t.to(wide(t)) for t in (self.sum, self.least))
+        return torch.log(total) - self.scale * least
 
 
 class NativeEpilogue:
-    """In machine code, float32 on the CPU. Sums are kept in base 2, as (maximum, sum of 2^(logit - maximum))."""
+    """In machine code, float32 on the CPU. Sums are kept as (least distance, sum of 2^(exponent (distance - least)))."""
 
     def __init__(self, geometry: Geometry, like: Tensor, n: int, m: int, scale: float, symmetric: bool):
         # d = distance * what the kernel calls distance, dd/dz = slope * what it calls slope
@@ -123,6 +152,7 @@ class NativeEpilogue:
         else:
             self.kind, self.distance, self.slope = (1, 1.0, 0.5) if isinstance(geometry, Euclidean) else (2, 1.0, 1.0)
         self.scale, self.symmetric = scale, symmetric
+        self.exponent = float(torch.tensor(-scale * self.distance / math.log(2), dtype=torch.float32))  # as it is passed
         self.shape = (NATIVE_ROWS, NATIVE_COLUMNS)
         self.rows, self.columns = _no_sums(like, n), _no_sums(like, m if symmetric else 0)
         chunks = _chunks(min(m, NATIVE_COLUMNS))
@@ -130,7 +160,7 @@ class NativeEpilogue:
         self.partial = like.new_empty(chunks, dtype=torch.float64)
 
     def _tile(self, z: Tensor) -> tuple:
-        return self.kind, z, z.stride(0), *z.shape, -self.scale * self.distance / math.log(2)
+        return self.kind, z, z.stride(0), *z.shape, self.exponent
 
     def minima(self, z: Tensor) -> Tensor:
         smallest = z.new_empty(len(z))
@@ -142,15 +172,19 @@ class NativeEpilogue:
         native.call("sums", *self._tile(z), *(t[rows] for t in self.rows), *of_columns, self.work)
 
     def log_sum_exps(self) -> tuple[Tensor, Tensor]:
-        rows, columns = ((maximum + torch.log2(total)) * math.log(2) for maximum, total in (self.rows, self.columns))
+        rows, columns = (
+            (self.exponent * least.double() + torch.log2(total.double())) * math.log(2)
+            for least, total in (self.rows, self.columns)
+        )
         return rows, columns
 
     def weigh(self, rows: slice, columns: slice, z: Tensor, upstream: Upstream, out: Tensor) -> float:
-        lse, grad = upstream.row_lse[rows] / math.log(2), upstream.row_grad[rows]
-        column_lse = column_grad = None
+        scale = -self.exponent * math.log(2)  # of what the kernel calls distance
+        of_rows = relative_to_nearest(upstream.row_lse[rows], upstream.row_grad[rows], scale)
+        of_columns: tuple[Tensor | None, Tensor | None] = (None, None)
         if upstream.column_lse is not None and upstream.column_grad is not None:
-            column_lse, column_grad = upstream.column_lse[columns] / math.log(2), upstream.column_grad[columns]
-        pointers = (lse, grad, column_lse, column_grad, out, out.stride(0), self.partial)
+            of_columns = relative_to_nearest(upstream.column_lse[columns], upstream.column_grad[columns], scale)
+        pointers = (*of_rows, *of_columns, out, out.stride(0), self.partial)
         native.call("weigh", *self._tile(z), -self.scale * self.slope, *pointers)
         return self.distance * float(self.partial[: _chunks(z.shape[1])].sum())
 
@@ -160,4 +194,4 @@ def _chunks(columns: int) -> int:
 
 
 def _no_sums(like: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    return like.new_full((length,), -torch.inf), like.new_zeros(length)
+    return like.new_full((length,), torch.inf), like.new_zeros(length)

@@ -20,12 +20,13 @@ struct Tile {
     const float *z;
     long stride, rows, columns;
     float exponent;
-    float *column_max, *column_sum;  // null where columns have no loss
+    float *column_least, *column_sum;  // null where columns have no loss
 };
 
-// Log-sum-exps (base 2) and gradients of the losses; null for columns without loss.
+// Of rows and of columns: a distance, and the gradient of the loss over the sum of powers relative to it; null for columns
+// without loss.
 struct Upstream {
-    const float *row_lse, *row_grad, *column_lse, *column_grad;
+    const float *row_origin, *row_grad, *column_origin, *column_grad;
     float slope;
     float *weights;
     long stride;
@@ -34,7 +35,7 @@ struct Upstream {
 struct Kernels {
     void (*minima)(const float *, long, long, long, float *);
     void (*sums[3])(const Tile &, long, long, float *, float *);
-    void (*merge)(long, const float *, const float *, float *, float *);
+    void (*merge)(long, float, const float *, const float *, float *, float *);
     double (*weigh[3])(const Tile &, long, long, const Upstream &);
     void (*distances)(const float *, long, float, float *, float, float *);
     double (*inner)(const float *, const float *, long);
@@ -94,33 +95,33 @@ static long width_of(long columns, long first) { return columns - first < CHUNK 
 extern "C" {
 
 // Of the signatures below: a library built from older sources must not be called. native.py has the same.
-int hyperst_version() { return 5; }
+int hyperst_version() { return 6; }
 
 void hyperst_minima(const float *z, long stride, long rows, long columns, float *smallest, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long i = 0; i < rows; i++) kernels.minima(z + i * stride, stride, 1, columns, smallest + i);
 }
 
-// Add a tile to the (max, sum) of its rows and columns; work holds 2 * rows numbers per chunk.
-void hyperst_sums(int geometry, const float *z, long stride, long rows, long columns, float exponent, float *row_max,
-                  float *row_sum, float *column_max, float *column_sum, float *work, int threads) {
-    Tile tile = {z, stride, rows, columns, exponent, column_max, column_sum};
+// Add a tile to the (least, sum) of its rows and columns; work holds 2 * rows numbers per chunk.
+void hyperst_sums(int geometry, const float *z, long stride, long rows, long columns, float exponent, float *row_least,
+                  float *row_sum, float *column_least, float *column_sum, float *work, int threads) {
+    Tile tile = {z, stride, rows, columns, exponent, column_least, column_sum};
     long chunks = (columns + CHUNK - 1) / CHUNK;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long k = 0; k < chunks; k++) {
-        float *chunk_max = work + 2 * k * rows;
-        kernels.sums[geometry](tile, k * CHUNK, width_of(columns, k * CHUNK), chunk_max, chunk_max + rows);
+        float *chunk_least = work + 2 * k * rows;
+        kernels.sums[geometry](tile, k * CHUNK, width_of(columns, k * CHUNK), chunk_least, chunk_least + rows);
     }
     for (long k = 0; k < chunks; k++)
-        kernels.merge(rows, work + 2 * k * rows, work + (2 * k + 1) * rows, row_max, row_sum);
+        kernels.merge(rows, exponent, work + 2 * k * rows, work + (2 * k + 1) * rows, row_least, row_sum);
 }
 
 // Turn a tile into dL/dz; work receives the sum of dL/dlogit * distance of each chunk.
 void hyperst_weigh(int geometry, const float *z, long stride, long rows, long columns, float exponent, float slope,
-                   const float *row_lse, const float *row_grad, const float *column_lse, const float *column_grad,
+                   const float *row_origin, const float *row_grad, const float *column_origin, const float *column_grad,
                    float *weights, long weights_stride, double *work, int threads) {
     Tile tile = {z, stride, rows, columns, exponent, nullptr, nullptr};
-    Upstream upstream = {row_lse, row_grad, column_lse, column_grad, slope, weights, weights_stride};
+    Upstream upstream = {row_origin, row_grad, column_origin, column_grad, slope, weights, weights_stride};
     long chunks = (columns + CHUNK - 1) / CHUNK;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long k = 0; k < chunks; k++)

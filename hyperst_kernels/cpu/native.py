@@ -16,7 +16,7 @@ from torch import Tensor
 
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 _FLOAT, _DOUBLE = ctypes.c_float, ctypes.c_double
-_VERSION = 5  # of the signatures: native.cpp has the same
+_VERSION = 6  # of the signatures: native.cpp has the same
 _TILE = (_INT, _POINTER, _LONG, _LONG, _LONG, _FLOAT)
 _FEATURES = (_POINTER, _LONG, _LONG, _LONG, _DOUBLE, _INT, _INT)
 _ROWS = (_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _DOUBLE, _INT)

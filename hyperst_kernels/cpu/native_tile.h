@@ -6,7 +6,7 @@
 constexpr float INF = __builtin_inff();
 constexpr float LN2 = 0.693147180559945309f;
 constexpr unsigned ONE = 127u << 23, EXPONENT = 0xff800000;  // the bits of 1, and those of a sign and exponent
-constexpr long GROUP = 16;  // rows whose logits wait in the first-level cache until their maxima are known
+constexpr long GROUP = 16;  // rows whose distances wait in the first-level cache until the smallest is known
 
 INLINE unsigned bits_of(float x) {
     unsigned bits;
@@ -66,10 +66,10 @@ template <Geometry G> INLINE float slope(float z) {
     return G == EUCLIDEAN ? 1 / __builtin_sqrtf(z) : 1;
 }
 
-INLINE float larger(float a, float b) { return a > b ? a : b; }
+INLINE float smaller(float a, float b) { return a < b ? a : b; }
 
-// What logits are compared with: their maximum, or 0 where there are none, which must not be subtracted from itself.
-INLINE float reference(float maximum) { return maximum == -INF ? 0 : maximum; }
+// What distances are compared with: their minimum, or 0 where there are none, which must not be subtracted from itself.
+INLINE float origin(float least) { return least == INF ? 0 : least; }
 
 void minima(const float *z, long stride, long rows, long width, float *smallest) {
     for (long i = 0; i < rows; i++) {
@@ -80,69 +80,73 @@ void minima(const float *z, long stride, long rows, long width, float *smallest)
     }
 }
 
-// (max, sum) over the columns of this chunk for every row, and over the rows so far for every column. Base-2 logits.
-template <Geometry G> void sums(const Tile &tile, long first, long width, float *row_max, float *row_sum) {
-    float logits[GROUP][CHUNK], fresh[CHUNK];
+// (least, sum) over the columns of this chunk for every row, and over the rows so far for every column: the smallest
+// distance, and the sum of 2^(exponent (distance - least)). Differences of distances keep their digits however large the
+// exponent is; those of logits, rounded, would not.
+template <Geometry G> void sums(const Tile &tile, long first, long width, float *row_least, float *row_sum) {
+    float distances[GROUP][CHUNK], fresh[CHUNK], exponent = tile.exponent;
     for (long i = 0; i < tile.rows; i += GROUP) {
         long group = tile.rows - i < GROUP ? tile.rows - i : GROUP;
         for (long r = 0; r < group; r++) {
             const float *z = tile.z + (i + r) * tile.stride + first;
-            float *logit = logits[r];
-            float maximum = -INF, sum = 0;
+            float *d = distances[r];
+            float least = INF, sum = 0;
 #pragma omp simd
             for (long j = 0; j < width; j++) {
                 bool far = z[j] == INF;
-                float value = tile.exponent * distance<G>(far ? 1 : z[j]);
-                logit[j] = far ? -INF : value;
+                float value = distance<G>(far ? 1 : z[j]);
+                d[j] = far ? INF : value;
             }
-#pragma omp simd reduction(max : maximum)
-            for (long j = 0; j < width; j++) maximum = larger(logit[j], maximum);
-            float shift = reference(maximum);
+#pragma omp simd reduction(min : least)
+            for (long j = 0; j < width; j++) least = smaller(d[j], least);
+            float from = origin(least);
 #pragma omp simd reduction(+ : sum)
-            for (long j = 0; j < width; j++) sum += exp2(logit[j] - shift);
-            row_max[i + r] = maximum;
+            for (long j = 0; j < width; j++) sum += exp2(exponent * (d[j] - from));
+            row_least[i + r] = least;
             row_sum[i + r] = sum;
         }
-        if (!tile.column_max) continue;
-        float *column_max = tile.column_max + first, *column_sum = tile.column_sum + first;
-        for (long j = 0; j < width; j++) fresh[j] = column_max[j];
+        if (!tile.column_least) continue;
+        float *column_least = tile.column_least + first, *column_sum = tile.column_sum + first;
+        for (long j = 0; j < width; j++) fresh[j] = column_least[j];
         for (long r = 0; r < group; r++)
 #pragma omp simd
-            for (long j = 0; j < width; j++) fresh[j] = larger(logits[r][j], fresh[j]);
+            for (long j = 0; j < width; j++) fresh[j] = smaller(distances[r][j], fresh[j]);
 #pragma omp simd
         for (long j = 0; j < width; j++) {
-            float shift = reference(fresh[j]);
-            column_sum[j] *= exp2(column_max[j] - shift);
-            column_max[j] = fresh[j];
-            fresh[j] = shift;
+            float from = origin(fresh[j]);
+            column_sum[j] *= exp2(exponent * (column_least[j] - from));
+            column_least[j] = fresh[j];
+            fresh[j] = from;
         }
         for (long r = 0; r < group; r++)
 #pragma omp simd
-            for (long j = 0; j < width; j++) column_sum[j] += exp2(logits[r][j] - fresh[j]);
+            for (long j = 0; j < width; j++) column_sum[j] += exp2(exponent * (distances[r][j] - fresh[j]));
     }
 }
 
-// Take the (max, sum) of one chunk into those of the rows.
-void merge(long rows, const float *chunk_max, const float *chunk_sum, float *row_max, float *row_sum) {
+// Take the (least, sum) of one chunk into those of the rows.
+void merge(long rows, float exponent, const float *chunk_least, const float *chunk_sum, float *row_least,
+           float *row_sum) {
 #pragma omp simd
     for (long i = 0; i < rows; i++) {
-        float maximum = larger(chunk_max[i], row_max[i]);
-        float shift = reference(maximum);
-        row_sum[i] = row_sum[i] * exp2(row_max[i] - shift) + chunk_sum[i] * exp2(chunk_max[i] - shift);
-        row_max[i] = maximum;
+        float least = smaller(chunk_least[i], row_least[i]), from = origin(least);
+        float before = row_sum[i] * exp2(exponent * (row_least[i] - from));
+        row_sum[i] = before + chunk_sum[i] * exp2(exponent * (chunk_least[i] - from));
+        row_least[i] = least;
     }
 }
 
-// weights = dL/dz of this chunk, in place of z if they are the same; returns the sum of dL/dlogit * distance. Two loops,
-// because one would be a chain of operations too long for a processor to work on several entries at once.
+// weights = dL/dz of this chunk, in place of z if they are the same; returns the sum of dL/dlogit * distance. The share of
+// a pair is row_grad 2^(exponent (d - row_origin)), and the same for its column. Two loops, because one would be a chain of
+// operations too long for a processor to work on several entries at once.
 template <Geometry G, bool symmetric> double weigh(const Tile &tile, long first, long width, const Upstream &up) {
     double total = 0;
     float distances[CHUNK], slopes[CHUNK];
-    const float *column_lse = up.column_lse + first, *column_grad = up.column_grad + first;
+    const float *column_origin = up.column_origin + first, *column_grad = up.column_grad + first;
     for (long i = 0; i < tile.rows; i++) {
         const float *z = tile.z + i * tile.stride + first;
         float *weights = up.weights + i * up.stride + first;
-        float row_lse = up.row_lse[i], row_grad = up.row_grad[i], sum = 0;
+        float row_origin = up.row_origin[i], row_grad = up.row_grad[i], sum = 0;
 #pragma omp simd
         for (long j = 0; j < width; j++) {
             float near = z[j] == INF ? 1 : z[j];
@@ -151,9 +155,9 @@ template <Geometry G, bool symmetric> double weigh(const Tile &tile, long first,
         }
 #pragma omp simd reduction(+ : sum)
         for (long j = 0; j < width; j++) {
-            float d = distances[j], logit = tile.exponent * d;
-            float pull = row_grad * exp2(logit - row_lse);
-            if (symmetric) pull += column_grad[j] * exp2(logit - column_lse[j]);
+            float d = distances[j];
+            float pull = row_grad * exp2(tile.exponent * (d - row_origin));
+            if (symmetric) pull += column_grad[j] * exp2(tile.exponent * (d - column_origin[j]));
             pull = z[j] == INF ? 0 : pull;
             sum += pull * d;
             weights[j] = up.slope * pull * slopes[j];
@@ -164,7 +168,7 @@ template <Geometry G, bool symmetric> double weigh(const Tile &tile, long first,
 }
 
 template <Geometry G> double weigh(const Tile &tile, long first, long width, const Upstream &up) {
-    return up.column_lse ? weigh<G, true>(tile, first, width, up) : weigh<G, false>(tile, first, width, up);
+    return up.column_origin ? weigh<G, true>(tile, first, width, up) : weigh<G, false>(tile, first, width, up);
 }
 
 // Lorentz distances and, unless null, the inverse of their slopes, up to constant factors.

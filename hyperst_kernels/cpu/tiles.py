@@ -1,7 +1,7 @@
 """Distances between all queries and all keys, a tile at a time: one product, what to make of it, and repairs.
 
 Entries whose product has cancelled (duplicates, near neighbours) are recomputed from differences; where there are many
-of them `TooManyNear` is raised, and the caller starts again in float64.
+of them, or where float32 cannot hold the products, `NeedsFloat64` is raised, and the caller starts again in float64.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MANY = 1 / 64
 Near = tuple[Tensor, Tensor] | None
 
 
-class TooManyNear(Exception):
-    """Raised inside a float32 pass that would spend its time on differences."""
+class NeedsFloat64(Exception):
+    """Raised inside a float32 pass that would spend its time on differences, or overflow."""
 
 
 class Tiles:
@@ -56,12 +56,23 @@ class Tiles:
         # of the keys of a tile, by the first: the operand (1 k) with the largest terms
         self.widest: dict[int, Tensor] = {}
         self.near_left = self.n * self.m * MANY + 1024 if queries.dtype == torch.float32 else float("inf")
+        if not self._holds_products():
+            if near is None and queries.dtype == torch.float32:
+                raise NeedsFloat64
+            self.left.fill_(torch.nan)  # what cannot be computed is not a number
 
     def _operand(self, fill: Callable[[Tensor, Tensor], None], features: Tensor) -> Tensor:
         operand = native.large(features.new_empty(len(features), -(-self.width // 8) * 8))
         fill(features, self.terms(operand))
         operand[:, self.width :] = 0
         return operand
+
+    def _holds_products(self) -> bool:
+        """Whether every z, and each sum on the way to it, is a finite number of the operands' dtype."""
+        if min(self.n, self.m) == 0:
+            return True
+        left, right = (self.terms(t)[:, -self.geometry.extra :].amax(0, keepdim=True) for t in (self.left, self.right))
+        return 4 * float(self.geometry.scale(left, right)) <= torch.finfo(left.dtype).max
 
     def terms(self, operand: Tensor) -> Tensor:
         """An operand, or its gradient, without the padding."""
@@ -106,7 +117,7 @@ class Tiles:
             return None
         self.near_left -= len(i)
         if self.near_left < 0:
-            raise TooManyNear
+            raise NeedsFloat64
         return suspects[i], j
 
     def exact(self, rows: slice, columns: slice, near: tuple[Tensor, Tensor]) -> Tensor:
