@@ -3,8 +3,9 @@
 The matrix is visited in tiles that stay in cache. Positives never enter the tiles: they are computed row by row from
 exact differences, and the log-sum-exp runs over negatives only. Negatives so close that the matrix product has lost
 their digits (duplicates in a batch, say) are recomputed from differences too; where there are many of them, or where
-points are so far out that float32 cannot hold their products, the whole pass is repeated in float64. The products themselves are kept for the backward pass while they are small; beyond that
-they are computed again, and extra memory is O((n + m) d).
+points are so far out that float32 cannot hold their products, the whole pass is repeated in float64. The products
+themselves are kept for the backward pass while they are small; beyond that they are computed again, and extra memory is
+O((n + m) d).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from hyperst_kernels.cpu import memory, native
 from hyperst_kernels.cpu.epilogue import Epilogue, NativeEpilogue, PortableEpilogue, Upstream, wide
 from hyperst_kernels.cpu.geometry import geometry_of
-from hyperst_kernels.cpu.tiles import NEAR_WIDENED, Tiles, NeedsFloat64
+from hyperst_kernels.cpu.tiles import NEAR_WIDENED, NeedsFloat64, Tiles
 from hyperst_kernels.reference.contrastive import Pairing, softplus
 
 
@@ -40,7 +41,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """LSE over negatives of each row and each of the first n columns, positives (t n), and products (`kept_shape`).
 
-    Sums and positives are logits in `wide` precision. What does not exist is -inf in the sums and 0 among the positives: columns without a loss, rows beyond a pairing's own.
+    Sums and positives are logits in `wide` precision. What does not exist is -inf in the sums and 0 among the positives:
+    columns without a loss, rows beyond a pairing's own.
     """
     n = max(len(features[p.queries]) for p in pairings)
     rows, columns = (c.new_full((len(pairings), n), -torch.inf, dtype=wide(c)) for _ in range(2))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hyperst_kernels._checks import geometry_dtype
 from hyperst_kernels.cpu.geometry import Lorentz, inner
-from hyperst_kernels.cpu.tiles import NEAR_WIDENED, Tiles, NeedsFloat64
+from hyperst_kernels.cpu.tiles import NEAR_WIDENED, NeedsFloat64, Tiles
 
 
 def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision: str) -> Tensor:

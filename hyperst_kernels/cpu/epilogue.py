@@ -152,7 +152,9 @@ class NativeEpilogue:
         else:
             self.kind, self.distance, self.slope = (1, 1.0, 0.5) if isinstance(geometry, Euclidean) else (2, 1.0, 1.0)
         self.scale, self.symmetric = scale, symmetric
-        self.exponent = float(torch.tensor(-scale * self.distance / math.log(2), dtype=torch.float32))  # as it is passed
+        self.exponent = float(
+            torch.tensor(-scale * self.distance / math.log(2), dtype=torch.float32)
+        )  # as it is passed
         self.shape = (NATIVE_ROWS, NATIVE_COLUMNS)
         self.rows, self.columns = _no_sums(like, n), _no_sums(like, m if symmetric else 0)
         chunks = _chunks(min(m, NATIVE_COLUMNS))

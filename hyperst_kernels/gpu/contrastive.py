@@ -64,11 +64,12 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """LSE over negatives of each row and of each of the first n columns, positives (t n), flags of the tiles (t i j).
 
-    What does not exist is -inf in the sums and 0 among the positives: columns without a loss, rows beyond a term's own.
+    Sums and positives are logits in float64. What does not exist is -inf in the sums and 0 among the positives: columns
+    without a loss, rows beyond a term's own.
     """
     run = Run(features, factors, c, logit_scale, exclude_ids, pairings, geometry, tangent, precision)
     shape = (len(pairings), run.n)
-    columns, positives = c.new_full(shape, -torch.inf), c.new_empty(shape)
+    columns, positives = c.new_full(shape, -torch.inf, dtype=torch.float64), c.new_empty(shape, dtype=torch.float64)
     found: dict[int, Tensor] = {}
     flags = torch.zeros(flags_shape(features, pairings, geometry), dtype=torch.int8, device=c.device)
     for symmetric in (True, False):
@@ -98,7 +99,7 @@ def _log_sums(run: Run, roles: Sequence[Role], flags: Tensor, columns: Tensor) -
     strip = max(1, WORKSPACE // (2 * len(roles) * programs * step)) if symmetric else triton.cdiv(m, step)
     found = []
     for first in range(0, triton.cdiv(m, step), strip):
-        found.append(c.new_full((len(roles), run.n), -torch.inf))
+        found.append(c.new_full((len(roles), run.n), -torch.inf, dtype=torch.float64))
         left, tiles = first * step, min(strip, triton.cdiv(m, step) - first)
         workspace = c.new_zeros(len(roles), programs, tiles if symmetric else 0, 2, step)
         workspace[:, :, :, 0] = FARTHEST.value
@@ -128,7 +129,7 @@ def _add_near_sums(run: Run, roles: Sequence[Role], flags: Tensor, sums: Tensor)
     exact = torch.full_like(sums, -torch.inf)
     own, *strides, size = run.flagged(roles, flags)
     _near_log_sum_exps[run.near_grid(roles, run.n)](
-        *vectors_of(roles), run.c, run.ids, run.scale / LN_2, own, tuple(exact[r.term] for r in roles),
+        *vectors_of(roles), run.c, run.ids, run.exact_steepness, own, tuple(exact[r.term] for r in roles),
         *strides_of(roles), *strides, run.stride_of_terms, tuple(r.pairs for r in roles), tuple(r.m for r in roles), run.d,
         **size, **run.exactly(),
     )  # fmt: skip
@@ -162,9 +163,8 @@ def backward(
     gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in features]
     upstream = _upstream(run, grad_rows, grad_columns, row_negatives, column_negatives, positives)
     # of each pair of rows (i, i): minus its share of dL/dlogit
-    shares = grad_rows * torch.sigmoid(row_negatives - positives) + grad_columns * torch.sigmoid(
-        column_negatives - positives
-    )
+    by_row, by_column = (torch.sigmoid(v - positives).to(c.dtype) for v in (row_negatives, column_negatives))
+    shares = grad_rows * by_row + grad_columns * by_column
     along = -(shares.double() * positives.double()).sum()  # s dL/ds
     by_rows = c.new_zeros(len(features), max(map(len, features)))  # <x, dL/dx>
     table = launch.lookup("contrastive pull", run.d, run.dtype) if _multiplies(run.dtype) else {}
@@ -180,7 +180,7 @@ def backward(
         pulls = tuple(own.pull for own in sums)
         launch.over_rows(
             _to_features, "map", vectors, vectors, terms, pulls, tuple(own.time for own in sums), c, strides,
-            run.stride_of_terms, stripe.start, GEOMETRY=run.constants["GEOMETRY"], TANGENT=tangent,
+            run.stride_of_terms, stripe.start, GEOMETRY=run.constants["GEOMETRY"], TANGENT=tangent, UNIT=run.unit,
         )  # fmt: skip
         if run.near:
             along += _add_near_gradients(run, upstream, flags, stripe, sums)
@@ -203,13 +203,20 @@ def _multiplies(dtype: torch.dtype) -> bool:
 
 
 def _upstream(run: Run, grad_rows, grad_columns, row_negatives, column_negatives, positives) -> Upstream:
-    lse, grad = (run.c.new_zeros(len(run.keys), run.m) for _ in range(2))
+    lse, grad = row_negatives.new_zeros(len(run.keys), run.m), grad_columns.new_zeros(len(run.keys), run.m)
     for role in run.keys:
         if role.symmetric:  # keys beyond the queries have no loss
             t, n = role.term, role.m
-            lse[t, :n] = torch.logaddexp(column_negatives[t, :n], positives[t, :n]) / LN_2
+            lse[t, :n] = torch.logaddexp(column_negatives[t, :n], positives[t, :n])
             grad[t, :n] = grad_columns[t, :n]
-    return Upstream(torch.logaddexp(row_negatives, positives) / LN_2, grad_rows.contiguous(), lse, grad)
+    return Upstream(*_rounded(torch.logaddexp(row_negatives, positives), grad_rows), *_rounded(lse, grad))
+
+
+def _rounded(lse: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps in units of log2(e) and the geometry's dtype; what rounding takes from their powers goes to the gradient."""
+    lse = lse / LN_2
+    rounded = lse.to(grad.dtype)
+    return rounded, grad * torch.exp2(rounded - lse).to(grad.dtype)
 
 
 def _stripes(run: Run, whole: bool) -> list[slice]:
@@ -234,7 +241,7 @@ def _add_near_gradients(run: Run, upstream: Upstream, flags: Tensor, stripe: sli
     for roles in (*rounds(run.queries), *rounds(run.keys)):
         own, *strides, size = run.flagged(roles, flags)
         _near_gradient[run.near_grid(roles, along.shape[2])](
-            *vectors_of(roles), run.c, run.ids, run.scale, own, *upstream.of(roles),
+            *vectors_of(roles), run.c, run.ids, run.scale, run.exact_steepness, own, *upstream.of(roles),
             tuple(sums[r.owner].pull for r in roles), tuple(along[int(r.swapped), r.term] for r in roles),
             *strides_of(roles), *strides, run.stride_of_terms, *lengths_of(roles), run.d, stripe.start, stripe.stop,
             **size, **run.exactly(),

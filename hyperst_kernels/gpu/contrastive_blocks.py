@@ -110,7 +110,7 @@ def _weights(
 
 def pull_in_blocks(run: Run, upstream: Upstream, flags: Tensor, stripe: slice, sums: Sequence[Sums]) -> Tensor:
     """Add the pulls on some rows, whole blocks, of all features, and return the queries' share of s dL/ds."""
-    c, upstream = run.c, upstream.scaled(-run.slope)
+    c, upstream = run.c, upstream.for_pulls(run)
     rows, columns = run.table["rows"], run.table["columns"]
     parts = _parts_of_weights(run)
     dtype = torch.bfloat16 if parts else c.dtype

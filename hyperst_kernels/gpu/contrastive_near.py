@@ -93,7 +93,7 @@ def _near_log_sum_exps(
 
 @triton.jit
 def _near_gradient(
-    x_ptrs, y_ptrs, x_terms_ptrs, y_terms_ptrs, c_ptr, ids_ptr, scale_ptr, flag_ptrs,
+    x_ptrs, y_ptrs, x_terms_ptrs, y_terms_ptrs, c_ptr, ids_ptr, scale_ptr, steepness_ptr, flag_ptrs,
     row_lse_ptrs, column_lse_ptrs, row_grad_ptrs, column_grad_ptrs, dx_ptrs, along_ptrs,
     x_strides, y_strides, flag_row_stride, flag_column_stride, longest, ns, ms, d, top, last,
     TANGENT: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, DTYPE: tl.constexpr,
@@ -111,8 +111,7 @@ def _near_gradient(
     n = tl.minimum(pick(ns, t), last)
     m = tl.where(first < n, pick(ms, t), 0)
     rows, block = first + tl.arange(0, TILE), first // FLAG_N
-    k, scale = sqrt_rn(tl.load(c_ptr)), load_steepness(scale_ptr)
-    steepness = scale * 1.4426950408889634
+    k, scale, steepness = sqrt_rn(tl.load(c_ptr)), tl.load(scale_ptr), load_steepness(steepness_ptr)
     factor_x, factor_y = factor_of(x_terms, longest), factor_of(y_terms, longest)
     norm_x = load_each(x_terms + NORM * longest, rows, n, DTYPE)
     row_lse, row_grad = (

@@ -39,7 +39,7 @@ def _positives(
     ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Logits of the positives of each term; 0 beyond its own rows."""
+    """Logits of the positives of each term, in float64; 0 beyond its own rows."""
     t = tl.program_id(1)
     n = pick(ns, t)
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
@@ -56,7 +56,7 @@ def _positives(
         norm_x, norm_y = tl.sqrt(dot(x, x)), tl.sqrt(dot(y, y))
         apart = x / at_least(norm_x, 1e-12)[:, None] - y / at_least(norm_y, 1e-12)[:, None]
         distance = (dot(apart, apart) + (norm_x == 0).to(DTYPE) + (norm_y == 0).to(DTYPE)) / 2
-    logits = tl.where(rows < n, -tl.load(scale_ptr) * distance, 0)
+    logits = tl.where(rows < n, -tl.load(scale_ptr).to(tl.float64) * distance.to(tl.float64), 0)
     store_each(out_ptr + tl.cast(t, tl.int64) * out_stride, rows, logits, out_stride)
 
 

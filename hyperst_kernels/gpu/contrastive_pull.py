@@ -208,7 +208,7 @@ def pull_by_rows(
     sums: Sequence[Sums],
 ) -> Tensor:
     """Add the pulls on some rows of all features, or atomically on all, and return the queries' share of s dL/ds."""
-    upstream = upstream.scaled(-run.slope)
+    upstream = upstream.for_pulls(run)
     along = run.c.new_zeros(len(run.queries), stripe.stop - stripe.start)
     parts = [split(side.ratio, run.dtype) for side in run.sides]
     flagged = [flags.sum(axis, dtype=torch.int32) for axis in (2, 1)]

@@ -127,12 +127,12 @@ def prepare(
 @triton.jit
 def _to_features(
     x_ptrs, terms_ptrs, pull_ptrs, time_ptrs, c_ptr, x_strides, longest, top, ns, d,
-    GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
+    GEOMETRY: tl.constexpr, TANGENT: tl.constexpr, UNIT: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """In place of the pull on X, sum w Y: dL/dX = (sum w t) X / t - sum w Y, carried to the features times their factor.
 
-    Pulls and times begin with row ``top``.
+    Pulls and times begin with row ``top``, and are UNIT times what they stand for.
     """
     k = tl.program_id(1)
     n = pick(ns, k)
@@ -155,7 +155,7 @@ def _to_features(
             grad *= 1.4142135623730951
         else:
             c = tl.load(c_ptr)
-            grad *= sqrt_rn(c)
+            grad *= sqrt_rn(c) * (1 / UNIT)
             if TANGENT:  # `maps.exp_map0_backward`
                 u = factor * x
                 squared = c * dot(u, u)

@@ -21,6 +21,7 @@ from hyperst_kernels.reference.contrastive import Pairing
 # z beside what it was subtracted from, below which a pair is near: it keeps 15 of 23 bits, and half of that error counts.
 NEAR = {torch.float32: 2.0**-8, torch.float64: 2.0**-16}
 LN_2 = 0.6931471805599453
+UNIT = 2.0**48  # of the sums of pulls on points
 
 
 class Role(NamedTuple):
@@ -77,21 +78,24 @@ def lengths_of(roles: Sequence[Role]) -> tuple:
 
 
 class Sums(NamedTuple):
-    """Of some rows: the sum of weighted points (r d) that pull on each, and of their weighted times (r)."""
+    """Of some rows, in the unit of the run: the sum of weighted points (r d) that pull on each, and of their weighted times (r)."""
 
     pull: Tensor
     time: Tensor
 
 
 class Upstream(NamedTuple):
-    """Of rows (t n) and columns (t m): log-sum-exp with the positive in units of log2(e), gradient of the loss."""
+    """Of rows (t n) and columns (t m): log-sum-exp with the positive in units of log2(e), rounded, and gradient of the loss
+    times what rounding took from the power of the sum."""
 
     row_lse: Tensor
     row_grad: Tensor
     column_lse: Tensor
     column_grad: Tensor
 
-    def scaled(self, factor: Tensor) -> Upstream:
+    def for_pulls(self, run: Run) -> Upstream:
+        """With gradients times what turns a softmax weight into that of a pull, in the unit of its sums."""
+        factor = -run.slope * run.unit
         return self._replace(row_grad=self.row_grad * factor, column_grad=self.column_grad * factor)
 
     def of(self, roles: Sequence[Role]) -> tuple:
@@ -139,6 +143,11 @@ class Run:
         # logit = -slope * (distance but for 1/sqrt(c)) = -steepness ln 2 * remoteness
         self.slope = logit_scale / c.sqrt() if geometry == "lorentz" else logit_scale
         self.steepness = self.slope if geometry == "lorentz" else self.slope / LN_2
+        # Weights of points go like e^-(p + q): far out they need a unit in which they are no subnormal numbers. A power of two
+        # rounds nothing. float16 holds no points that far out, and not the unit.
+        far = geometry == "lorentz" and not tangent and first.dtype != torch.float16
+        self.unit = UNIT if far else 1.0
+        self.exact_steepness = logit_scale / LN_2  # of distances that are computed feature by feature
         self.table = launch.settings("contrastive", self.d, self.dtype)
         self.constants = {
             "GEOMETRY": GEOMETRIES[geometry],
@@ -178,7 +187,7 @@ class Run:
 
     def from_remoteness(self, along: Tensor) -> Tensor:
         """s dL/ds from the sum of remoteness times what pulls."""
-        return along * (LN_2 if self.geometry == "lorentz" else 1)
+        return along * ((LN_2 if self.geometry == "lorentz" else 1) / self.unit)
 
     def near_grid(self, roles: Sequence[Role], rows: int) -> tuple[int, int]:
         """Of kernels whose programs own ``near_tile`` of so many rows."""

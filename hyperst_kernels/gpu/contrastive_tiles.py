@@ -214,9 +214,10 @@ def add_tile(
 
 @triton.jit
 def log_sum(offset, total):
-    """log2 of a sum; -inf where nothing took part."""
+    """log2 of a sum, in float64: float32 has no digits left behind the point of a large one. -inf where nothing took part."""
     nothing = (offset == FARTHEST) & (total == total)  # a NaN must be seen
-    return tl.where(nothing, float("-inf"), tl.log2(tl.where(nothing, 1, total)) - tl.where(nothing, 0, offset))
+    digits = tl.log2(tl.where(nothing, 1, total)).to(tl.float64) - tl.where(nothing, 0, offset).to(tl.float64)
+    return tl.where(nothing, float("-inf"), digits)
 
 
 @triton.jit

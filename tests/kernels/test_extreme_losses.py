@@ -1,0 +1,146 @@
+"""The loss where float32 ends: logits of millions, and points too far out for their products. On every path."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import hyperst_kernels as hk
+from hyperst_kernels.cpu import native
+from hyperst_kernels.gpu import launch
+from hyperst_kernels.reference import contrastive as reference
+from tests.kernels import cases
+from tests.kernels.triton import AVAILABLE, DEVICE
+from tests.kernels.triton.test_contrastive_kernel import VARIANTS
+
+C = 0.8
+EPS = torch.finfo(torch.float32).eps
+PATHS = list(VARIANTS) if AVAILABLE else ["native", "portable"]
+
+
+@pytest.fixture(params=PATHS)
+def loss(request, monkeypatch):
+    """Losses of rows and columns, by one path."""
+    if request.param == "native" and native.library() is None:
+        pytest.skip("the package was installed without a compiler")
+    if request.param == "portable":
+        monkeypatch.setattr(native, "usable", lambda x: False)
+
+    def compute(*arguments, **options):
+        with contextlib.ExitStack() as stack:
+            if AVAILABLE:
+                stack.enter_context(launch.forced("contrastive pull", VARIANTS[request.param]))
+            return run(cases.contrastive_terms, *arguments, atomic=request.param == "atomic", **options)
+
+    return compute
+
+
+def run(compute, queries, keys, scale, dtype, input="tangent", geometry="lorentz", ids=None, **options):
+    """Losses, and gradients of all inputs under an upstream gradient that differs from row to row."""
+    leaves = [x.to(DEVICE, dtype).requires_grad_() for x in (queries, keys, torch.tensor(C), torch.tensor(scale))]
+    ids = None if ids is None else ids.to(DEVICE)
+    rows, columns = compute(*leaves, input, geometry, "both", ids, **options)
+    weights = torch.linspace(0.5, 1.5, len(rows), dtype=dtype, device=DEVICE)
+    grads = torch.autograd.grad((rows * weights).sum() + columns.sum(), leaves, materialize_grads=True)
+    return [x.detach().cpu().double() for x in (rows, columns, *grads)]
+
+
+def exactly(*arguments, **options):
+    return run(reference.contrastive_terms, *arguments, torch.float64, **options)
+
+
+@pytest.mark.parametrize("geometry", ["lorentz", "euclidean", "cosine"])
+@pytest.mark.parametrize("scale", [1e4, 1e5, 1e6, 1e7])
+def test_large_logits(loss, scale, geometry):
+    """One key of each row is nearer than the others by more than rounding: its weight is 1, and all others 0."""
+    g = torch.Generator().manual_seed(0)
+    queries = torch.randn(30, 12, generator=g)
+    keys = torch.cat([queries + torch.randn(30, 12, generator=g), torch.randn(10, 12, generator=g)])
+    ids = torch.arange(40) // 2
+    apart = reference.dissimilarity(
+        queries.double(), keys.double(), torch.tensor(C), "tangent", geometry, pairwise=True
+    )
+    for axis in (0, 1):
+        nearest = apart.topk(2, axis, largest=False).values.unbind(axis)
+        # 2^-13: a distance from a product with 15 bits of z
+        chosen = (nearest[1] - nearest[0] > 40 / scale + 2.0**-13 * apart.max()).sum()
+        assert chosen >= 0.8 * len(nearest[0])
+    exact = exactly(queries, keys, scale, geometry=geometry, ids=ids)
+    found = loss(queries, keys, scale, torch.float32, geometry=geometry, ids=ids)
+    for got, want in zip(found[:2], exact[:2], strict=True):
+        assert (got - want).abs().max() <= 2.0**-13 * scale * apart.max()
+    for got, want in zip(found[2:4], exact[2:4], strict=True):
+        error = (got - want).norm(dim=1) / want.norm(dim=1).max()
+        assert error.median() <= 1e-5
+        assert error.max() <= 2  # of a row with two keys as near: which of them is nearer
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e5, 1e7])
+def test_equal_logits_share_the_gradient(loss, scale):
+    """All keys at one distance, whatever that is rounded to: each weighs 1/(keys), also of a large logit."""
+    turn = torch.eye(16)
+    exact = exactly(turn, turn.roll(1, 0), scale)
+    found = loss(turn, turn.roll(1, 0), scale, torch.float32)
+    for got, want in zip(found[2:4], exact[2:4], strict=True):
+        assert (got - want).norm(dim=1).max() <= 1e-4 * want.norm(dim=1).max()
+
+
+@pytest.mark.parametrize("radius", [36.0, 42.0, 50.0, 64.0, 200.0])
+@pytest.mark.parametrize("input", ["tangent", "lorentz"])
+def test_far_out(loss, radius, input):
+    """The right value, or NaN where a GPU cannot hold the products; never 0, which is the loss of a batch without negatives."""
+    g = torch.Generator().manual_seed(1)
+    points = (
+        F.normalize(torch.randn(20, 8, generator=g, dtype=torch.float64), dim=1) * radius / C**0.5 for _ in range(2)
+    )
+    queries, keys = points if input == "tangent" else (hk.exp_map0(v, C) for v in points)
+    queries, keys = queries.float(), keys.float()
+    if not queries.isfinite().all():
+        pytest.skip("float32 does not hold these points")
+    exact = exactly(queries, keys, 1.0, input=input)
+    found = loss(queries, keys, 1.0, torch.float32, input=input)
+    if AVAILABLE and radius > 44:
+        assert all(x.isnan().all() for x in found[:2])
+        return
+    for got, want in zip(found[:4], exact[:4], strict=True):
+        assert (got - want).abs().max() <= 2.0**-13 * (1 + radius) * want.abs().max()
+
+
+def test_beyond_float64(loss):
+    """What no format holds is not a number."""
+    far = 400 * F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert all(x.isnan().all() for x in loss(far, far.roll(1, 0), 1.0, torch.float32)[:2])
+
+
+@pytest.mark.skipif(AVAILABLE, reason="a GPU in float32 has no such radius")
+@pytest.mark.parametrize("radius", [50.0, 64.0, 90.0])
+def test_compiled_and_eager_far_out(radius):
+    """A float32 row of 4096 standard normal numbers has radius 64."""
+    g = torch.Generator().manual_seed(0)
+    queries, keys = (radius * F.normalize(torch.randn(20, 8, generator=g), dim=1) for _ in range(2))
+    want = sum(x.mean() for x in exactly(queries, keys, 1.0)[:2]) / 2
+    torch._dynamo.reset()
+    for compute in (hk.contrastive_loss, torch.compile(hk.contrastive_loss, fullgraph=True, backend="aot_eager")):
+        torch.testing.assert_close(compute(queries, keys, C).double(), want, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("input", ["tangent", "lorentz"])
+def test_matrix_far_out(input):
+    """Distances whose products float32 does not hold: right on a CPU, NaN on a GPU."""
+    g = torch.Generator().manual_seed(1)
+    x, y = (F.normalize(torch.randn(20, 8, generator=g, dtype=torch.float64), dim=1) * 60 / C**0.5 for _ in range(2))
+    if input == "lorentz":
+        x, y = hk.exp_map0(x, C), hk.exp_map0(y, C)
+    x, y = (v.float().to(DEVICE).requires_grad_() for v in (x, y))
+    want = hk.reference.distance.pairwise_distance(
+        x.detach().double().cpu(), y.detach().double().cpu(), torch.tensor(C), input
+    )
+    found = hk.pairwise_distance(x, y, C, input=input)
+    if AVAILABLE:
+        assert not (found.cpu() < 0.9 * want).any()
+    else:
+        torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=0)
+        assert all(grad.isfinite().all() for grad in torch.autograd.grad(found.sum(), (x, y)))
