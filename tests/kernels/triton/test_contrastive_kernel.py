@@ -202,7 +202,7 @@ def test_memory_grows_with_the_batch_and_not_with_its_square(monkeypatch):
         with Counted() as counted, torch.no_grad():
             given, flags = ([queries, keys], None, c, scale, None), (PAIR, "lorentz", True, "ieee")
             found = kernels.forward(*given, *flags)
-            ones = torch.ones_like(found[0])
+            ones = torch.ones_like(found[0], dtype=c.dtype)
             kernels.backward(ones, ones, *given, *found, *flags, False)
         return counted.largest
 
