@@ -11,7 +11,7 @@ class _GatherWithGrad(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, rank: int, world_size: int, group) -> Tensor:
-        ctx.rank, ctx.rows, ctx.group = rank, len(x), group
+        ctx.rank, ctx.rows, ctx.group = rank, x.shape[0], group
         return torch.cat(_all_gather(x, world_size, group))
 
     @staticmethod
@@ -38,11 +38,11 @@ class Gather:
     def __call__(self, x: Tensor) -> Tensor:
         if self.with_grad:
             everything = _GatherWithGrad.apply(x, self.rank, self.world_size, self.group)
-            return everything.roll(-self.rank * len(x), 0)
-        others = self.plain(x)[len(x) :]
+            return everything.roll(-self.rank * x.shape[0], 0)
+        others = self.plain(x)[x.shape[0] :]
         return torch.cat([x, others])
 
     @torch.no_grad()
     def plain(self, x: Tensor) -> Tensor:
         """Without a gradient."""
-        return torch.cat(_all_gather(x, self.world_size, self.group)).roll(-self.rank * len(x), 0)
+        return torch.cat(_all_gather(x, self.world_size, self.group)).roll(-self.rank * x.shape[0], 0)

@@ -244,7 +244,7 @@ def _differentiated_hinges(parents, children, c, *flags):
 
 define(
     f"entailment_hinges({_HINGES}) -> Tensor",
-    lambda parents, *rest: parents[0].new_empty(len(parents), len(parents[0])),
+    lambda parents, *rest: parents[0].new_empty(len(parents), parents[0].shape[0]),
     {
         **dict.fromkeys(PORTABLE, _reference_hinges),
         **dict.fromkeys(TRITON, _where_rows_fit(triton_kernel("entailment", "entailment_hinges"), _reference_hinges)),
@@ -306,7 +306,7 @@ class _PairwiseDistance(torch.autograd.Function):
 _PAIRS = "bool tangent, str precision"
 define(
     f"pairwise_distance({_VECTORS}, {_PAIRS}) -> Tensor",
-    lambda x, y, c, *flags: c.new_empty(len(x), len(y)),
+    lambda x, y, c, *flags: c.new_empty(x.shape[0], y.shape[0]),
     {
         **dict.fromkeys(TRITON, triton_kernel("pairwise", "pairwise_distance")),
         **dict.fromkeys(PORTABLE, in_full_precision(cpu_distance.pairwise_distance)),

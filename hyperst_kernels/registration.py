@@ -58,7 +58,11 @@ def use_reference() -> Iterator[None]:
 
 
 def define(schema: str, fake: Callable, kernels: dict[str, Callable], autograd: dict[str, Callable]) -> None:
-    """An operator with a kernel per device and an autograd kernel per device (or one for all, under the key "")."""
+    """An operator with a kernel per device and an autograd kernel per device (or one for all, under the key "").
+
+    ``fake`` computes shapes from ``x.shape``: ``len(x)`` would make a symbolic batch size a constant, and every batch size
+    a compilation of its own.
+    """
     name = schema.split("(")[0]
     _LIBRARY.define(schema)
     for key, kernel in kernels.items():
