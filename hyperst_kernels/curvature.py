@@ -22,4 +22,4 @@ def current(curvature: Curvature) -> float | Tensor:
     """c of this step: what has a ``curvature`` is asked for it, what can be called is called."""
     if isinstance(curvature, nn.Module) and hasattr(curvature, "curvature"):
         return cast(Tensor, curvature.curvature)
-    return cast(Tensor, curvature()) if callable(curvature) else curvature
+    return cast("float | Tensor", curvature() if callable(curvature) else curvature)
