@@ -19,7 +19,9 @@ from hyperst_kernels.registration import (
     INTERPRETED,
     PORTABLE,
     TRITON,
+    below_autograd,
     define,
+    differentiated,
     in_full_precision,
     ops,
     raising,
@@ -120,7 +122,7 @@ def _contrastive_fake(
 class _Contrastive(torch.autograd.Function):
     @staticmethod
     def forward(ctx, factors, c, logit_scale, exclude_ids, flags, *features):
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             outputs = ops.contrastive_forward(features, factors, c, logit_scale, exclude_ids, *flags)
         ctx.flags, ctx.factors = flags[:-1], factors is not None
         ctx.save_for_backward(factors, c, logit_scale, exclude_ids, *outputs[2:], *features)
@@ -151,7 +153,7 @@ define(
         **dict.fromkeys(TRITON, in_full_precision(_triton_contrastive)),
         **dict.fromkeys(PORTABLE, in_full_precision(_portable_contrastive)),
     },
-    {"": lambda features, *given: _Contrastive.apply(*given[:4], given[4:], *features)},
+    {"": lambda features, *given: differentiated(_Contrastive)(*given[:4], given[4:], *features)},
 )
 define(
     f"contrastive_backward(Tensor grad_rows, Tensor grad_columns, {_GIVEN}, Tensor row_negatives,"

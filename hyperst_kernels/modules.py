@@ -22,6 +22,8 @@ from hyperst_kernels.maps import scaled_exp_map0
 class _Bounded(torch.autograd.Function):
     """Clamp whose gradient still flows where a step along it leads back inside."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, low: float, high: float) -> Tensor:
         return x.clamp(low, high)
