@@ -2,7 +2,7 @@
 
 Features have one floating dtype and one d, everything else is of the geometry's dtype. ``pairings`` are those of the
 reference, three integers each; ``factors`` multiply the features, one each. ``kept`` is what the backward pass of the same
-device can use again, in whatever form it likes; ``keep`` tells whether there will be one.
+device can use again, in whatever form it likes; ``keep`` is how many bytes of it a term may keep, 0 where there is none.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels.cpu import contrastive as cpu_contrastive
+from hyperst_kernels.cpu import memory
 from hyperst_kernels.reference import contrastive as contrastive_reference
 from hyperst_kernels.reference.contrastive import Pairing
 from hyperst_kernels.registration import (
@@ -147,7 +148,7 @@ class _Contrastive(torch.autograd.Function):
 _GIVEN = "Tensor[] features, Tensor? factors, Tensor c, Tensor logit_scale, Tensor? exclude_ids"
 _FLAGS = "int[] pairings, str geometry, bool tangent, str precision, bool atomic"
 define(
-    f"contrastive_forward({_GIVEN}, {_FLAGS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"contrastive_forward({_GIVEN}, {_FLAGS}, int keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _contrastive_fake,
     {
         **dict.fromkeys(TRITON, in_full_precision(_triton_contrastive)),
@@ -196,9 +197,8 @@ def contrastive_terms(
         return contrastive_reference.hierarchy_terms(
             features, factors, c, logit_scale, pairings, input, geometry, exclude_ids
         )
-    keep = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (*features, factors, c, logit_scale)
-    )
+    differentiable = any(t is not None and t.requires_grad for t in (*features, factors, c, logit_scale))
+    keep = memory.kept_bytes if torch.is_grad_enabled() and differentiable else 0
     flat = [int(number) for pairing in pairings for number in pairing]
     flags = (flat, geometry, input == "tangent", precision, atomic, keep)
     return ops.contrastive_forward(features, factors, c, logit_scale, exclude_ids, *flags)[:2]

@@ -18,7 +18,15 @@ import hyperst_kernels as hk
 D = 4
 FEATURES = ("image_spot", "image_niche", "gene_spot", "gene_niche")
 # named tuples and switches compute nothing
-NOT_FUNCTIONS = {"ContrastiveTerm", "EntailmentTerm", "Term", "__version__", "use_reference"}
+NOT_FUNCTIONS = {
+    "ContrastiveTerm",
+    "EntailmentTerm",
+    "Term",
+    "__version__",
+    "limit_cpu_memory",
+    "release_cpu_memory",
+    "use_reference",
+}
 
 
 class Call(NamedTuple):
