@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C import _functorch
@@ -25,7 +26,7 @@ def seen(x: Tensor) -> bool:
     return True
 
 
-def _whole(name: str, x: Tensor) -> None:
+def whole(name: str, x: Tensor) -> None:
     """No DTensor: its shards would go through a kernel as if they were all there is."""
     if hasattr(x, "full_tensor"):
         raise TypeError(
@@ -38,7 +39,7 @@ def features(name: str, x: Tensor, *, matrix: bool = False) -> None:
     """A floating tensor of shape (..., d), or (n, d)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    _whole(name, x)
+    whole(name, x)
     if x.dtype not in _FLOATING:  # float8 has no arithmetic of its own
         raise TypeError(f"{name} must be a floating tensor (float32, float64, bfloat16 or float16), got {x.dtype}")
     if x.ndim < 1 or (matrix and x.ndim != 2):
@@ -62,8 +63,10 @@ def finite(name: str, x: Tensor) -> None:
 def positive(name: str, value: float | Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A float or one-element tensor > 0, as a 0-d tensor on the device of ``like``, in ``dtype`` or its dtype."""
     dtype = like.dtype if dtype is None else dtype
+    if isinstance(value, np.ndarray):  # which NumPy's scalars are, too, under torch.compile
+        value = torch.as_tensor(value)
     if isinstance(value, Tensor):
-        _whole(name, value)
+        whole(name, value)
         if value.numel() != 1:
             raise ValueError(f"{name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
         if seen(value) and not 0 < float(value.detach()) < float("inf"):
@@ -81,7 +84,7 @@ def weights(name: str, w: Tensor, n: int) -> Tensor:
     if not isinstance(w, Tensor) or w.is_complex():
         got = w.dtype if isinstance(w, Tensor) else type(w).__name__
         raise TypeError(f"{name} must be a real torch.Tensor, got {got}")
-    _whole(name, w)
+    whole(name, w)
     if w.shape != (n,):
         raise ValueError(f"{name} must have shape ({n},), one for each sample, got {tuple(w.shape)}")
     if not seen(w):

@@ -116,6 +116,9 @@ def hierarchical_contrastive_loss(
         raise ValueError("terms must hold at least one Term, got none")
     terms = [Term(*term) for term in terms]
     losses = _losses(terms, c, logit_scale, **options)
+    if any(loss.shape != losses[0].shape for loss in losses):
+        sizes = ", ".join(str(loss.shape[0]) for loss in losses)
+        raise ValueError(f"reduction must be 'mean' or 'sum' for terms of several n, got 'none' with n = {sizes}")
     return torch.stack([loss * t.weight for t, loss in zip(terms, losses, strict=True)]).sum(0), losses
 
 
@@ -202,7 +205,10 @@ def _check_shapes(within: str, term: Term, d: int, exclude_ids: Tensor | None) -
             f"{within}queries (n, d) and {within}keys (m, d) need 1 <= n <= m and the same d{' in all terms' * bool(within)}, "
             f"got {tuple(term.queries.shape)} and {tuple(term.keys.shape)}"
         )
-    if exclude_ids is not None and (exclude_ids.shape != (m,) or exclude_ids.is_floating_point()):
+    if exclude_ids is None:
+        return
+    _checks.whole("exclude_ids", exclude_ids)
+    if exclude_ids.shape != (m,) or exclude_ids.is_floating_point():
         got = f"{exclude_ids.dtype} of shape {tuple(exclude_ids.shape)}"
         raise ValueError(f"exclude_ids must be integers of shape ({m},), one per key, got {got}")
 

@@ -10,9 +10,13 @@ class _GatherWithGrad(torch.autograd.Function):
     """All-gather whose backward sums the gradient of every rank for the own shard."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, rank: int, world_size: int, group) -> Tensor:
-        ctx.rank, ctx.rows, ctx.group = rank, x.shape[0], group
+    def forward(x: Tensor, rank: int, world_size: int, group) -> Tensor:
         return torch.cat(_all_gather(x, world_size, group))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.rank, _, ctx.group = inputs
+        ctx.rows = x.shape[0]
 
     @staticmethod
     def backward(ctx, grad):

@@ -65,6 +65,10 @@ def _hierarchy(x: Tensor, y: Tensor, z: Tensor, c: Tensor) -> Tensor:
     return hk.hierarchical_contrastive_loss(terms, c, 9.0)[0]
 
 
+def _each_of_hierarchy(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    return hk.hierarchical_contrastive_loss([hk.Term(x, y), hk.Term(y, x, 2.0)], c, 9.0, reduction="none")[0]
+
+
 def _alignment(*given: Tensor) -> Tensor:
     return hk.HierarchicalAlignmentLoss()(dict(zip(FEATURES, given, strict=False)), given[-1], 9.0)["loss"]
 
@@ -112,6 +116,7 @@ CALLS = {
     "contrastive_loss-cosine": Call(partial(hk.contrastive_loss, logit_scale=9.0, geometry="cosine"), 2),
     "contrastive_loss-weighted": Call(_weighted_loss, 2),
     "hierarchical_contrastive_loss": Call(_hierarchy, 3),
+    "hierarchical_contrastive_loss-each": Call(_each_of_hierarchy, 2),
     "EntailmentLoss": Call(hk.EntailmentLoss(0.3), 2),
     "HierarchicalAlignmentLoss": Call(_alignment, 4),
     "HyperbolicContrastiveLoss": Call(lambda x, y, c: hk.HyperbolicContrastiveLoss(c)(x, y, 9.0), 2, 3),

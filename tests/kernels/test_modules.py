@@ -139,6 +139,14 @@ def test_scalars_of_numpy_are_numbers(kind):
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("c", [np.float32(2), np.float64(2), np.array(2.0)])
+def test_scalars_of_numpy_compile(c):
+    x = pairs()[0]
+    compiled = torch.compile(lambda x: hk.distance(x, x + 1, c), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), hk.distance(x, x + 1, 2.0))
+    torch.testing.assert_close(hk.distance(x, x + 1, c), hk.distance(x, x + 1, 2.0))
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -252,6 +260,8 @@ def shard(folder: str) -> None:
         lambda: hk.distance(distributed, y),
         lambda: hk.contrastive_loss(distributed, y),
         lambda: hk.pairwise_distance(distributed, y),
+        lambda: hk.contrastive_loss(x, y, weights=distributed[:, 0]),
+        lambda: hk.contrastive_loss(x, y, exclude_ids=distributed[:, 0].long()),
         lambda: hk.distance(x, y, distributed[0, 0]),
         lambda: hk.LorentzLift(4, ("image",))(distributed, "image"),
     ):
