@@ -79,7 +79,7 @@ def positive(name: str, value: float | Tensor, like: Tensor, dtype: torch.dtype 
     return torch.full((), float(value), dtype=dtype, device=like.device)
 
 
-def weights(name: str, w: Tensor, n: int) -> Tensor:
+def sample_weights(name: str, w: Tensor, n: int) -> Tensor:
     """Real weights (n,), finite and >= 0. Where they cannot be `seen`, those below 0 become NaN."""
     if not isinstance(w, Tensor) or w.is_complex():
         got = w.dtype if isinstance(w, Tensor) else type(w).__name__

@@ -155,7 +155,7 @@ def _losses(
         pairings.append(Pairing(_number(features, queries), _number(features, keys), term.directions == "both"))
         _check_shapes(within, term, features[0].vectors.shape[1], exclude_ids)
         if weights is not None:
-            weights = _checks.weights("weights", weights, term.queries.shape[0])
+            weights = _checks.sample_weights("weights", weights, term.queries.shape[0])
     vectors, factors, c, logit_scale = _on_one_footing(features, c, logit_scale)
     if geometry == "lorentz" and input == "tangent":
         for k, x in enumerate(features):
