@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from hyperst_kernels import HierarchicalAlignmentLoss, LorentzLift
-from hyperst_kernels.modules import HYPERST_CONTRASTIVE, HYPERST_ENTAILMENT, ContrastiveTerm, bounded
+from hyperst_kernels.modules import (
+    HYPERST_CONTRASTIVE,
+    HYPERST_ENTAILMENT,
+    ContrastiveTerm,
+    bounded,
+    load_scalars,
+    scalar,
+)
 
 __all__ = ["ABLATIONS", "Alignment", "AlignmentConfig"]
 
@@ -99,7 +106,8 @@ class Alignment(nn.Module):
         self.config = config
         # losses take tangent vectors: no radius can overflow
         self.lift = LorentzLift(width, ("image", "gene"), output="tangent")
-        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.log_logit_scale = scalar(math.log(1 / 0.07))
+        self.register_load_state_dict_pre_hook(load_scalars)
         self.loss = HierarchicalAlignmentLoss(
             _CONTRASTIVE[config.contrastive],
             _ENTAILMENT[config.entailment],
@@ -111,7 +119,7 @@ class Alignment(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """1/tau, 0-d, at most 100."""
-        return bounded(self.log_logit_scale, -math.inf, math.log(_LARGEST_LOGIT_SCALE)).exp()
+        return bounded(self.log_logit_scale, -math.inf, math.log(_LARGEST_LOGIT_SCALE)).exp().reshape(())
 
     def forward(self, outputs: dict[str, Tensor], block_id: Tensor | None = None) -> dict[str, Tensor]:
         tangent = {

@@ -2,6 +2,7 @@
 
 from hyperst_kernels._version import __version__
 from hyperst_kernels.contrastive import Term, contrastive_loss, hierarchical_contrastive_loss
+from hyperst_kernels.cpu.memory import limit_cpu_memory, release_cpu_memory
 from hyperst_kernels.distance import distance, distance0, inner, pairwise_distance, similarity
 from hyperst_kernels.entailment import entailment_loss, exterior_angle, half_aperture
 from hyperst_kernels.maps import (
@@ -47,6 +48,7 @@ __all__ = [
     "hierarchical_contrastive_loss",
     "inner",
     "lift",
+    "limit_cpu_memory",
     "log_map",
     "log_map0",
     "lorentz_to_poincare",
@@ -54,6 +56,7 @@ __all__ = [
     "parallel_transport",
     "poincare_to_lorentz",
     "project",
+    "release_cpu_memory",
     "similarity",
     "use_reference",
 ]

@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import math
+import numbers
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
+_FLOATING = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 # sinh overflows beyond asinh(largest number). Half of that, for products of two points; float16 only holds the points
 _LARGEST_RAPIDITY = {torch.float16: 11.0, torch.bfloat16: 44.0, torch.float32: 44.0, torch.float64: 354.0}
+
+
+def seen(x: Tensor) -> bool:
+    """Whether the numbers can be looked at: not where that would stop a device, nor in torch.compile or torch.func.vmap."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    while _functorch.is_functorch_wrapped_tensor(x):
+        if _functorch.is_batchedtensor(x):
+            return False
+        x = _functorch.get_unwrapped(x)
+    return True
+
+
+def whole(name: str, x: Tensor) -> None:
+    """No DTensor: its shards would go through a kernel as if they were all there is."""
+    if hasattr(x, "full_tensor"):
+        raise TypeError(
+            f"{name} must be a plain tensor, got a DTensor: pass {name}.to_local() where each row stands for itself, and "
+            f"{name}.full_tensor() where all rows are needed (a loss, a matrix of distances, a scalar)"
+        )
 
 
 def features(name: str, x: Tensor, *, matrix: bool = False) -> None:
     """A floating tensor of shape (..., d), or (n, d)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
+    whole(name, x)
+    if x.dtype not in _FLOATING:  # float8 has no arithmetic of its own
         raise TypeError(f"{name} must be a floating tensor (float32, float64, bfloat16 or float16), got {x.dtype}")
     if x.ndim < 1 or (matrix and x.ndim != 2):
         raise ValueError(f"{name} must have shape {'(n, d)' if matrix else '(..., d)'}, got {tuple(x.shape)}")
@@ -24,8 +49,8 @@ def features(name: str, x: Tensor, *, matrix: bool = False) -> None:
 
 
 def finite(name: str, x: Tensor) -> None:
-    """No NaN or inf. Looked at on the CPU and outside torch.compile only: elsewhere it would stop the device."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu":
+    """No NaN or inf, where they can be `seen`."""
+    if not seen(x):
         return
     if math.isfinite(float(x.detach().sum())):  # one NaN or inf would show in the sum
         return
@@ -38,21 +63,37 @@ def finite(name: str, x: Tensor) -> None:
 def positive(name: str, value: float | Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A float or one-element tensor > 0, as a 0-d tensor on the device of ``like``, in ``dtype`` or its dtype."""
     dtype = like.dtype if dtype is None else dtype
+    if isinstance(value, np.ndarray):  # which NumPy's scalars are, too, under torch.compile
+        value = torch.as_tensor(value)
     if isinstance(value, Tensor):
+        whole(name, value)
         if value.numel() != 1:
             raise ValueError(f"{name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
-        if (
-            not torch.compiler.is_compiling()
-            and value.device.type == "cpu"
-            and not 0 < float(value.detach()) < float("inf")
-        ):
+        if seen(value) and not 0 < float(value.detach()) < float("inf"):
             raise ValueError(f"{name} must be positive and finite, got {float(value.detach())}")
         return value.reshape(()).to(device=like.device, dtype=dtype)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):  # NumPy's scalars are real numbers too
         raise TypeError(f"{name} must be a float or a 0-d tensor, got {type(value).__name__}")
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be positive and finite, got {value}")
-    return torch.full((), value, dtype=dtype, device=like.device)
+    return torch.full((), float(value), dtype=dtype, device=like.device)
+
+
+def sample_weights(name: str, w: Tensor, n: int) -> Tensor:
+    """Real weights (n,), finite and >= 0. Where they cannot be `seen`, those below 0 become NaN."""
+    if not isinstance(w, Tensor) or w.is_complex():
+        got = w.dtype if isinstance(w, Tensor) else type(w).__name__
+        raise TypeError(f"{name} must be a real torch.Tensor, got {got}")
+    whole(name, w)
+    if w.shape != (n,):
+        raise ValueError(f"{name} must have shape ({n},), one for each sample, got {tuple(w.shape)}")
+    if not seen(w):
+        return torch.where(w < 0, torch.nan, w)
+    bad = ~(torch.isfinite(w) & (w >= 0))
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise ValueError(f"{name} must be finite and 0 or more, got {float(w.detach()[first])} at index {first}")
+    return w
 
 
 def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -63,7 +104,7 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def radius(name: str, v: Tensor, c: Tensor) -> None:
     """Tangent vectors whose points can be represented."""
-    if torch.compiler.is_compiling() or v.device.type != "cpu" or v.numel() == 0:
+    if not (seen(v) and seen(c)) or v.numel() == 0:
         return
     largest = float(torch.linalg.vector_norm(v.detach().to(c.dtype), dim=-1).max() * c.detach().sqrt())
     if largest > _LARGEST_RAPIDITY[v.dtype]:
@@ -97,7 +138,7 @@ def prepare(c: float | Tensor, **named: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 def inside_ball(name: str, p: Tensor, c: Tensor) -> None:
     """Points of the open Poincare ball."""
-    if torch.compiler.is_compiling() or p.device.type != "cpu" or p.numel() == 0:
+    if not (seen(p) and seen(c)) or p.numel() == 0:
         return
     largest = float(torch.linalg.vector_norm(p.detach().to(c.dtype), dim=-1).max() * c.detach().sqrt())
     if largest >= 1:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels import _checks, loss_operator
-from hyperst_kernels.distance import INPUTS, PRECISIONS
+from hyperst_kernels.distance import GEOMETRIES, INPUTS, PRECISIONS
 from hyperst_kernels.entailment import REDUCTIONS
 from hyperst_kernels.reference.contrastive import Pairing
 
-GEOMETRIES = ("lorentz", "cosine", "euclidean")
 DIRECTIONS = ("both", "rows")
 
 
@@ -46,7 +45,8 @@ def contrastive_loss(
         geometry: "lorentz", or the same loss with "euclidean" distance or "cosine" similarity (then c is unused).
         directions: "both" averages query-to-key and key-to-query; "rows" is query-to-key alone.
         exclude_ids: (m,) integers; a key with the same id as the query's own is no negative of it.
-        weights: (n,) weights of the samples, >= 0; the mean divides by their sum.
+        weights: (n,) weights of the samples, finite and >= 0; the mean divides by their sum, and is 0 (with zero gradients)
+            where all are 0.
         reduction: "mean", "sum" (0-d) or "none" (n,).
         precision: the matrix product a GPU kernel may use; has no effect elsewhere.
         deterministic: False lets a GPU add the gradient in whatever order its programs finish: less work, and another
@@ -116,7 +116,10 @@ def hierarchical_contrastive_loss(
         raise ValueError("terms must hold at least one Term, got none")
     terms = [Term(*term) for term in terms]
     losses = _losses(terms, c, logit_scale, **options)
-    return torch.stack([t.weight * loss for t, loss in zip(terms, losses, strict=True)]).sum(0), losses
+    if any(loss.shape != losses[0].shape for loss in losses):
+        sizes = ", ".join(str(loss.shape[0]) for loss in losses)
+        raise ValueError(f"reduction must be 'mean' or 'sum' for terms of several n, got 'none' with n = {sizes}")
+    return torch.stack([loss * t.weight for t, loss in zip(terms, losses, strict=True)]).sum(0), losses
 
 
 def _losses(
@@ -139,6 +142,7 @@ def _losses(
         )
     _checks.choice("input", input, INPUTS)
     _checks.choice("geometry", geometry, GEOMETRIES)
+    _checks.choice("reduction", reduction, REDUCTIONS)
     if precision is not None:
         _checks.choice("precision", precision, PRECISIONS)
     features: list[_Features] = []
@@ -150,6 +154,8 @@ def _losses(
         keys = _Features(f"{within}keys", term.keys, f"{within}key_scale", term.key_scale)
         pairings.append(Pairing(_number(features, queries), _number(features, keys), term.directions == "both"))
         _check_shapes(within, term, features[0].vectors.shape[1], exclude_ids)
+        if weights is not None:
+            weights = _checks.sample_weights("weights", weights, term.queries.shape[0])
     vectors, factors, c, logit_scale = _on_one_footing(features, c, logit_scale)
     if exclude_ids is not None:
         exclude_ids = exclude_ids.to(vectors[0].device)
@@ -196,7 +202,10 @@ def _check_shapes(within: str, term: Term, d: int, exclude_ids: Tensor | None) -
             f"{within}queries (n, d) and {within}keys (m, d) need 1 <= n <= m and the same d{' in all terms' * bool(within)}, "
             f"got {tuple(term.queries.shape)} and {tuple(term.keys.shape)}"
         )
-    if exclude_ids is not None and (exclude_ids.shape != (m,) or exclude_ids.is_floating_point()):
+    if exclude_ids is None:
+        return
+    _checks.whole("exclude_ids", exclude_ids)
+    if exclude_ids.shape != (m,) or exclude_ids.is_floating_point():
         got = f"{exclude_ids.dtype} of shape {tuple(exclude_ids.shape)}"
         raise ValueError(f"exclude_ids must be integers of shape ({m},), one per key, got {got}")
 
@@ -215,15 +224,15 @@ def _on_one_footing(
 
 
 def _reduce(per_sample: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
-    _checks.choice("reduction", reduction, REDUCTIONS)
     if weights is None:
         if reduction == "none":
             return per_sample
         return per_sample.mean() if reduction == "mean" else per_sample.sum()
-    if weights.shape != per_sample.shape:
-        raise ValueError(f"weights must have shape {tuple(per_sample.shape)}, got {tuple(weights.shape)}")
     weights = weights.to(per_sample)
     weighted = per_sample * weights
     if reduction == "none":
         return weighted
-    return weighted.sum() / weights.sum() if reduction == "mean" else weighted.sum()
+    if reduction == "sum":
+        return weighted.sum()
+    total = weights.sum()
+    return weighted.sum() / torch.where(total == 0, 1, total)  # all of weight 0: the mean is 0, and not 0 / 0

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hyperst_kernels import _checks, operators
 
 INPUTS = ("tangent", "lorentz")
 PRECISIONS = ("ieee", "bf16x3", "tf32", "bf16")
+GEOMETRIES = ("lorentz", "cosine", "euclidean")
 
 
 def inner(x: Tensor, y: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -69,27 +71,60 @@ def pairwise_distance(
     >>> pairwise_distance(torch.zeros(1, 2), torch.tensor([[0.0, 0.0], [3.0, 4.0]]), input="tangent")
     tensor([[0., 5.]])
     """
-    _checks.choice("input", input, INPUTS)
-    if precision is not None:
-        _checks.choice("precision", precision, PRECISIONS)
-    for name, points in (("x", x), ("y", y)):
-        _checks.features(name, points, matrix=True)
-        _checks.finite(name, points)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"x and y must have the same number of features, got {tuple(x.shape)} and {tuple(y.shape)}")
-    dtype = torch.promote_types(x.dtype, y.dtype)
-    c = _checks.positive("c", c, x, _checks.geometry_dtype(x, y))
-    matrix = operators.pairwise_distance(x.to(dtype), y.to(dtype), c, input == "tangent", precision or "bf16x3")
-    return matrix.to(dtype)
+    return _geodesic(c, input, precision, x=x, y=y)
 
 
-def similarity(queries: Tensor, keys: Tensor, c: float | Tensor = 1.0, *, input: str = "tangent") -> Tensor:
-    """Minus the geodesic distance, (N, d), (M, d) -> (N, M): what retrieval and zero-shot evaluation should rank by.
+def similarity(
+    queries: Tensor, keys: Tensor, c: float | Tensor = 1.0, *, input: str = "tangent", geometry: str = "lorentz"
+) -> Tensor:
+    """Minus the distance, (N, d), (M, d) -> (N, M): what retrieval and zero-shot evaluation should rank by.
 
-    Ranking by the dot product, as CLIP code does, is not the order the hyperbolic loss was trained for.
+    Ranking by the dot product, as CLIP code does, is not the order the hyperbolic loss was trained for. ``geometry`` is that
+    of the loss: "lorentz" (geodesic distance), "euclidean", or "cosine" (the distance is 1 - cosine, and a zero vector is at
+    1 from everything); only the first uses c and ``input``.
 
     >>> import torch
     >>> similarity(torch.zeros(1, 2), torch.tensor([[0.1, 0.0], [3.0, 4.0]])).argmax(1)
     tensor([0])
     """
-    return -pairwise_distance(queries, keys, c, input=input)
+    _checks.choice("geometry", geometry, GEOMETRIES)
+    if geometry == "lorentz":
+        return -_geodesic(c, input, None, queries=queries, keys=keys)
+    x, y = _matrices(queries=queries, keys=keys)
+    wide = (t.to(_checks.geometry_dtype(t)) for t in (x, y))
+    return -(_euclidean(*wide) if geometry == "euclidean" else _cosine(*wide)).to(x.dtype)
+
+
+def _geodesic(c: float | Tensor, input: str, precision: str | None, **named: Tensor) -> Tensor:
+    """`pairwise_distance` of two matrices by the names under which they were given."""
+    _checks.choice("input", input, INPUTS)
+    if precision is not None:
+        _checks.choice("precision", precision, PRECISIONS)
+    x, y = _matrices(**named)
+    c = _checks.positive("c", c, x, _checks.geometry_dtype(x))
+    return operators.pairwise_distance(x, y, c, input == "tangent", precision or "bf16x3").to(x.dtype)
+
+
+def _matrices(**named: Tensor) -> tuple[Tensor, Tensor]:
+    """Two matrices (N, d) and (M, d), checked, in their common dtype."""
+    for name, points in named.items():
+        _checks.features(name, points, matrix=True)
+        _checks.finite(name, points)
+    (one, x), (other, y) = named.items()
+    if x.shape[1] != y.shape[1]:
+        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        raise ValueError(f"{one} and {other} must have the same number of features, got {shapes}")
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    return x.to(dtype), y.to(dtype)
+
+
+def _euclidean(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_j| from differences: the product form loses near neighbours."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _cosine(x: Tensor, y: Tensor) -> Tensor:
+    """1 - cosine, from the difference of unit vectors."""
+    square = _euclidean(F.normalize(x, dim=1), F.normalize(y, dim=1)).square()
+    at_zero = [(t == 0).all(1).to(t) for t in (x, y)]
+    return (square + at_zero[0][:, None] + at_zero[1]) / 2

@@ -10,9 +10,13 @@ class _GatherWithGrad(torch.autograd.Function):
     """All-gather whose backward sums the gradient of every rank for the own shard."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, rank: int, world_size: int, group) -> Tensor:
-        ctx.rank, ctx.rows, ctx.group = rank, len(x), group
+    def forward(x: Tensor, rank: int, world_size: int, group) -> Tensor:
         return torch.cat(_all_gather(x, world_size, group))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.rank, _, ctx.group = inputs
+        ctx.rows = x.shape[0]
 
     @staticmethod
     def backward(ctx, grad):
@@ -38,11 +42,11 @@ class Gather:
     def __call__(self, x: Tensor) -> Tensor:
         if self.with_grad:
             everything = _GatherWithGrad.apply(x, self.rank, self.world_size, self.group)
-            return everything.roll(-self.rank * len(x), 0)
-        others = self.plain(x)[len(x) :]
+            return everything.roll(-self.rank * x.shape[0], 0)
+        others = self.plain(x)[x.shape[0] :]
         return torch.cat([x, others])
 
     @torch.no_grad()
     def plain(self, x: Tensor) -> Tensor:
         """Without a gradient."""
-        return torch.cat(_all_gather(x, self.world_size, self.group)).roll(-self.rank * len(x), 0)
+        return torch.cat(_all_gather(x, self.world_size, self.group)).roll(-self.rank * x.shape[0], 0)

@@ -61,9 +61,10 @@ def entailment_loss(
     tensor(0.)
     """
     _checks.choice("reduction", reduction, REDUCTIONS)
-    if reduction == "mean" and parent.numel() == 0:
-        raise ValueError(f"parent must hold at least one row to take a mean over, got shape {tuple(parent.shape)}")
     (loss,) = entailment_hinges([(parent, child, eta)], c, min_radius, input)
+    if reduction == "mean" and loss.numel() == 0:
+        shapes = f"{tuple(parent.shape)} and {tuple(child.shape)}"
+        raise ValueError(f"parent and child must hold at least one row to take a mean over, got shapes {shapes}")
     if reduction == "none":
         return loss
     loss = loss.to(_checks.geometry_dtype(loss))  # sums are never taken in half precision

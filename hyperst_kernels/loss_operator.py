@@ -2,7 +2,7 @@
 
 Features have one floating dtype and one d, everything else is of the geometry's dtype. ``pairings`` are those of the
 reference, three integers each; ``factors`` multiply the features, one each. ``kept`` is what the backward pass of the same
-device can use again, in whatever form it likes; ``keep`` tells whether there will be one.
+device can use again, in whatever form it likes; ``keep`` is how many bytes of it a term may keep, 0 where there is none.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels.cpu import contrastive as cpu_contrastive
+from hyperst_kernels.cpu import memory
 from hyperst_kernels.cpu.epilogue import wide
 from hyperst_kernels.reference import contrastive as contrastive_reference
 from hyperst_kernels.reference.contrastive import Pairing
@@ -20,7 +21,9 @@ from hyperst_kernels.registration import (
     INTERPRETED,
     PORTABLE,
     TRITON,
+    below_autograd,
     define,
+    differentiated,
     in_full_precision,
     ops,
     raising,
@@ -123,7 +126,7 @@ def _contrastive_fake(
 class _Contrastive(torch.autograd.Function):
     @staticmethod
     def forward(ctx, factors, c, logit_scale, exclude_ids, flags, *features):
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             outputs = ops.contrastive_forward(features, factors, c, logit_scale, exclude_ids, *flags)
         ctx.flags, ctx.factors = flags[:-1], factors is not None
         ctx.save_for_backward(factors, c, logit_scale, exclude_ids, *outputs[2:], *features)
@@ -148,13 +151,13 @@ class _Contrastive(torch.autograd.Function):
 _GIVEN = "Tensor[] features, Tensor? factors, Tensor c, Tensor logit_scale, Tensor? exclude_ids"
 _FLAGS = "int[] pairings, str geometry, bool tangent, str precision, bool atomic"
 define(
-    f"contrastive_forward({_GIVEN}, {_FLAGS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"contrastive_forward({_GIVEN}, {_FLAGS}, int keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _contrastive_fake,
     {
         **dict.fromkeys(TRITON, in_full_precision(_triton_contrastive)),
         **dict.fromkeys(PORTABLE, in_full_precision(_portable_contrastive)),
     },
-    {"": lambda features, *given: _Contrastive.apply(*given[:4], given[4:], *features)},
+    {"": lambda features, *given: differentiated(_Contrastive)(*given[:4], given[4:], *features)},
 )
 define(
     f"contrastive_backward(Tensor grad_rows, Tensor grad_columns, {_GIVEN}, Tensor row_negatives,"
@@ -197,9 +200,8 @@ def contrastive_terms(
         return contrastive_reference.hierarchy_terms(
             features, factors, c, logit_scale, pairings, input, geometry, exclude_ids
         )
-    keep = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (*features, factors, c, logit_scale)
-    )
+    differentiable = any(t is not None and t.requires_grad for t in (*features, factors, c, logit_scale))
+    keep = memory.kept_bytes if torch.is_grad_enabled() and differentiable else 0
     flat = [int(number) for pairing in pairings for number in pairing]
     flags = (flat, geometry, input == "tangent", precision, atomic, keep)
     return ops.contrastive_forward(features, factors, c, logit_scale, exclude_ids, *flags)[:2]

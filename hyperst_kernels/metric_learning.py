@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hyperst_kernels._checks import choice
+from hyperst_kernels._checks import choice, geometry_dtype
+from hyperst_kernels.curvature import Curvature, current, hold
 from hyperst_kernels.distance import INPUTS, distance, pairwise_distance
 
 try:
@@ -18,10 +19,11 @@ except ImportError as error:
 class HyperbolicDistance(BaseDistance):
     """A ``BaseDistance`` for pytorch_metric_learning: larger is farther, embeddings are not normalised.
 
-    ``curvature`` is c > 0, a float, or a tensor / parameter (registered, hence trained if it is an ``nn.Parameter``);
+    ``curvature`` is c > 0 in one of the forms that `hyperst_kernels.HyperbolicContrastiveLoss` takes;
     ``input`` says what the embeddings are, "tangent" vectors at the origin or "lorentz" points by space components.
-    ``compute_mat`` gives (N, d), (M, d) -> (N, M) and ``pairwise_distance`` matching rows (N, d), (N, d) -> (N), in the
-    embeddings' dtype; errors are those of `hyperst_kernels.pairwise_distance`.
+    ``compute_mat`` gives (N, d), (M, d) -> (N, M) and ``pairwise_distance`` matching rows (N, d), (N, d) -> (N), in float32, or
+    float64 for such embeddings: margins and temperatures act on distances, which half precision would round to 0.4 %. Errors are
+    those of `hyperst_kernels.pairwise_distance`.
 
     >>> import torch
     >>> from pytorch_metric_learning.losses import TripletMarginLoss
@@ -30,13 +32,23 @@ class HyperbolicDistance(BaseDistance):
     tensor(0.2000)
     """
 
-    def __init__(self, curvature: float | Tensor = 1.0, input: str = "tangent"):
+    curvature: Curvature
+
+    def __init__(self, curvature: Curvature = 1.0, input: str = "tangent"):
         super().__init__(normalize_embeddings=False, power=1, is_inverted=False)
         choice("input", input, INPUTS)
-        self.curvature, self.input = curvature, input
+        hold(self, curvature)
+        self.input = input
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        return pairwise_distance(query_emb, ref_emb, self.curvature, input=self.input)
+        x, y = _wide(query_emb, ref_emb)
+        return pairwise_distance(x, y, current(self.curvature), input=self.input)
 
     def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        return distance(query_emb, ref_emb, self.curvature, input=self.input)
+        x, y = _wide(query_emb, ref_emb)
+        return distance(x, y, current(self.curvature), input=self.input)
+
+
+def _wide(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = geometry_dtype(x, y)
+    return x.to(dtype), y.to(dtype)

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 
 from hyperst_kernels import contrastive, distributed
 from hyperst_kernels._checks import choice, geometry_dtype
-from hyperst_kernels.contrastive import DIRECTIONS, GEOMETRIES
-from hyperst_kernels.distance import INPUTS, similarity
+from hyperst_kernels.contrastive import DIRECTIONS
+from hyperst_kernels.curvature import Curvature, current, hold
+from hyperst_kernels.distance import GEOMETRIES, INPUTS, similarity
 from hyperst_kernels.entailment import entailment_hinges, entailment_loss
 from hyperst_kernels.maps import scaled_exp_map0
 
 
 class _Bounded(torch.autograd.Function):
     """Clamp whose gradient still flows where a step along it leads back inside."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, low: float, high: float) -> Tensor:
@@ -47,12 +50,32 @@ def bounded(x: Tensor, low: float, high: float) -> Tensor:
     return _Bounded.apply(x, low, high)
 
 
+def scalar(value: float, *, learn: bool = True) -> nn.Parameter:
+    """A number as a parameter of shape (1,): FSDP2 shards along the first dimension, and refuses shape ().
+
+    >>> scalar(2.0)
+    Parameter containing:
+    tensor([2.], requires_grad=True)
+    """
+    return nn.Parameter(torch.tensor([value]), requires_grad=learn)
+
+
+def load_scalars(module: nn.Module, state: dict, prefix: str, *rest) -> None:
+    """A hook before `load_state_dict`: checkpoints that hold the module's scalars in shape () load as well."""
+    for name, parameter in module.named_parameters():
+        saved = state.get(prefix + name)
+        if saved is not None and saved.ndim == 0 and parameter.shape == (1,):
+            state[prefix + name] = saved.reshape(1)
+
+
 class LorentzLift(nn.Module):
     """Encoder features to the hyperboloid: multiply by exp(alpha) of their modality, then the exponential map.
 
     ``alpha`` starts at ln(dim)/-2, so that features of norm sqrt(dim) reach radius about 1, and the scale is clamped to
     at most 1; the curvature -c is shared, learnable, and c is clamped to ``curvature_bounds`` (Desai et al. 2023).
     ``output="tangent"`` leaves out the exponential map: the losses of this library take tangent vectors as they are.
+    Parameters have shape (1,), as FSDP2 asks; what `curvature` and `scale` give is 0-d. Under FSDP2 both must be called
+    inside the ``forward`` of a sharded module, where parameters are whole.
 
     >>> lift = LorentzLift(1024, ("image", "gene"))
     >>> lift(torch.randn(5, 1024), "image").shape
@@ -74,20 +97,30 @@ class LorentzLift(nn.Module):
         if not curvature_bounds[0] <= curvature <= curvature_bounds[1] or curvature_bounds[0] <= 0:
             raise ValueError(f"curvature must lie within curvature_bounds {curvature_bounds} > 0, got {curvature}")
         self.output = output
-        self.log_alpha = nn.ParameterDict({m: nn.Parameter(torch.tensor(-math.log(dim) / 2)) for m in modalities})
-        self.log_curvature = nn.Parameter(torch.tensor(math.log(curvature)), requires_grad=learn_curvature)
+        self.log_alpha = nn.ParameterDict({m: scalar(-math.log(dim) / 2) for m in modalities})
+        self.log_curvature = scalar(math.log(curvature), learn=learn_curvature)
+        self.register_load_state_dict_pre_hook(load_scalars)
         self.log_bounds = (math.log(curvature_bounds[0]), math.log(curvature_bounds[1]))
 
     @property
     def curvature(self) -> Tensor:
         """c > 0, 0-d; the curvature is -c."""
-        return bounded(self.log_curvature, *self.log_bounds).exp()
+        return self._whole(self.log_curvature, *self.log_bounds)
 
     def scale(self, modality: str) -> Tensor:
         """exp(alpha), 0-d, at most 1."""
         if modality not in self.log_alpha:
             raise ValueError(f"modality must be one of {', '.join(self.log_alpha)}, got {modality!r}")
-        return bounded(self.log_alpha[modality], -math.inf, 0.0).exp()
+        return self._whole(self.log_alpha[modality], -math.inf, 0.0)
+
+    def _whole(self, logarithm: Tensor, low: float, high: float) -> Tensor:
+        """What a parameter stands for, 0-d."""
+        if hasattr(logarithm, "full_tensor"):
+            raise RuntimeError(
+                "LorentzLift holds DTensors, sharded by FSDP2: ask for its curvature and scales inside the forward of the "
+                "sharded module, or call unshard() of that module first"
+            )
+        return bounded(logarithm, low, high).exp().reshape(())
 
     def forward(self, features: Tensor, modality: str = "image") -> Tensor:
         """(..., dim) -> (..., dim): tangent vectors at the origin, or points by their space components."""
@@ -118,7 +151,13 @@ class HyperbolicContrastiveLoss(nn.Module):
     the 0-d loss, or ``{"contrastive_loss": loss}``. A bias shifts every logit alike and cancels in the softmax, so it
     is accepted, has no effect, and its gradient is 0. Switch off the model's feature normalisation and rank with `similarity`.
 
-    ``curvature`` is a float, or a tensor / parameter (registered, hence trained if it is an ``nn.Parameter``).
+    ``curvature`` is one of the following, and ``forward(..., curvature=...)`` takes another in its place for one call:
+
+    - a float;
+    - a tensor: an ``nn.Parameter`` is registered as such, hence trained, any other as a buffer; one that was computed from
+      parameters belongs to the graph of one step, and fails at the second;
+    - a `LorentzLift`, or another module with a ``curvature`` or whose call gives c: registered, asked at every step;
+    - a function without arguments, called at every step: ``lambda: model.lift.curvature`` for a lift that the model holds.
 
     Several processes (``world_size`` > 1): features are gathered. After DDP's mean over ranks, the gradient is the true
     one for ``gather_with_grad=True`` (local or global loss); without it, a global loss gives exactly 1/world_size of
@@ -131,9 +170,11 @@ class HyperbolicContrastiveLoss(nn.Module):
     ['contrastive_loss']
     """
 
+    curvature: Curvature
+
     def __init__(
         self,
-        curvature: float | Tensor = 1.0,
+        curvature: Curvature = 1.0,
         input: str = "tangent",
         directions: str = "both",
         geometry: str = "lorentz",
@@ -149,9 +190,9 @@ class HyperbolicContrastiveLoss(nn.Module):
         choice("directions", directions, DIRECTIONS)
         choice("geometry", geometry, GEOMETRIES)
         choice("input", input, INPUTS)
-        self.curvature = curvature
+        hold(self, curvature)
         self.options = {"input": input, "geometry": geometry, "precision": precision}
-        self.input, self.directions = input, directions
+        self.input, self.directions, self.geometry = input, directions, geometry
         self.local_loss, self.gather_with_grad = local_loss, gather_with_grad
         self.rank, self.world_size, self.group = rank, world_size, group
         if world_size > 1 and local_loss and not gather_with_grad:
@@ -170,34 +211,36 @@ class HyperbolicContrastiveLoss(nn.Module):
         output_dict: bool = False,
         *,
         exclude_ids: Tensor | None = None,
+        curvature: Curvature | None = None,
     ):
+        scalars = (current(self.curvature if curvature is None else curvature), logit_scale)
         if self.world_size == 1:
-            loss = self._loss(image_features, text_features, logit_scale, self.directions, exclude_ids)
+            loss = self._loss(image_features, text_features, scalars, self.directions, exclude_ids)
         else:
-            loss = self._distributed_loss(image_features, text_features, logit_scale, exclude_ids)
+            loss = self._distributed_loss(image_features, text_features, scalars, exclude_ids)
         if isinstance(logit_bias, Tensor):  # its gradient is zero, and not missing
             loss = loss + 0 * logit_bias.to(loss)
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def _loss(self, queries, keys, logit_scale, directions, exclude_ids) -> Tensor:
+    def _loss(self, queries, keys, scalars, directions, exclude_ids) -> Tensor:
         options = {**self.options, "directions": directions, "exclude_ids": exclude_ids}
-        return contrastive.contrastive_loss(queries, keys, self.curvature, logit_scale, **options)
+        return contrastive.contrastive_loss(queries, keys, *scalars, **options)
 
-    def _distributed_loss(self, image, text, logit_scale, exclude_ids) -> Tensor:
+    def _distributed_loss(self, image, text, scalars, exclude_ids) -> Tensor:
         """Gathered features come with the own shard first, so that positives stay on the diagonal."""
         gather = distributed.Gather(self.rank, self.world_size, self.gather_with_grad, self.group)
         all_text = gather(text)
         ids = None if exclude_ids is None else gather.plain(exclude_ids)
         if not self.local_loss:
-            return self._loss(gather(image), all_text, logit_scale, self.directions, ids)
-        rows = self._loss(image, all_text, logit_scale, "rows", ids)
+            return self._loss(gather(image), all_text, scalars, self.directions, ids)
+        rows = self._loss(image, all_text, scalars, "rows", ids)
         if self.directions == "rows":
             return rows
-        return (rows + self._loss(text, gather(image), logit_scale, "rows", ids)) / 2
+        return (rows + self._loss(text, gather(image), scalars, "rows", ids)) / 2
 
     def similarity(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Minus the distance the loss was trained on, (n, d), (m, d) -> (n, m), to rank by in evaluation."""
-        return similarity(queries, keys, self.curvature, input=self.input)
+        """Minus the distance of the loss's own geometry, (n, d), (m, d) -> (n, m), to rank by in evaluation."""
+        return similarity(queries, keys, current(self.curvature), input=self.input, geometry=self.geometry)
 
 
 class ContrastiveTerm(NamedTuple):
@@ -275,6 +318,13 @@ class HierarchicalAlignmentLoss(nn.Module):
         needed = {name for term in (*self.contrastive, *self.entailment) for name in term[:2]}
         if missing := sorted(needed - set(features)):
             raise ValueError(f"features must hold {', '.join(sorted(needed))}; missing: {', '.join(missing)}")
+        if not features:
+            raise ValueError("features must hold at least one tensor, got none")
+        for name in sorted(needed):
+            if features[name].shape[0] == 0:
+                raise ValueError(
+                    f"features[{name!r}] must hold at least one row, got shape {tuple(features[name].shape)}"
+                )
         parts: dict[str, Tensor] = {}
         zero = torch.zeros((), device=next(iter(features.values())).device)
         total_contrastive, total_entailment = zero, zero
@@ -294,6 +344,6 @@ class HierarchicalAlignmentLoss(nn.Module):
             hinges = hinges.to(geometry_dtype(hinges)).flatten(1).mean(1)
             for e, hinge in zip(self.entailment, hinges, strict=True):
                 parts[f"{e.parent}>={e.child}"] = hinge
-                total_entailment = total_entailment + e.weight * hinge
-        loss = self.weights[0] * total_contrastive + self.weights[1] * total_entailment
+                total_entailment = total_entailment + hinge * e.weight
+        loss = total_contrastive * self.weights[0] + total_entailment * self.weights[1]
         return {"loss": loss, "contrastive": total_contrastive, "entailment": total_entailment, **parts}

@@ -21,11 +21,14 @@ from hyperst_kernels.reference import maps as maps_reference
 from hyperst_kernels.registration import (
     PORTABLE,
     TRITON,
+    below_autograd,
     define,
+    differentiated,
     in_full_precision,
     ops,
     raising,
     reference_in_use,
+    transformed,
     triton_kernel,
 )
 
@@ -93,7 +96,7 @@ def _row_wise(
         def forward(ctx, *args):
             ctx.save_for_backward(*args[:n_tensors])
             ctx.flags = args[n_tensors:]
-            with torch._C._AutoDispatchBelowAutograd():
+            with below_autograd():
                 return getattr(ops, name)(*args)
 
         @staticmethod
@@ -110,11 +113,14 @@ def _row_wise(
 
     forward, backward = triton_kernel(module, name), triton_kernel(module, f"{name}_backward")
     kernels = {**dict.fromkeys(PORTABLE, portable), **dict.fromkeys(TRITON, _where_rows_fit(forward, portable))}
-    autograd = {**dict.fromkeys(PORTABLE, portable), **dict.fromkeys(TRITON, _where_rows_fit(RowWise.apply, portable))}
+    autograd = {
+        **dict.fromkeys(PORTABLE, portable),
+        **dict.fromkeys(TRITON, _where_rows_fit(differentiated(RowWise), portable)),
+    }
     backwards = dict.fromkeys(TRITON, backward)
     if native is not None:
         kernels |= dict.fromkeys(NATIVE, _where_native(getattr(native, name), portable))
-        autograd |= dict.fromkeys(NATIVE, _where_native(RowWise.apply, portable))
+        autograd |= dict.fromkeys(NATIVE, _where_native(differentiated(RowWise), portable))
         backwards |= dict.fromkeys(NATIVE, getattr(native, f"{name}_backward"))
     define(f"{arguments} -> Tensor", lambda first, *rest: first.new_empty(shape(first)), kernels, autograd)
     once = raising(name, "call backward with create_graph=True on the operator itself")
@@ -195,7 +201,7 @@ def row_wise(name: str, *args) -> Tensor:
     vectors = [t for t in args if isinstance(t, Tensor) and t.ndim > 0]
     leading, d = vectors[0].shape[:-1], vectors[0].shape[-1]
     flat = [t.reshape(-1, d) if isinstance(t, Tensor) and t.ndim > 0 else t for t in args]
-    out = (_REFERENCES[name] if reference_in_use() else getattr(ops, name))(*flat)
+    out = (_REFERENCES[name] if reference_in_use() or transformed() else getattr(ops, name))(*flat)
     return out.reshape((*leading, *out.shape[1:]))
 
 
@@ -216,7 +222,7 @@ class _Hinges(torch.autograd.Function):
     def forward(ctx, c, etas, min_radius, tangent, *vectors):
         ctx.flags = (etas, min_radius, tangent)
         ctx.save_for_backward(c, *vectors)
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return ops.entailment_hinges(vectors[: len(etas)], vectors[len(etas) :], c, etas, min_radius, tangent)
 
     @staticmethod
@@ -239,12 +245,12 @@ _HINGES = "Tensor[] parents, Tensor[] children, Tensor c, float[] etas, float mi
 
 
 def _differentiated_hinges(parents, children, c, *flags):
-    return _Hinges.apply(c, *flags, *parents, *children)
+    return differentiated(_Hinges)(c, *flags, *parents, *children)
 
 
 define(
     f"entailment_hinges({_HINGES}) -> Tensor",
-    lambda parents, *rest: parents[0].new_empty(len(parents), len(parents[0])),
+    lambda parents, *rest: parents[0].new_empty(len(parents), parents[0].shape[0]),
     {
         **dict.fromkeys(PORTABLE, _reference_hinges),
         **dict.fromkeys(TRITON, _where_rows_fit(triton_kernel("entailment", "entailment_hinges"), _reference_hinges)),
@@ -282,7 +288,7 @@ def entailment_hinges(
     """max(0, exterior angle - eta half-aperture) of r relations between vectors (..., d) of one shape: (r, ...)."""
     leading, d = parents[0].shape[:-1], parents[0].shape[-1]
     x, y = ([t.reshape(-1, d) for t in group] for group in (parents, children))
-    compute = _reference_hinges if reference_in_use() else ops.entailment_hinges
+    compute = _reference_hinges if reference_in_use() or transformed() else ops.entailment_hinges
     return compute(x, y, c, list(etas), min_radius, tangent).reshape((len(etas), *leading))
 
 
@@ -292,7 +298,7 @@ def entailment_hinges(
 class _PairwiseDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, c, *flags):
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             out = ops.pairwise_distance(x, y, c, *flags)
         ctx.flags = flags
         ctx.save_for_backward(x, y, c, out)
@@ -306,12 +312,12 @@ class _PairwiseDistance(torch.autograd.Function):
 _PAIRS = "bool tangent, str precision"
 define(
     f"pairwise_distance({_VECTORS}, {_PAIRS}) -> Tensor",
-    lambda x, y, c, *flags: c.new_empty(len(x), len(y)),
+    lambda x, y, c, *flags: c.new_empty(x.shape[0], y.shape[0]),
     {
         **dict.fromkeys(TRITON, triton_kernel("pairwise", "pairwise_distance")),
         **dict.fromkeys(PORTABLE, in_full_precision(cpu_distance.pairwise_distance)),
     },
-    {"": _PairwiseDistance.apply},
+    {"": differentiated(_PairwiseDistance)},
 )
 define(
     f"pairwise_distance_backward(Tensor grad, {_VECTORS}, Tensor distance, {_PAIRS}) -> (Tensor, Tensor, Tensor)",

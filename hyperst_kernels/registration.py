@@ -6,6 +6,10 @@ differentiation is an Autograd-key kernel around a ``torch.autograd.Function``: 
 helpers this makes forward-mode AD and unimplemented double backward RAISE instead of returning zeros. Where a device has no kernel
 of its own, the reference mathematics is registered under the device's Autograd key too, and is traced and differentiated
 like any other PyTorch code.
+
+Transforms of torch.func reach an operator from outside: its Autograd kernel runs at the level of one gradient (`differentiated`),
+and below a vmap it runs once for each sample (`_one_by_one`). Operators of rows are left out: the reference takes their place,
+which maps and differentiates like any other PyTorch code, as often as one likes.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from hyperst_kernels._precision import full_float32
 
@@ -57,8 +62,61 @@ def use_reference() -> Iterator[None]:
         _use_reference = before
 
 
+def transformed() -> bool:
+    """Whether this is inside a transform of torch.func."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def differentiated(function: type[torch.autograd.Function]) -> Callable:
+    """``function.apply`` as an Autograd kernel."""
+
+    def apply(*args):
+        if not transformed():
+            return function.apply(*args)
+        # torch.func has already chosen the level, which is what its own ``apply`` would do again, and cannot do here
+        with enable_single_level_autograd_function():
+            return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+    return apply
+
+
+@contextlib.contextmanager
+def below_autograd() -> Iterator[None]:
+    """Call an operator from the ``forward`` of its own differentiation.
+
+    There gradients are switched off, for this level; torch.func may want them at the levels outside it, such as that of
+    grad(grad(f)), which would miss what this operator adds to the second derivative, or that it has none.
+    """
+    with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad() if transformed() else contextlib.nullcontext():
+        yield
+
+
+def _one_by_one(name: str) -> Callable:
+    """The rule for torch.func.vmap: an operator for each sample, and their results stacked."""
+
+    def mapped(info, in_dims, *args):
+        flat, structure = tree_flatten(args)
+        dims = tree_leaves(in_dims)
+        if info.batch_size == 0:
+            raise ValueError(f"torch.func.vmap of {name} needs at least one sample, got none")
+
+        def sample(i: int):
+            own = [x if dim is None else x.select(dim, i) for x, dim in zip(flat, dims, strict=True)]
+            return getattr(ops, name)(*tree_unflatten(own, structure))
+
+        results = [sample(i) for i in range(info.batch_size)]
+        stacked = tree_map(lambda *each: torch.stack(each), *results)
+        return stacked, tree_map(lambda _: 0, stacked)
+
+    return mapped
+
+
 def define(schema: str, fake: Callable, kernels: dict[str, Callable], autograd: dict[str, Callable]) -> None:
-    """An operator with a kernel per device and an autograd kernel per device (or one for all, under the key "")."""
+    """An operator with a kernel per device and an autograd kernel per device (or one for all, under the key "").
+
+    ``fake`` computes shapes from ``x.shape``: ``len(x)`` would make a symbolic batch size a constant, and every batch size
+    a compilation of its own.
+    """
     name = schema.split("(")[0]
     _LIBRARY.define(schema)
     for key, kernel in kernels.items():
@@ -66,6 +124,7 @@ def define(schema: str, fake: Callable, kernels: dict[str, Callable], autograd: 
     for key, function in autograd.items():
         _LIBRARY.impl(name, function, f"Autograd{key}")
     torch.library.register_fake(f"hyperst_kernels::{name}", fake, lib=_LIBRARY)
+    torch.library.register_vmap(f"hyperst_kernels::{name}", _one_by_one(name), lib=_LIBRARY)
 
 
 def in_full_precision(kernel: Callable) -> Callable:
@@ -88,7 +147,7 @@ def raising(name: str, remedy: str) -> Callable:
 
         @staticmethod
         def forward(ctx, args, structure, *tensors):
-            with torch._C._AutoDispatchBelowAutograd():
+            with below_autograd():
                 flat, found = tree_flatten(getattr(ops, f"{name}_backward")(*args))
             structure.append(found)
             return tuple(flat)
@@ -99,7 +158,7 @@ def raising(name: str, remedy: str) -> Callable:
 
     def called(*args):
         structure: list = []
-        flat = NotTwice.apply(args, structure, *(t for t in tree_leaves(args) if isinstance(t, Tensor)))
+        flat = differentiated(NotTwice)(args, structure, *(t for t in tree_leaves(args) if isinstance(t, Tensor)))
         return tree_unflatten(list(flat), structure[0])
 
     return called

@@ -22,10 +22,13 @@ from hyperst_kernels.cpu.tiles import NEAR_WIDENED, NeedsFloat64, Tiles
 from hyperst_kernels.reference.contrastive import Pairing, softplus
 
 
-def kept_shape(features: Sequence[Tensor], pairings: Sequence[Pairing], like: Tensor, keep: bool) -> tuple[int, ...]:
-    """Shape of the products that the forward pass hands to the backward pass: (t n m), or (t 0 0) for nothing."""
+def kept_shape(features: Sequence[Tensor], pairings: Sequence[Pairing], like: Tensor, keep: int) -> tuple[int, ...]:
+    """Shape of the products that the forward pass hands to the backward pass: (t n m), or (t 0 0) for nothing.
+
+    ``keep`` is how many bytes of them a term may keep.
+    """
     n, m = (max(features[number].shape[0] for number in side) for side in list(zip(*pairings, strict=True))[:2])
-    kept = keep and like.device.type == "cpu" and like.dtype == torch.float32 and 4 * n * m <= memory.KEPT_BYTES
+    kept = like.device.type == "cpu" and like.dtype == torch.float32 and 4 * n * m <= keep
     return (len(pairings), n, m) if kept else (len(pairings), 0, 0)
 
 
@@ -37,7 +40,7 @@ def forward(
     pairings: Sequence[Pairing],
     geometry: str,
     tangent: bool,
-    keep: bool,
+    keep: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """LSE over negatives of each row and each of the first n columns, positives (t n), and products (`kept_shape`).
 

@@ -14,6 +14,8 @@ from hyperst_kernels.cpu.tiles import NEAR_WIDENED, NeedsFloat64, Tiles
 
 def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision: str) -> Tensor:
     """(n d), (m d) -> (n m) in the geometry's dtype. ``precision`` is for kernels that have a choice."""
+    if x.numel() == 0 or y.numel() == 0:  # there are no tiles of nothing
+        return c.new_empty(x.shape[0], y.shape[0])
 
     def fill(tiles: Tiles) -> Tensor:
         matrix = c.new_empty(tiles.n, tiles.m)
@@ -29,6 +31,8 @@ def pairwise_distance_backward(
     grad: Tensor, x: Tensor, y: Tensor, c: Tensor, distance: Tensor, tangent: bool, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (n d), y (m d) and c () from that of the matrix (n m)."""
+    if grad.numel() == 0:
+        return torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(c)
 
     def sweep(tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
         d_left, d_right = torch.zeros_like(tiles.left), torch.zeros_like(tiles.right)

@@ -108,12 +108,16 @@ class Upstream(NamedTuple):
 
 @launch.on_own_device
 def flags_shape(features: Sequence[Tensor], pairings: Sequence[Pairing], geometry: str) -> tuple[int, int, int]:
-    """(t i j) of the flags that `forward` returns: one per tile of each term, none where no pair is near."""
+    """(t i j) of the flags that `forward` returns: one per tile of each term, none where no pair is near.
+
+    The last row and the last column are of no tile. Without them a small batch would have sizes of 1, which PyTorch treats
+    apart when it traces a symbolic batch size: an exported program would serve small batches or large ones.
+    """
     if geometry == "cosine":
         return len(pairings), 0, 0
     table = launch.settings("contrastive", features[0].shape[1], features[0].dtype)
     n, m = (max(features[number].shape[0] for number in side) for side in list(zip(*pairings, strict=True))[:2])
-    return len(pairings), -(-n // table["rows"]), -(-m // table["columns"])
+    return len(pairings), -(-n // table["rows"]) + 1, -(-m // table["columns"]) + 1
 
 
 class Run:

@@ -41,13 +41,13 @@ def hierarchy_terms(
     """
     if factors is not None:
         features = [x * factor for x, factor in zip(features, factors, strict=True)]
-    longest = max(len(features[p.queries]) for p in pairings)
+    longest = max(features[p.queries].shape[0] for p in pairings)
     found = []
     for p in pairings:
         directions = "both" if p.symmetric else "rows"
         pair = (features[p.queries], features[p.keys])
         terms = contrastive_terms(*pair, c, logit_scale, input, geometry, directions, exclude_ids)
-        found.append([F.pad(term, (0, longest - len(term))) for term in terms])
+        found.append([F.pad(term, (0, longest - term.shape[0])) for term in terms])
     rows, columns = zip(*found, strict=True)
     return torch.stack(rows), torch.stack(columns)
 

@@ -107,6 +107,8 @@ def _curvature_slope_of_tangents(pair: pairs.Pair, rapidity: pairs.Rapidity, slo
 class _Distance(torch.autograd.Function):
     """Row-wise distance with the gradients of tangent vectors (or points) and of the curvature written out."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> Tensor:
         pair = pairs.compare(x, y)
@@ -148,6 +150,8 @@ def distance_gradients(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple[
 class _Haversine(torch.autograd.Function):
     """H of points. Its gradient is polynomial in the points up to their times, so it is smooth where points coincide."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
         pair = pairs.compare(x, y)
@@ -169,6 +173,8 @@ class _Haversine(torch.autograd.Function):
 
 class _Inner(torch.autograd.Function):
     """<x, y>_L = -(1 + 2H)/c = <x, y> - x_t y_t, differentiated in the second form: H is huge far out, these slopes not."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, y: Tensor, c: Tensor) -> Tensor:

@@ -53,6 +53,8 @@ def _sine(pair: pairs.Pair) -> Tensor:
 class _ExteriorAngle(torch.autograd.Function):
     """The angle from arguments scaled by e^-q, so that a child far out does not overflow; its gradient written out."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> Tensor:
         pair = pairs.compare(x, y)

@@ -63,9 +63,9 @@ def test_memory_grows_with_the_features_and_not_with_the_pairs():
 
 def test_what_is_kept_for_the_backward_pass_is_bounded():
     n, d = 8192, 16
-    assert 4 * n * n == memory.KEPT_BYTES
-    memory.release()
-    assert step(OURS, n, d).peak <= memory.KEPT_BYTES + TILES + FEATURE_SIZED * features(n, d)
+    assert 4 * n * n == memory.kept_bytes
+    memory.release_cpu_memory()
+    assert step(OURS, n, d).peak <= memory.kept_bytes + TILES + FEATURE_SIZED * features(n, d)
 
 
 def test_the_count_sees_a_matrix_of_all_pairs():

@@ -152,7 +152,7 @@ def test_operator_contract():
     features, _ = four(5, 4, 0, torch.float32)
     factors, c, scale = (torch.tensor(v, requires_grad=True) for v in ([0.3, 0.7, 0.3, 0.7], 1.0, 9.0))
     pairings = [0, 1, 1, 2, 1, 0, 3, 0, 0]
-    flags = (pairings, "lorentz", True, "bf16x3", False, True)
+    flags = (pairings, "lorentz", True, "bf16x3", False, 1 << 20)
     torch.library.opcheck(loss_operator.ops.contrastive_forward.default, (features, factors, c, scale, None, *flags))
     total, _ = hk.hierarchical_contrastive_loss(hyperst(features, (factors[0], factors[1])), c, scale)
     grads = torch.autograd.grad(total, (*features, c), create_graph=True)
@@ -199,9 +199,13 @@ def test_one_compilation_serves_every_batch_size():
         (lambda q, k: [hk.Term(q, k), hk.Term(q, k, 1.0, "both", -1.0)], r"terms\[1\].query_scale must be positive"),
         (lambda q, k: [hk.Term(q, k, key_scale=torch.ones(2))], "key_scale must be a number or a 0-d tensor"),
         (lambda q, k: [hk.Term(q, k, key_scale=100.0)], r"keys reaches sqrt\(c\)\|v\|"),
+        (
+            lambda q, k: [hk.Term(q, k), hk.Term(q[:3], k)],
+            "reduction must be 'mean' or 'sum' for terms of several n, got 'none'",
+        ),
         (lambda q, k: [], "terms must hold at least one Term"),
     ],
 )
 def test_errors_name_the_argument(change, words):
     with pytest.raises((ValueError, TypeError), match=words):
-        hk.hierarchical_contrastive_loss(change(torch.ones(5, 3), torch.ones(5, 3)))
+        hk.hierarchical_contrastive_loss(change(torch.ones(5, 3), torch.ones(5, 3)), reduction="none")

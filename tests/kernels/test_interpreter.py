@@ -17,9 +17,13 @@ from tests.kernels.ptx import AVAILABLE as ON_PTX
 from tests.kernels.triton import AVAILABLE
 
 HERE = Path(__file__).parent
-KERNELS = ["test_row_wise.py", *sorted(f"triton/{path.name}" for path in (HERE / "triton").glob("test_*.py"))]
+KERNELS = [
+    "test_row_wise.py",
+    "test_empty.py",
+    *sorted(f"triton/{path.name}" for path in (HERE / "triton").glob("test_*.py")),
+]
 # what no arithmetic changes, or another test runs
-PLAIN_ONLY = ["triton/test_tune.py"]
+PLAIN_ONLY = ["triton/test_tune.py", "test_empty.py"]
 SMOKE = "triton/test_smoke.py"
 MODULES = {
     "plain": [name for name in KERNELS if name != SMOKE],

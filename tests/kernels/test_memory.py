@@ -17,9 +17,9 @@ LIKE = torch.empty(0)
 
 @pytest.fixture(autouse=True)
 def nothing_held():
-    memory.release()
+    memory.release_cpu_memory()
     yield
-    memory.release()
+    memory.release_cpu_memory()
 
 
 def views() -> tuple[Tensor, Tensor]:
@@ -45,8 +45,8 @@ def test_holds_the_larger_and_no_more_than_its_bound(monkeypatch):
     where = large.data_ptr()
     del large, small
     assert memory.borrow((1, 20, 20), LIKE).data_ptr() == where
-    monkeypatch.setattr(memory, "KEPT_BYTES", 4 * 400 - 1)
-    memory.release()
+    monkeypatch.setattr(memory, "kept_bytes", 4 * 400 - 1)
+    memory.release_cpu_memory()
     beyond = memory.borrow((1, 20, 20), LIKE)
     del beyond
     assert not memory._spare
@@ -103,3 +103,39 @@ def test_threads_do_not_share():
     gc.collect()
     assert not wrong
     assert len(memory._spare) == 1
+
+
+def test_a_limit_holds_and_says_what_was_before():
+    """Also for compiled code: products above it are not kept, and the gradients are the same."""
+    image, text = views()
+    compiled = torch.compile(lambda x, y: hk.contrastive_loss(x, y), backend="aot_eager", fullgraph=True)
+    want = torch.autograd.grad(hk.contrastive_loss(image, text), image)[0]
+    assert memory._spare
+    before = hk.limit_cpu_memory(4 * 40 * 40 - 1)
+    try:
+        assert not memory._spare
+        for loss in (hk.contrastive_loss, compiled):
+            torch.testing.assert_close(torch.autograd.grad(loss(image, text), image)[0], want)
+            assert not memory._spare
+        assert hk.limit_cpu_memory(before) == 4 * 40 * 40 - 1
+        for loss in (hk.contrastive_loss, compiled):
+            torch.testing.assert_close(torch.autograd.grad(loss(image, text), image)[0], want)
+            assert memory._spare
+            hk.release_cpu_memory()
+            assert not memory._spare
+    finally:
+        hk.limit_cpu_memory(before)
+    assert before == 256 << 20
+
+
+@pytest.mark.parametrize(
+    ("limit", "error", "words"),
+    [
+        (-1, ValueError, "limit_bytes must be 0 or more, got -1"),
+        (1e6, TypeError, "limit_bytes must be an integer, got float"),
+        (True, TypeError, "limit_bytes must be an integer, got bool"),
+    ],
+)
+def test_a_limit_is_a_number_of_bytes(limit, error, words):
+    with pytest.raises(error, match=words):
+        hk.limit_cpu_memory(limit)

@@ -31,7 +31,7 @@ def test_matrix_and_rows(library, input):
     torch.testing.assert_close(distance(x, y), hk.pairwise_distance(x, y, 0.7, input=input))
     torch.testing.assert_close(distance.pairwise_distance(x, y), distance(x, y).diagonal())
     assert not distance(x).diagonal().any()
-    assert distance(x.half(), y.half()).dtype == torch.float16
+    assert distance(x.half(), y.half()).dtype == torch.float32
     with pytest.raises(ValueError, match="input must be one of"):
         HyperbolicDistance(input="poincare")
 
@@ -80,3 +80,31 @@ def test_an_absent_library_is_named_with_its_remedy(monkeypatch):
     monkeypatch.delitem(sys.modules, "hyperst_kernels.metric_learning", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'hyperst-kernels\[interop\]'"):
         importlib.import_module("hyperst_kernels.metric_learning")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_embeddings_have_distances_in_float32(library, dtype, autocast):
+    """Their losses are those of the same numbers in float32, and miners see no ties."""
+    from pytorch_metric_learning.losses import NTXentLoss, TripletMarginLoss
+    from pytorch_metric_learning.miners import BatchHardMiner
+
+    from hyperst_kernels.metric_learning import HyperbolicDistance
+
+    distance = HyperbolicDistance(0.7)
+    x = embeddings()[0].detach().to(dtype)
+    labels = torch.arange(12) // 3
+    assert distance.pairwise_distance(x, x.flip(0)).dtype == torch.float32
+    assert torch.equal(distance(x), distance(x.float()))
+    miner = BatchHardMiner(distance=distance)
+    for loss in (NTXentLoss(temperature=0.01, distance=distance), TripletMarginLoss(margin=0.1, distance=distance)):
+        found = []
+        for wide in (False, True):
+            leaf = (x.float() if wide else x).clone().requires_grad_()
+            with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+                value = loss(leaf, labels, miner(leaf, labels))
+            found.append((value.float(), torch.autograd.grad(value, leaf)[0]))
+        torch.testing.assert_close(found[0][0], found[1][0])
+        largest = float(found[1][1].abs().max())
+        # the parts of queries and of references are rounded, and so is their sum
+        torch.testing.assert_close(found[0][1].float(), found[1][1], rtol=0, atol=3 * torch.finfo(dtype).eps * largest)

@@ -89,7 +89,7 @@ def test_kept_products_change_nothing(is_native, small_tiles, monkeypatch):
     if not is_native:
         monkeypatch.setattr(native, "usable", lambda x: False)
     kept = run(queries, keys, 10.0, torch.float32, exclude_ids=torch.arange(100) // 2)
-    monkeypatch.setattr(memory, "KEPT_BYTES", 0)
+    monkeypatch.setattr(memory, "kept_bytes", 0)
     again = run(queries, keys, 10.0, torch.float32, exclude_ids=torch.arange(100) // 2)
     assert_close(kept, again, 10.0, 10.0)
 
@@ -97,7 +97,7 @@ def test_kept_products_change_nothing(is_native, small_tiles, monkeypatch):
 def test_products_are_kept_only_for_a_backward_pass():
     arguments = ([torch.randn(6, 4), torch.randn(9, 4)], None, torch.tensor(1.0), torch.tensor(10.0), None)
     flags = ([0, 1, 1], "lorentz", True, "bf16x3", False)
-    for keep, shape in ((True, (1, 6, 9)), (False, (1, 0, 0))):
+    for keep, shape in ((4 * 6 * 9, (1, 6, 9)), (4 * 6 * 9 - 1, (1, 0, 0)), (0, (1, 0, 0))):
         assert loss_operator.ops.contrastive_forward(*arguments, *flags, keep)[-1].shape == shape
     seen = []
     kept_shape = contrastive.kept_shape
@@ -108,7 +108,7 @@ def test_products_are_kept_only_for_a_backward_pass():
         hk.contrastive_loss(leaf.detach(), torch.randn(4, 3))
         with torch.no_grad():
             hk.contrastive_loss(leaf, torch.randn(4, 3))
-    assert seen == [True, False, False]
+    assert seen == [memory.kept_bytes, 0, 0]
 
 
 def test_collapsed_batch_with_kept_products():
@@ -131,7 +131,7 @@ def test_half_precision_is_computed_in_float32():
 @pytest.mark.parametrize("geometry", ["lorentz", "euclidean", "cosine"])
 def test_nan_stays_nan(geometry):
     """Compiled code does not look at its inputs: a NaN must not vanish in a minimum, a maximum or an exponential."""
-    one, flags = torch.tensor(1.0), ([0, 1, 1], geometry, True, "bf16x3", False, False)
+    one, flags = torch.tensor(1.0), ([0, 1, 1], geometry, True, "bf16x3", False, 0)
     keys = torch.randn(9, 4)
     keys[7, 2] = torch.nan  # no positive of any query
     rows, *_ = loss_operator.ops.contrastive_forward([torch.randn(5, 4), keys], None, one, one, None, *flags)

@@ -9,7 +9,9 @@ import hyperst_kernels as hk
 from hyperst_kernels import operators, registration
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.registration import ops
+from tests.kernels import test_func
 from tests.kernels.cases import CASES, C
+from tests.kernels.test_compile import export, same_at_other_sizes
 from tests.kernels.triton import DEVICE, INTERPRETED
 
 ALL = sorted(CASES)
@@ -227,3 +229,15 @@ def test_rows_too_long_for_a_product_say_so():
 def test_this_process_runs_kernels():
     assert launch.architecture() == "interpreter" if INTERPRETED else launch.architecture() != "interpreter"
     assert "CPU" in registration.TRITON if INTERPRETED else "CUDA" in registration.TRITON
+
+
+@pytest.mark.parametrize(
+    "name", ["distance-tangent", "entailment_loss-tangent", "similarity-tangent", "contrastive_loss-tangent"]
+)
+def test_exports_with_a_dynamic_batch(name):
+    same_at_other_sizes(export(name, DEVICE), name, DEVICE)
+
+
+@pytest.mark.parametrize("name", ["distance-tangent", "pairwise_distance-tangent", "contrastive_loss-tangent"])
+def test_maps_over_samples(name):
+    test_func.test_vmap(name)

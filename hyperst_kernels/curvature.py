@@ -1,0 +1,25 @@
+"""The curvature that a module holds: a number, a tensor, or what computes it anew at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from torch import Tensor, nn
+
+Curvature = float | Tensor | nn.Module | Callable[[], Tensor]
+
+
+def hold(module: nn.Module, curvature: Curvature) -> None:
+    """Set ``module.curvature``: a parameter or module is registered as such, any other tensor as a buffer."""
+    if isinstance(curvature, Tensor) and not isinstance(curvature, nn.Parameter):
+        module.register_buffer("curvature", curvature)
+    else:
+        module.curvature = curvature  # type: ignore[assignment]
+
+
+def current(curvature: Curvature) -> float | Tensor:
+    """c of this step: what has a ``curvature`` is asked for it, what can be called is called."""
+    if isinstance(curvature, nn.Module) and hasattr(curvature, "curvature"):
+        return cast(Tensor, curvature.curvature)
+    return cast("float | Tensor", curvature() if callable(curvature) else curvature)

@@ -1,0 +1,144 @@
+"""Every public callable under torch.func: grad, jacrev, vmap and their compositions, against plain autograd, or an error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
+
+import hyperst_kernels as hk
+from tests.kernels.public import CALLS, uncalled
+from tests.kernels.triton import DEVICE
+
+# operators of all pairs have a backward pass of their own, which is not differentiated again
+ONCE = (
+    "pairwise_distance",
+    "similarity",
+    "contrastive_loss",
+    "hierarchical",
+    "Hierarchical",
+    "HyperbolicContrastiveLoss",
+)
+
+
+def inputs_of(name: str, n: int = 3) -> list[Tensor]:
+    return [x.detach().to(DEVICE) for x in CALLS[name].inputs(n, torch.float64)]
+
+
+def summed(name: str):
+    return lambda *given: CALLS[name].function(*given).sum()
+
+
+def autograd(name: str, given: list[Tensor]) -> tuple[Tensor, ...]:
+    leaves = [x.clone().requires_grad_() for x in given]
+    return torch.autograd.grad(summed(name)(*leaves), leaves, allow_unused=True, materialize_grads=True)
+
+
+def close(got, want) -> None:
+    torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-10)
+
+
+def test_every_public_callable_is_called():
+    assert not uncalled()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_grad(name):
+    given = inputs_of(name)
+    close(grad(summed(name), tuple(range(len(given))))(*given), autograd(name, given))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_jacrev(name):
+    given = inputs_of(name)
+    size = CALLS[name].function(*given).numel()
+    jacobians = jacrev(CALLS[name].function, tuple(range(len(given))))(*given)
+    close(tuple(J.reshape(size, *x.shape).sum(0) for J, x in zip(jacobians, given, strict=True)), autograd(name, given))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_vmap(name):
+    """Of values and of gradients, over all arguments, and over the first alone."""
+    given = inputs_of(name)
+    every, function = tuple(range(len(given))), CALLS[name].function
+    batch = [torch.stack([x, 0.9 * x, 1.1 * x], dim=x.ndim) for x in given]
+    samples = [[x.select(-1, i) for x in batch] for i in range(3)]
+    close(vmap(function, -1)(*batch), torch.stack([function(*sample) for sample in samples]))
+    grads = vmap(grad(summed(name), every), -1)(*batch)
+    close(grads, tuple(torch.stack(each) for each in zip(*(autograd(name, s) for s in samples), strict=True)))
+    got = vmap(function, (-1, *(None,) * (len(given) - 1)))(batch[0], *given[1:])
+    close(got, torch.stack([function(sample[0], *given[1:]) for sample in samples]))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_gradients_of_a_vmap(name):
+    given = inputs_of(name)
+    batch = [torch.stack([x, 0.9 * x]).requires_grad_() for x in given]
+    got = torch.autograd.grad(
+        vmap(CALLS[name].function)(*batch).sum(), batch, allow_unused=True, materialize_grads=True
+    )
+    samples = [autograd(name, [x.detach()[i] for x in batch]) for i in range(2)]
+    close(got, tuple(torch.stack(each) for each in zip(*samples, strict=True)))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_second_derivative_is_right_or_refused(name):
+    given = inputs_of(name)
+
+    def along(x: Tensor, *rest: Tensor) -> Tensor:
+        return (grad(summed(name))(x, *rest) * x).sum()
+
+    if name.startswith(ONCE) or name.endswith("similarity"):
+        with pytest.raises(NotImplementedError, match=r"no second derivative: .*use_reference\(\)"):
+            grad(along)(*given)
+        with hk.use_reference():
+            second = grad(along)(*given)
+    else:
+        second = grad(along)(*given)
+    step = torch.zeros_like(given[0])
+    step[0, 0] = 1e-5
+    with hk.use_reference():
+        numerical = (along(given[0] + step, *given[1:]) - along(given[0] - step, *given[1:])) / 2e-5
+    torch.testing.assert_close(second[0, 0], numerical, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_forward_derivative_is_right_or_refused(name):
+    given = inputs_of(name)
+    want, refused = sum(g.sum() for g in autograd(name, given)), ""
+    try:
+        _, slope = jvp(summed(name), tuple(given), tuple(torch.ones_like(x) for x in given))
+    except NotImplementedError as error:
+        slope, refused = want, str(error)
+    assert "forward mode AD" in refused or not refused
+    close(slope, want)
+
+
+def test_gradients_of_each_sample():
+    """The pattern of differential privacy and influence: per-sample gradients of a module's parameters."""
+    lift = hk.LorentzLift(4, output="tangent").double()
+    parameters = {name: p.detach() for name, p in lift.named_parameters()}
+    image, gene = torch.randn(2, 5, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def loss(parameters, x, y):
+        queries = functional_call(lift, parameters, (x, "image"))
+        keys = functional_call(lift, parameters, (y, "gene"))
+        return hk.contrastive_loss(queries, keys, parameters["log_curvature"].exp(), 5.0)
+
+    each = vmap(grad(loss), (None, 0, 0))(parameters, image, gene)
+    for i in range(5):
+        close({name: g[i] for name, g in each.items()}, grad(loss)(parameters, image[i], gene[i]))
+
+
+def test_rows_have_hessians_in_reverse():
+    x, y, c = inputs_of("distance-tangent", 1)
+    H = jacrev(jacrev(lambda v: hk.distance(v, y, c, input="tangent").sum()))(x)
+    assert torch.isfinite(H).all()
+    with pytest.raises(NotImplementedError, match="forward mode AD"):
+        hessian(lambda v: hk.distance(v, y, c, input="tangent").sum())(x)
+
+
+def test_no_samples_are_refused():
+    with pytest.raises(ValueError, match="vmap of pairwise_distance needs at least one sample"):
+        vmap(hk.pairwise_distance)(torch.ones(0, 2, 3), torch.ones(0, 2, 3))

@@ -1,0 +1,281 @@
+"""What modules hold: their geometry, their curvature in each of its forms, and scalars that shard and load."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import hyperst_kernels as hk
+from hyperst_kernels.reference.contrastive import dissimilarity
+
+
+def pairs(n: int = 6, d: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, n, d, generator=generator, dtype=torch.float64)
+    return x, torch.cat([y, x[:1] + 1e-6])  # with a near pair
+
+
+# --------------------------------------------------------------------------------------------------------- similarity
+
+
+@pytest.mark.parametrize("input", ["tangent", "lorentz"])
+@pytest.mark.parametrize("geometry", ["lorentz", "euclidean", "cosine"])
+def test_similarity_is_minus_the_distance_of_the_losss_own_geometry(geometry, input):
+    x, y = pairs()
+    x[1] = y[2] = 0  # a zero vector is at 1 from everything in the cosine geometry
+    c = torch.tensor(0.7, dtype=torch.float64)
+    loss = hk.HyperbolicContrastiveLoss(0.7, input=input, geometry=geometry)
+    want = -dissimilarity(x, y, c, input, geometry, pairwise=True)
+    torch.testing.assert_close(loss.similarity(x, y), want, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(hk.similarity(x, y, 0.7, input=input, geometry=geometry), want, rtol=1e-9, atol=1e-12)
+    half = loss.similarity(x.bfloat16(), y.bfloat16())
+    assert half.dtype == torch.bfloat16
+
+
+def test_the_loss_is_that_of_its_similarity():
+    """InfoNCE of the ranking that a user evaluates by, for every geometry."""
+    x, y = pairs()
+    for geometry in ("lorentz", "euclidean", "cosine"):
+        loss = hk.HyperbolicContrastiveLoss(0.7, geometry=geometry, directions="rows")
+        logits = 3 * loss.similarity(x, y)
+        want = nn.functional.cross_entropy(logits, torch.arange(len(x)))
+        torch.testing.assert_close(loss(x, y, 3.0), want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("geometry", ["lorentz", "euclidean", "cosine"])
+def test_similarity_names_its_arguments(geometry):
+    with pytest.raises(ValueError, match="queries and keys must have the same number of features"):
+        hk.similarity(torch.ones(2, 3), torch.ones(2, 4), geometry=geometry)
+    with pytest.raises(ValueError, match="geometry must be one of"):
+        hk.similarity(torch.ones(2, 3), torch.ones(2, 3), geometry="poincare")
+
+
+# ---------------------------------------------------------------------------------------------------------- curvature
+
+
+def test_a_tensor_is_a_buffer_and_a_parameter_a_parameter():
+    loss = hk.HyperbolicContrastiveLoss(torch.tensor(0.7))
+    assert list(loss.state_dict()) == ["curvature"]
+    assert not list(loss.parameters())
+    assert loss.to(torch.float64).curvature.dtype == torch.float64
+    learnt = hk.HyperbolicContrastiveLoss(nn.Parameter(torch.tensor(0.7)))
+    assert [name for name, _ in learnt.named_parameters()] == ["curvature"]
+    assert not hk.HyperbolicContrastiveLoss(0.7).state_dict()
+
+
+class Softplus(nn.Module):
+    """A curvature of the user's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.raw = nn.Parameter(torch.zeros(1))
+
+    def forward(self):
+        return nn.functional.softplus(self.raw)
+
+
+FORMS = {
+    "lift": lambda lift: lift,
+    "function": lambda lift: lambda: lift.curvature,
+    "parameter": lambda lift: lift.log_curvature,
+    "module": lambda lift: Softplus(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_learnt_curvature_takes_more_than_one_step(form):
+    """A tensor computed once from a lift fails at the second step, its graph being gone."""
+    x, y = (t.float() for t in pairs())
+    lift = hk.LorentzLift(4, curvature=2.0)
+    curvature = FORMS[form](lift)
+    if form == "parameter":
+        nn.init.constant_(curvature, 2.0)
+    loss = hk.HyperbolicContrastiveLoss(curvature)
+    learnt = [*loss.parameters(), *lift.parameters()]
+    assert (form == "function") == (not list(loss.parameters()))
+    steps = torch.optim.SGD(list({id(p): p for p in learnt}.values()), 0.1)
+    values = []
+    for _ in range(3):
+        steps.zero_grad()
+        value = loss(x, y, 5.0)
+        value.backward()
+        steps.step()
+        values.append(float(value))
+    assert values[0] > values[1] > values[2]
+
+
+def test_the_curvature_of_one_call():
+    x, y = pairs()
+    loss = hk.HyperbolicContrastiveLoss(1.0)
+    want = hk.contrastive_loss(x, y, 0.3, 5.0)
+    lift = hk.LorentzLift(4, curvature=0.3).double()
+    nn.init.constant_(lift.log_curvature, math.log(0.3))
+    for curvature in (0.3, torch.tensor(0.3, dtype=torch.float64), lift, lambda: 0.3):
+        torch.testing.assert_close(loss(x, y, 5.0, curvature=curvature), want)
+
+
+# ------------------------------------------------------------------------------------------------------------ numbers
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_scalars_of_numpy_are_numbers(kind):
+    x, y = pairs()
+    one, two = kind(1), kind(2)
+    torch.testing.assert_close(hk.distance(x, x + 1, two), hk.distance(x, x + 1, 2.0))
+    torch.testing.assert_close(hk.contrastive_loss(x, y, two, two), hk.contrastive_loss(x, y, 2.0, 2.0))
+    torch.testing.assert_close(hk.entailment_loss(x, x + 1, two, eta=one), hk.entailment_loss(x, x + 1, 2.0))
+    term = hk.Term(x.requires_grad_(), y, two, "both", one, two)
+    got, _ = hk.hierarchical_contrastive_loss([term], two, two)
+    want, _ = hk.hierarchical_contrastive_loss([hk.Term(x, y, 2.0, "both", 1.0, 2.0)], 2.0, 2.0)
+    torch.testing.assert_close(got, want)
+    features = {name: x for name in ("image_spot", "image_niche", "gene_spot", "gene_niche")}
+    weighted = hk.HierarchicalAlignmentLoss(contrastive_weight=two, entailment_weight=one)
+    got = weighted(features, one, two)["loss"]
+    want = hk.HierarchicalAlignmentLoss(contrastive_weight=2.0, entailment_weight=1.0)(features, 1.0, 2.0)["loss"]
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("c", [np.float32(2), np.float64(2), np.array(2.0)])
+def test_scalars_of_numpy_compile(c):
+    x = pairs()[0]
+    compiled = torch.compile(lambda x: hk.distance(x, x + 1, c), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), hk.distance(x, x + 1, 2.0))
+    torch.testing.assert_close(hk.distance(x, x + 1, c), hk.distance(x, x + 1, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda x: hk.distance(x, x), "x must be a floating tensor .* got torch.float8_e4m3fn"),
+        (lambda x: hk.contrastive_loss(x, x), "queries must be a floating tensor .* got torch.float8_e4m3fn"),
+        (lambda x: hk.similarity(x, x), "queries must be a floating tensor .* got torch.float8_e4m3fn"),
+        (lambda x: hk.centroid(x), "x must be a floating tensor .* got torch.float8_e4m3fn"),
+    ],
+)
+def test_float8_is_refused_by_name(call, words):
+    with pytest.raises(TypeError, match=words):
+        call(torch.ones(3, 2).to(torch.float8_e4m3fn))
+
+
+@pytest.mark.parametrize(
+    ("loss", "features", "words"),
+    [
+        (hk.HierarchicalAlignmentLoss((), ()), {}, "features must hold at least one tensor, got none"),
+        (
+            hk.HierarchicalAlignmentLoss((), (("a", "b", 1.0, 1.0),)),
+            {"a": torch.ones(0, 3), "b": torch.ones(0, 3)},
+            r"features\['a'\] must hold at least one row, got shape \(0, 3\)",
+        ),
+        (
+            hk.HierarchicalAlignmentLoss((("a", "b", 1.0),), ()),
+            {"a": torch.ones(0, 3), "b": torch.ones(0, 3)},
+            r"features\['a'\] must hold at least one row",
+        ),
+    ],
+)
+def test_nothing_to_align_is_refused_by_name(loss, features, words):
+    with pytest.raises(ValueError, match=words):
+        loss(features, 1.0, 1.0)
+
+
+def test_without_terms_there_is_nothing_to_lose():
+    parts = hk.HierarchicalAlignmentLoss((), ())({"image_spot": torch.ones(2, 3)}, 1.0, 1.0)
+    assert parts["loss"] == 0
+
+
+def test_a_mean_over_no_rows_is_refused():
+    with pytest.raises(ValueError, match="parent and child must hold at least one row"):
+        hk.entailment_loss(torch.ones(1, 3), torch.ones(0, 3))
+
+
+# ------------------------------------------------------------------------------------------------------------ scalars
+
+
+def modules() -> list[nn.Module]:
+    from hyperst.alignment import Alignment, AlignmentConfig
+
+    return [
+        hk.LorentzLift(4),
+        hk.EntailmentLoss(),
+        hk.HierarchicalAlignmentLoss(),
+        hk.HyperbolicContrastiveLoss(hk.LorentzLift(4)),
+        Alignment(AlignmentConfig(), 4),
+    ]
+
+
+def test_no_parameter_is_a_scalar_and_what_they_mean_is():
+    assert all(p.ndim > 0 for module in modules() for p in module.parameters())
+    lift = hk.LorentzLift(4)
+    assert lift.curvature.shape == lift.scale("gene").shape == ()
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_checkpoints_of_scalars_load(prefix):
+    """In modules that stand alone, and inside others."""
+    for module in modules():
+        holder = module if not prefix else nn.ModuleDict({"model": module})
+        old = {name: torch.full(p.shape, -0.3).reshape(()) for name, p in holder.named_parameters()}
+        holder.load_state_dict(old, strict=False)
+        assert all(torch.equal(p, torch.full((1,), -0.3)) for p in module.parameters())
+        holder.load_state_dict(holder.state_dict())
+
+
+def shard(folder: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
+    mesh = torch.distributed.init_device_mesh("cpu", (1,))
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 6, 4)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lift = hk.LorentzLift(4, ("image", "gene"), output="tangent")
+            self.loss = hk.HyperbolicContrastiveLoss(lambda: self.lift.curvature)
+
+        def forward(self, x, y):
+            return self.loss(self.lift(x, "image"), self.lift(y, "gene"), 5.0)
+
+    def train(model):
+        steps = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(2):
+            steps.zero_grad()
+            loss = model(x, y)
+            loss.backward()
+            steps.step()
+        return loss.detach()
+
+    plain, sharded = Model(), Model()
+    fully_shard(sharded, mesh=mesh)
+    torch.testing.assert_close(train(sharded), train(plain))
+    for one, other in zip(sharded.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.full_tensor(), other.data)
+    distributed = torch.distributed.tensor.distribute_tensor(x, mesh)
+    for call in (
+        lambda: hk.distance(distributed, y),
+        lambda: hk.contrastive_loss(distributed, y),
+        lambda: hk.pairwise_distance(distributed, y),
+        lambda: hk.contrastive_loss(x, y, weights=distributed[:, 0]),
+        lambda: hk.contrastive_loss(x, y, exclude_ids=distributed[:, 0].long()),
+        lambda: hk.distance(x, y, distributed[0, 0]),
+        lambda: hk.LorentzLift(4, ("image",))(distributed, "image"),
+    ):
+        with pytest.raises(TypeError, match=r"got a DTensor: pass \w+.to_local\(\) .* \w+.full_tensor\(\)"):
+            call()
+    sharded.reshard()
+    with pytest.raises(RuntimeError, match="inside the forward of the sharded module"):
+        hk.distance(x, y, sharded.lift.curvature)
+    torch.distributed.destroy_process_group()
+
+
+def test_fully_shard_trains_a_lift(tmp_path):
+    """In a process of its own: a group is one for each process. And DTensors are refused with what to do."""
+    process = torch.multiprocessing.get_context("spawn").Process(target=shard, args=(str(tmp_path),))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
