@@ -16,8 +16,9 @@ $(STAMP): pyproject.toml .ci/torch_for_this_machine.py .ci/constraints.txt
 demo: $(STAMP)
 	$(BIN)/hyperst demo --output demo
 
+# A file at a time, in two processes.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # Under another version of Triton: every kernel compiled for every architecture, and the first tests in its interpreter.
 TRITON ?= 3.9.0

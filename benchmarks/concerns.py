@@ -24,6 +24,8 @@ _PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("test_hierarchy.py", (HIERARCHY,)),
     ("one_feature_far_out", ("distance", "log_map")),
     ("test_fused_arithmetic.py", (LOSS, HIERARCHY)),
+    ("test_matrix_far_out", (PAIRS,)),
+    ("test_extreme_losses.py", (LOSS, HIERARCHY)),
     ("test_contrastive_kernel.py", (LOSS, HIERARCHY)),
     ("test_smoke.py::test_loss", (LOSS, HIERARCHY)),
     ("test_public_losses", (LOSS, HIERARCHY)),

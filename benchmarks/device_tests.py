@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import device, outcomes, results
 
 SMOKE, ALL = "smoke", "tests"
-PATHS = ("tests/kernels/triton", "tests/kernels/test_row_wise.py")
+PATHS = ("tests/kernels/triton", "tests/kernels/test_row_wise.py", "tests/kernels/test_extreme_losses.py")
 # seconds, after which a process is given up and its test has failed: a kernel that never ends is not to be interrupted
 LIMIT = 480
 

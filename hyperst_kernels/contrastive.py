@@ -157,6 +157,9 @@ def _losses(
         if weights is not None:
             weights = _checks.sample_weights("weights", weights, term.queries.shape[0])
     vectors, factors, c, logit_scale = _on_one_footing(features, c, logit_scale)
+    if geometry == "lorentz" and input == "tangent":
+        for k, x in enumerate(features):
+            _checks.radius(x.name, vectors[k], c if factors is None else c * factors[k] ** 2)
     if exclude_ids is not None:
         exclude_ids = exclude_ids.to(vectors[0].device)
     options = (input, geometry, exclude_ids, precision or "bf16x3", not deterministic)

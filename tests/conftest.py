@@ -18,6 +18,11 @@ settings.load_profile("project")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first: the processes of the device kernels' tests."""
+    items.sort(key=lambda item: "test_interpreter.py" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real spatial transcriptomics sections: ``HYPERST_DATA``, else ``../shared/data``, else skip."""

@@ -198,7 +198,7 @@ def test_one_compilation_serves_every_batch_size():
         (lambda q, k: [hk.Term(q, k), hk.Term(q, k * torch.nan)], r"terms\[1\].keys must be finite"),
         (lambda q, k: [hk.Term(q, k), hk.Term(q, k, 1.0, "both", -1.0)], r"terms\[1\].query_scale must be positive"),
         (lambda q, k: [hk.Term(q, k, key_scale=torch.ones(2))], "key_scale must be a number or a 0-d tensor"),
-        (lambda q, k: [hk.Term(q, k, key_scale=100.0)], r"keys reaches sqrt\(c\)\|v\|"),
+        (lambda q, k: [hk.Term(q, k, key_scale=1000.0)], r"keys reaches sqrt\(c\)\|v\|"),
         (
             lambda q, k: [hk.Term(q, k), hk.Term(q[:3], k)],
             "reduction must be 'mean' or 'sum' for terms of several n, got 'none'",
