@@ -9,8 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyperst_kernels.reference.distance import haversine, less_ratio
+from hyperst_kernels.reference import pair as pairs
+from hyperst_kernels.reference.distance import haversine
+from hyperst_kernels.reference.exponential import ExpMap
 from hyperst_kernels.reference.scalars import asinh, asinhc, sinhc
+from hyperst_kernels.reference.transport import Transport
 
 
 def _square(x: Tensor) -> Tensor:
@@ -19,7 +22,7 @@ def _square(x: Tensor) -> Tensor:
 
 def time(x: Tensor, c: Tensor) -> Tensor:
     """x_t = sqrt(1/c + |x|^2): (... d) -> (... 1)."""
-    return torch.sqrt(1 / c + _square(x))
+    return torch.hypot(torch.ones_like(c), c.sqrt() * pairs.norm(x)) / c.sqrt()
 
 
 def exp_map0(v: Tensor, c: Tensor) -> Tensor:
@@ -37,20 +40,8 @@ def log_map0(x: Tensor, c: Tensor) -> Tensor:
 
 
 def exp_map(x: Tensor, v: Tensor, c: Tensor) -> Tensor:
-    """cosh(t) x + sinhc(t) v, t = sqrt(c) |v|_L.
-
-    |v|_L^2 = |v_perp|^2 + (v_r / cosh p)^2 with v_r the part of v along x: the textbook |v|^2 - v_t^2 cancels for
-    radial v far from the origin. Near it, where a has no derivative to speak of, the textbook form is the one to use.
-    """
-    square = c * _square(x)
-    near = square < 1
-    far = torch.where(near, torch.ones_like(x), x)
-    a = far / torch.linalg.vector_norm(far, dim=-1, keepdim=True)
-    v_r = (v * a).sum(-1, keepdim=True)
-    close = _square(v) - c * (x * v).sum(-1, keepdim=True) ** 2 / (1 + square)
-    t_squared = c * torch.where(near, close, _square(v - v_r * a) + v_r**2 / (1 + square))
-    cosh_t = 1 + t_squared / 2 * sinhc(t_squared / 4) ** 2
-    return cosh_t * x + sinhc(t_squared) * v
+    """cosh(t) x + sinhc(t) v, t = sqrt(c) |v|_L: (... d), (... d) -> (... d)."""
+    return ExpMap.apply(x, v, c)
 
 
 def log_map(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
@@ -68,13 +59,7 @@ def log_map(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
 
 def parallel_transport(x: Tensor, y: Tensor, v: Tensor, c: Tensor) -> Tensor:
     """v + c <y, v>_L / (2 (1 + H)) (x + y): v at x carried along the geodesic to y."""
-    H = haversine(x, y, c)[..., None]
-    x_t, y_t = time(x, c), time(y, c)
-    # <y, v>_L with v_t = <x, v>/x_t
-    gap = ((y - x) * (y + x)).sum(-1, keepdim=True) / (x_t + y_t)
-    inner = -(less_ratio(y, x, y_t, x_t, gap) * v).sum(-1, keepdim=True)
-    cosh_half = torch.sqrt(1 + H)  # divided by twice: the derivative by H squares what it is divided by
-    return v + c * (inner / cosh_half / cosh_half) / 2 * (x + y)
+    return Transport.apply(x, y, v, c)
 
 
 def lift(x: Tensor, c: Tensor) -> Tensor:
@@ -89,13 +74,12 @@ def project(x: Tensor, c: Tensor) -> Tensor:
 
 def lorentz_to_poincare(x: Tensor, c: Tensor) -> Tensor:
     """x / (1 + sqrt(c) x_t), of norm tanh(p/2) / sqrt(c): (... d) -> (... d)."""
-    return x / (1 + torch.sqrt(1 + c * _square(x)))
+    return x / (1 + torch.hypot(torch.ones_like(c), c.sqrt() * pairs.norm(x)))
 
 
 def poincare_to_lorentz(p: Tensor, c: Tensor) -> Tensor:
     """2 p / (1 - c |p|^2): (... d) -> (... d)."""
-    norm = torch.linalg.vector_norm(p, dim=-1, keepdim=True)
-    root = c.sqrt() * norm
+    root = c.sqrt() * pairs.norm(p)
     return 2 * p / ((1 - root) * (1 + root))
 
 
