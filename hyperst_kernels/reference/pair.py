@@ -13,7 +13,6 @@ from torch import Tensor
 
 from hyperst_kernels.reference.scalars import asinh
 
-
 # What rounding may leave of a number of a - b on one ray, in eps of that number of u - v over |u| + |v|: 4 by the roundings
 # that it goes through, and 3.99 were seen.
 NOISE = 5.0
@@ -104,12 +103,11 @@ def compare(u: Tensor, v: Tensor) -> Pair:
     # a - b is orthogonal to a + b: what rounding left along it would be amplified by sinh p sinh q. Not beyond a right
     # angle, where it is harmless, and not where one is the origin, whose a + b has the length 1
     square = (bisector * bisector).sum(-1, keepdim=True)
-    acute = square > 2
-    leftover = torch.where(acute, (e * bisector).sum(-1, keepdim=True) / _nonzero(square), 0 * square)
+    leftover = torch.where(square > 2, (e * bisector).sum(-1, keepdim=True) / _nonzero(square), 0 * square)
     e = e - leftover * bisector
     # On one ray 2 w = r (a + b), and what is left of a number of e is rounding, which sinh p sinh q would amplify too. It
     # is taken out of the value alone: the slope of e is that of the formula.
-    rounding = acute & (e.abs() < NOISE * torch.finfo(e.dtype).eps * (w / norm_sum).abs())
+    rounding = e.abs() < NOISE * torch.finfo(e.dtype).eps * (w / norm_sum).abs()
     e = e - torch.where(rounding, e, 0 * e).detach()
     at_origin = (norm_u == 0) | (norm_v == 0)
     half_chord = torch.where(at_origin, torch.full_like(norm_u, 0.5**0.5), (norm(e) / 2).clamp(max=1))
