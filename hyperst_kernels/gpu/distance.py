@@ -16,7 +16,6 @@ from hyperst_kernels.gpu.tile_math import (
     curvature_slope,
     div_rn,
     exp,
-    haversine,
     haversine_gradient,
     hypot1,
     load_each,
@@ -24,6 +23,7 @@ from hyperst_kernels.gpu.tile_math import (
     nonzero,
     norm,
     rapidity,
+    root_between,
     root_haversine,
     sinhc_scaled,
     slopes,
@@ -119,7 +119,8 @@ def _inner(
     c = tl.load(c_ptr)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    store_each(out_ptr, rows, -(1 + 2 * haversine(x, y, sqrt_rn(c))) / c, n)
+    root = root_between(x, y, sqrt_rn(c))
+    store_each(out_ptr, rows, -(1 + 2 * root * root) / c, n)
 
 
 @triton.jit

@@ -15,12 +15,13 @@ from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.tile_math import (
     asinh,
     asinhc,
+    asinhc_at,
     asinhc_fall,
     asinhc_slope,
+    asinhc_slope_series,
     compare,
     cosh,
     dot,
-    haversine,
     haversine_gradient,
     hyperbolic,
     hypot1,
@@ -29,6 +30,7 @@ from hyperst_kernels.gpu.tile_math import (
     nonzero,
     norm,
     odd_asinh,
+    root_between,
     root_haversine,
     rounded_product,
     sign,
@@ -108,7 +110,7 @@ def _log_map0(
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    store_rows(out_ptr, rows, columns, asinhc(tl.load(c_ptr) * dot(x, x))[:, None] * x, n, d)
+    store_rows(out_ptr, rows, columns, asinhc_at(sqrt_rn(tl.load(c_ptr)) * norm(x))[:, None] * x, n, d)
 
 
 @triton.jit
@@ -120,11 +122,13 @@ def _log_map0_backward(
     c = tl.load(c_ptr)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
-    square, along = dot(x, x), dot(x, grad)
-    fall, per_norm = asinhc_fall(c * square), 1 / nonzero(tl.sqrt(square))
-    dx = asinhc(c * square)[:, None] * grad - (fall * along * per_norm * per_norm)[:, None] * x
-    store_rows(dx_ptr, rows, columns, dx, n, d)
-    store_each(dc_ptr, rows, -along * fall / (2 * c), n)
+    length = norm(x)
+    z, a = sqrt_rn(c) * length, x * (1 / nonzero(length))[:, None]
+    along, ratio = dot(a, grad), asinhc_at(z)
+    near = tl.where(z < 0.1, z, 0)
+    fall = tl.where(z < 0.1, near * near * asinhc_slope_series(near * near), ratio - 1 / hypot1(z))
+    store_rows(dx_ptr, rows, columns, ratio[:, None] * grad - (fall * along)[:, None] * a, n, d)
+    store_each(dc_ptr, rows, -along * length * fall / (2 * c), n)
 
 
 def log_map0(x: Tensor, c: Tensor) -> Tensor:
@@ -366,9 +370,9 @@ def _log_map(
     c = tl.load(c_ptr)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    H = haversine(x, y, sqrt_rn(c))
-    ratio = asinhc(H) / tl.sqrt(1 + H)  # D / sinh D
-    out = ratio[:, None] * (y - x) - (2 * H * ratio)[:, None] * x
+    root = root_between(x, y, sqrt_rn(c))  # sinh(D/2)
+    cosh_half, half = hypot1(root), asinhc_at(root)
+    out = (half / cosh_half)[:, None] * (y - x) - (2 * (half * root) * (root / cosh_half))[:, None] * x
     store_rows(out_ptr, rows, columns, out, n, d)
 
 
@@ -386,9 +390,13 @@ def _log_map_backward(
     H = root * root
     root = tl.sqrt(1 + H)
     ratio = asinhc(H) / root  # D / sinh D
-    ratio_slope = asinhc_slope(H) / root - ratio / (1 + H) / 2
-    back_slope = 2 * ratio - asinhc_fall(H) / root - ratio * (H / (1 + H))  # of 2 H ratio
-    slope = ratio_slope * dot(y - x, grad) - back_slope * dot(x, grad)  # dL / dH
+    fall = asinhc_fall(H) / root
+    back_slope = 2 * ratio - fall - ratio * (H / (1 + H))  # of 2 H ratio
+    # of ratio, times H where that is large: H^2 and more do not fit
+    near, far = H < 1, tl.where(H < 1, 1, H)
+    ratio_slope = tl.where(near, asinhc_slope(H) / root - ratio / (1 + H) / 2, -(fall + ratio * (H / (1 + H))) / 2)
+    slope = ratio_slope * dot(y - x, grad) - back_slope * far * dot(x, grad)
+    slope = slope / far  # dL / dH
     along = (c / 2 * slope)[:, None]
     store_rows(dx_ptr, rows, columns, along * to_x - (ratio + 2 * H * ratio)[:, None] * grad, n, d)
     store_rows(dy_ptr, rows, columns, along * to_y + ratio[:, None] * grad, n, d)
@@ -440,7 +448,7 @@ def _shares(v_a, turn, s, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half)
     """mu / T and K / T."""
     mu = v_a * (-sinh_delta / cosh_p - 2 * s * sinh_q) + sinh_q * turn
     K_T = v_a * (1 + cosh_q / cosh_p) / 2 / cosh_half / cosh_half
-    return _per_T(mu, cosh_half), K_T + (sinh_p / cosh_half) * (sinh_q / cosh_half) * turn / 2
+    return _per_T(mu, cosh_half), K_T + (sinh_p / cosh_half * turn) * (sinh_q / cosh_half) / 2
 
 
 @triton.jit

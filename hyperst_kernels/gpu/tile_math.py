@@ -137,8 +137,8 @@ def kappa(t_squared):
 
 
 @triton.jit
-def asinhc(z_squared):
-    """asinh(z) / z."""
+def asinhc_series(z_squared):
+    """asinh(z) / z for z^2 <= 0.01."""
     x = at_most(z_squared, 0.01)
     series = -429 / 30720 + x * (6435 / 557056)
     series = 231 / 13312 + x * series
@@ -147,10 +147,23 @@ def asinhc(z_squared):
     series = -15 / 336 + x * series
     series = 3 / 40 + x * series
     series = -1 / 6 + x * series
-    series = 1 + x * series
+    return 1 + x * series
+
+
+@triton.jit
+def asinhc(z_squared):
+    """asinh(z) / z."""
     near = z_squared < 0.01
     z = tl.sqrt(tl.where(near, 1, z_squared))
-    return tl.where(near, series, asinh(z) / z)
+    return tl.where(near, asinhc_series(z_squared), asinh(z) / z)
+
+
+@triton.jit
+def asinhc_at(z):
+    """asinh(z) / z of z >= 0 itself, whose square may be too large for a number."""
+    near = z < 0.1
+    small = tl.where(near, z, 0)
+    return tl.where(near, asinhc_series(small * small), asinh(z) / nonzero(z))
 
 
 @triton.jit
@@ -351,14 +364,19 @@ def unless_rounding(e, w, per_sum):
 @triton.jit
 def compare(u, v):
     """Norms |u|, |v|, directions a, b, |u| - |v|, a - b and |a - b| / 2 of matching rows: ``reference.pair.compare``."""
-    scale, unscale = scale_of(tl.maximum(tl.abs(u), tl.abs(v)))
-    u, v = u * scale[:, None], v * scale[:, None]
+    scale_u, unscale_u = scale_of(u)
+    scale_v, unscale_v = scale_of(v)
+    u, v = u * scale_u[:, None], v * scale_v[:, None]
     # far out, a unit in the last place of a norm, or of their difference, is one of e^radius times as many
     norm_u, norm_v = sqrt_rn(dot(u, u)), sqrt_rn(dot(v, v))
     # one division per row: a division of every number costs more than the rest
     a, b = rounded_product(u, (1 / nonzero(norm_u))[:, None]), rounded_product(v, (1 / nonzero(norm_v))[:, None])
+    # both in the scale of the longer
+    scale, unscale = tl.minimum(scale_u, scale_v), tl.maximum(unscale_u, unscale_v)
+    share_u, share_v = unscale_u * scale, unscale_v * scale
+    u, v = u * share_u[:, None], v * share_v[:, None]
     w = u - v
-    per_sum = div_rn(1.0, nonzero(norm_u + norm_v))
+    per_sum = div_rn(1.0, nonzero(norm_u * share_u + norm_v * share_v))
     r = dot(w, u + v) * per_sum
     bisector = a + b
     e = (2 * per_sum)[:, None] * w - (r * per_sum)[:, None] * bisector
@@ -372,7 +390,7 @@ def compare(u, v):
         e = a - b
     half_chord = at_most(tl.sqrt(dot(e, e)) / 2, 1)
     half_chord = tl.where((norm_u == 0) | (norm_v == 0), 0.7071067811865476, half_chord)
-    return norm_u * unscale, norm_v * unscale, a, b, r * unscale, e, half_chord
+    return norm_u * unscale_u, norm_v * unscale_v, a, b, r * unscale, e, half_chord
 
 
 @triton.jit
@@ -480,12 +498,11 @@ def curvature_slope(p, q, delta, half_chord, A_u, A_v, D, c, k):
 
 
 @triton.jit
-def haversine(x, y, k):
-    """H = sinh^2(sqrt(c) d / 2) of matching points, k = sqrt(c)."""
+def root_between(x, y, k):
+    """sqrt(H) = sinh(sqrt(c) d / 2) of matching points, k = sqrt(c)."""
     norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
     p, q, delta = rapidity(norm_x, norm_y, r, k, False)
-    root = root_haversine(p, q, delta, half_chord)
-    return root * root
+    return root_haversine(p, q, delta, half_chord)
 
 
 @triton.jit

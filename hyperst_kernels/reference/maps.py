@@ -35,7 +35,7 @@ def log_map0(x: Tensor, c: Tensor) -> Tensor:
     square = c * _square(x)
     near = square < 0.01
     # far out through |x|: the derivative by its square has no place in float32 at radius 40
-    far = c.sqrt() * torch.linalg.vector_norm(torch.where(near, torch.ones_like(x), x), dim=-1, keepdim=True)
+    far = c.sqrt() * pairs.norm(torch.where(near, torch.ones_like(x), x))
     return torch.where(near, asinhc(torch.where(near, square, torch.zeros_like(square))), asinh(far) / far) * x
 
 
@@ -86,17 +86,26 @@ def poincare_to_lorentz(p: Tensor, c: Tensor) -> Tensor:
 def centroid(x: Tensor, c: Tensor, weights: Tensor | None = None, dim: int = -2) -> Tensor:
     """Lorentz centroid m / (sqrt(c) sqrt(-<m, m>_L)), m the weighted mean in the ambient space (Law et al. 2019).
 
-    -<m, m>_L is one plus the hyperbolic variance, summed in a second pass from differences to the mean:
-    1/c + sum w (|x - m_s|^2 - (x_t - m_t)^2).
+    With m_r its length in space, -<m, m>_L = (m_t + m_r)(m_t - m_r), and what the point i adds to m_t - m_r is
+    cosh p - sinh p cos(theta) = e^-p + 2 sin^2(theta/2) sinh p in units of 1/sqrt(c), theta its angle from m: nothing
+    cancels. Where all weights are 0, the origin.
     """
     x = x.movedim(dim, -2)
-    w = (
-        torch.full_like(x[..., :1], 1 / x.shape[-2])
-        if weights is None
-        else (weights / weights.sum(-1, True))[..., None]
-    )
-    x_t = time(x, c)
-    m_s, m_t = (w * x).sum(-2, keepdim=True), (w * x_t).sum(-2, keepdim=True)
-    # (x_t - m_t)^2 next to |x - m_s|^2: the part of x - m_s along m_s is compared with it before squaring
-    spread = (w * (_square(x - m_s) - (x_t - m_t) ** 2)).sum(-2)
-    return (m_s / torch.sqrt(c * (1 / c + spread))[..., None, :]).squeeze(-2)
+    w = torch.ones_like(x[..., 0]) if weights is None else weights.expand(x.shape[:-1])
+    w = w / _nonzero(w.detach().amax(-1, True))  # whose sum fits
+    empty = w.detach().sum(-1, True) == 0
+    w = (w / torch.where(empty, torch.ones_like(w[..., :1]), w.sum(-1, True)))[..., None]
+    k, m = c.sqrt(), (w * x).sum(-2, keepdim=True)
+    pair = pairs.compare(x, m.expand_as(x))
+    X, _, cosh_p, _, _ = pairs.hyperbolic(pair, c)
+    s = torch.where(pair.norm_u * pair.norm_v == 0, torch.full_like(X, 0.5), (pair.e * pair.e).sum(-1, True) / 4)
+    lag = 1 / (cosh_p + X) + 2 * s * X
+    # the direction of the origin has no derivative, and there nothing cancels
+    lag = torch.where(pair.norm_u == 0, cosh_p - k * (x * pair.b).sum(-1, True), lag)
+    behind, ahead = (w * lag).sum(-2), (w * cosh_p).sum(-2) + k * pairs.norm(m).squeeze(-2)
+    behind, ahead = (torch.where(empty, torch.ones_like(z), z) for z in (behind, ahead))
+    return m.squeeze(-2) / torch.sqrt(ahead) / torch.sqrt(behind)
+
+
+def _nonzero(x: Tensor) -> Tensor:
+    return torch.where(x == 0, torch.ones_like(x), x)

@@ -64,7 +64,7 @@ class _Carried:
         self.turn = _dot(self.chord, self.across)  # n.w
         self.mu_T = self._per_T(self.mu_by(self.v_a, self.turn))
         shared = self.v_a * (1 + self.cosh_q / self.cosh_p) / 2 / self.cosh_half / self.cosh_half
-        self.K_T = shared + (self.sinh_p / self.cosh_half) * (self.sinh_q / self.cosh_half) * self.turn / 2
+        self.K_T = shared + (self.sinh_p / self.cosh_half * self.turn) * (self.sinh_q / self.cosh_half) / 2
 
     def _per_T(self, z: Tensor) -> Tensor:
         return z / self.cosh_half / 2 / self.cosh_half
