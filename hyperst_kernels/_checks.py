@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._C import _functorch
 
+from hyperst_kernels.reference.pair import norm
+
 _FLOATING = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
-# sinh overflows beyond asinh(largest number). Half of that, for products of two points; float16 only holds the points
-_LARGEST_RAPIDITY = {torch.float16: 11.0, torch.bfloat16: 44.0, torch.float32: 44.0, torch.float64: 354.0}
+# float64 holds the product of two points of this rapidity; a CPU takes products there that float32 does not hold
+_LARGEST_RAPIDITY = 354.0
 
 
 def seen(x: Tensor) -> bool:
@@ -103,15 +106,49 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def radius(name: str, v: Tensor, c: Tensor) -> None:
-    """Tangent vectors whose points can be represented."""
-    if not (seen(v) and seen(c)) or v.numel() == 0:
-        return
-    largest = float(torch.linalg.vector_norm(v.detach().to(c.dtype), dim=-1).max() * c.detach().sqrt())
-    if largest > _LARGEST_RAPIDITY[v.dtype]:
+    """Tangent vectors whose points can be multiplied with one another, in units in which c is 1."""
+    largest = _largest_rapidity(v, c)
+    if largest > _LARGEST_RAPIDITY:
         raise ValueError(
-            f"{name} reaches sqrt(c)|v| = {largest:.3g}, whose point overflows {v.dtype} (limit "
-            f"{_LARGEST_RAPIDITY[v.dtype]:g}): scale the vectors down or use float64"
+            f"{name} reaches sqrt(c)|v| = {largest:.3g}, where products of points overflow (limit {_LARGEST_RAPIDITY:g}): "
+            "scale the vectors down"
         )
+
+
+def representable(name: str, v: Tensor, c: Tensor) -> None:
+    """Tangent vectors whose points, of length sinh(sqrt(c) |v|) / sqrt(c), fit into their dtype."""
+    if not (seen(v) and seen(c)):
+        return
+    largest, k = _largest_rapidity(v, c), float(c.detach()) ** 0.5
+    # on the way there, e^(sqrt(c) |v|) has to fit into the dtype of the geometry
+    limit = min(math.asinh(0.99 * k * torch.finfo(v.dtype).max), math.log(0.99 * torch.finfo(c.dtype).max))
+    if largest > limit:
+        wider = "" if v.dtype == torch.float64 else " or use float64"
+        raise ValueError(
+            f"{name} reaches sqrt(c)|v| = {largest:.3g}, whose point overflows {v.dtype} (limit {limit:.3g} at c = "
+            f"{k * k:.3g}): scale the vectors down{wider}"
+        )
+
+
+def _largest_rapidity(v: Tensor, c: Tensor) -> float:
+    """sqrt(c)|v| at its largest; 0 where looking would stop the device."""
+    if not (seen(v) and seen(c)) or v.numel() == 0:
+        return 0.0
+    return float(norm(v.detach().to(c.dtype)).max() * c.detach().sqrt())
+
+
+def weights(name: str, w: Tensor, shape: Sequence[int]) -> None:
+    """Weights >= 0 of points, one for each of the last dimension of ``shape``."""
+    if not isinstance(w, Tensor) or w.is_complex():
+        got = w.dtype if isinstance(w, Tensor) else type(w).__name__
+        raise TypeError(f"{name} must be a real torch.Tensor, got {got}")
+    fits = 1 <= w.ndim <= len(shape) and w.shape[-1] == shape[-1]
+    if not fits or any(a not in (1, b) for a, b in zip(reversed(w.shape), reversed(shape), strict=False)):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, or one that broadcasts to it, got {tuple(w.shape)}")
+    finite(name, w)
+    if seen(w) and bool((w < 0).any()):
+        where = tuple((w < 0).nonzero()[0].tolist())
+        raise ValueError(f"{name} must not be negative, got {float(w.detach().min()):.3g}, the first at index {where}")
 
 
 def geometry_dtype(*tensors: Tensor) -> torch.dtype:
@@ -140,6 +177,11 @@ def inside_ball(name: str, p: Tensor, c: Tensor) -> None:
     """Points of the open Poincare ball."""
     if not (seen(p) and seen(c)) or p.numel() == 0:
         return
-    largest = float(torch.linalg.vector_norm(p.detach().to(c.dtype), dim=-1).max() * c.detach().sqrt())
+    largest = float(norm(p.detach().to(c.dtype)).max() * c.detach().sqrt())
     if largest >= 1:
-        raise ValueError(f"{name} must lie inside the Poincare ball, sqrt(c)|p| < 1, got {largest:.6g}")
+        # 1 - tanh(p/2) = 2 e^-p; norms of points are off by up to 1.5 eps
+        ends = math.log(2 / 1.5 / torch.finfo(p.dtype).eps)
+        raise ValueError(
+            f"{name} must lie inside the Poincare ball, sqrt(c)|p| < 1, got {largest:.6g}; in {p.dtype} points of radius "
+            f"{ends:.3g} and more may round to its rim: leave those on the hyperboloid or use a wider dtype"
+        )

@@ -42,8 +42,10 @@ struct Kernels {
     double (*scale)(const float *, long, float, float *);
     void (*compare)(const float *, const float *, long, double *);
     void (*chords)(const float *, const float *, long, double, double, double, double *);
+    double (*ray_chord)(const float *, const float *, long, double, double, double, double);
     void (*combine)(const float *, const float *, long, const double *, double, float *);
-    double (*across)(const float *, const float *, long, double);
+    void (*across)(const float *, const float *, const float *, long, double, double *);
+    void (*spread)(const float *, const float *, const float *, long, double, double, const double *, float *);
     void (*mix)(const float *, const float *, const float *, long, const double *, float *);
     void (*exp2)(const float *, float *, long);
     void (*log1p)(const float *, float *, long);

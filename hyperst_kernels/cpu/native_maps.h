@@ -53,32 +53,68 @@ static void log_map0_slopes(const MapRow &r) {
     r.scalars[0] = 0, r.scalars[1] = -along * falls * H / (2 * r.c);
 }
 
-// v = part x + what is across; the part along x shrinks by 1 / cosh^2 p in the length t = sqrt(c) |v|_L.
-struct Tangent {
-    double t, part, shrink, product;
+// A vector as part x and what is across x.
+struct Parts {
+    double part, across2, product;  // product of what is across with a third vector
 
-    explicit Tangent(const MapRow &r) {
-        double square = kernels.inner(r.x, r.x, r.d);
-        product = kernels.inner(r.x, r.y, r.d), part = square == 0 ? 0 : product / square;
-        shrink = 1 / (1 + r.c * square);
-        t = std::sqrt(r.c * (kernels.across(r.x, r.y, r.d, part) + part * part * square * shrink));
+    Parts(const float *x, const float *v, const float *other, long d, double square) {
+        double sums[3];
+        part = square == 0 ? 0 : kernels.inner(x, v, d) / square;
+        kernels.across(x, v, other, d, part, sums);
+        if (square != 0) {  // what the rounding of one sum left along x
+            part += sums[2] / square;
+            kernels.across(x, v, other, d, part, sums);
+        }
+        across2 = sums[0], product = sums[1];
+    }
+};
+
+// x = sinh(p) / sqrt(c) a and v = nu cosh(p) / sqrt(c) a + w / sqrt(c), t^2 = nu^2 + |w|^2: see reference/exponential.py.
+// The point is R / sqrt(c) a + sinhc(t) w / sqrt(c). Inwards, sums of positive terms take the place of differences.
+struct Geodesic {
+    double unit, norm, sinh_p, cosh_p, nu, w2, t, stretch, bend, R, E;
+    bool inwards;
+
+    Geodesic(const MapRow &r, double square, const Parts &v) {
+        unit = std::sqrt(r.c), norm = std::sqrt(square);
+        sinh_p = unit * norm, cosh_p = std::sqrt(1 + r.c * square);
+        nu = unit * v.part * norm / cosh_p, w2 = r.c * v.across2;
+        t = std::sqrt(nu * nu + w2), stretch = sinhc(t), bend = kappa(t);
+        inwards = nu < 0 && t > 1 && -2 * nu > t;
+        if (inwards) {
+            double apart = std::asinh(sinh_p) - t, rest = stretch * w2 / (t - nu);
+            R = std::sinh(apart) + rest * cosh_p, E = std::cosh(apart) + rest * sinh_p;
+        } else {
+            double cosh_t = std::cosh(t), along = nu * stretch;
+            R = cosh_t * sinh_p + along * cosh_p, E = cosh_t * cosh_p + along * sinh_p;
+        }
     }
 };
 
 static void exp_map(const MapRow &r) {
-    Tangent v(r);
-    mix(r, {0, std::cosh(v.t), sinhc(v.t), 0}, r.out);
+    double square = kernels.inner(r.x, r.x, r.d);
+    Parts v(r.x, r.y, r.x, r.d, square);
+    Geodesic g(r, square, v);
+    double of[] = {g.R / (g.unit * nonzero(g.norm)), g.stretch, 0};
+    kernels.spread(r.x, r.y, r.x, r.d, v.part, 0, of, r.out);
 }
 
 static void exp_map_slopes(const MapRow &r) {
-    Tangent v(r);
-    double stretch = sinhc(v.t);
-    double slope = (stretch * kernels.inner(r.x, r.grad, r.d) + kappa(v.t) * kernels.inner(r.y, r.grad, r.d)) / 2;
-    // dt^2 = 2 c <h, dv> - 2 c^2 <x, v> shrink <h, dx>,    h = v - part (1 - shrink) x
-    double by_v = 2 * r.c * slope, by_x = -by_v * r.c * v.product * v.shrink, of_x = -v.part * (1 - v.shrink);
-    mix(r, {0, by_x * of_x, by_x, std::cosh(v.t)}, r.dx);
-    mix(r, {0, by_v * of_x, by_v, stretch}, r.dy);
-    r.scalars[0] = 0, r.scalars[1] = slope * (v.t * v.t / r.c - r.c * v.product * v.product * v.shrink * v.shrink);
+    double square = kernels.inner(r.x, r.x, r.d);
+    Parts v(r.x, r.y, r.grad, r.d, square), grad(r.x, r.grad, r.x, r.d, square);
+    Geodesic g(r, square, v);
+    double norm = nonzero(g.norm), along = grad.part * g.norm, tanh_p = g.sinh_p / g.cosh_p, bent = g.bend * g.w2;
+    // with W = w . grad: dL/dt / t, that times nu, and dL/dp, in units of 1 / sqrt(c)
+    double turned = g.bend * g.unit * v.product;
+    double by_t = along * (g.stretch * g.sinh_p + g.bend * g.nu * g.cosh_p) + turned, by_nu = g.nu * by_t;
+    if (g.inwards) by_nu = along * (g.E - g.cosh_p * (g.stretch + bent)) + g.nu * turned;
+    double by_p = along * (g.E * (1 - g.nu * tanh_p) + g.nu * g.sinh_p * bent) - g.nu * tanh_p * (g.nu * turned);
+    double of_x[] = {by_p / (g.cosh_p * norm), -by_nu * tanh_p * g.unit, std::cosh(g.t)};
+    double of_v[] = {(along * (g.E / g.cosh_p - bent) + g.nu * turned / g.cosh_p) / norm, by_t * g.unit, g.stretch};
+    kernels.spread(r.x, r.y, r.grad, r.d, v.part, grad.part, of_x, r.dx);
+    kernels.spread(r.x, r.y, r.grad, r.d, v.part, grad.part, of_v, r.dy);
+    double by_c = by_t * g.w2 + g.nu * by_nu / (g.cosh_p * g.cosh_p);
+    r.scalars[0] = 0, r.scalars[1] = by_c / (2 * r.c * g.unit);
 }
 
 static void log_map(const MapRow &r) {

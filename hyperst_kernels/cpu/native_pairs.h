@@ -33,7 +33,12 @@ static Polar polar(const float *x, const float *y, long d, double unit, bool tan
         // sinh p sinh q, but for obtuse angles, where it does no harm
         double chords[3], &ee = chords[0], &eb = chords[1], &bb = chords[2];
         kernels.chords(x, y, d, t.norm_x, t.norm_y, t.difference, chords);
-        if (bb > 2) ee = larger(ee - eb * eb / bb, 0);
+        if (bb > 2) {
+            double leftover = eb / bb, apart = 1e5 * std::numeric_limits<double>::epsilon() * t.difference / total;
+            ee = larger(ee - eb * leftover, 0);
+            if (ee < apart * apart)
+                ee = kernels.ray_chord(x, y, d, t.norm_x, t.norm_y, t.difference, leftover);
+        }
         t.s2 = ee > 4 ? 1 : ee / 4, t.sine = std::sqrt(ee * bb) / 2;
     }
     double X = unit * t.norm_x, Y = unit * t.norm_y;
@@ -84,12 +89,13 @@ struct Chord {
     }
 };
 
-// weight times the gradients of H by points: dH/dx = (unit/2) ((sinh(p - q) / cosh p) a + sinh(q) e), dy likewise. On one
-// ray, as far as directions in double can tell, e is what rounding left of x - y.
+// Whether e = a - b has a direction: on one ray the slope of H across it is 0, and e is what rounding left of x - y.
+static bool has_chord(const Polar &t) { return t.norm_x == 0 || t.norm_y == 0 || t.s2 != 0; }
+
+// weight times the gradients of H by points: dH/dx = (unit/2) ((sinh(p - q) / cosh p) a + sinh(q) e), dy likewise.
 static Slopes slopes_of_H(const Polar &t, double weight, double unit) {
     double size = weight * unit / 2, sinh_delta = std::sinh(t.delta);
-    bool bent = t.norm_x == 0 || t.norm_y == 0 || !on_one_ray(t, 2 * std::sqrt(t.s2));
-    double by_x = bent ? size * t.sinh_q : 0, by_y = bent ? -size * t.sinh_p : 0;
+    double by_x = has_chord(t) ? size * t.sinh_q : 0, by_y = has_chord(t) ? -size * t.sinh_p : 0;
     double along_x = size * sinh_delta / (t.cosh_p * nonzero(t.norm_x));
     double along_y = -size * sinh_delta / (t.cosh_q * nonzero(t.norm_y));
     Chord e(t);
@@ -108,8 +114,8 @@ static Slopes slopes_of_distance(const Polar &t, double unit, bool tangent) {
     if (tangent) {
         // dH/dx = dp unit a - sinh p sinh q / (2 |x|) (b - a + 2 s^2 a), with the directions a, b;
         // b - a = (|x| - |y|) x / (|x| |y|) - (x - y) / |y|
-        double x = nonzero(t.norm_x), y = nonzero(t.norm_y);
-        double growth = (t.sinh_p == 0 ? unit : t.sinh_p / x) * (t.sinh_q == 0 ? unit : t.sinh_q / y) / 2;
+        double x = nonzero(t.norm_x), y = nonzero(t.norm_y), growth = 0;
+        if (has_chord(t)) growth = (t.sinh_p == 0 ? unit : t.sinh_p / x) * (t.sinh_q == 0 ? unit : t.sinh_q / y) / 2;
         double of_x = (unit * dp - growth * (t.difference + 2 * s2 * y)) / x;
         double of_y = (unit * dq - growth * (-t.difference + 2 * s2 * x)) / y;
         return {{slope * growth, slope * of_x, 0}, {-slope * growth, 0, slope * of_y}, dc};

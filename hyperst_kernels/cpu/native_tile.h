@@ -235,15 +235,46 @@ void combine(const float *x, const float *y, long d, const double *c, double wei
     }
 }
 
-// |y - part x|^2
-double across(const float *x, const float *y, long d, double part) {
-    double sum = 0;
-#pragma omp simd reduction(+ : sum)
+constexpr double EPS = 2.220446049250313e-16;
+
+// |e|^2 once what rounding left along the bisector is taken out, and of each number of e on one ray: see NOISE of the
+// reference.
+double ray_chord(const float *x, const float *y, long d, double norm_x, double norm_y, double r, double leftover) {
+    double of_x = 1 / norm_x, of_y = 1 / norm_y, of_sum = 1 / (norm_x + norm_y), ee = 0;
+#pragma omp simd reduction(+ : ee)
     for (long k = 0; k < d; k++) {
-        double rest = y[k] - part * x[k];
-        sum += rest * rest;
+        double bisector = x[k] * of_x + y[k] * of_y, w = (double)x[k] - y[k];
+        double e = (2 * w - r * bisector) * of_sum - leftover * bisector;
+        ee += __builtin_fabs(e) < 5 * EPS * __builtin_fabs(w * of_sum) ? 0 : e * e;
     }
-    return sum;
+    return ee;
+}
+
+// A number of y less its part along x; what rounding leaves of it on the ray of x is 0.
+INLINE double rest(double y, double part, double x) {
+    double along = part * x, across = y - along;
+    return __builtin_fabs(across) < 2 * EPS * __builtin_fabs(along) ? 0 : across;
+}
+
+// Of across = y - part x: its inner products with itself, with z and with x.
+void across(const float *x, const float *y, const float *z, long d, double part, double *sums) {
+    double yy = 0, yz = 0, xy = 0;
+#pragma omp simd reduction(+ : yy, yz, xy)
+    for (long k = 0; k < d; k++) {
+        double some = rest(y[k], part, x[k]);
+        yy += some * some;
+        yz += some * z[k];
+        xy += some * x[k];
+    }
+    sums[0] = yy, sums[1] = yz, sums[2] = xy;
+}
+
+// out = c0 x + c1 (y - part_y x) + c2 (z - part_z x)
+void spread(const float *x, const float *y, const float *z, long d, double part_y, double part_z, const double *c, float *out) {
+    double c0 = c[0], c1 = c[1], c2 = c[2];
+#pragma omp simd
+    for (long k = 0; k < d; k++)
+        out[k] = (float)(c0 * x[k] + (c1 * rest(y[k], part_y, x[k]) + c2 * rest(z[k], part_z, x[k])));
 }
 
 // out = c0 (x - y) + c1 x + c2 y + c3 grad
@@ -266,8 +297,10 @@ constexpr Kernels kernels = {
     scale,
     compare,
     chords,
+    ray_chord,
     combine,
     across,
+    spread,
     mix,
     [](const float *x, float *out, long n) { for (long i = 0; i < n; i++) out[i] = exp2(x[i]); },
     [](const float *x, float *out, long n) { for (long i = 0; i < n; i++) out[i] = log1p(x[i]); },

@@ -15,15 +15,15 @@ from hyperst_kernels.gpu.tile_math import (
     cosh,
     curvature_slope,
     div_rn,
-    dot,
     exp,
-    haversine,
     haversine_gradient,
     hypot1,
     load_each,
     load_rows,
     nonzero,
+    norm,
     rapidity,
+    root_between,
     root_haversine,
     sinhc_scaled,
     slopes,
@@ -119,7 +119,8 @@ def _inner(
     c = tl.load(c_ptr)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    store_each(out_ptr, rows, -(1 + 2 * haversine(x, y, sqrt_rn(c))) / c, n)
+    root = root_between(x, y, sqrt_rn(c))
+    store_each(out_ptr, rows, -(1 + 2 * root * root) / c, n)
 
 
 @triton.jit
@@ -132,7 +133,7 @@ def _inner_backward(
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     grad = load_each(grad_ptr, rows, n, DTYPE)
-    to_x, to_y, times, _ = haversine_gradient(x, y, sqrt_rn(c))
+    _, to_x, to_y, times, _ = haversine_gradient(x, y, sqrt_rn(c))
     store_rows(dx_ptr, rows, columns, -grad[:, None] * to_x, n, d)
     store_rows(dy_ptr, rows, columns, -grad[:, None] * to_y, n, d)
     store_each(dc_ptr, rows, grad * (times + 1 / times) / (2 * c * c), n)
@@ -156,11 +157,11 @@ def _distance0(
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     k = sqrt_rn(tl.load(c_ptr))
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    norm = tl.sqrt(dot(x, x))
+    length = norm(x)
     if TANGENT:
-        store_each(out_ptr, rows, norm, n)
+        store_each(out_ptr, rows, length, n)
     else:
-        store_each(out_ptr, rows, asinh(k * norm) / k, n)
+        store_each(out_ptr, rows, asinh(k * length) / k, n)
 
 
 @triton.jit
@@ -173,14 +174,14 @@ def _distance0_backward(
     k = sqrt_rn(c)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     grad = load_each(grad_ptr, rows, n, DTYPE)
-    norm = tl.sqrt(dot(x, x))
-    X = k * norm
+    length = norm(x)
+    X = k * length
     slope = grad
     dc = 0 * grad
     if not TANGENT:
         slope = slope / hypot1(X)
         dc = grad * tanh_defect(asinh(X)) / (2 * c * k)
-    store_rows(dx_ptr, rows, columns, slope[:, None] * (x * (1 / nonzero(norm))[:, None]), n, d)
+    store_rows(dx_ptr, rows, columns, slope[:, None] * (x * (1 / nonzero(length))[:, None]), n, d)
     store_each(dc_ptr, rows, dc, n)
 
 

@@ -23,6 +23,7 @@ from hyperst_kernels.gpu.tile_math import (
     load_each,
     load_rows,
     nonzero,
+    norm,
     rapidity,
     root_haversine,
     sinh,
@@ -50,7 +51,7 @@ def _half_aperture(
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    X = sqrt_rn(tl.load(c_ptr)) * tl.sqrt(dot(x, x))
+    X = sqrt_rn(tl.load(c_ptr)) * norm(x)
     if TANGENT:
         X = sinh(X)
     angle, _ = aperture(X, K)
@@ -67,16 +68,16 @@ def _half_aperture_backward(
     k = sqrt_rn(c)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     grad = load_each(grad_ptr, rows, n, DTYPE)
-    norm = tl.sqrt(dot(x, x))
-    by_norm, by_c = aperture_slopes(norm, c, k, K, TANGENT)
-    store_rows(dx_ptr, rows, columns, (grad * by_norm)[:, None] * (x * (1 / nonzero(norm))[:, None]), n, d)
+    length = norm(x)
+    by_norm, by_c = aperture_slopes(length, c, k, K, TANGENT)
+    store_rows(dx_ptr, rows, columns, (grad * by_norm)[:, None] * (x * (1 / nonzero(length))[:, None]), n, d)
     store_each(dc_ptr, rows, grad * by_c, n)
 
 
 @triton.jit
-def aperture_slopes(norm, c, k, K: tl.constexpr, TANGENT: tl.constexpr):
+def aperture_slopes(length, c, k, K: tl.constexpr, TANGENT: tl.constexpr):
     """Derivatives of the half-aperture by |x| and by c."""
-    p = k * norm
+    p = k * length
     if TANGENT:
         _, slope = aperture(sinh(p), K)
         slope = slope * cosh(p)

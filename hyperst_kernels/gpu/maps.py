@@ -13,17 +13,30 @@ from torch import Tensor
 
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.tile_math import (
+    asinh,
     asinhc,
+    asinhc_at,
     asinhc_fall,
     asinhc_slope,
+    asinhc_slope_series,
+    compare,
+    cosh,
     dot,
-    haversine,
     haversine_gradient,
+    hyperbolic,
+    hypot1,
     kappa,
-    less_ratio,
     load_rows,
     nonzero,
+    norm,
+    odd_asinh,
+    root_between,
+    root_haversine,
+    rounded_product,
+    sign,
+    sinh,
     sinhc,
+    split,
     sqrt_rn,
     store_each,
     store_rows,
@@ -97,7 +110,7 @@ def _log_map0(
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    store_rows(out_ptr, rows, columns, asinhc(tl.load(c_ptr) * dot(x, x))[:, None] * x, n, d)
+    store_rows(out_ptr, rows, columns, asinhc_at(sqrt_rn(tl.load(c_ptr)) * norm(x))[:, None] * x, n, d)
 
 
 @triton.jit
@@ -109,11 +122,13 @@ def _log_map0_backward(
     c = tl.load(c_ptr)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
-    square, along = dot(x, x), dot(x, grad)
-    fall, per_norm = asinhc_fall(c * square), 1 / nonzero(tl.sqrt(square))
-    dx = asinhc(c * square)[:, None] * grad - (fall * along * per_norm * per_norm)[:, None] * x
-    store_rows(dx_ptr, rows, columns, dx, n, d)
-    store_each(dc_ptr, rows, -along * fall / (2 * c), n)
+    length = norm(x)
+    z, a = sqrt_rn(c) * length, x * (1 / nonzero(length))[:, None]
+    along, ratio = dot(a, grad), asinhc_at(z)
+    near = tl.where(z < 0.1, z, 0)
+    fall = tl.where(z < 0.1, near * near * asinhc_slope_series(near * near), ratio - 1 / hypot1(z))
+    store_rows(dx_ptr, rows, columns, ratio[:, None] * grad - (fall * along)[:, None] * a, n, d)
+    store_each(dc_ptr, rows, -along * length * fall / (2 * c), n)
 
 
 def log_map0(x: Tensor, c: Tensor) -> Tensor:
@@ -142,6 +157,12 @@ def _map_backward(kernel: triton.JITFunction, grad: Tensor, x: Tensor, c: Tensor
 
 
 @triton.jit
+def time_of(length, k):
+    """x_t = sqrt(1/c + |x|^2), k = sqrt(c)."""
+    return hypot1(k * length) / k
+
+
+@triton.jit
 def _lift(
     x_ptr, c_ptr, out_ptr, x_stride, n, d,
     DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -150,7 +171,7 @@ def _lift(
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     inside = (rows < n)[:, None] & (columns < d)[None, :]
     element = out_ptr.dtype.element_ty
-    tl.store(out_ptr + rows * (d + 1), tl.sqrt(1 / tl.load(c_ptr) + dot(x, x)).to(element), rows < n)
+    tl.store(out_ptr + rows * (d + 1), time_of(norm(x), sqrt_rn(tl.load(c_ptr))).to(element), rows < n)
     tl.store(out_ptr + rows[:, None] * (d + 1) + columns[None, :] + 1, x.to(element), inside)
 
 
@@ -164,7 +185,7 @@ def _lift_backward(
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr + 1, rows, columns, d + 1, n, d, DTYPE)
     grad_time = tl.load(grad_ptr + rows * (d + 1), rows < n, other=0).to(DTYPE)
-    per_time = grad_time / tl.sqrt(1 / c + dot(x, x))
+    per_time = grad_time / time_of(norm(x), sqrt_rn(c))
     store_rows(dx_ptr, rows, columns, grad + per_time[:, None] * x, n, d)
     store_each(dc_ptr, rows, -per_time / (2 * c * c), n)
 
@@ -188,7 +209,7 @@ def _lorentz_to_poincare(
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    time = tl.sqrt(1 + tl.load(c_ptr) * dot(x, x))
+    time = hypot1(sqrt_rn(tl.load(c_ptr)) * norm(x))
     store_rows(out_ptr, rows, columns, (1 / (1 + time))[:, None] * x, n, d)
 
 
@@ -201,12 +222,14 @@ def _lorentz_to_poincare_backward(
     c = tl.load(c_ptr)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
-    square, along = dot(x, x), dot(x, grad)
-    time = tl.sqrt(1 + c * square)
+    length = norm(x)
+    X = sqrt_rn(c) * length
+    a, time = x * (1 / nonzero(length))[:, None], hypot1(X)
     shrink = 1 / (1 + time)
-    slope = along / time * shrink * shrink
-    store_rows(dx_ptr, rows, columns, shrink[:, None] * grad - (c * slope)[:, None] * x, n, d)
-    store_each(dc_ptr, rows, -slope * square / 2, n)
+    along, tanh_p = dot(a, grad), X / time
+    slope = along * (X * shrink) * tanh_p
+    store_rows(dx_ptr, rows, columns, shrink[:, None] * (grad - slope[:, None] * a), n, d)
+    store_each(dc_ptr, rows, -slope * (length * shrink) / (2 * c), n)
 
 
 def lorentz_to_poincare(x: Tensor, c: Tensor) -> Tensor:
@@ -269,22 +292,35 @@ def _exp_map(
     c = tl.load(c_ptr)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
-    t_squared, _, _, _ = _length(x, v, c)
-    half = sinhc(t_squared / 4)
-    out = (1 + t_squared / 2 * half * half)[:, None] * x + sinhc(t_squared)[:, None] * v
+    k = sqrt_rn(c)
+    a, across, _, _, _, t_squared, _, R, _ = _geodesic(x, v, k)
+    out = (R / k)[:, None] * a + sinhc(t_squared)[:, None] * across
     store_rows(out_ptr, rows, columns, out, n, d)
 
 
 @triton.jit
-def _length(x, v, c):
-    """t^2 = c |v|_L^2 without cancellation, |x|^2, <x, v>, and h with d t^2 = 2 c h . dv."""
-    square, product = dot(x, x), dot(x, v)
-    # v = along x + across; h leaves 1/cosh^2 p of the part along
-    part = product / nonzero(square)
-    across = v - part[:, None] * x
-    shrink = 1 / (1 + c * square)
-    h = across + (part * shrink)[:, None] * x
-    return c * (dot(across, across) + part * part * square * shrink), square, product, h
+def _geodesic(x, v, k):
+    """a, v across a, sinh p, cosh p, nu, t^2, whether inwards, R and E of ``reference.exponential``."""
+    length = norm(x)
+    sinh_p, a = k * length, rounded_product(x, (1 / nonzero(length))[:, None])
+    if x.shape[1] == 1:
+        a = sign(x)
+    cosh_p = hypot1(sinh_p)
+    v_a, across = split(v, a)
+    nu, w2 = k * v_a / cosh_p, k * k * dot(across, across)
+    t_squared = nu * nu + w2
+    inwards = (nu < 0) & (t_squared > 1) & (4 * nu * nu > t_squared)
+    half, stretch = sinhc(t_squared / 4), sinhc(t_squared)
+    cosh_t = 1 + t_squared / 2 * half * half
+    t = sqrt_rn(tl.where(inwards, t_squared, 1))
+    apart, rest = asinh(sinh_p) - t, w2 / (t - tl.where(inwards, nu, 0))
+    # where the other is taken, factors may be too large for their product
+    outward = tl.where(inwards, 0, nu) * stretch
+    inward_R = tl.where(apart < 0, -1, 1) * sinh(tl.abs(apart)) + stretch * (cosh_p * rest)
+    R = tl.where(inwards, inward_R, cosh_t * sinh_p + outward * cosh_p)
+    inward_E = cosh(tl.abs(apart)) + stretch * (sinh_p * rest)
+    E = tl.where(inwards, inward_E, cosh_t * cosh_p + outward * sinh_p)
+    return a, across, sinh_p, cosh_p, nu, t_squared, inwards, R, E
 
 
 @triton.jit
@@ -294,17 +330,25 @@ def _exp_map_backward(
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     c = tl.load(c_ptr)
+    k = sqrt_rn(c)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
-    t_squared, square, product, h = _length(x, v, c)
-    half, stretch = sinhc(t_squared / 4), sinhc(t_squared)
-    slope = (stretch * dot(x, grad) + kappa(t_squared) * dot(v, grad)) / 2  # dL / d t^2
-    shrink = 1 / (1 + c * square)
-    dx = (1 + t_squared / 2 * half * half)[:, None] * grad - (2 * c * c * slope * product * shrink)[:, None] * h
-    store_rows(dx_ptr, rows, columns, dx, n, d)
-    store_rows(dv_ptr, rows, columns, stretch[:, None] * grad + (2 * c * slope)[:, None] * h, n, d)
-    store_each(dc_ptr, rows, slope * (t_squared / c - c * product * product * shrink * shrink), n)
+    a, across, sinh_p, cosh_p, nu, t_squared, inwards, _, E = _geodesic(x, v, k)
+    g_a, g_across = split(grad, a)
+    half, stretch, bend = sinhc(t_squared / 4), sinhc(t_squared), kappa(t_squared)
+    w2, tanh_p = k * k * dot(across, across), sinh_p / cosh_p
+    bent, turned = bend * w2, bend * k * dot(across, g_across)
+    # dL/dt / t, that times nu, and dL/dp, in units of 1 / sqrt(c)
+    by_t = g_a * (stretch * sinh_p + bend * nu * cosh_p) + turned
+    by_nu = tl.where(inwards, g_a * (E - cosh_p * (stretch + bent)) + nu * turned, nu * by_t)
+    by_p = g_a * (E * (1 - nu * tanh_p) + nu * sinh_p * bent) - nu * tanh_p * (nu * turned)
+    dx = (by_p / cosh_p)[:, None] * a + (1 + t_squared / 2 * half * half)[:, None] * g_across
+    store_rows(dx_ptr, rows, columns, dx - (by_nu * tanh_p * k)[:, None] * across, n, d)
+    along = g_a * (E / cosh_p - bent) + nu * turned / cosh_p
+    dv = along[:, None] * a + stretch[:, None] * g_across + (by_t * k)[:, None] * across
+    store_rows(dv_ptr, rows, columns, dv, n, d)
+    store_each(dc_ptr, rows, (by_t * w2 + nu * by_nu / cosh_p / cosh_p) / (2 * c * k), n)
 
 
 def exp_map(x: Tensor, v: Tensor, c: Tensor) -> Tensor:
@@ -326,9 +370,9 @@ def _log_map(
     c = tl.load(c_ptr)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    H = haversine(x, y, sqrt_rn(c))
-    ratio = asinhc(H) / tl.sqrt(1 + H)  # D / sinh D
-    out = ratio[:, None] * (y - x) - (2 * H * ratio)[:, None] * x
+    root = root_between(x, y, sqrt_rn(c))  # sinh(D/2)
+    cosh_half, half = hypot1(root), asinhc_at(root)
+    out = (half / cosh_half)[:, None] * (y - x) - (2 * (half * root) * (root / cosh_half))[:, None] * x
     store_rows(out_ptr, rows, columns, out, n, d)
 
 
@@ -342,13 +386,17 @@ def _log_map_backward(
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
-    H = haversine(x, y, sqrt_rn(c))
-    to_x, to_y, _, radial = haversine_gradient(x, y, sqrt_rn(c))
+    root, to_x, to_y, _, radial = haversine_gradient(x, y, sqrt_rn(c))
+    H = root * root
     root = tl.sqrt(1 + H)
     ratio = asinhc(H) / root  # D / sinh D
-    ratio_slope = asinhc_slope(H) / root - ratio / (1 + H) / 2
-    back_slope = 2 * ratio - asinhc_fall(H) / root - ratio * (H / (1 + H))  # of 2 H ratio
-    slope = ratio_slope * dot(y - x, grad) - back_slope * dot(x, grad)  # dL / dH
+    fall = asinhc_fall(H) / root
+    back_slope = 2 * ratio - fall - ratio * (H / (1 + H))  # of 2 H ratio
+    # of ratio, times H where that is large: H^2 and more do not fit
+    near, far = H < 1, tl.where(H < 1, 1, H)
+    ratio_slope = tl.where(near, asinhc_slope(H) / root - ratio / (1 + H) / 2, -(fall + ratio * (H / (1 + H))) / 2)
+    slope = ratio_slope * dot(y - x, grad) - back_slope * far * dot(x, grad)
+    slope = slope / far  # dL / dH
     along = (c / 2 * slope)[:, None]
     store_rows(dx_ptr, rows, columns, along * to_x - (ratio + 2 * H * ratio)[:, None] * grad, n, d)
     store_rows(dy_ptr, rows, columns, along * to_y + ratio[:, None] * grad, n, d)
@@ -381,12 +429,26 @@ def _map_of_two_backward(
 
 
 @triton.jit
-def _transported(x, y, v, c):
-    """<y, v>_L = <y', v> for y' = y - (y_t/x_t) x, with y', x_t, y_t and v_t = <x, v> / x_t."""
-    x_t, y_t = tl.sqrt(1 / c + dot(x, x)), tl.sqrt(1 / c + dot(y, y))
-    base, rest = less_ratio(y_t, x_t, dot(y - x, y + x) / (x_t + y_t))
-    seen = (y - base[:, None] * x) - rest[:, None] * x
-    return dot(seen, v), seen, x_t, y_t, dot(x, v) / x_t
+def _per_T(z, cosh_half):
+    """z / T, T = 2 cosh^2(D/2), which may be too large for a number."""
+    return z / cosh_half / 2 / cosh_half
+
+
+@triton.jit
+def _carried(x, y, k):
+    """a, b, b - a, sin(theta/2), sinh p, sinh q, cosh p, cosh q, sinh(p - q) and cosh(D/2) of ``reference.transport``."""
+    norm_x, norm_y, a, b, r, e, half_chord = compare(x, y)
+    sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta = hyperbolic(norm_x, norm_y, r, k)
+    root = root_haversine(asinh(sinh_p), asinh(sinh_q), odd_asinh(sinh_delta), half_chord)
+    return a, b, -e, half_chord, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, hypot1(root)
+
+
+@triton.jit
+def _shares(v_a, turn, s, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half):
+    """mu / T and K / T."""
+    mu = v_a * (-sinh_delta / cosh_p - 2 * s * sinh_q) + sinh_q * turn
+    K_T = v_a * (1 + cosh_q / cosh_p) / 2 / cosh_half / cosh_half
+    return _per_T(mu, cosh_half), K_T + (sinh_p / cosh_half * turn) * (sinh_q / cosh_half) / 2
 
 
 @triton.jit
@@ -395,13 +457,16 @@ def _parallel_transport(
     DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
-    c = tl.load(c_ptr)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
-    H = haversine(x, y, sqrt_rn(c))
-    product, _, _, _, _ = _transported(x, y, v, c)
-    store_rows(out_ptr, rows, columns, v + (c * product / (2 * (1 + H)))[:, None] * (x + y), n, d)
+    a, b, chord, half_chord, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half = _carried(
+        x, y, sqrt_rn(tl.load(c_ptr))
+    )
+    v_a, across = split(v, a)
+    s, turn = half_chord * half_chord, dot(chord, across)
+    mu_T, K_T = _shares(v_a, turn, s, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half)
+    store_rows(out_ptr, rows, columns, across + K_T[:, None] * a + (mu_T * sinh_q)[:, None] * b, n, d)
 
 
 @triton.jit
@@ -411,29 +476,39 @@ def _parallel_transport_backward(
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     c = tl.load(c_ptr)
+    k = sqrt_rn(c)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
+    a, b, chord, half_chord, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half = _carried(x, y, k)
     v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
+    v_a, across = split(v, a)
+    s, turn = half_chord * half_chord, dot(chord, across)
+    mu_T, K_T = _shares(v_a, turn, s, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
-    H = haversine(x, y, sqrt_rn(c))
-    to_x, to_y, _, radial = haversine_gradient(x, y, sqrt_rn(c))
-    product, seen, x_t, y_t, v_t = _transported(x, y, v, c)
-    # out = v + beta (x + y), beta = c product / (2 (1 + H))
-    rate = c / (2 * (1 + H))
-    towards = dot(x + y, grad)
-    # in this order: the reciprocal of H^2 does not fit into float32 at radius 40
-    by_product, by_H = rate * towards, -(rate * product) * towards / (1 + H)
-    beta = (rate * product)[:, None]
-    dx = beta * grad + (c / 2 * by_H)[:, None] * to_x
-    dx -= (by_product * y_t / x_t)[:, None] * (v - (v_t / x_t)[:, None] * x)
-    dy = beta * grad + (c / 2 * by_H)[:, None] * to_y + by_product[:, None] * (v - (v_t / y_t)[:, None] * y)
-    dv = grad + by_product[:, None] * seen
+    g_a, g_across_a = split(grad, a)
+    g_b, g_across_b = split(grad, b)
+    # the names and formulas are those of reference/transport.py
+    G_T = _per_T(sinh_p * g_a + sinh_q * g_b, cosh_half)
+    cosh_sum_T, cosh_delta = _per_T(cosh_p + cosh_q, cosh_half), hypot1(tl.abs(sinh_delta))
+    spread = half_chord / cosh_half
+    grow = _per_T(sinh_delta, cosh_half) + (spread * cosh_p) * (spread * sinh_q)
+    times = cosh_q / cosh_p
+    by_p = -times * (v_a / cosh_p) * G_T + mu_T * (cosh_sum_T * g_a - grow * sinh_q * g_b)
+    mu_q_T = _per_T(v_a * (cosh_delta / cosh_p - 2 * s * cosh_q) + cosh_q * turn, cosh_half)
+    mixed_T = _per_T(v_a * ((1 + cosh_delta - 2 * s) / cosh_p - 2 * s * cosh_q), cosh_half) + cosh_sum_T * turn
+    by_q = _per_T(sinh_p * g_a, cosh_half) * mixed_T + g_b * (mu_q_T * sinh_q + mu_T * cosh_sum_T)
+    store_each(dc_ptr, rows, (sinh_p / cosh_p * by_p + sinh_q / cosh_q * by_q) / (2 * c), n)
+    # chord + 2 s a is b across a, 2 s b - chord is a across b
+    dx = mu_T[:, None] * g_across_a - (times * G_T)[:, None] * across + (mu_T * G_T * sinh_q)[:, None] * chord
+    dx = k * (dx + (by_p / cosh_p + 2 * s * (mu_T * G_T * sinh_q))[:, None] * a)
     store_rows(dx_ptr, rows, columns, dx, n, d)
+    dy = mu_T[:, None] * g_across_b + G_T[:, None] * across - (G_T * K_T)[:, None] * chord
+    dy = k * (dy + (by_q / cosh_q + G_T * (2 * s * K_T - turn))[:, None] * b)
     store_rows(dy_ptr, rows, columns, dy, n, d)
+    mu_unit = -sinh_delta / cosh_p - 2 * s * sinh_q
+    along = _per_T((1 + times) * g_a + mu_unit * sinh_q * g_b, cosh_half)
+    dv = g_across_a + (G_T * sinh_q)[:, None] * chord + (along + 2 * s * (G_T * sinh_q))[:, None] * a
     store_rows(dv_ptr, rows, columns, dv, n, d)
-    dc = towards * product / (2 * (1 + H)) + by_H * (H - radial / 4) / c
-    dc += by_product * v_t / (2 * c * c) * (1 / y_t - y_t / (x_t * x_t))
-    store_each(dc_ptr, rows, dc, n)
 
 
 def parallel_transport(x: Tensor, y: Tensor, v: Tensor, c: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from hyperst_kernels.gpu.tile_math import (
     at_most,
     div_rn,
     dot,
+    epsilon,
     exp,
     expm1,
     load_each,
@@ -41,6 +42,7 @@ from hyperst_kernels.gpu.tile_math import (
     slopes,
     sqrt_rn,
     store_each,
+    unless_rounding,
 )
 
 # Bits of the product that cancellation may take before a pair is computed from differences.
@@ -208,6 +210,12 @@ def opposite(x_ptr, y_ptr, rows, columns, x_stride, y_stride, n, m, DTYPE: tl.co
 
 
 @triton.jit
+def chord_of(u, v, bisector, r, per_sum, leftover):
+    """One number of a - b, of u and v: without the share of a + b that rounding left, and 0 on one ray."""
+    return unless_rounding(per_sum * (2 * (u - v) - r * bisector) - leftover * bisector, u - v, per_sum)
+
+
+@triton.jit
 def compare_all(
     x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, n, m, d,
     TILE: tl.constexpr, DTYPE: tl.constexpr,
@@ -238,7 +246,19 @@ def compare_all(
         lean += e * bisector
         square += bisector * bisector
     leftover = tl.where(square > 2, lean / nonzero(square), 0)
-    half_chord = at_most(tl.sqrt(at_least(chord - leftover * lean, 0)) / 2, 1)
+    chord = at_least(chord - leftover * lean, 0)
+    # so little may be what rounding left on one ray: only number by number can one tell
+    limit = 1000 * epsilon(r) * r * per_sum
+    doubtful = chord < limit * limit
+    if tl.max(doubtful.to(tl.int32)) != 0:
+        numbers = tl.zeros([TILE, TILE], DTYPE)
+        for k in range(0, d):
+            u = rounded_product(factor_x, feature(x_ptr, rows, x_stride, n, k, DTYPE))[:, None]
+            v = rounded_product(factor_y, feature(y_ptr, columns, y_stride, m, k, DTYPE))[None, :]
+            e = chord_of(u, v, u * per_x + v * per_y, r, per_sum, leftover)
+            numbers += e * e
+        chord = tl.where(doubtful, numbers, chord)
+    half_chord = at_most(tl.sqrt(chord) / 2, 1)
     if d == 1:  # a direction is a sign, and no rounding of it may be taken for an angle
         half_chord = opposite(x_ptr, y_ptr, rows, columns, x_stride, y_stride, n, m, DTYPE) / 2
     at_origin = (norm_x == 0)[:, None] | (norm_y == 0)[None, :]
@@ -317,7 +337,7 @@ def add_pulls(
         v = rounded_product(factor_y, feature(y_ptr, columns, y_stride, m, k, DTYPE))[None, :]
         a = u * per_x
         bisector = a + v * per_y
-        e = per_sum * (2 * (u - v) - r * bisector) - leftover * bisector
+        e = chord_of(u, v, bisector, r, per_sum, leftover)
         e = tl.where(d == 1, sign(u) - sign(v), e)  # no rounding of a sign may be taken for an angle
         target = dx_ptr + (rows - top) * d + k
         # added where it lies, by the one thread of a row that stores: what the others would read may be older or newer

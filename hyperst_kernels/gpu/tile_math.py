@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+# What rounding may leave of a number of a - b on one ray, in eps of that of u - v over |u| + |v|: see reference/pair.py.
+NOISE = tl.constexpr(5.0)
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
@@ -135,8 +137,8 @@ def kappa(t_squared):
 
 
 @triton.jit
-def asinhc(z_squared):
-    """asinh(z) / z."""
+def asinhc_series(z_squared):
+    """asinh(z) / z for z^2 <= 0.01."""
     x = at_most(z_squared, 0.01)
     series = -429 / 30720 + x * (6435 / 557056)
     series = 231 / 13312 + x * series
@@ -145,10 +147,23 @@ def asinhc(z_squared):
     series = -15 / 336 + x * series
     series = 3 / 40 + x * series
     series = -1 / 6 + x * series
-    series = 1 + x * series
+    return 1 + x * series
+
+
+@triton.jit
+def asinhc(z_squared):
+    """asinh(z) / z."""
     near = z_squared < 0.01
     z = tl.sqrt(tl.where(near, 1, z_squared))
-    return tl.where(near, series, asinh(z) / z)
+    return tl.where(near, asinhc_series(z_squared), asinh(z) / z)
+
+
+@triton.jit
+def asinhc_at(z):
+    """asinh(z) / z of z >= 0 itself, whose square may be too large for a number."""
+    near = z < 0.1
+    small = tl.where(near, z, 0)
+    return tl.where(near, asinhc_series(small * small), asinh(z) / nonzero(z))
 
 
 @triton.jit
@@ -301,26 +316,98 @@ def dot(x, y):
 
 
 @triton.jit
+def epsilon(x):
+    """The distance from 1 to the next number of this type."""
+    return 2.220446049250313e-16 if x.dtype == tl.float64 else 1.1920928955078125e-07
+
+
+@triton.jit
+def scale_of(x):
+    """A power of two for each row that brings its squares into range, and its inverse; 1 wherever that serves."""
+    size = tl.max(tl.abs(x), axis=1)
+    if x.dtype == tl.float64:
+        small, large = 3.872591914849318e-121, 3.121748550315992e144  # 2^-400, 2^480
+        up, down = 4.149515568880993e180, 2.409919865102884e-181  # 2^600, 2^-600
+    else:
+        small, large = 9.094947017729282e-13, 1.152921504606847e18  # 2^-40, 2^60
+        up, down = 1.2676506002282294e30, 7.888609052210118e-31  # 2^100, 2^-100
+    tiny, huge = size < small, size > large
+    scale = tl.where(huge, down, tl.where(tiny, up, 1.0)).to(x.dtype)
+    return scale, tl.where(huge, up, tl.where(tiny, down, 1.0)).to(x.dtype)
+
+
+@triton.jit
+def norm(x):
+    """|x| of each row, also where its square overflows or vanishes."""
+    scale, unscale = scale_of(x)
+    x = x * scale[:, None]
+    return sqrt_rn(dot(x, x)) * unscale
+
+
+@triton.jit
+def split(v, a):
+    """The part of v along the direction a, and the rest: exactly zero for v on the ray of a. See ``reference.pair.split``."""
+    along = dot(v, a)
+    across = v - along[:, None] * a
+    more = dot(across, a)
+    across -= more[:, None] * a
+    across = tl.where(tl.abs(across) < 2 * epsilon(v) * tl.abs(along[:, None] * a), 0, across)
+    return along + more, across
+
+
+@triton.jit
+def unless_rounding(e, w, per_sum):
+    """Numbers of a - b; 0 for what rounding left of them on one ray, from those of u - v and 1 / (|u| + |v|)."""
+    return tl.where(tl.abs(e) < (NOISE * epsilon(e) * per_sum) * tl.abs(w), 0, e)
+
+
+@triton.jit
 def compare(u, v):
     """Norms |u|, |v|, directions a, b, |u| - |v|, a - b and |a - b| / 2 of matching rows: ``reference.pair.compare``."""
+    scale_u, unscale_u = scale_of(u)
+    scale_v, unscale_v = scale_of(v)
+    u, v = u * scale_u[:, None], v * scale_v[:, None]
     # far out, a unit in the last place of a norm, or of their difference, is one of e^radius times as many
     norm_u, norm_v = sqrt_rn(dot(u, u)), sqrt_rn(dot(v, v))
     # one division per row: a division of every number costs more than the rest
     a, b = rounded_product(u, (1 / nonzero(norm_u))[:, None]), rounded_product(v, (1 / nonzero(norm_v))[:, None])
+    # both in the scale of the longer
+    scale, unscale = tl.minimum(scale_u, scale_v), tl.maximum(unscale_u, unscale_v)
+    share_u, share_v = unscale_u * scale, unscale_v * scale
+    u, v = u * share_u[:, None], v * share_v[:, None]
     w = u - v
-    per_sum = div_rn(1.0, nonzero(norm_u + norm_v))
+    per_sum = div_rn(1.0, nonzero(norm_u * share_u + norm_v * share_v))
     r = dot(w, u + v) * per_sum
     bisector = a + b
     e = (2 * per_sum)[:, None] * w - (r * per_sum)[:, None] * bisector
     square = dot(bisector, bisector)  # 1 where one of the two is the origin, whose a - b must stay
     leftover = tl.where(square > 2, dot(e, bisector) / nonzero(square), 0)
     e = e - leftover[:, None] * bisector
+    # on one ray a number of e is what rounding left: see NOISE of the reference
+    e = unless_rounding(e, w, per_sum[:, None])
     if u.shape[1] == 1:  # a direction is a sign, and no rounding of it may be taken for an angle
         a, b = sign(u), sign(v)
         e = a - b
     half_chord = at_most(tl.sqrt(dot(e, e)) / 2, 1)
     half_chord = tl.where((norm_u == 0) | (norm_v == 0), 0.7071067811865476, half_chord)
-    return norm_u, norm_v, a, b, r, e, half_chord
+    return norm_u * unscale_u, norm_v * unscale_v, a, b, r * unscale, e, half_chord
+
+
+@triton.jit
+def hyperbolic(norm_u, norm_v, r, k):
+    """sinh p, sinh q, cosh p, cosh q and sinh(p - q) of points, from norms and their difference, k = sqrt(c)."""
+    X, Y = k * norm_u, k * norm_v
+    cosh_p, cosh_q = hypot1(X), hypot1(Y)
+    total = nonzero(X + Y)
+    # one share each, so that the square of a large X is never formed
+    return X, Y, cosh_p, cosh_q, k * r / nonzero(X / total * cosh_q + Y / total * cosh_p)
+
+
+@triton.jit
+def odd_asinh(z):
+    """asinh(z) of either sign."""
+    size = asinh(tl.abs(z))
+    return tl.where(z < 0, -size, size)
 
 
 @triton.jit
@@ -328,12 +415,8 @@ def rapidity(norm_u, norm_v, r, k, TANGENT: tl.constexpr):
     """Hyperbolic polar coordinates p, q, p - q from norms and their difference, k = sqrt(c)."""
     if TANGENT:
         return k * norm_u, k * norm_v, k * r
-    X, Y = k * norm_u, k * norm_v
-    total = nonzero(X + Y)
-    # one share each, so that the square of a large X is never formed
-    sinh_delta = k * r / nonzero(X / total * hypot1(Y) + Y / total * hypot1(X))
-    size = asinh(tl.abs(sinh_delta))
-    return asinh(X), asinh(Y), tl.where(sinh_delta < 0, -size, size)
+    X, Y, _, _, sinh_delta = hyperbolic(norm_u, norm_v, r, k)
+    return asinh(X), asinh(Y), odd_asinh(sinh_delta)
 
 
 @triton.jit
@@ -415,32 +498,24 @@ def curvature_slope(p, q, delta, half_chord, A_u, A_v, D, c, k):
 
 
 @triton.jit
-def haversine(x, y, k):
-    """H = sinh^2(sqrt(c) d / 2) of matching points, k = sqrt(c)."""
+def root_between(x, y, k):
+    """sqrt(H) = sinh(sqrt(c) d / 2) of matching points, k = sqrt(c)."""
     norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
     p, q, delta = rapidity(norm_x, norm_y, r, k, False)
-    root = root_haversine(p, q, delta, half_chord)
-    return root * root
-
-
-@triton.jit
-def less_ratio(numerator, denominator, difference):
-    """(base, rest) with numerator/denominator = base + rest: base 1 where the two are alike, and 0 elsewhere.
-
-    ``difference`` is numerator - denominator, free of cancellation. For vectors, y - (y_t/x_t) x is then
-    (y - base x) - rest x, which cancels neither for neighbours nor where one is far beyond the other.
-    """
-    alike = (numerator < 2 * denominator) & (denominator < 2 * numerator)
-    return tl.where(alike, 1.0, 0.0), tl.where(alike, difference, numerator) / denominator
+    return root_haversine(p, q, delta, half_chord)
 
 
 @triton.jit
 def haversine_gradient(x, y, k):
-    """to_x and to_y with dH = c/2 (to_x . dx + to_y . dy), cosh q / cosh p, and (cosh q - cosh p)^2 / (cosh p cosh q)."""
-    cosh_p, cosh_q = hypot1(k * tl.sqrt(dot(x, x))), hypot1(k * tl.sqrt(dot(y, y)))
-    gap = k * k * dot(y - x, y + x) / (cosh_p + cosh_q)
-    base, rest = less_ratio(cosh_q, cosh_p, gap)
-    to_x = (base[:, None] * x - y) + rest[:, None] * x
-    base, rest = less_ratio(cosh_p, cosh_q, -gap)
-    to_y = (base[:, None] * y - x) + rest[:, None] * y
-    return to_x, to_y, cosh_q / cosh_p, (gap / cosh_p) * (gap / cosh_q)
+    """sqrt(H), to_x and to_y with dH = c/2 (to_x . dx + to_y . dy), cosh q / cosh p, (cosh q - cosh p)^2 / (cosh p cosh q).
+
+    to_x = (y_t/x_t) x - y as (sinh(p - q) / cosh p) a + sinh(q) e, where nothing cancels.
+    """
+    norm_x, norm_y, a, b, r, e, half_chord = compare(x, y)
+    X, Y, cosh_p, cosh_q, sinh_delta = hyperbolic(norm_x, norm_y, r, k)
+    root = root_haversine(asinh(X), asinh(Y), odd_asinh(sinh_delta), half_chord)
+    along = sinh_delta / k
+    to_x = (along / cosh_p)[:, None] * a + norm_y[:, None] * e
+    to_y = (-along / cosh_q)[:, None] * b - norm_x[:, None] * e
+    gap = k * r * ((X + Y) / (cosh_p + cosh_q))
+    return root, to_x, to_y, cosh_q / cosh_p, (gap / cosh_p) * (gap / cosh_q)

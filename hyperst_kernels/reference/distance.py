@@ -23,7 +23,7 @@ def distance(x: Tensor, y: Tensor, c: Tensor, input: str = "lorentz") -> Tensor:
 
 def distance0(x: Tensor, c: Tensor, input: str = "lorentz") -> Tensor:
     """Distance from the origin, (... d) -> (...)."""
-    norm = torch.linalg.vector_norm(x, dim=-1)
+    norm = pairs.norm(x).squeeze(-1)
     return norm if input == "tangent" else asinh(c.sqrt() * norm) / c.sqrt()
 
 
@@ -196,28 +196,15 @@ class _Inner(torch.autograd.Function):
 def _haversine_gradient(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(y_t/x_t) x - y and (x_t/y_t) y - x, dH = c/2 of these; y_t/x_t and (y_t - x_t)^2 / (x_t y_t) (... 1).
 
-    At fixed points dH/dc = (H - (y_t - x_t)^2 / (4 x_t y_t)) / c.
+    As (sinh(p - q) / cosh p) a + sinh(q) e, where nothing cancels. At fixed points dH/dc = (H - (y_t - x_t)^2 / (4 x_t y_t)) / c.
     """
-    k = c.sqrt()
-    X, Y = (k * torch.linalg.vector_norm(z, dim=-1, keepdim=True) for z in (x, y))
-    cosh_p, cosh_q = torch.hypot(torch.ones_like(X), X), torch.hypot(torch.ones_like(Y), Y)
-    gap = c * ((y - x) * (y + x)).sum(-1, keepdim=True) / (cosh_p + cosh_q)
-    if torch.is_grad_enabled():
-        to_x, to_y = less_ratio(y, x, cosh_q, cosh_p, gap), less_ratio(x, y, cosh_p, cosh_q, -gap)
-    else:
-        # (sinh(p - q) / cosh p) a + sinh(q) e: right where the two are on one ray far out, but not differentiable
-        pair = pairs.compare(x, y)
-        sinh_delta = torch.sinh(pairs.rapidity_of_points(pair, c).delta)
-        to_x = (sinh_delta / cosh_p * pair.a + Y * pair.e) / k
-        to_y = (-sinh_delta / cosh_q * pair.b - X * pair.e) / k
+    k, pair = c.sqrt(), pairs.compare(x, y)
+    X, Y, cosh_p, cosh_q, sinh_delta = pairs.hyperbolic(pair, c)
+    gap = -k * pair.r * ((X + Y) / (cosh_p + cosh_q))
+    to_x = (sinh_delta / cosh_p * pair.a + Y * pair.e) / k
+    to_y = (-sinh_delta / cosh_q * pair.b - X * pair.e) / k
+    if torch.is_grad_enabled():  # the direction of the origin has no derivative, and there nothing cancels
+        at_origin = (X == 0) | (Y == 0)
+        to_x = torch.where(at_origin, cosh_q / cosh_p * x - y, to_x)
+        to_y = torch.where(at_origin, cosh_p / cosh_q * y - x, to_y)
     return to_x, to_y, cosh_q / cosh_p, (gap / cosh_p) * (gap / cosh_q)
-
-
-def less_ratio(y: Tensor, x: Tensor, y_t: Tensor, x_t: Tensor, gap: Tensor) -> Tensor:
-    """(y_t/x_t) x - y, which cancels neither for neighbours nor where one is far beyond the other.
-
-    gap = y_t - x_t, free of cancellation; (... d) and (... 1).
-    """
-    alike = (y_t < 2 * x_t) & (x_t < 2 * y_t)
-    base = alike.to(x.dtype)
-    return (base * x - y) + torch.where(alike, gap, y_t) / x_t * x

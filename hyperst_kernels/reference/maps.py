@@ -9,8 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyperst_kernels.reference.distance import haversine, less_ratio
+from hyperst_kernels.reference import pair as pairs
+from hyperst_kernels.reference.distance import haversine
+from hyperst_kernels.reference.exponential import ExpMap
 from hyperst_kernels.reference.scalars import asinh, asinhc, sinhc
+from hyperst_kernels.reference.transport import Transport
 
 
 def _square(x: Tensor) -> Tensor:
@@ -19,7 +22,7 @@ def _square(x: Tensor) -> Tensor:
 
 def time(x: Tensor, c: Tensor) -> Tensor:
     """x_t = sqrt(1/c + |x|^2): (... d) -> (... 1)."""
-    return torch.sqrt(1 / c + _square(x))
+    return torch.hypot(torch.ones_like(c), c.sqrt() * pairs.norm(x)) / c.sqrt()
 
 
 def exp_map0(v: Tensor, c: Tensor) -> Tensor:
@@ -32,25 +35,13 @@ def log_map0(x: Tensor, c: Tensor) -> Tensor:
     square = c * _square(x)
     near = square < 0.01
     # far out through |x|: the derivative by its square has no place in float32 at radius 40
-    far = c.sqrt() * torch.linalg.vector_norm(torch.where(near, torch.ones_like(x), x), dim=-1, keepdim=True)
+    far = c.sqrt() * pairs.norm(torch.where(near, torch.ones_like(x), x))
     return torch.where(near, asinhc(torch.where(near, square, torch.zeros_like(square))), asinh(far) / far) * x
 
 
 def exp_map(x: Tensor, v: Tensor, c: Tensor) -> Tensor:
-    """cosh(t) x + sinhc(t) v, t = sqrt(c) |v|_L.
-
-    |v|_L^2 = |v_perp|^2 + (v_r / cosh p)^2 with v_r the part of v along x: the textbook |v|^2 - v_t^2 cancels for
-    radial v far from the origin. Near it, where a has no derivative to speak of, the textbook form is the one to use.
-    """
-    square = c * _square(x)
-    near = square < 1
-    far = torch.where(near, torch.ones_like(x), x)
-    a = far / torch.linalg.vector_norm(far, dim=-1, keepdim=True)
-    v_r = (v * a).sum(-1, keepdim=True)
-    close = _square(v) - c * (x * v).sum(-1, keepdim=True) ** 2 / (1 + square)
-    t_squared = c * torch.where(near, close, _square(v - v_r * a) + v_r**2 / (1 + square))
-    cosh_t = 1 + t_squared / 2 * sinhc(t_squared / 4) ** 2
-    return cosh_t * x + sinhc(t_squared) * v
+    """cosh(t) x + sinhc(t) v, t = sqrt(c) |v|_L: (... d), (... d) -> (... d)."""
+    return ExpMap.apply(x, v, c)
 
 
 def log_map(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
@@ -68,13 +59,7 @@ def log_map(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
 
 def parallel_transport(x: Tensor, y: Tensor, v: Tensor, c: Tensor) -> Tensor:
     """v + c <y, v>_L / (2 (1 + H)) (x + y): v at x carried along the geodesic to y."""
-    H = haversine(x, y, c)[..., None]
-    x_t, y_t = time(x, c), time(y, c)
-    # <y, v>_L with v_t = <x, v>/x_t
-    gap = ((y - x) * (y + x)).sum(-1, keepdim=True) / (x_t + y_t)
-    inner = -(less_ratio(y, x, y_t, x_t, gap) * v).sum(-1, keepdim=True)
-    cosh_half = torch.sqrt(1 + H)  # divided by twice: the derivative by H squares what it is divided by
-    return v + c * (inner / cosh_half / cosh_half) / 2 * (x + y)
+    return Transport.apply(x, y, v, c)
 
 
 def lift(x: Tensor, c: Tensor) -> Tensor:
@@ -89,30 +74,38 @@ def project(x: Tensor, c: Tensor) -> Tensor:
 
 def lorentz_to_poincare(x: Tensor, c: Tensor) -> Tensor:
     """x / (1 + sqrt(c) x_t), of norm tanh(p/2) / sqrt(c): (... d) -> (... d)."""
-    return x / (1 + torch.sqrt(1 + c * _square(x)))
+    return x / (1 + torch.hypot(torch.ones_like(c), c.sqrt() * pairs.norm(x)))
 
 
 def poincare_to_lorentz(p: Tensor, c: Tensor) -> Tensor:
     """2 p / (1 - c |p|^2): (... d) -> (... d)."""
-    norm = torch.linalg.vector_norm(p, dim=-1, keepdim=True)
-    root = c.sqrt() * norm
+    root = c.sqrt() * pairs.norm(p)
     return 2 * p / ((1 - root) * (1 + root))
 
 
 def centroid(x: Tensor, c: Tensor, weights: Tensor | None = None, dim: int = -2) -> Tensor:
     """Lorentz centroid m / (sqrt(c) sqrt(-<m, m>_L)), m the weighted mean in the ambient space (Law et al. 2019).
 
-    -<m, m>_L is one plus the hyperbolic variance, summed in a second pass from differences to the mean:
-    1/c + sum w (|x - m_s|^2 - (x_t - m_t)^2).
+    With m_r its length in space, -<m, m>_L = (m_t + m_r)(m_t - m_r), and what the point i adds to m_t - m_r is
+    cosh p - sinh p cos(theta) = e^-p + 2 sin^2(theta/2) sinh p in units of 1/sqrt(c), theta its angle from m: nothing
+    cancels. Where all weights are 0, the origin.
     """
     x = x.movedim(dim, -2)
-    w = (
-        torch.full_like(x[..., :1], 1 / x.shape[-2])
-        if weights is None
-        else (weights / weights.sum(-1, True))[..., None]
-    )
-    x_t = time(x, c)
-    m_s, m_t = (w * x).sum(-2, keepdim=True), (w * x_t).sum(-2, keepdim=True)
-    # (x_t - m_t)^2 next to |x - m_s|^2: the part of x - m_s along m_s is compared with it before squaring
-    spread = (w * (_square(x - m_s) - (x_t - m_t) ** 2)).sum(-2)
-    return (m_s / torch.sqrt(c * (1 / c + spread))[..., None, :]).squeeze(-2)
+    w = torch.ones_like(x[..., 0]) if weights is None else weights.expand(x.shape[:-1])
+    w = w / _nonzero(w.detach().amax(-1, True))  # whose sum fits
+    empty = w.detach().sum(-1, True) == 0
+    w = (w / torch.where(empty, torch.ones_like(w[..., :1]), w.sum(-1, True)))[..., None]
+    k, m = c.sqrt(), (w * x).sum(-2, keepdim=True)
+    pair = pairs.compare(x, m.expand_as(x))
+    X, _, cosh_p, _, _ = pairs.hyperbolic(pair, c)
+    s = torch.where(pair.norm_u * pair.norm_v == 0, torch.full_like(X, 0.5), (pair.e * pair.e).sum(-1, True) / 4)
+    lag = 1 / (cosh_p + X) + 2 * s * X
+    # the direction of the origin has no derivative, and there nothing cancels
+    lag = torch.where(pair.norm_u == 0, cosh_p - k * (x * pair.b).sum(-1, True), lag)
+    behind, ahead = (w * lag).sum(-2), (w * cosh_p).sum(-2) + k * pairs.norm(m).squeeze(-2)
+    behind, ahead = (torch.where(empty, torch.ones_like(z), z) for z in (behind, ahead))
+    return m.squeeze(-2) / torch.sqrt(ahead) / torch.sqrt(behind)
+
+
+def _nonzero(x: Tensor) -> Tensor:
+    return torch.where(x == 0, torch.ones_like(x), x)

@@ -1,0 +1,114 @@
+"""Parallel transport along geodesics, in polar coordinates: the textbook form takes e^(p-q) off what it adds.
+
+With x = sinh(p)/sqrt(c) a and y = sinh(q)/sqrt(c) b, v = v_a a + w with w across a, and n = b - a:
+
+    mu  = sqrt(c) <y, v>_L = v_a (sinh(q - p)/cosh p - 2 s sinh q) + sinh q n.w         s = sin^2(theta/2) = -n.a / 2
+    T   = 2 (1 + H) = 1 + cosh(p - q) + 2 s sinh p sinh q
+    out = v + mu/T (sinh p a + sinh q b) = w + K/T a + mu/T sinh q b,    K = v_a (1 + cosh q/cosh p) + sinh p sinh q n.w
+
+and K has no term that cancels. The gradient is written out for the same reason, with G = sinh p a.g + sinh q b.g for an
+upstream gradient g.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyperst_kernels.reference import pair as pairs
+from hyperst_kernels.reference.distance import _haversine_gradient, haversine
+
+
+class Transport(torch.autograd.Function):
+    """v at x carried to y."""
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor, v: Tensor, c: Tensor) -> Tensor:
+        t = _Carried(x, y, v, c)
+        return t.across + t.K_T * t.pair.a + t.mu_T * t.sinh_q * t.pair.b
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, y, v, c = ctx.saved_tensors
+        t = _Carried(x, y, v, c)
+        dx, dy, dv, dc = t.gradients(grad, c)
+        if torch.is_grad_enabled():  # the direction of the origin has no derivative, and there nothing cancels
+            at_origin = (t.pair.norm_u == 0) | (t.pair.norm_v == 0)
+            smooth = _textbook_gradients(grad, x, y, v, c)
+            dx, dy, dv, dc = (torch.where(at_origin, *two) for two in zip(smooth, (dx, dy, dv, dc), strict=True))
+        total = dc.sum(dtype=torch.float64).to(c.dtype) if ctx.needs_input_grad[3] else None
+        return dx, dy, dv, total
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return (x * y).sum(-1, keepdim=True)
+
+
+class _Carried:
+    """What value and gradient share. Growing factors are divided by cosh(D/2) = sqrt(T)/sqrt(2) one at a time."""
+
+    def __init__(self, x: Tensor, y: Tensor, v: Tensor, c: Tensor):
+        self.pair = pairs.compare(x, y)
+        self.sinh_p, self.sinh_q, self.cosh_p, self.cosh_q, self.sinh_delta = pairs.hyperbolic(self.pair, c)
+        if torch.is_grad_enabled():
+            self.cosh_half = torch.sqrt(1 + haversine(x, y, c)[..., None])
+        else:  # a root of H has no slope where it is 0, but fits where H does not
+            root = pairs.root_haversine(self.pair, pairs.rapidity_of_points(self.pair, c))
+            self.cosh_half = torch.hypot(torch.ones_like(root), root)
+        self.chord, self.s = -self.pair.e, self.pair.half_chord**2
+        self.v_a, self.across = pairs.split(v, self.pair.a)
+        self.turn = _dot(self.chord, self.across)  # n.w
+        self.mu_T = self._per_T(self.mu_by(self.v_a, self.turn))
+        shared = self.v_a * (1 + self.cosh_q / self.cosh_p) / 2 / self.cosh_half / self.cosh_half
+        self.K_T = shared + (self.sinh_p / self.cosh_half * self.turn) * (self.sinh_q / self.cosh_half) / 2
+
+    def _per_T(self, z: Tensor) -> Tensor:
+        return z / self.cosh_half / 2 / self.cosh_half
+
+    def mu_by(self, v_a: Tensor | float, turn: Tensor | float) -> Tensor:
+        return v_a * (-self.sinh_delta / self.cosh_p - 2 * self.s * self.sinh_q) + self.sinh_q * turn
+
+    def gradients(self, grad: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of x, y, v (... d), and of c row by row (... 1)."""
+        k, (a, b), s, v_a, n = c.sqrt(), self.pair[2:4], self.s, self.v_a, self.chord
+        sinh_p, sinh_q, cosh_p, cosh_q = self.sinh_p, self.sinh_q, self.cosh_p, self.cosh_q
+        cosh_delta = torch.hypot(torch.ones_like(s), self.sinh_delta)
+        (g_a, g_across_a), (g_b, g_across_b) = pairs.split(grad, a), pairs.split(grad, b)
+        G_T = self._per_T(sinh_p * g_a + sinh_q * g_b)
+        cosh_sum_T, mu_T, turn = self._per_T(cosh_p + cosh_q), self.mu_T, self.turn
+        # dT/dp / T
+        spread = self.pair.half_chord / self.cosh_half
+        grow = self._per_T(self.sinh_delta) + (spread * cosh_p) * (self.pair.half_chord * sinh_q / self.cosh_half)
+        by_p = -cosh_q / cosh_p * (v_a / cosh_p) * G_T + mu_T * (cosh_sum_T * g_a - grow * sinh_q * g_b)
+        # of mu by q, and v.b (cosh p + cosh q) - tanh p v.a (sinh q + sinh p cos theta)
+        mu_q_T = self._per_T(v_a * (cosh_delta / cosh_p - 2 * s * cosh_q) + cosh_q * turn)
+        mixed_T = self._per_T(v_a * ((1 + cosh_delta - 2 * s) / cosh_p - 2 * s * cosh_q)) + cosh_sum_T * turn
+        by_q = self._per_T(sinh_p * g_a) * mixed_T + g_b * (mu_q_T * sinh_q + mu_T * cosh_sum_T)
+
+        b_across_a, a_across_b = n + 2 * s * a, 2 * s * b - n
+        turned_x = mu_T * (G_T * sinh_q * b_across_a + g_across_a) - cosh_q / cosh_p * G_T * self.across
+        turned_y = G_T * (self.K_T * a_across_b + (self.across - turn * b)) + mu_T * g_across_b
+        dx, dy = k * (by_p / cosh_p * a + turned_x), k * (by_q / cosh_q * b + turned_y)
+        along = self._per_T((1 + cosh_q / cosh_p) * g_a + self.mu_by(1, 0) * sinh_q * g_b)
+        dv = g_across_a + G_T * sinh_q * b_across_a + along * a
+        # the result depends on sqrt(c) x and sqrt(c) y alone
+        return dx, dy, dv, (sinh_p / cosh_p * by_p + sinh_q / cosh_q * by_q) / (2 * c)
+
+
+def _textbook_gradients(g: Tensor, x: Tensor, y: Tensor, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Those of v + beta (x + y), beta = c <y, v>_L / (2 (1 + H)): differentiable everywhere."""
+    H = haversine(x, y, c)[..., None]
+    to_x, to_y, _, radial = _haversine_gradient(x, y, c)
+    x_t, y_t = (torch.sqrt(1 / c + _dot(z, z)) for z in (x, y))
+    product, v_t, towards = -_dot(to_x, v), _dot(x, v) / x_t, _dot(x + y, g)
+    rate = c / (2 * (1 + H))
+    by_product, by_H = rate * towards, -(rate * product) * towards / (1 + H)
+    dx = rate * product * g + c / 2 * by_H * to_x - by_product * y_t / x_t * (v - v_t / x_t * x)
+    dy = rate * product * g + c / 2 * by_H * to_y + by_product * (v - v_t / y_t * y)
+    dc = by_product * product / c + by_H * (H - radial / 4) / c
+    dc = dc + by_product * v_t / (2 * c * c) * (1 / y_t - y_t / (x_t * x_t))
+    return dx, dy, g - by_product * to_x, dc
