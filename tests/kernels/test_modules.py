@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -215,8 +216,8 @@ def test_no_parameter_is_a_scalar_and_what_they_mean_is():
 
 @pytest.mark.parametrize("prefix", ["", "model."])
 def test_checkpoints_of_scalars_load(prefix):
-    """In modules that stand alone, and inside others."""
-    for module in modules():
+    """In modules that stand alone, in copies of them, and inside others."""
+    for module in (*modules(), *copy.deepcopy(modules())):
         holder = module if not prefix else nn.ModuleDict({"model": module})
         old = {name: torch.full(p.shape, -0.3).reshape(()) for name, p in holder.named_parameters()}
         holder.load_state_dict(old, strict=False)
