@@ -26,7 +26,9 @@ def half_aperture(x: Tensor, c: Tensor, min_radius: float = 0.1, input: str = "l
     near = torch.where(remote, torch.full_like(X, 4 * min_radius), X)
     rim = torch.sqrt(near - 2 * min_radius) * torch.sqrt(near + 2 * min_radius)
     # 2K / sinh p without sinh p, the square of which its slope has
-    sine = -4 * min_radius * torch.exp(-p) / torch.expm1(-2 * p.clamp(min=1)) if input == "tangent" else 2 * min_radius / X
+    sine = (
+        -4 * min_radius * torch.exp(-p) / torch.expm1(-2 * p.clamp(min=1)) if input == "tangent" else 2 * min_radius / X
+    )
     angle = torch.where(remote, sine, torch.atan2(torch.full_like(X, 2 * min_radius), rim))
     return torch.where(inside, torch.full_like(X, math.pi / 2), angle)
 

@@ -75,7 +75,9 @@ def points(n: int, d: int, seed: int, largest: float) -> list[Tensor]:
 def radial(n: int, seed: int, v: Tensor, x: Tensor, most: float) -> Tensor:
     """v, in a third of the rows along the ray of x, up to ``most`` times as long as x, in either sense."""
     g = torch.Generator().manual_seed(seed + 2)
-    factor = most * 2.0 ** torch.randint(-6, 1, (n, 1), generator=g) * (2 * torch.randint(0, 2, (n, 1), generator=g) - 1)
+    factor = (
+        most * 2.0 ** torch.randint(-6, 1, (n, 1), generator=g) * (2 * torch.randint(0, 2, (n, 1), generator=g) - 1)
+    )
     return torch.where(torch.rand(n, 1, generator=g) < 1 / 3, factor * x.float().double(), v)
 
 

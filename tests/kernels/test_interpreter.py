@@ -17,14 +17,24 @@ from tests.kernels.ptx import AVAILABLE as ON_PTX
 from tests.kernels.triton import AVAILABLE
 
 HERE = Path(__file__).parent
-KERNELS = ["test_row_wise.py", *sorted(f"triton/{path.name}" for path in (HERE / "triton").glob("test_*.py"))]
+KERNELS = [
+    "test_row_wise.py",
+    "test_far_out.py",
+    *sorted(f"triton/{path.name}" for path in (HERE / "triton").glob("test_*.py")),
+]
 # what no arithmetic changes, or another test runs
 PLAIN_ONLY = ["triton/test_tune.py"]
 SMOKE = "triton/test_smoke.py"
 MODULES = {
     "plain": [name for name in KERNELS if name != SMOKE],
     "contracted": [name for name in KERNELS if name not in PLAIN_ONLY],
-    "approximate": ["test_row_wise.py", "triton/test_tile_math.py", "triton/test_pairwise.py", SMOKE],
+    "approximate": [
+        "test_row_wise.py",
+        "test_far_out.py",
+        "triton/test_tile_math.py",
+        "triton/test_pairwise.py",
+        SMOKE,
+    ],
     "ptx": sorted(f"ptx/{path.name}" for path in (HERE / "ptx").glob("test_*.py")),
 }
 JOBS = [(mode, module) for mode, modules in MODULES.items() for module in modules]

@@ -137,9 +137,6 @@ def sum_of_shares(case, inputs, upstream, i):
     return sum(reference(case, alone[r], upstream[r : r + 1])[1][i].abs() for r in rows)
 
 
-@pytest.mark.skipif(
-    DEVICE != "cpu" or INTERPRETED, reason="the GPU kernel goes by differences of points, which cancel here"
-)
 @pytest.mark.parametrize("portable", [False, True])
 def test_slope_of_log_map_on_one_ray_far_out(portable):
     inputs = [torch.tensor([[1515690880.0]]), torch.tensor([[1515213184.0]]), torch.tensor(0.8)]
@@ -147,4 +144,4 @@ def test_slope_of_log_map_on_one_ray_far_out(portable):
     _, (*grads, _) = operator(CASES["log_map"], inputs, upstream, portable)
     _, (*exact, _) = reference(CASES["log_map"], inputs, upstream)
     for got, want in zip(grads, exact, strict=True):
-        assert size(got - want) <= 8 * EPS * size(want)
+        assert size(got - want) <= (8 * EPS + documented(16)) * size(want)
