@@ -43,9 +43,12 @@ def _distance(
     k = sqrt_rn(tl.load(c_ptr))
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
-    p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
-    store_each(out_ptr, rows, div_rn(2.0, k) * asinh(root_haversine(p, q, delta, half_chord)), n)
+    if TANGENT:
+        norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
+        root = root_haversine(k * norm_x, k * norm_y, k * r, half_chord)
+    else:
+        root = root_between(x, y, k)
+    store_each(out_ptr, rows, div_rn(2.0, k) * asinh(root), n)
 
 
 @triton.jit

@@ -36,12 +36,12 @@ from hyperst_kernels.gpu.tile_math import (
 
 @triton.jit
 def aperture(X, K: tl.constexpr):
-    """asin(min(1, 2K / X)), and its derivative by X (0 inside the rim)."""
+    """asin(min(1, 2K / X)), and its derivative by log X, whose square would not fit (0 inside the rim)."""
     inside = X <= 2 * K
     X = tl.where(inside, 4 * K, X)
     far = tl.sqrt(X - 2 * K) * tl.sqrt(X + 2 * K)
     angle = tl.where(inside, 1.5707963267948966, atan2(2 * K + 0 * X, far))
-    return angle, tl.where(inside, 0, -2 * K / (X * far))
+    return angle, tl.where(inside, 0, -2 * K / far)
 
 
 @triton.jit
@@ -80,9 +80,10 @@ def aperture_slopes(length, c, k, K: tl.constexpr, TANGENT: tl.constexpr):
     p = k * length
     if TANGENT:
         _, slope = aperture(sinh(p), K)
-        slope = slope * cosh(p)
+        slope = slope / nonzero(tanh(p))
     else:
         _, slope = aperture(p, K)
+        slope = slope / nonzero(p)
     return slope * k, slope * p / (2 * c)
 
 

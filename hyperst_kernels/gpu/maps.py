@@ -29,9 +29,8 @@ from hyperst_kernels.gpu.tile_math import (
     load_rows,
     nonzero,
     norm,
-    odd_asinh,
     root_between,
-    root_haversine,
+    root_of_points,
     rounded_product,
     sign,
     sinh,
@@ -439,7 +438,7 @@ def _carried(x, y, k):
     """a, b, b - a, sin(theta/2), sinh p, sinh q, cosh p, cosh q, sinh(p - q) and cosh(D/2) of ``reference.transport``."""
     norm_x, norm_y, a, b, r, e, half_chord = compare(x, y)
     sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta = hyperbolic(norm_x, norm_y, r, k)
-    root = root_haversine(asinh(sinh_p), asinh(sinh_q), odd_asinh(sinh_delta), half_chord)
+    root = root_of_points(sinh_p, sinh_q, sinh_delta, half_chord)
     return a, b, -e, half_chord, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, hypot1(root)
 
 

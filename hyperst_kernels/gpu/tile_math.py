@@ -498,11 +498,19 @@ def curvature_slope(p, q, delta, half_chord, A_u, A_v, D, c, k):
 
 
 @triton.jit
+def root_of_points(sinh_p, sinh_q, sinh_delta, half_chord):
+    """`root_haversine` of points, without exponentials: sinh(t/2) = sinh(t) / sqrt(2 + 2 cosh t)."""
+    size = tl.abs(sinh_delta)
+    radial = size / (1.4142135623730951 * tl.sqrt(1 + hypot1(size)))
+    return hypot(radial, half_chord * tl.sqrt(sinh_p) * tl.sqrt(sinh_q))
+
+
+@triton.jit
 def root_between(x, y, k):
     """sqrt(H) = sinh(sqrt(c) d / 2) of matching points, k = sqrt(c)."""
     norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
-    p, q, delta = rapidity(norm_x, norm_y, r, k, False)
-    return root_haversine(p, q, delta, half_chord)
+    X, Y, _, _, sinh_delta = hyperbolic(norm_x, norm_y, r, k)
+    return root_of_points(X, Y, sinh_delta, half_chord)
 
 
 @triton.jit
@@ -513,7 +521,7 @@ def haversine_gradient(x, y, k):
     """
     norm_x, norm_y, a, b, r, e, half_chord = compare(x, y)
     X, Y, cosh_p, cosh_q, sinh_delta = hyperbolic(norm_x, norm_y, r, k)
-    root = root_haversine(asinh(X), asinh(Y), odd_asinh(sinh_delta), half_chord)
+    root = root_of_points(X, Y, sinh_delta, half_chord)
     along = sinh_delta / k
     to_x = (along / cosh_p)[:, None] * a + norm_y[:, None] * e
     to_y = (-along / cosh_q)[:, None] * b - norm_x[:, None] * e

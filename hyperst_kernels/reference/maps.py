@@ -32,11 +32,12 @@ def exp_map0(v: Tensor, c: Tensor) -> Tensor:
 
 def log_map0(x: Tensor, c: Tensor) -> Tensor:
     """asinhc(sqrt(c) |x|) x: (... d) -> (... d)."""
-    square = c * _square(x)
-    near = square < 0.01
+    near = (c.sqrt() * pairs.norm(x)).detach() < 0.1
+    close = torch.where(near, x, torch.zeros_like(x))
     # far out through |x|: the derivative by its square has no place in float32 at radius 40
-    far = c.sqrt() * pairs.norm(torch.where(near, torch.ones_like(x), x))
-    return torch.where(near, asinhc(torch.where(near, square, torch.zeros_like(square))), asinh(far) / far) * x
+    far = torch.where(near, torch.ones_like(x), x)
+    norm = pairs.norm(far)
+    return torch.where(near, asinhc(c * _square(close)) * close, asinh(c.sqrt() * norm) / c.sqrt() * (far / norm))
 
 
 def exp_map(x: Tensor, v: Tensor, c: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ from hyperst_kernels.reference.distance import _haversine_gradient, haversine
 class Transport(torch.autograd.Function):
     """v at x carried to y."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, y: Tensor, v: Tensor, c: Tensor) -> Tensor:
         t = _Carried(x, y, v, c)

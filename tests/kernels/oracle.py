@@ -40,6 +40,34 @@ def exterior_angle(x, y, c):
     return mpmath.acos(max(mpmath.mpf(-1), min(mpmath.mpf(1), value)))
 
 
+def dot(x, y):
+    return mpmath.fsum(a * b for a, b in zip(x, y, strict=True))
+
+
+def exp_map(x, v, c):
+    t = mpmath.sqrt(c * (dot(v, v) - (dot(x, v) / time(x, c)) ** 2))
+    stretch = mpmath.sinh(t) / t if t else mpmath.mpf(1)
+    return [mpmath.cosh(t) * a + stretch * b for a, b in zip(x, v, strict=True)]
+
+
+def parallel_transport(x, y, v, c):
+    product = dot(y, v) - time(y, c) * dot(x, v) / time(x, c)
+    beta = c * product / (1 - c * inner(x, y, c))
+    return [w + beta * (a + b) for a, b, w in zip(x, y, v, strict=True)]
+
+
+def centroid(rows, c):
+    mean = [mpmath.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
+    mean_t = mpmath.fsum(time(row, c) for row in rows) / len(rows)
+    scale = mpmath.sqrt(c) * mpmath.sqrt(mean_t**2 - dot(mean, mean))
+    return [value / scale for value in mean]
+
+
+def error(got: torch.Tensor, want) -> float:
+    """|got - want| / |want|."""
+    return float(norm([a - b for a, b in zip(vector(got), want, strict=True)]) / norm(want))
+
+
 def tangent_distance(u, v, c):
     return distance(exp_map0(u, c), exp_map0(v, c), c)
 

@@ -20,6 +20,8 @@ HERE = Path(__file__).parent
 KERNELS = [
     "test_row_wise.py",
     "test_empty.py",
+    "test_extreme_losses.py",
+    "test_far_out.py",
     *sorted(f"triton/{path.name}" for path in (HERE / "triton").glob("test_*.py")),
 ]
 # what no arithmetic changes, or another test runs
@@ -28,7 +30,13 @@ SMOKE = "triton/test_smoke.py"
 MODULES = {
     "plain": [name for name in KERNELS if name != SMOKE],
     "contracted": [name for name in KERNELS if name not in PLAIN_ONLY],
-    "approximate": ["test_row_wise.py", "triton/test_tile_math.py", "triton/test_pairwise.py", SMOKE],
+    "approximate": [
+        "test_row_wise.py",
+        "test_far_out.py",
+        "triton/test_tile_math.py",
+        "triton/test_pairwise.py",
+        SMOKE,
+    ],
     "ptx": sorted(f"ptx/{path.name}" for path in (HERE / "ptx").glob("test_*.py")),
 }
 JOBS = [(mode, module) for mode, modules in MODULES.items() for module in modules]

@@ -35,10 +35,14 @@ def reference(case, inputs, upstream):
 
 
 def moved(inputs):
-    """The inputs one ulp up and down, one tensor at a time: how far they are known."""
+    """The inputs one ulp up and down, one tensor at a time: how far they are known. Vectors also with every other number
+    the other way, for that turns them."""
     for i, x in enumerate(inputs):
-        for end in (torch.inf, -torch.inf):
-            yield [*inputs[:i], torch.nextafter(x, torch.full_like(x, end)), *inputs[i + 1 :]]
+        alternating = torch.ones_like(x)
+        if x.ndim == 2:
+            alternating[:, 1::2] = -1
+        for sense in (1, -1, alternating, -alternating)[: 4 if x.ndim == 2 and x.shape[1] > 1 else 2]:
+            yield [*inputs[:i], torch.nextafter(x, torch.inf * sense * torch.ones_like(x)), *inputs[i + 1 :]]
 
 
 def tilted(inputs):
@@ -88,23 +92,24 @@ def both_ways():
     n=st.integers(1, 40),
     d=st.sampled_from([1, 2, 3, 16, 33, 100, 513, 2048]),
     seed=st.integers(0, 2**31),
-    largest=st.sampled_from([1.0, 5.0, 40.0]),
+    largest=st.sampled_from([1.0, 5.0, 40.0, 60.0]),
+    c=st.sampled_from([1e-6, 0.03, 0.8, 40.0, 1e4]),
 )
-@example(n=37, d=2, seed=1777353758, largest=1.0)  # an exterior angle between near points, its sine below 4 eps
-@example(n=27, d=2, seed=228338175, largest=1.0)  # an angle of pi less 1e-3
-def test_float32_and_its_gradient(name, portable, n, d, seed, largest):
+@example(n=37, d=2, seed=1777353758, largest=1.0, c=0.8)  # an exterior angle between near points, its sine below 4 eps
+@example(n=27, d=2, seed=228338175, largest=1.0, c=0.8)  # an angle of pi less 1e-3
+def test_float32_and_its_gradient(name, portable, n, d, seed, largest, c):
     case = CASES[name]
-    inputs = case.inputs(n, d, seed, largest, torch.float32)
+    inputs = case.inputs(n, d, seed, largest, torch.float32, c)
     value_shape = operators._REFERENCES[case.operator](*inputs, *case.flags).shape
     upstream = torch.randn(value_shape, generator=torch.Generator().manual_seed(seed))
     value, grads = operator(case, inputs, upstream, portable)
     exact, exact_grads = reference(case, inputs, upstream)
     known = uncertainty(case, inputs, upstream, exact, exact_grads)
-    vectors = [x.double() for x in inputs if x.ndim == 2]
+    cancelling, slopes_known = case.cancelling([x.double() for x in inputs if x.ndim == 2], c)
 
     assert torch.isfinite(value).all()
     tolerance = max(1e-6, 4 * EPS * (1 + largest)) + documented(4)  # in a row: two quotients, two roots
-    rounding = 8 * EPS * case.terms(*vectors)
+    rounding = 8 * EPS * cancelling
     assert (size(value - exact) <= tolerance * size(exact) + rounding + case.absolute + known[0]).all()
 
     slopes = documented(32)  # e^-D enters them squared, each with the errors of D; and as many of their own
@@ -118,7 +123,7 @@ def test_float32_and_its_gradient(name, portable, n, d, seed, largest):
             rounding = (4 * EPS + slopes) * float(terms.sum() / inputs[i])
         else:
             scale = size(want)
-            rounding = 8 * EPS * size(upstream) * case.slopes(*vectors)[i]
+            rounding = 8 * EPS * size(upstream) * slopes_known[i]
         assert (
             size(got - want)
             <= (case.gradient(largest) + slopes) * scale + rounding + known[i + 1] + torch.finfo(torch.float32).tiny
@@ -132,9 +137,6 @@ def sum_of_shares(case, inputs, upstream, i):
     return sum(reference(case, alone[r], upstream[r : r + 1])[1][i].abs() for r in rows)
 
 
-@pytest.mark.skipif(
-    DEVICE != "cpu" or INTERPRETED, reason="the GPU kernel goes by differences of points, which cancel here"
-)
 @pytest.mark.parametrize("portable", [False, True])
 def test_slope_of_log_map_on_one_ray_far_out(portable):
     inputs = [torch.tensor([[1515690880.0]]), torch.tensor([[1515213184.0]]), torch.tensor(0.8)]
@@ -142,4 +144,4 @@ def test_slope_of_log_map_on_one_ray_far_out(portable):
     _, (*grads, _) = operator(CASES["log_map"], inputs, upstream, portable)
     _, (*exact, _) = reference(CASES["log_map"], inputs, upstream)
     for got, want in zip(grads, exact, strict=True):
-        assert size(got - want) <= 8 * EPS * size(want)
+        assert size(got - want) <= (8 * EPS + documented(16)) * size(want)

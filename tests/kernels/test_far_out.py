@@ -1,0 +1,164 @@
+"""Far from the origin: along a ray, on one ray, and where squares do not fit. Kernels, machine code and the reference."""
+
+from __future__ import annotations
+
+import math
+
+import mpmath
+import pytest
+import torch
+from torch.nn import functional as F
+
+import hyperst_kernels as hk
+from hyperst_kernels import operators
+from tests.kernels import oracle
+from tests.kernels.triton import DEVICE, documented
+
+C = 0.75  # which float32 holds exactly
+WAYS = ["operator", "reference"]
+EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
+
+
+def call(way, name, *vectors, flags=(), grad=None):
+    """Value, and the gradients of the vectors if the value's is given, on the CPU."""
+    compute = operators._REFERENCES[name] if way == "reference" else getattr(operators.ops, name)
+    leaves = [v.to(DEVICE).clone().requires_grad_(grad is not None) for v in vectors]
+    out = compute(*leaves, torch.tensor(C, dtype=vectors[0].dtype, device=DEVICE), *flags)
+    grads = torch.autograd.grad(out, leaves, grad.to(out)) if grad is not None else []
+    return [t.detach().cpu() for t in (out, *grads)]
+
+
+def ray(kind, dtype):
+    """Some direction: exactly representable on an axis, or not."""
+    if kind == "one feature":
+        return torch.ones(1, dtype=dtype)
+    if kind == "axis":
+        return torch.tensor([0.0, -1.0, 0.0], dtype=dtype)
+    return F.normalize(torch.tensor([0.3, -0.7, 0.5, 0.1], dtype=dtype), dim=0)
+
+
+KINDS = ["one feature", "axis", "oblique"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("p", "halvings"), [(8.0, 10), (10.0, 12), (12.0, 1), (2.0, -12), (18.0, 22)])
+def test_transport_of_a_radial_vector(kind, way, dtype, p, halvings):
+    """Its length goes with cosh q / cosh p: nothing of it is left of the textbook form at radius 10."""
+    x = math.sinh(p) * ray(kind, dtype)
+    y, v, grad = x / 2**halvings, x / 4, -x / 2
+    got, *grads = call(way, "parallel_transport", x[None], y[None], v[None], grad=grad[None])
+    with mpmath.workdps(100):
+        at = [oracle.vector(t) for t in (x, y, v)]
+        want = oracle.parallel_transport(*at, mpmath.mpf(C))
+        assert oracle.error(got[0], want) <= 16 * EPS[dtype] + documented(4) * (dtype == torch.float32)
+        for i, found in enumerate(grads):
+
+            def value(z, i=i):
+                carried = oracle.parallel_transport(*at[:i], z, *at[i + 1 :], mpmath.mpf(C))
+                return oracle.dot(oracle.vector(grad), carried)
+
+            slope = oracle.gradient(value, at[i], "1e-35")
+            assert oracle.error(found[0], slope) <= 64 * EPS[dtype] + documented(16) * (dtype == torch.float32), i
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("p", "factor"), [(9.0, -8.0), (12.0, -16.0), (3.0, -0.5), (18.5, -16.0), (2.0, 4.0)])
+def test_exp_map_along_a_ray(kind, way, dtype, p, factor):
+    """sinh(p - t) and its slopes, which are e^(p+t) less e^(p+t) in the textbook form."""
+    x = math.sinh(p) * ray(kind, dtype)
+    v, grad = factor * x, x / 8
+    got, *grads = call(way, "exp_map", x[None], v[None], grad=grad[None])
+    # p and t are rounded, the hyperbolic functions take their difference
+    rounding = (16 + 4 * (p + abs(factor)) / min(1, abs(p - abs(factor)))) * EPS[dtype]
+    rounding += (documented(8) * (p + abs(factor))) * (dtype == torch.float32)
+    with mpmath.workdps(100):
+        at = [oracle.vector(t) for t in (x, v)]
+        assert oracle.error(got[0], oracle.exp_map(*at, mpmath.mpf(C))) <= rounding
+        for i, found in enumerate(grads):
+
+            def value(z, i=i):
+                return oracle.dot(oracle.vector(grad), oracle.exp_map(*at[:i], z, *at[i + 1 :], mpmath.mpf(C)))
+
+            assert oracle.error(found[0], oracle.gradient(value, at[i], "1e-35")) <= 4 * rounding, i
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("way", [*WAYS, "matrix"])
+@pytest.mark.parametrize("tangent", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("radius", [1e-3, 5.0, 19.0, 25.0, 40.0])
+def test_slope_of_the_distance_on_one_ray(kind, tangent, way, dtype, radius):
+    """1 away from the other: what rounding leaves of the angle between them must not be multiplied by e^radius."""
+    if way == "matrix" and not tangent and radius > 19:
+        pytest.skip("the product of two such points is too large for a matrix of distances")
+    a = ray(kind, dtype)
+    x = (radius if tangent else math.sinh(radius)) * a
+    y = x / 2
+    if way == "matrix":
+        leaves = [t[None].to(DEVICE).requires_grad_() for t in (x, y)]
+        d = hk.pairwise_distance(*leaves, C, input="tangent" if tangent else "lorentz", precision="ieee")
+        grads = [g.cpu() for g in torch.autograd.grad(d.sum(), leaves)]
+    else:
+        _, *grads = call(way, "distance", x[None], y[None], flags=(tangent,), grad=torch.ones(1))
+    for sense, z, got in zip((1, -1), (x, y), grads, strict=True):
+        exact = z.double() / z.double().norm()
+        want = sense * exact if tangent else sense * exact / torch.sqrt(1 + C * z.double().norm() ** 2)
+        # e^-D is taken of rounded radii, and cosh of p
+        known = (32 + 8 * radius) * EPS[dtype] + documented(32) * (dtype == torch.float32)
+        known *= 8 if way == "matrix" else 1  # a product keeps pairs of which it has lost a few bits
+        assert (got[0].double() - want).norm() <= known * want.norm()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_angle_that_the_numbers_hold_is_not_taken_for_rounding(way):
+    """Directions 2.6e-9 apart, far below eps, of vectors on an axis but for one number."""
+    x, y = torch.tensor([[40.0, 0.0]]), torch.tensor([[39.0, 1e-7]])
+    d, *grads = call(way, "distance", x, y, flags=(True,), grad=torch.ones(1))
+    at = [oracle.vector(t[0]) for t in (x, y)]
+    want = oracle.tangent_distance(*at, mpmath.mpf(C))
+    assert abs(float(d) - float(want)) <= (1e-6 + documented(4)) * float(want)
+    for i, got in enumerate(grads):
+        slope = oracle.gradient(lambda z, i=i: oracle.tangent_distance(*at[:i], z, *at[i + 1 :], mpmath.mpf(C)), at[i])
+        assert oracle.error(got[0], slope) <= 2e-5 + documented(64)  # 80 eps of e^(p+q-D)
+
+
+ONE = [
+    ("distance0", (False,)),
+    ("lorentz_to_poincare", ()),
+    ("lift", ()),
+    ("log_map0", ()),
+    ("half_aperture", (0.1, False)),
+]
+TWO = [("inner", ()), ("distance", (False,)), ("log_map", ()), ("exterior_angle", (False,))]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("size", [1e20, 1e25, 1e35])
+@pytest.mark.parametrize(("name", "flags"), ONE + TWO + [("parallel_transport", ())])
+def test_squares_that_do_not_fit(name, flags, size, way):
+    x = torch.tensor([[0.6, -0.8, 0.0], [0.0, 1.0, 0.0], [0.5, 0.5, -0.7]]) * size
+    near = torch.tensor([[0.1, 0.2, -0.3], [0.0, 0.7, 0.0], [2.0, 0.0, 1.0]])
+    v = torch.tensor([[0.3, 0.1, 0.2], [0.0, 0.5, 0.0], [0.0, 0.0, 0.0]])
+    vectors = [x] if (name, flags) in ONE else [x, near] if (name, flags) in TWO else [x, near, v]
+    exact = call("reference", name, *(t.double() for t in vectors), flags=flags)[0]
+    grad = torch.ones_like(exact)
+    wants = call("reference", name, *(t.double() for t in vectors), flags=flags, grad=grad)
+    gots = call(way, name, *vectors, flags=flags, grad=grad.float())
+    # logarithms of 46 to 81 cancel in a slope of log_map, as many roundings in D
+    tolerance = 1e-3 if name == "log_map" else 1e-5
+    for got, want in zip(gots, wants, strict=True):
+        got, want = got.double().reshape(3, -1), want.reshape(3, -1)
+        assert ((got - want).norm(dim=1) <= (tolerance + documented(64)) * want.norm(dim=1) + 1e-37).all()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_numbers_whose_squares_vanish(way):
+    x, y = torch.tensor([[3e-25, -4e-25]]), torch.tensor([[0.0, 4e-25]])
+    assert float(call(way, "distance0", x, flags=(True,))[0]) == pytest.approx(5e-25, rel=1e-6)
+    for tangent in (True, False):
+        d = call(way, "distance", x, y, flags=(tangent,))[0]
+        assert float(d) == pytest.approx(73**0.5 * 1e-25, rel=2e-6)
