@@ -117,14 +117,13 @@ def test_collapsed_batch_falls_back_to_float64():
 
 
 def test_eager_meru_fails_where_we_do_not():
-    """Coincident pairs give NaN gradients, radius 15 is flattened, and confident rows lose their loss."""
+    """Radius 15 is flattened, and confident rows lose their loss; coincident pairs give NaN gradients with some PyTorch."""
     torch.manual_seed(0)
     c, s = torch.tensor(1.0), torch.tensor(50.0)
     same = 0.1 * F.normalize(torch.randn(512, 64), dim=-1)
-    for loss, broken in ((meru.contrastive_loss, True), (hk.contrastive_loss, False)):
-        leaf = same.clone().requires_grad_()
-        loss(leaf, same, c, s).backward()
-        assert bool(torch.isnan(leaf.grad).any()) == broken
+    leaf = same.clone().requires_grad_()
+    hk.contrastive_loss(leaf, same, c, s).backward()
+    assert leaf.grad.isfinite().all()
     image, text = (15 * F.normalize(torch.randn(64, 64), dim=-1) for _ in range(2))
     with hk.use_reference():
         exact = hk.contrastive_loss(image.double(), text.double(), 1.0, 1.0)
