@@ -34,11 +34,10 @@ class ExpMap(torch.autograd.Function):
     def backward(ctx, grad):
         x, v, c = ctx.saved_tensors
         t = _Polar(x, v, c)
-        slopes = t.gradients(grad, c)
+        dx, dv, dc = t.gradients(grad, c)
         if torch.is_grad_enabled():  # the direction of the origin has no derivative, and close to it nothing cancels
             smooth = _textbook_gradients(grad, x, v, c)
-            slopes = tuple(torch.where(t.sinh_p < 1, *two) for two in zip(smooth, slopes, strict=True))
-        dx, dv, dc = slopes
+            dx, dv, dc = (torch.where(t.sinh_p < 1, *two) for two in zip(smooth, (dx, dv, dc), strict=True))
         return dx, dv, dc.sum(dtype=torch.float64).to(c.dtype) if ctx.needs_input_grad[2] else None
 
 
