@@ -443,9 +443,11 @@ def _carried(x, y, k):
 
 
 @triton.jit
-def _shares(v_a, turn, s, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half):
+def _shares(v_a, v_b, turn, s, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half):
     """mu / T and K / T."""
+    less = cosh_q * (sinh_p / cosh_p)
     mu = v_a * (-sinh_delta / cosh_p - 2 * s * sinh_q) + sinh_q * turn
+    mu = tl.where(2 * s * sinh_q > less, sinh_q * v_b - less * v_a, mu)
     K_T = v_a * (1 + cosh_q / cosh_p) / 2 / cosh_half / cosh_half
     return _per_T(mu, cosh_half), K_T + (sinh_p / cosh_half * turn) * (sinh_q / cosh_half) / 2
 
@@ -464,7 +466,7 @@ def _parallel_transport(
     )
     v_a, across = split(v, a)
     s, turn = half_chord * half_chord, dot(chord, across)
-    mu_T, K_T = _shares(v_a, turn, s, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half)
+    mu_T, K_T = _shares(v_a, dot(v, b), turn, s, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half)
     store_rows(out_ptr, rows, columns, across + K_T[:, None] * a + (mu_T * sinh_q)[:, None] * b, n, d)
 
 
@@ -482,7 +484,7 @@ def _parallel_transport_backward(
     v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
     v_a, across = split(v, a)
     s, turn = half_chord * half_chord, dot(chord, across)
-    mu_T, K_T = _shares(v_a, turn, s, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half)
+    mu_T, K_T = _shares(v_a, dot(v, b), turn, s, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
     g_a, g_across_a = split(grad, a)
     g_b, g_across_b = split(grad, b)

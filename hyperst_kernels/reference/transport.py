@@ -6,8 +6,8 @@ With x = sinh(p)/sqrt(c) a and y = sinh(q)/sqrt(c) b, v = v_a a + w with w acros
     T   = 2 (1 + H) = 1 + cosh(p - q) + 2 s sinh p sinh q
     out = v + mu/T (sinh p a + sinh q b) = w + K/T a + mu/T sinh q b,    K = v_a (1 + cosh q/cosh p) + sinh p sinh q n.w
 
-and K has no term that cancels. The gradient is written out for the same reason, with G = sinh p a.g + sinh q b.g for an
-upstream gradient g.
+and K has no term that cancels; mu = sinh q b.v - cosh q tanh p v_a where that is made of smaller terms. The gradient is
+written out for the same reason, with G = sinh p a.g + sinh q b.g for an upstream gradient g.
 """
 
 from __future__ import annotations
@@ -64,7 +64,11 @@ class _Carried:
         self.chord, self.s = -self.pair.e, self.pair.half_chord**2
         self.v_a, self.across = pairs.split(v, self.pair.a)
         self.turn = _dot(self.chord, self.across)  # n.w
-        self.mu_T = self._per_T(self.mu_by(self.v_a, self.turn))
+        # from a point near the origin and across, mu is what it is made of, and s has the rounding of a right angle
+        less = self.cosh_q * self.sinh_p / self.cosh_p
+        plain = self.sinh_q * _dot(v, self.pair.b) - less * self.v_a
+        mu = torch.where(2 * self.s * self.sinh_q > less, plain, self.mu_by(self.v_a, self.turn))
+        self.mu_T = self._per_T(mu)
         shared = self.v_a * (1 + self.cosh_q / self.cosh_p) / 2 / self.cosh_half / self.cosh_half
         self.K_T = shared + (self.sinh_p / self.cosh_half * self.turn) * (self.sinh_q / self.cosh_half) / 2
 

@@ -45,6 +45,18 @@ def moved(inputs):
             yield [*inputs[:i], torch.nextafter(x, torch.inf * sense * torch.ones_like(x)), *inputs[i + 1 :]]
 
 
+def straightened(inputs):
+    """The inputs with each vector on the ray of the first wherever an ulp in the numbers of both may have taken it off."""
+    first = inputs[0].double()
+    for i, x in enumerate(inputs[1:], 1):
+        if x.ndim == 2:
+            wide = x.double()
+            factor = (wide * first).sum(1, keepdim=True) / (first * first).sum(1, keepdim=True).clamp(min=1e-300)
+            ulp = torch.nextafter(x.abs(), torch.full_like(x, torch.inf)).double() - wide.abs()
+            near = ((factor * first - wide).abs() <= 2 * ulp).all(1, keepdim=True)
+            yield [*inputs[:i], torch.where(near, factor * first, wide), *inputs[i + 1 :]]
+
+
 def tilted(inputs):
     """Vectors of one feature with a second, eps times as large: directions are no better known than that."""
     vectors = [x for x in inputs if x.ndim == 2]
@@ -56,7 +68,7 @@ def tilted(inputs):
 
 def uncertainty(case, inputs, upstream, exact, exact_grads):
     """Twice the change of value and gradients, row by row, at inputs that float32 cannot tell from these."""
-    results = [reference(case, other, upstream) for other in moved(inputs)]
+    results = [reference(case, other, upstream) for other in (*moved(inputs), *straightened(inputs))]
     exact = [exact, *exact_grads]
     changes = [[size(a - b) for a, b in zip([value, *grads], exact, strict=True)] for value, grads in results]
     if inputs[0].shape[1] == 1:
