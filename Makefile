@@ -18,7 +18,7 @@ demo: $(STAMP)
 
 # A file at a time, in two processes.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Under another version of Triton: every kernel compiled for every architecture, and the first tests in its interpreter.
 TRITON ?= 3.9.0
