@@ -199,4 +199,5 @@ class Run:
 
     def exactly(self) -> dict:
         """Constants of a kernel that works feature by feature: with fewer warps its dozen numbers per pair spill."""
-        return {**self.constants, "TANGENT": self.tangent, "TILE": self.near_tile, "num_warps": 8}
+        warps = 16 if self.c.dtype == torch.float64 else 8
+        return {**self.constants, "TANGENT": self.tangent, "TILE": self.near_tile, "num_warps": warps}
