@@ -35,6 +35,8 @@ def loss(request, monkeypatch):
                 stack.enter_context(launch.forced("contrastive pull", VARIANTS[request.param]))
             return run(cases.contrastive_terms, *arguments, atomic=request.param == "atomic", **options)
 
+    # whether the backward pass takes other tiles of the product than the forward pass, which may round it differently
+    compute.other_tiles = AVAILABLE and request.param != "blocks"
     return compute
 
 
@@ -72,10 +74,12 @@ def test_large_logits(loss, scale, geometry):
     found = loss(queries, keys, scale, torch.float32, geometry=geometry, ids=ids)
     for got, want in zip(found[:2], exact[:2], strict=True):
         assert (got - want).abs().max() <= 2.0**-13 * scale * apart.max()
+    # of a row with two keys as near: which of them is nearer; and what a weight is off by where its distance is by 2 ulp
+    largest = 2 * float(torch.exp(4 * EPS * scale * apart.max())) if loss.other_tiles else 2
     for got, want in zip(found[2:4], exact[2:4], strict=True):
         error = (got - want).norm(dim=1) / want.norm(dim=1).max()
         assert error.median() <= 1e-5
-        assert error.max() <= 2  # of a row with two keys as near: which of them is nearer
+        assert error.max() <= largest
 
 
 @pytest.mark.parametrize("scale", [1e3, 1e5, 1e7])
