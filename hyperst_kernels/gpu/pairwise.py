@@ -187,8 +187,8 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
         BLOCK_D=table["inner"], num_warps=table["warps"], num_stages=table["stages"], **numbers, **size,
     )  # fmt: skip
     _repair[(tiles[0] * tiles[1],)](
-        x, y, c, norm_x, norm_y, out, near, x.stride(0), y.stride(0), n, m, d,
-        TANGENT=tangent, TILE=NEAR_TILE[c.dtype], **numbers, **size,
+        x, y, c, norm_x, norm_y, out, near, x.stride(0), y.stride(0), n, m, d, TANGENT=tangent, TILE=NEAR_TILE[c.dtype],
+        num_warps=8 if c.dtype == torch.float64 else 4, **numbers, **size,
     )  # fmt: skip
     return out
 
