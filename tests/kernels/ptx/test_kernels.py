@@ -61,9 +61,11 @@ def test_rows(name, n, d, dtype):
     wide = [x.float() if dtype == torch.bfloat16 else x for x in inputs]
     upstream = upstream.to(wide[0].dtype)
     exact, exact_grads = row_wise.reference(case, wide, upstream)
-    known = row_wise.uncertainty(case, wide, upstream, exact, exact_grads)
+    # an ulp from the origin, in float64, is a number whose square is 0: it tells nothing
+    known = [x.nan_to_num(0) for x in row_wise.uncertainty(case, wide, upstream, exact, exact_grads)]
     vectors = [x.double() for x in wide if x.ndim == 2]
     eps, rounded = EPS[dtype], torch.finfo(dtype).eps / 2
+    results = 2 if name == "hinges" else 1  # gradients of two relations are rounded, and so is their sum
     ulps = eps / EPS[torch.float32]
     rounding = 8 * eps * case.terms(*vectors) + case.absolute * ulps + known[0]
     assert torch.isfinite(value).all()
@@ -75,7 +77,10 @@ def test_rows(name, n, d, dtype):
             along = [(x * g).sum(1).abs() for x, g in zip(wide, exact_grads, strict=True) if g.ndim]
             rounding = 4 * eps * float((size(upstream * exact) + sum(along)).sum() / wide[i])
         else:
-            scale, rounding = size(want), 8 * eps * size(upstream) * case.slopes(*vectors)[i] + rounded * size(want)
+            scale, rounding = (
+                size(want),
+                8 * eps * size(upstream) * case.slopes(*vectors)[i] + results * rounded * size(want),
+            )
         tiny = torch.finfo(torch.float32).tiny
         assert (size(got - want) <= case.gradient(LARGEST) * ulps * scale + rounding + known[i + 1] + tiny).all(), i
     assert not run.findings
