@@ -142,9 +142,9 @@ def exterior_slopes(norm_u, norm_v, r, sine, half_chord, p, q, delta):
     radial = tl.where(delta < 0, -radial, radial)
     spread = half_chord * exp(at_most((p + q - D) / 2, 88))
     by_theta = sinh_q * exp(at_most(q - D, 88)) * (radial + 2 * spread * spread * cosh_q * sinh_p) / squared
-    # 4 eps of what |u - v| is of |u| + |v|: see the reference
+    # 4 eps of what |u - v| is of |u| + |v|: see the reference; 8 where quotients, of directions, err by 2^-22 each
     apart = at_least(tl.abs(r) / nonzero(norm_u + norm_v), half_chord)
-    straight = sine <= (8.9e-16 if sine.dtype == tl.float64 else 4.8e-7) * apart
+    straight = sine <= (8.9e-16 if sine.dtype == tl.float64 else 9.5e-7) * apart
     bent = defined & (straight == 0) & (norm_v != 0)
     return tl.where(defined, by_p, 0), tl.where(defined, by_q, 0), tl.where(bent, by_theta, 0)
 
