@@ -62,7 +62,7 @@ def scalars(values, dtype):
 def test_rows(operator):
     for case, dtype in itertools.product(CASES.values(), RELATIVE):
         if case.operator == operator:
-            inputs = [*vectors(len(case.vectors(1, 1, 0, 1.0)), dtype), *scalars(case.scalars, dtype)]
+            inputs = [*vectors(len(case.vectors(1, 1, 0, 1.0)), dtype), *scalars((*case.scalars, C), dtype)]
             compute, exactly = getattr(operators.ops, operator), operators._REFERENCES[operator]
             assert_same(lambda *x: compute(*x, *case.flags), lambda *x: exactly(*x, *case.flags), inputs, dtype)  # noqa: B023
 
