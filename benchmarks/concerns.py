@@ -30,6 +30,11 @@ _PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("test_smoke.py::test_loss", (LOSS, HIERARCHY)),
     ("test_public_losses", (LOSS, HIERARCHY)),
     ("test_row_wise.py", ROW_WISE),
+    # public functions by name
+    ("[entailment_loss-", (HINGES,)),
+    ("[pairwise_distance-", (PAIRS,)),
+    ("[similarity-", (PAIRS,)),
+    ("[contrastive_loss-", (LOSS, HIERARCHY)),
     ("test_tune.py", ()),
 )
 

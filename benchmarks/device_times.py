@@ -60,7 +60,7 @@ def row_wise(operator: str, n: int, d: int, meter: Meter) -> Iterator[Row]:
     one = torch.ones((), device=meter.place)
     # of length 1/2: also points of the ball
     vectors = [torch.randn(n, d, device=meter.place) / (2 * d**0.5) for _ in case.vectors(1, 1, 0, 1.0)]
-    scalars = [one for _ in case.scalars]
+    scalars = [one for _ in (*case.scalars, "c")]
     run, back = getattr(ops, operator), getattr(ops, f"{operator}_backward")
     value = run(*vectors, *scalars, *case.flags)
     grad = torch.ones_like(value)

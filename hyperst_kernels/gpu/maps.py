@@ -21,6 +21,7 @@ from hyperst_kernels.gpu.tile_math import (
     asinhc_slope_series,
     compare,
     cosh,
+    div_rn,
     dot,
     haversine_gradient,
     hyperbolic,
@@ -209,7 +210,7 @@ def _lorentz_to_poincare(
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     time = hypot1(sqrt_rn(tl.load(c_ptr)) * norm(x))
-    store_rows(out_ptr, rows, columns, (1 / (1 + time))[:, None] * x, n, d)
+    store_rows(out_ptr, rows, columns, div_rn(1.0, 1 + time)[:, None] * x, n, d)
 
 
 @triton.jit
@@ -248,7 +249,7 @@ def _poincare_to_lorentz(
 ):  # fmt: skip
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     p = load_rows(p_ptr, rows, columns, p_stride, n, d, DTYPE)
-    root = sqrt_rn(tl.load(c_ptr)) * tl.sqrt(dot(p, p))
+    root = sqrt_rn(tl.load(c_ptr)) * sqrt_rn(dot(p, p))
     store_rows(out_ptr, rows, columns, p * (2 / ((1 - root) * (1 + root)))[:, None], n, d)
 
 
@@ -262,7 +263,7 @@ def _poincare_to_lorentz_backward(
     p = load_rows(p_ptr, rows, columns, p_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
     square, along = dot(p, p), dot(p, grad)
-    root = sqrt_rn(c) * tl.sqrt(square)
+    root = sqrt_rn(c) * sqrt_rn(square)
     stretch = 2 / ((1 - root) * (1 + root))
     slope = along * stretch * stretch
     store_rows(dp_ptr, rows, columns, stretch[:, None] * grad + (c * slope)[:, None] * p, n, d)

@@ -26,6 +26,8 @@ HERE = "tests/kernels/triton/"
         (HERE + "test_operators.py::test_gradcheck_of_the_hinges", {HINGES}),
         (HERE + "test_operators.py::test_rows_too_long_for_a_kernel_are_computed_all_the_same[hinges]", {HINGES}),
         (HERE + "test_operators.py::test_opcheck_of_hinges_and_pairs", {HINGES, PAIRS}),
+        (HERE + "test_operators.py::test_maps_over_samples[distance-tangent]", {"distance"}),
+        (HERE + "test_operators.py::test_maps_over_samples[contrastive_loss-tangent]", {LOSS, HIERARCHY}),
         (HERE + "test_operators.py::test_this_process_runs_kernels", set(OPERATORS)),
         (HERE + "test_tile_math.py::test_at_zero[asinh]", set(OPERATORS)),
         (HERE + "test_pairwise.py::test_wide_rows[True]", {PAIRS}),

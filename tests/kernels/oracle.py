@@ -81,3 +81,32 @@ def gradient(f, u, step="1e-25"):
         up[i], down[i] = up[i] + h, down[i] - h
         slopes.append((f(up) - f(down)) / (2 * h))
     return slopes
+
+
+def sinhc(t_squared):
+    t = mpmath.sqrt(t_squared)
+    return mpmath.sinh(t) / t if t else mpmath.mpf(1)
+
+
+def asinhc(z_squared):
+    z = mpmath.sqrt(z_squared)
+    return mpmath.asinh(z) / z
+
+
+# functions of one number by the names that the kernels have for them
+SCALARS = {
+    "exp": mpmath.exp,
+    "expm1": mpmath.expm1,
+    "log1p": mpmath.log1p,
+    "asinh": mpmath.asinh,
+    "sinh": mpmath.sinh,
+    "cosh": mpmath.cosh,
+    "tanh": mpmath.tanh,
+    "sinhc": sinhc,
+    "kappa": lambda t_squared: (mpmath.cosh(mpmath.sqrt(t_squared)) - sinhc(t_squared)) / t_squared,
+    "asinhc": asinhc,
+    "tanh_defect": lambda p: mpmath.tanh(p) - p,
+    "atan_unit": mpmath.atan,
+    "hypot1": lambda x: mpmath.sqrt(1 + x * x),
+    "sinhc_scaled": lambda p: mpmath.exp(-p) * mpmath.sinh(p) / p,
+}
