@@ -25,6 +25,7 @@ SEPARATIONS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
 SCALES = (5.0, 14.0, 30.0, 60.0, 100.0)
 PAIR_SEPARATIONS = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0)
 MATRIX = ", matrix"  # suffix of a provider: its matrix of all distances, of which the pairs are the diagonal
+OTHERS = (peers.GEOOPT, peers.GEOOPT_BALL, peers.HYPLL, peers.HYPERBOLIX)
 N, D = 12, 4
 LOSS_N, LOSS_D = 128, 32
 DISTANCE, LOSS = "distance accuracy", "loss accuracy"
@@ -56,6 +57,7 @@ def distance_errors(radii: tuple[float, ...] = RADII, separations: tuple[float, 
     for radius in radii:
         for separation in separations:
             rows = distance.setup("distance", N, D, radius=radius, separation=separation)
+            rows.factories[peers.HYPERBOLIX] = peers.hyperbolix_distance
             matrix = distance.setup("pairwise_distance", N, D, radius=radius, separation=separation)
             truth = [exact_distance(u, v) for u, v in zip(*rows.inputs, strict=True)]
             value, slope = (torch.tensor(part, dtype=torch.float64) for part in zip(*truth, strict=True))
@@ -66,7 +68,7 @@ def distance_errors(radii: tuple[float, ...] = RADII, separations: tuple[float, 
                 OURS + MATRIX: partial(diagonal, matrix, OURS),
                 peers.EAGER: partial(rows.step, peers.EAGER),
                 peers.EAGER + MATRIX: partial(diagonal, matrix, peers.EAGER),
-                **{name: partial(rows.step, name) for name in (peers.GEOOPT, peers.GEOOPT_BALL, peers.HYPLL)},
+                **{name: partial(rows.step, name) for name in OTHERS},
             }
             about: dict[str, Any] = {"n": N, "d": D, "dtype": "float32", "operation": DISTANCE}
             about["setting"] = f"radius={radius:g} separation={separation:g}"

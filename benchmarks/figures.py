@@ -152,7 +152,7 @@ def accuracy_of_distance(rows: list[Row], folder: Path) -> Path:
     """Heat map of every library over radius x separation."""
     here = pick(rows, operation=accuracy.DISTANCE)
     titles = ("distance", "gradient")
-    return _save(_heat_maps(here, "separation", "radius", accuracy.N, titles, (14, 5.6)), "accuracy_distance", folder)
+    return _save(_heat_maps(here, "separation", "radius", accuracy.N, titles, (16, 5.6)), "accuracy_distance", folder)
 
 
 def accuracy_of_loss(rows: list[Row], folder: Path) -> Path:

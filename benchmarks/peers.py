@@ -1,11 +1,20 @@
 """What we are measured against, as factories: textbook formulas, the same compiled, and packages that may be missing.
 
-A factory imports what it needs and raises ImportError where it is not installed (`pip install -e '.[peers]'`).
+A factory imports what it needs and raises ImportError where it is not installed (`pip install -e '.[peers]'`; hyperbolix
+needs Python 3.12: HYPERBOLIX_PYTHON names an interpreter that has it).
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -14,6 +23,7 @@ from benchmarks.problem import Function
 
 EAGER, COMPILED, CHUNKED, PRODUCTS = "eager", "compiled", "chunked", "products"
 GEOOPT, GEOOPT_BALL, HYPLL, KEOPS, OPEN_CLIP = "geoopt", "geoopt ball", "HypLL", "KeOps", "open_clip"
+HYPERBOLIX = "hyperbolix"
 
 
 def compiled(function: Function) -> Function:
@@ -108,6 +118,39 @@ def hypll(name: str) -> Function:
         "pairwise_distance": lambda u, v: diffgeom.cdist(exp_map0(u)[None], exp_map0(v)[None], c.to(u))[0],
     }
     return functions[name]
+
+
+@functools.cache
+def _hyperbolix_process() -> tuple[IO[str], IO[str]]:
+    python = os.environ.get("HYPERBOLIX_PYTHON", sys.executable)
+    if subprocess.run([python, "-c", "import hyperbolix"], capture_output=True).returncode:
+        raise ImportError(f"hyperbolix is not installed for {python}")
+    program = Path(__file__).with_name("hyperbolix_process.py")
+    process = subprocess.Popen([python, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(process.kill)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout
+
+
+def hyperbolix_distance() -> Function:
+    """Distance of hyperbolix's hyperboloid under JAX's jit: for its errors, since calls go through another process."""
+    ask, answers = _hyperbolix_process()
+
+    class Distance(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, u: Tensor, v: Tensor) -> Tensor:
+            print(json.dumps([u.tolist(), v.tolist()]), file=ask, flush=True)
+            value, *gradients = json.loads(answers.readline())
+            ctx.save_for_backward(*map(u.new_tensor, gradients))
+            return u.new_tensor(value)
+
+        @staticmethod
+        def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+            of_u, of_v = ctx.saved_tensors
+            return grad[:, None] * of_u, grad[:, None] * of_v
+
+    return Distance.apply
 
 
 def keops_loss() -> Function:

@@ -24,8 +24,11 @@ import mpmath
 import numpy as np
 import torch
 
+import hyperst_kernels as hk
 from benchmarks import tables
 from benchmarks.results import FOLDER, REPOSITORY, Row, append, read_since
+from hyperst_kernels.cpu import native
+from hyperst_kernels.reference import scalars
 from tests.kernels.oracle import SCALARS
 
 CODE, CALLS, GPU = "machine code", "PyTorch", "GPU arithmetic"
@@ -50,7 +53,11 @@ class Function(NamedTuple):
 def numbers(low: float, high: float, stride: int) -> Iterator[np.ndarray]:
     """Float32 numbers between two, each stride-th, in blocks: negative ones away from 0 first; none that is subnormal."""
     first, last = (int(np.float32(max(abs(end), TINY)).view(np.uint32)) for end in (low, high))
-    pieces = [(first, last, 1)] if low > 0 else [(int(np.float32(TINY).view(np.uint32)), e, s) for e, s in ((first, -1), (last, 1))]
+    pieces = (
+        [(first, last, 1)]
+        if low > 0
+        else [(int(np.float32(TINY).view(np.uint32)), e, s) for e, s in ((first, -1), (last, 1))]
+    )
     for start, end, sign in pieces:
         for block in range(start, end + 1, BLOCK * stride):
             bits = np.arange(block, min(block + BLOCK * stride, end + 1), stride, dtype=np.uint32)
@@ -82,8 +89,12 @@ def measure(function: Function, path: str, stride: int) -> Row:
         checked = float(abs(mpmath.mpf(float(got)) - truth) / spacing)
     if not np.isclose(checked, worst, rtol=1e-3, atol=1e-3):
         raise ValueError(f"{path}, {function.name} at {at!r}: {worst} ulp from float64, {checked} from 300 digits")
-    about = f"at={float(at):.9g} low={function.low:.9g} high={function.high:.9g} over={over / count:.3g} stride={stride}"
-    return Row.of([checked], operation=function.name, provider=path, n=count, d=1, dtype="float32", metric=WORST, setting=about)
+    about = (
+        f"at={float(at):.9g} low={function.low:.9g} high={function.high:.9g} over={over / count:.3g} stride={stride}"
+    )
+    return Row.of(
+        [checked], operation=function.name, provider=path, n=count, d=1, dtype="float32", metric=WORST, setting=about
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- the functions
@@ -91,9 +102,7 @@ def measure(function: Function, path: str, stride: int) -> Row:
 
 def wide(name: str) -> Callable[[np.ndarray], np.ndarray]:
     """A function of the kernels in float64."""
-    from hyperst_kernels.reference import scalars
-
-    known = {
+    known: dict[str, Callable] = {
         "exp": np.exp,
         "expm1": np.expm1,
         "log1p": np.log1p,
@@ -110,7 +119,6 @@ def wide(name: str) -> Callable[[np.ndarray], np.ndarray]:
 
 def of_rows() -> Iterator[Function]:
     """Public functions of one feature at c = 1, and their derivatives."""
-    import hyperst_kernels as hk
 
     def run(function: Callable, x: np.ndarray) -> np.ndarray:
         out = function(torch.from_numpy(x)[:, None])
@@ -118,12 +126,10 @@ def of_rows() -> Iterator[Function]:
 
     def slope(function: Callable, x: np.ndarray) -> np.ndarray:
         at = torch.from_numpy(x)[:, None].requires_grad_()
-        function(at).sum().backward()
-        return at.grad[:, 0].numpy()
+        return torch.autograd.grad(function(at).sum(), at)[0][:, 0].numpy()
 
     aperture = 2 * 0.1
-    tail = lambda x: 1 / (x * np.hypot(1, x))  # noqa: E731
-    functions = {
+    functions: dict[str, tuple[Callable, Callable, Callable, float, float]] = {
         "exp_map0": (hk.exp_map0, np.sinh, mpmath.sinh, TINY, 88.5),
         "log_map0": (hk.log_map0, np.arcsinh, mpmath.asinh, TINY, HUGE),
         "distance0": (hk.distance0, np.arcsinh, mpmath.asinh, TINY, HUGE),
@@ -150,7 +156,7 @@ def of_rows() -> Iterator[Function]:
             HUGE,
         ),
     }
-    slopes = {
+    slopes: dict[str, tuple[Callable, Callable]] = {
         "exp_map0": (np.cosh, mpmath.cosh),
         "log_map0": (lambda x: 1 / np.hypot(1, x), lambda x: 1 / mpmath.hypot(1, x)),
         "distance0": (lambda x: 1 / np.hypot(1, x), lambda x: 1 / mpmath.hypot(1, x)),
@@ -163,7 +169,6 @@ def of_rows() -> Iterator[Function]:
 
 def of_machine_code() -> Iterator[Function]:
     """What the loss and distance matrices are made of, entry by entry."""
-    from hyperst_kernels.cpu import native
 
     def run(name: str, x: np.ndarray) -> np.ndarray:
         at, out = torch.from_numpy(x), torch.empty(len(x))
@@ -225,16 +230,9 @@ def of_the_gpu() -> Iterator[Function]:
 
 
 def functions(path: str) -> list[Function]:
-    from hyperst_kernels.cpu import native
-
     if path == GPU:
         return list(of_the_gpu())
-    if path == CALLS:
-        native.usable = lambda x: False  # type: ignore[assignment]
-        return list(of_rows())
-    if native.library() is None:
-        raise ValueError("the package was installed without a C++ compiler: there is no machine code to measure")
-    return [*of_rows(), *of_machine_code()]
+    return [*of_rows(), *of_machine_code()] if path == CODE else list(of_rows())
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
@@ -247,7 +245,14 @@ def table(rows: list[Row], path: str) -> str:
         s = row.settings
         share = "every" if s["stride"] == 1 else f"1 in {s['stride']:.0f}"
         lines.append(
-            [name, f"{s['low']:.3g} .. {s['high']:.3g}", f"{row.median:.2f}", f"{s['at']:.9g}", f"{100 * s['over']:.2g} %", share]
+            [
+                name,
+                f"{s['low']:.3g} .. {s['high']:.3g}",
+                f"{row.median:.2f}",
+                f"{s['at']:.9g}",
+                f"{100 * s['over']:.2g} %",
+                share,
+            ]
         )
     return tables.markdown(["function", "from .. to", "worst, ulp", "at", "over 1 ulp", "numbers"], lines)
 
@@ -269,11 +274,28 @@ def main() -> None:
         parser.error(f"--stride must be at least 1, got {given.stride}")
     if not given.redraw and given.path is None:
         for path, environment in ENVIRONMENT.items():
-            command = [sys.executable, "-m", "benchmarks.ulps", "--path", path, "--stride", str(given.stride), *given.names]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.ulps",
+                "--path",
+                path,
+                "--stride",
+                str(given.stride),
+                *given.names,
+            ]
             subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **environment}, check=True)
     elif not given.redraw:
         if any(os.environ.get(name) != value for name, value in ENVIRONMENT[given.path].items()):
-            os.execve(sys.executable, [sys.executable, "-m", "benchmarks.ulps", *sys.argv[1:]], {**os.environ, **ENVIRONMENT[given.path]})
+            os.execve(
+                sys.executable,
+                [sys.executable, "-m", "benchmarks.ulps", *sys.argv[1:]],
+                {**os.environ, **ENVIRONMENT[given.path]},
+            )
+        if given.path == CODE and native.library() is None:
+            parser.error("the package was installed without a C++ compiler: there is no machine code to measure")
+        if given.path == CALLS:
+            native.usable = lambda x: False
         run = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
         for function in functions(given.path):
             if not given.names or function.name in given.names:
