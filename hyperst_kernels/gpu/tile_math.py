@@ -82,7 +82,7 @@ def asinh(z):
 def sinh(t):
     """sinh(t), t >= 0."""
     e = expm1(t)
-    return (e + e / (e + 1)) / 2
+    return (e + div_rn(e, e + 1)) / 2
 
 
 @triton.jit
@@ -96,7 +96,7 @@ def cosh(t):
 def tanh(t):
     """tanh(t), t >= 0."""
     e = expm1(-2 * t)
-    return -e / (2 + e)
+    return div_rn(-e, 2 + e)
 
 
 @triton.jit
