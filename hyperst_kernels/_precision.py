@@ -7,6 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
+# Of a logit of 2^30, the rounding of its distance in float32 leaves a factor of up to e^64 open, which float32 still holds;
+# of one of 2^42 in float64, the rounding of the logit a relative 5e-4. Weights of larger ones are not a number.
+LARGEST_LOGIT = {torch.float32: 2.0**30, torch.float64: 2.0**42}
+
 _BACKENDS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 
 

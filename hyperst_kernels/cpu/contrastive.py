@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hyperst_kernels._precision import LARGEST_LOGIT
 from hyperst_kernels.cpu import memory, native
 from hyperst_kernels.cpu.epilogue import Epilogue, NativeEpilogue, PortableEpilogue, Upstream, wide
 from hyperst_kernels.cpu.geometry import geometry_of
@@ -108,10 +109,17 @@ def _backward(given: tuple, kept: Tensor, saved: Sequence[Tensor]) -> tuple[Tens
         one = _Pass(*given)
         dx, dy, ds = one.gradients(kept, *saved)
     except NeedsFloat64:
-        one = _widened(*given)
-        dx, dy, ds = one.gradients(kept[:0, :0], *(t.double() for t in saved))
+        one, nothing = _widened(*given), kept[:0, :0]
+        grads, logits = [t.double() for t in saved[:2]], saved[2:]
+        if _exceed(logits, LARGEST_LOGIT[torch.float32] / 2):  # then they may be those of distances in float32
+            logits = one.log_sum_exps(nothing)
+        dx, dy, ds = one.gradients(nothing, *grads, *(t.double() for t in logits))
     dtype = given[0].dtype
     return dx.to(dtype), dy.to(dtype), ds, one.homogeneity(dx, dy)
+
+
+def _exceed(logits: Sequence[Tensor], limit: float) -> bool:
+    return any(bool(((t.abs() > limit) & t.isfinite()).any()) for t in logits)
 
 
 class _Pass(Tiles):
@@ -157,7 +165,10 @@ class _Pass(Tiles):
             self.epilogue.add(rows, columns, z)
         row_negatives, column_negatives = self.epilogue.log_sum_exps()
         positives = self._positive_distances()
-        return row_negatives, column_negatives[: self.n], -self.scale * positives.to(wide(positives))
+        logits = row_negatives, column_negatives[: self.n], -self.scale * positives.to(wide(positives))
+        if positives.dtype == torch.float32 and _exceed(logits, LARGEST_LOGIT[torch.float32]):
+            raise NeedsFloat64
+        return logits
 
     def _product(self, rows: slice, columns: slice, out: Tensor) -> Tensor:
         return torch.mm(self.left[rows], self.right[columns].T, out=out)
@@ -218,13 +229,23 @@ class _Pass(Tiles):
         column_negatives: Tensor,
         positives: Tensor,
     ) -> Upstream:
-        row_lse = torch.logaddexp(row_negatives, positives)
+        row_lse = self._log_sum_exp(row_negatives, positives)
         if not self.symmetric:
             return Upstream(row_lse, grad_rows, None, None)
         # keys beyond n have no positive and no loss
         column_lse, column_grad = positives.new_full((self.m,), torch.inf), grad_columns.new_zeros(self.m)
-        column_lse[: self.n], column_grad[: self.n] = torch.logaddexp(column_negatives, positives), grad_columns
+        column_lse[: self.n] = self._log_sum_exp(column_negatives, positives)
+        column_grad[: self.n] = grad_columns
         return Upstream(row_lse, grad_rows, column_lse, column_grad)
+
+    def _log_sum_exp(self, negatives: Tensor, positives: Tensor) -> Tensor:
+        lse, limit = torch.logaddexp(negatives, positives), LARGEST_LOGIT[self.queries.dtype]
+        if self.queries.dtype == torch.float64:
+            return lse.masked_fill(lse.abs() > limit, torch.nan)
+        # less than the limit of the forward pass: a logit from float64 rounds to the other side of it
+        if _exceed([lse], limit * (1 - 2.0**-16)):
+            raise NeedsFloat64
+        return lse
 
     def _near_gradients(
         self,

@@ -21,6 +21,7 @@ import torch
 import triton
 from torch import Tensor
 
+from hyperst_kernels._precision import LARGEST_LOGIT
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.contrastive_blocks import BLOCK, pull_in_blocks
 from hyperst_kernels.gpu.contrastive_near import _near_gradient, _near_log_sum_exps
@@ -44,6 +45,9 @@ from hyperst_kernels.gpu.contrastive_tiles import FARTHEST, _log_sum_exps, _merg
 from hyperst_kernels.reference.contrastive import Pairing
 
 WORKSPACE = 1 << 25  # numbers that the programs of the forward pass may hold for the columns
+# In float32: a logit is a product less a rounded product, whose rounding is a power of two in the sum, and overflows beyond
+# the first; the backward pass by rows may round a distance to its neighbour, which takes a factor of e^2 at the second.
+LARGEST, LARGEST_BY_ROWS = 2.0**27, 2.0**24
 SUMS = 1 << 28  # float32 numbers of half-precision gradients that may be in memory together
 
 
@@ -85,7 +89,14 @@ def forward(
         positives, *strides_of(run.queries), run.stride_of_terms, run.n,
         GEOMETRY=run.constants["GEOMETRY"], TANGENT=tangent,
     )  # fmt: skip
-    return rows * LN_2, columns * LN_2, positives, flags
+    return _held(rows * LN_2, c.dtype), _held(columns * LN_2, c.dtype), positives, flags
+
+
+def _held(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """NaN in place of sums of logits that the kernels' numbers do not hold."""
+    if dtype != torch.float32:
+        return logits
+    return logits.masked_fill((logits.abs() > LARGEST) & (logits != -torch.inf), torch.nan)
 
 
 def _log_sums(run: Run, roles: Sequence[Role], flags: Tensor, columns: Tensor) -> Tensor:
@@ -161,13 +172,13 @@ def backward(
     """Gradients of the features, factors (f, or 0), c () and logit_scale () from those of the row and column losses (t n)."""
     run = Run(features, factors, c, logit_scale, exclude_ids, pairings, geometry, tangent, precision)
     gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in features]
-    upstream = _upstream(run, grad_rows, grad_columns, row_negatives, column_negatives, positives)
+    table = launch.lookup("contrastive pull", run.d, run.dtype) if _multiplies(run.dtype) else {}
+    upstream = _upstream(run, grad_rows, grad_columns, row_negatives, column_negatives, positives, bool(table))
     # of each pair of rows (i, i): minus its share of dL/dlogit
     by_row, by_column = (torch.sigmoid(v - positives).to(c.dtype) for v in (row_negatives, column_negatives))
     shares = grad_rows * by_row + grad_columns * by_column
     along = -(shares.double() * positives.double()).sum()  # s dL/ds
     by_rows = c.new_zeros(len(features), max(map(len, features)))  # <x, dL/dx>
-    table = launch.lookup("contrastive pull", run.d, run.dtype) if _multiplies(run.dtype) else {}
     atomic = atomic and bool(table.get("atomic", 1))  # 0: with a second product the kernel does not fit into registers
     for stripe in _stripes(run, atomic and bool(table)):
         sums = [_no_sums(run, k, stripe, gradients[k]) for k in range(len(features))]
@@ -202,18 +213,26 @@ def _multiplies(dtype: torch.dtype) -> bool:
     return dtype != torch.float64 or launch.architecture() == "interpreter"
 
 
-def _upstream(run: Run, grad_rows, grad_columns, row_negatives, column_negatives, positives) -> Upstream:
+def _upstream(run: Run, grad_rows, grad_columns, row_negatives, column_negatives, positives, by_rows: bool) -> Upstream:
     lse, grad = row_negatives.new_zeros(len(run.keys), run.m), grad_columns.new_zeros(len(run.keys), run.m)
     for role in run.keys:
         if role.symmetric:  # keys beyond the queries have no loss
             t, n = role.term, role.m
             lse[t, :n] = torch.logaddexp(column_negatives[t, :n], positives[t, :n])
             grad[t, :n] = grad_columns[t, :n]
-    return Upstream(*_rounded(torch.logaddexp(row_negatives, positives), grad_rows), *_rounded(lse, grad))
+    largest = LARGEST_BY_ROWS if by_rows else LARGEST
+    if grad.dtype == torch.float64:
+        largest = LARGEST_LOGIT[grad.dtype]
+    of_rows = torch.logaddexp(row_negatives, positives)
+    return Upstream(*_rounded(of_rows, grad_rows, largest), *_rounded(lse, grad, largest))
 
 
-def _rounded(lse: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-sum-exps in units of log2(e) and the geometry's dtype; what rounding takes from their powers goes to the gradient."""
+def _rounded(lse: Tensor, grad: Tensor, largest: float) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps in units of log2(e) and the geometry's dtype; what rounding takes from their powers goes to the gradient.
+
+    The gradient is NaN where rounding leaves no weight.
+    """
+    grad = grad.masked_fill(lse.abs() > largest, torch.nan)
     lse = lse / LN_2
     rounded = lse.to(grad.dtype)
     return rounded, grad * torch.exp2(rounded - lse).to(grad.dtype)

@@ -216,7 +216,9 @@ def add_tile(
 def log_sum(offset, total):
     """log2 of a sum, in float64: float32 has no digits left behind the point of a large one. -inf where nothing took part."""
     nothing = (offset == FARTHEST) & (total == total)  # a NaN must be seen
-    digits = tl.log2(tl.where(nothing, 1, total)).to(tl.float64) - tl.where(nothing, 0, offset).to(tl.float64)
+    # the nearest pair is a power near 1, unless the rounding of a huge logit took it away
+    total = tl.where(nothing, 1, tl.where(total == 0, float("nan"), total))
+    digits = tl.log2(total).to(tl.float64) - tl.where(nothing, 0, offset).to(tl.float64)
     return tl.where(nothing, float("-inf"), digits)
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import hyperst_kernels as hk
 from hyperst_kernels.cpu import native
 from hyperst_kernels.gpu import launch
+from hyperst_kernels.gpu.contrastive import LARGEST_BY_ROWS
 from hyperst_kernels.reference import contrastive as reference
 from tests.kernels import cases
 from tests.kernels.triton import AVAILABLE, DEVICE
@@ -74,6 +75,10 @@ def test_large_logits(loss, scale, geometry):
     found = loss(queries, keys, scale, torch.float32, geometry=geometry, ids=ids)
     for got, want in zip(found[:2], exact[:2], strict=True):
         assert (got - want).abs().max() <= 2.0**-13 * scale * apart.max()
+    if any(x.isnan().any() for x in found[2:4]):
+        assert loss.other_tiles
+        assert scale * apart.max() > LARGEST_BY_ROWS
+        return
     # of a row with two keys as near: which of them is nearer; and what a weight is off by where its distance is by 2 ulp
     largest = 2 * float(torch.exp(4 * EPS * scale * apart.max())) if loss.other_tiles else 2
     for got, want in zip(found[2:4], exact[2:4], strict=True):
@@ -90,6 +95,32 @@ def test_equal_logits_share_the_gradient(loss, scale):
     found = loss(turn, turn.roll(1, 0), scale, torch.float32)
     for got, want in zip(found[2:4], exact[2:4], strict=True):
         assert (got - want).norm(dim=1).max() <= 1e-4 * want.norm(dim=1).max()
+
+
+@pytest.mark.parametrize("scale", [1e9, 1e10, 1e11])
+def test_logits_that_float32_does_not_tell_apart(loss, scale):
+    """Right on a CPU, which takes float64; NaN on a GPU."""
+    g = torch.Generator().manual_seed(0)
+    queries, keys = (5 * F.normalize(torch.randn(32, 8, generator=g), dim=1) for _ in range(2))
+    exact = exactly(queries, keys, scale)
+    found = loss(queries, keys, scale, torch.float32)
+    if AVAILABLE:
+        assert all(x.isnan().all() for x in found[:4])
+        return
+    for got, want in zip(found[:4], exact[:4], strict=True):
+        # of a row with two keys as near, in float64: 10 s 2^-53 of each weight
+        assert (got - want).abs().max() <= (1e-5 + 20 * scale * 2.0**-53) * want.abs().max()
+
+
+@pytest.mark.skipif(AVAILABLE, reason="the limit of a CPU")
+@pytest.mark.parametrize("scale", [1e13, 1e16, 1e20])
+def test_weights_of_logits_that_float64_does_not_tell_apart_are_not_a_number(loss, scale):
+    g = torch.Generator().manual_seed(0)
+    queries, keys = (5 * F.normalize(torch.randn(8, 8, generator=g), dim=1) for _ in range(2))
+    for dtype in (torch.float32, torch.float64):
+        found, exact = loss(queries, keys, scale, dtype), exactly(queries, keys, scale)
+        torch.testing.assert_close(found[0], exact[0], rtol=1e-6, atol=0)
+        assert all(x.isnan().all() for x in found[2:4])
 
 
 @pytest.mark.parametrize("radius", [36.0, 42.0, 50.0, 64.0, 200.0])
