@@ -26,7 +26,7 @@ OTHER := build/triton-$(TRITON)
 UNDER := PYTHONPATH="$(CURDIR)/$(OTHER)" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 triton: $(STAMP)
 	test -d $(OTHER)/triton || $(BIN)/python -m pip install --quiet --no-deps --target $(OTHER) triton==$(TRITON)
-	$(UNDER) tests/kernels/test_ahead_of_time.py
+	$(UNDER) -n 2 tests/kernels/test_ahead_of_time.py
 	TRITON_INTERPRET=1 HYPERST_TEST_ARITHMETIC=contracted $(UNDER) -m smoke tests/kernels/triton
 
 # With another version of PyTorch and the Triton it asks for: hyperst_kernels on a CPU, and the first tests in the interpreter.

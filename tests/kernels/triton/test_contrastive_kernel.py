@@ -112,6 +112,7 @@ def test_float32_against_the_float64_reference(n, more, d, seed, radius, scale, 
     assert_close(ours, exact, moved, scale, radius, upstream)
 
 
+@pytest.mark.any_arithmetic
 @pytest.mark.parametrize("geometry", ["lorentz", "euclidean", "cosine"])
 @pytest.mark.parametrize("directions", ["both", "rows"])
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -129,6 +130,7 @@ def test_float64_in_every_geometry(geometry, directions, variant, monkeypatch):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11 * float(want.abs().max()) if want.numel() else 0)
 
 
+@pytest.mark.any_arithmetic
 def test_gradcheck_in_float64():
     queries, keys = (v.to(DEVICE).requires_grad_() for v in views(4, 6, 3, 0, 1.0, "tangent", torch.float64))
     c, scale = (torch.tensor(v, dtype=torch.float64, device=DEVICE, requires_grad=True) for v in (C, 5.0))
@@ -182,6 +184,7 @@ def test_layouts_and_the_same_bits_twice(variant):
         torch.testing.assert_close(a, b, rtol=16 * EPS, atol=16 * EPS * float(b.abs().max()))
 
 
+@pytest.mark.any_arithmetic
 def test_memory_grows_with_the_batch_and_not_with_its_square(monkeypatch):
     """Numbers that one step allocates beside a block of weights: slope over B, for twice and four times the batch."""
     monkeypatch.setattr(contrastive_blocks, "BLOCK", BLOCK)
@@ -226,6 +229,7 @@ def test_nan_reaches_the_loss():
     assert rows.isnan().all()
 
 
+@pytest.mark.any_arithmetic
 @pytest.mark.parametrize("geometry", ["lorentz", "cosine"])
 def test_opcheck_and_fullgraph(geometry):
     queries, keys = (v.to(DEVICE).requires_grad_() for v in views(9, 11, 5, 2, 1.0, "tangent"))
@@ -245,6 +249,7 @@ def test_opcheck_and_fullgraph(geometry):
         assert torch.equal(got, want)
 
 
+@pytest.mark.any_arithmetic
 def test_settings_hold_whole_tiles():
     for d in (1, 128, 512, 4096):
         for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):

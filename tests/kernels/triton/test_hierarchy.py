@@ -70,6 +70,7 @@ def small(monkeypatch):
     monkeypatch.setattr(contrastive, "SUMS", 1)
 
 
+@pytest.mark.any_arithmetic
 @pytest.mark.parametrize(
     ("geometry", "variant"), [*(("lorentz", v) for v in VARIANTS), ("euclidean", "rows"), ("cosine", "blocks")]
 )

@@ -41,12 +41,14 @@ def hinge_arguments(dtype=torch.float64, n=4, d=3, scale=0.6):
     return [vectors[0], vectors[1]], [vectors[1], vectors[2]], c, [0.7, 1.2], 0.1, True
 
 
+@pytest.mark.any_arithmetic
 @pytest.mark.parametrize("name", ALL)
 def test_gradcheck_in_float64(name):
     leaves = [x.clone().requires_grad_() for x in generic(name)]
     assert torch.autograd.gradcheck(lambda *a: call(name, *a), leaves, nondet_tol=0)
 
 
+@pytest.mark.any_arithmetic
 def test_gradcheck_of_the_hinges():
     parents, children, c, *flags = hinge_arguments()
     leaves = [t.requires_grad_() for t in (*parents, children[1], c)]
@@ -58,6 +60,7 @@ def test_gradcheck_of_the_hinges():
     assert (hinges(*leaves) > 0).any()
 
 
+@pytest.mark.any_arithmetic
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_second_derivatives_are_those_of_the_reference(name):
     case = CASES[name]
@@ -73,6 +76,7 @@ def test_second_derivatives_are_those_of_the_reference(name):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.any_arithmetic
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_forward_mode_raises(name):
     first, *rest = generic(name)
@@ -80,6 +84,7 @@ def test_forward_mode_raises(name):
         torch.func.jvp(lambda x: call(name, x, *rest), (first,), (torch.ones_like(first),))
 
 
+@pytest.mark.any_arithmetic
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_opcheck(name):
     case = CASES[name]
@@ -90,6 +95,7 @@ def test_opcheck(name):
     torch.library.opcheck(getattr(ops, f"{case.operator}_backward").default, (grad, *detached, *case.flags))
 
 
+@pytest.mark.any_arithmetic
 def test_opcheck_of_hinges_and_pairs():
     parents, children, c, *flags = hinge_arguments(torch.float32)
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -98,6 +104,7 @@ def test_opcheck_of_hinges_and_pairs():
     torch.library.opcheck(ops.pairwise_distance.default, (x, y, c, True, "bf16x3"))
 
 
+@pytest.mark.any_arithmetic
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_compiled_without_a_graph_break(name):
     torch._dynamo.reset()  # its limit of recompilations counts the lambda of all parameters as one
@@ -220,6 +227,7 @@ def test_rows_too_long_for_a_kernel_are_computed_all_the_same(name, monkeypatch)
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.any_arithmetic
 def test_rows_too_long_for_a_product_say_so():
     x, c = torch.zeros(1, launch.LARGEST_ROW + 1, device=DEVICE), torch.tensor(1.0, device=DEVICE)
     with pytest.raises(ValueError, match="16384"):
@@ -231,6 +239,7 @@ def test_this_process_runs_kernels():
     assert "CPU" in registration.TRITON if INTERPRETED else "CUDA" in registration.TRITON
 
 
+@pytest.mark.any_arithmetic
 @pytest.mark.parametrize(
     "name", ["distance-tangent", "entailment_loss-tangent", "similarity-tangent", "contrastive_loss-tangent"]
 )
@@ -238,6 +247,7 @@ def test_exports_with_a_dynamic_batch(name):
     same_at_other_sizes(export(name, DEVICE), name, DEVICE)
 
 
+@pytest.mark.any_arithmetic
 @pytest.mark.parametrize("name", ["distance-tangent", "pairwise_distance-tangent", "contrastive_loss-tangent"])
 def test_maps_over_samples(name):
     test_func.test_vmap(name)
