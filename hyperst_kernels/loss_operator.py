@@ -17,6 +17,7 @@ from hyperst_kernels.cpu import memory
 from hyperst_kernels.cpu.epilogue import wide
 from hyperst_kernels.reference import contrastive as contrastive_reference
 from hyperst_kernels.reference.contrastive import Pairing
+from hyperst_kernels.reference.flat import common_scale, of_size_one, times
 from hyperst_kernels.registration import (
     INTERPRETED,
     PORTABLE,
@@ -29,6 +30,10 @@ from hyperst_kernels.registration import (
     raising,
     reference_in_use,
 )
+
+
+def _on_triton(x: Tensor) -> bool:
+    return x.device.type == "cuda" or INTERPRETED
 
 
 def _unflattened(pairings: Sequence[int]) -> list[Pairing]:
@@ -112,7 +117,7 @@ def _contrastive_fake(
 ):
     pairings = _unflattened(pairings)
     n = max(features[p.queries].shape[0] for p in pairings)
-    if c.device.type == "cuda" or INTERPRETED:
+    if _on_triton(c):
         from hyperst_kernels.gpu.contrastive import flags_shape
 
         kept = c.new_empty(flags_shape(features, pairings, geometry), dtype=torch.int8)
@@ -195,6 +200,15 @@ def contrastive_terms(
     atomic: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The operator behind ``reference.contrastive.hierarchy_terms``, with the same arguments and results."""
+    if geometry == "euclidean":
+        # distances are of degree 1 in features and factors: where these are of size 1, no square overflows or vanishes
+        unit = common_scale(*features)
+        features, logit_scale = [times(x, unit) for x in features], logit_scale / unit
+        if factors is not None:
+            unit = common_scale(factors)
+            factors, logit_scale = factors * unit, logit_scale / unit
+    elif geometry == "cosine" and _on_triton(c):
+        features = [of_size_one(x) for x in features]  # its kernels sum squares as they come
     if reference_in_use():
         features = [x.to(c.dtype) for x in features]
         return contrastive_reference.hierarchy_terms(
