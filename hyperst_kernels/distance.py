@@ -112,6 +112,7 @@ def _matrices(**named: Tensor) -> tuple[Tensor, Tensor]:
     for name, points in named.items():
         _checks.features(name, points, matrix=True)
         _checks.finite(name, points)
+    _checks.one_device(named)
     (one, x), (other, y) = named.items()
     if x.shape[1] != y.shape[1]:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"

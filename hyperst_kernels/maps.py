@@ -158,7 +158,8 @@ def centroid(x: Tensor, c: float | Tensor = 1.0, weights: Tensor | None = None, 
     if x.shape[dim] == 0:
         raise ValueError(f"x must hold at least one point along dim {dim}, got shape {tuple(x.shape)}")
     if weights is not None:
-        _checks.weights("weights", weights, x.movedim(dim, -2).shape[:-1])
+        weights = _checks.weights("weights", weights, x.movedim(dim, -2).shape[:-1])
+        _checks.reachable("weights", weights, x.device)
         weights = weights.to(device=x.device, dtype=torch.float64)
     # the slope by what a point adds to -<m, m>_L is e^2p as large as the point: beyond float32 from radius 44 on
     return reference.centroid(x.double(), c.double(), weights, dim).to(x.dtype)
