@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hyperst_kernels import _checks, operators
 from hyperst_kernels.reference import flat
+from hyperst_kernels.registration import in_reverse
 
 INPUTS = ("tangent", "lorentz")
 PRECISIONS = ("ieee", "bf16x3", "tf32", "bf16")
@@ -94,7 +95,8 @@ def similarity(
         return -_geodesic(c, input, None, queries=queries, keys=keys)
     x, y = _matrices(queries=queries, keys=keys)
     apart = flat.pairwise_euclidean if geometry == "euclidean" else flat.pairwise_cosine
-    return -apart(*(t.to(_checks.geometry_dtype(t)) for t in (x, y))).to(x.dtype)
+    wide = (t.to(_checks.geometry_dtype(t)) for t in (x, y))
+    return -in_reverse("similarity", apart, *wide).to(x.dtype)
 
 
 def _geodesic(c: float | Tensor, input: str, precision: str | None, **named: Tensor) -> Tensor:

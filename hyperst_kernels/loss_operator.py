@@ -26,6 +26,7 @@ from hyperst_kernels.registration import (
     define,
     differentiated,
     in_full_precision,
+    in_reverse,
     ops,
     raising,
     reference_in_use,
@@ -211,11 +212,11 @@ def contrastive_terms(
         features = [of_size_one(x) for x in features]  # its kernels sum squares as they come
     if reference_in_use():
         features = [x.to(c.dtype) for x in features]
-        return contrastive_reference.hierarchy_terms(
-            features, factors, c, logit_scale, pairings, input, geometry, exclude_ids
-        )
+        given = (features, factors, c, logit_scale, pairings, input, geometry, exclude_ids)
+        return in_reverse("contrastive_loss", contrastive_reference.hierarchy_terms, *given)
     differentiable = any(t is not None and t.requires_grad for t in (*features, factors, c, logit_scale))
     keep = memory.kept_bytes if torch.is_grad_enabled() and differentiable else 0
     flat = [int(number) for pairing in pairings for number in pairing]
     flags = (flat, geometry, input == "tangent", precision, atomic, keep)
-    return ops.contrastive_forward(features, factors, c, logit_scale, exclude_ids, *flags)[:2]
+    tensors = (features, factors, c, logit_scale, exclude_ids)
+    return in_reverse("contrastive_loss", ops.contrastive_forward, *tensors, *flags)[:2]

@@ -17,6 +17,7 @@ from hyperst_kernels.curvature import Curvature, current, hold
 from hyperst_kernels.distance import GEOMETRIES, INPUTS, PRECISIONS, similarity
 from hyperst_kernels.entailment import entailment_hinges, entailment_loss
 from hyperst_kernels.maps import scaled_exp_map0
+from hyperst_kernels.registration import in_reverse
 
 
 class _Bounded(torch.autograd.Function):
@@ -47,7 +48,7 @@ def bounded(x: Tensor, low: float, high: float) -> Tensor:
     >>> bounded(x, 0.0, 1.0).backward(); x.grad
     tensor(1.)
     """
-    return _Bounded.apply(x, low, high)
+    return in_reverse("bounded", _Bounded.apply, x, low, high)
 
 
 def scalar(value: float, *, learn: bool = True) -> nn.Parameter:
