@@ -46,7 +46,7 @@ def contrastive_loss(
         directions: "both" averages query-to-key and key-to-query; "rows" is query-to-key alone.
         exclude_ids: (m,) integers; a key with the same id as the query's own is no negative of it.
         weights: (n,) weights of the samples, finite and >= 0; the mean divides by their sum, and is 0 (with zero gradients)
-            where all are 0.
+            where all are 0. Where they cannot be looked at, a negative one gives NaN.
         reduction: "mean", "sum" (0-d) or "none" (n,).
         precision: the matrix product a GPU kernel may use; has no effect elsewhere.
         deterministic: False lets a GPU add the gradient in whatever order its programs finish: less work, and another
@@ -55,9 +55,9 @@ def contrastive_loss(
             exp(alpha) of a learnable lift, so that encoder output goes straight in.
 
     Returns the loss, 0-d or (n,), in float32 or float64. A single pair with no other key has loss 0.
-    Raises TypeError / ValueError for wrong dtypes and shapes, an empty batch, c or a scale <= 0, and (on the CPU,
-    outside torch.compile) NaN or inf; elsewhere those give a NaN loss. RuntimeError where determinism is asked for and
-    refused. Forward-mode and double differentiation raise.
+    Raises TypeError / ValueError for wrong dtypes and shapes, tensors on several devices, an empty batch, c or a scale that
+    is not a positive normal number of the loss's dtype, and (on the CPU, outside torch.compile) NaN or inf; elsewhere those
+    give a NaN loss. RuntimeError where determinism is asked for and refused. Forward-mode and double differentiation raise.
 
     Source: van den Oord et al. 2018; Desai et al. 2023, section 3.1.
 
