@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -66,36 +66,105 @@ def finite(name: str, x: Tensor) -> None:
 def positive(name: str, value: float | Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A float or one-element tensor > 0, as a 0-d tensor on the device of ``like``, in ``dtype`` or its dtype."""
     dtype = like.dtype if dtype is None else dtype
-    if isinstance(value, np.ndarray):  # which NumPy's scalars are, too, under torch.compile
-        value = torch.as_tensor(value)
+    value = tensor_or_number(value)
+    positive_number(name, value, dtype)
+    if isinstance(value, Tensor):
+        reachable(name, value, like.device)
+        return value.reshape(()).to(device=like.device, dtype=dtype)
+    return torch.full((), float(value), dtype=dtype, device=like.device)
+
+
+def tensor_or_number(value: float | Tensor) -> float | Tensor:
+    """NumPy's arrays as tensors, which its scalars are, too, under torch.compile; anything else as it is."""
+    return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def positive_number(name: str, value: float | Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """A float or one-element tensor that ``dtype`` holds as a number > 0, in all its digits, where it can be `seen`."""
+    value = tensor_or_number(value)
+    real_number(name, value)
+    if isinstance(value, Tensor):
+        if not seen(value):
+            return
+        value = value.detach()
+    value = float(value)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    smallest, largest = torch.finfo(dtype).tiny, torch.finfo(dtype).max
+    if not smallest <= value <= largest:
+        raise ValueError(f"{name} must lie between {smallest:.3g} and {largest:.3g} in {dtype}, got {value}")
+
+
+def real_number(name: str, value: float | Tensor) -> None:
+    """A float or a tensor of one real number."""
+    value = tensor_or_number(value)
     if isinstance(value, Tensor):
         whole(name, value)
         if value.numel() != 1:
             raise ValueError(f"{name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
-        if seen(value) and not 0 < float(value.detach()) < float("inf"):
-            raise ValueError(f"{name} must be positive and finite, got {float(value.detach())}")
-        return value.reshape(()).to(device=like.device, dtype=dtype)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):  # NumPy's scalars are real numbers too
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{name} must be a real number, got {value.dtype}")
+    elif isinstance(value, bool) or not isinstance(value, numbers.Real):  # NumPy's scalars are real numbers too
         raise TypeError(f"{name} must be a float or a 0-d tensor, got {type(value).__name__}")
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
-    return torch.full((), float(value), dtype=dtype, device=like.device)
+
+
+def count(name: str, value: object) -> None:
+    """An integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def reachable(name: str, x: Tensor, device: torch.device) -> None:
+    """A tensor that can be moved to the device: one on "meta" has no numbers."""
+    if x.device.type == "meta" != device.type:
+        raise ValueError(f"{name} must hold numbers, got a tensor on device meta beside one on {device}")
+
+
+def one_device(named: Mapping[str, Tensor]) -> None:
+    """Tensors that lie on the same device: a kernel gets their addresses."""
+    if len({x.device for x in named.values()}) > 1:
+        places = ", ".join(f"{name} on {x.device}" for name, x in named.items())
+        raise ValueError(f"tensors must be on one device, got {places}")
 
 
 def sample_weights(name: str, w: Tensor, n: int) -> Tensor:
-    """Real weights (n,), finite and >= 0. Where they cannot be `seen`, those below 0 become NaN."""
-    if not isinstance(w, Tensor) or w.is_complex():
+    """Real weights (n,), finite and >= 0; see `_not_negative`."""
+    _real(name, w)
+    if w.shape != (n,):
+        raise ValueError(f"{name} must have shape ({n},), one for each sample, got {tuple(w.shape)}")
+    return _not_negative(name, w)
+
+
+def weights(name: str, w: Tensor, shape: Sequence[int]) -> Tensor:
+    """Weights of points, finite and >= 0, one for each of the last dimension of ``shape``; see `_not_negative`."""
+    _real(name, w)
+    fits = 1 <= w.ndim <= len(shape) and w.shape[-1] == shape[-1]
+    if not fits or any(a not in (1, b) for a, b in zip(reversed(w.shape), reversed(shape), strict=False)):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, or one that broadcasts to it, got {tuple(w.shape)}")
+    return _not_negative(name, w)
+
+
+def _real(name: str, w: Tensor) -> None:
+    if not isinstance(w, Tensor) or not (w.dtype in _FLOATING or is_integer(w) or w.dtype == torch.bool):
         got = w.dtype if isinstance(w, Tensor) else type(w).__name__
         raise TypeError(f"{name} must be a real torch.Tensor, got {got}")
     whole(name, w)
-    if w.shape != (n,):
-        raise ValueError(f"{name} must have shape ({n},), one for each sample, got {tuple(w.shape)}")
+
+
+def is_integer(x: Tensor) -> bool:
+    """Whether the tensor is of integers, which bool is not."""
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
+
+def _not_negative(name: str, w: Tensor) -> Tensor:
+    """Weights that are finite and >= 0. Where they cannot be `seen`, those below 0 become NaN."""
     if not seen(w):
         return torch.where(w < 0, torch.nan, w)
     bad = ~(torch.isfinite(w) & (w >= 0))
     if bad.any():
-        first = int(bad.nonzero()[0])
-        raise ValueError(f"{name} must be finite and 0 or more, got {float(w.detach()[first])} at index {first}")
+        first = tuple(bad.nonzero()[0].tolist())
+        at = first[0] if len(first) == 1 else first
+        raise ValueError(f"{name} must be finite and 0 or more, got {float(w.detach()[first]):.6g} at index {at}")
     return w
 
 
@@ -137,20 +206,6 @@ def _largest_rapidity(v: Tensor, c: Tensor) -> float:
     return float(norm(v.detach().to(c.dtype)).max() * c.detach().sqrt())
 
 
-def weights(name: str, w: Tensor, shape: Sequence[int]) -> None:
-    """Weights >= 0 of points, one for each of the last dimension of ``shape``."""
-    if not isinstance(w, Tensor) or w.is_complex():
-        got = w.dtype if isinstance(w, Tensor) else type(w).__name__
-        raise TypeError(f"{name} must be a real torch.Tensor, got {got}")
-    fits = 1 <= w.ndim <= len(shape) and w.shape[-1] == shape[-1]
-    if not fits or any(a not in (1, b) for a, b in zip(reversed(w.shape), reversed(shape), strict=False)):
-        raise ValueError(f"{name} must have shape {tuple(shape)}, or one that broadcasts to it, got {tuple(w.shape)}")
-    finite(name, w)
-    if seen(w) and bool((w < 0).any()):
-        where = tuple((w < 0).nonzero()[0].tolist())
-        raise ValueError(f"{name} must not be negative, got {float(w.detach().min()):.3g}, the first at index {where}")
-
-
 def geometry_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if any input is, else float32: geometry is never computed in half precision."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
@@ -161,6 +216,7 @@ def prepare(c: float | Tensor, **named: Tensor) -> tuple[Tensor, list[Tensor]]:
     for name, x in named.items():
         features(name, x)
         finite(name, x)
+    one_device(named)
     tensors = list(named.values())
     try:
         tensors = list(torch.broadcast_tensors(*tensors))

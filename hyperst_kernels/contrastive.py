@@ -46,7 +46,7 @@ def contrastive_loss(
         directions: "both" averages query-to-key and key-to-query; "rows" is query-to-key alone.
         exclude_ids: (m,) integers; a key with the same id as the query's own is no negative of it.
         weights: (n,) weights of the samples, finite and >= 0; the mean divides by their sum, and is 0 (with zero gradients)
-            where all are 0.
+            where all are 0. Where they cannot be looked at, a negative one gives NaN.
         reduction: "mean", "sum" (0-d) or "none" (n,).
         precision: the matrix product a GPU kernel may use; has no effect elsewhere.
         deterministic: False lets a GPU add the gradient in whatever order its programs finish: less work, and another
@@ -55,9 +55,9 @@ def contrastive_loss(
             exp(alpha) of a learnable lift, so that encoder output goes straight in.
 
     Returns the loss, 0-d or (n,), in float32 or float64. A single pair with no other key has loss 0.
-    Raises TypeError / ValueError for wrong dtypes and shapes, an empty batch, c or a scale <= 0, and (on the CPU,
-    outside torch.compile) NaN or inf; elsewhere those give a NaN loss. RuntimeError where determinism is asked for and
-    refused. Forward-mode and double differentiation raise.
+    Raises TypeError / ValueError for wrong dtypes and shapes, tensors on several devices, an empty batch, c or a scale that
+    is not a positive normal number of the loss's dtype, and (on the CPU, outside torch.compile) NaN or inf; elsewhere those
+    give a NaN loss. RuntimeError where determinism is asked for and refused. Forward-mode and double differentiation raise.
 
     Source: van den Oord et al. 2018; Desai et al. 2023, section 3.1.
 
@@ -94,12 +94,22 @@ class Term(NamedTuple):
 
 
 def hierarchical_contrastive_loss(
-    terms: Sequence[Term], c: float | Tensor = 1.0, logit_scale: float | Tensor = 1.0, **options
+    terms: Sequence[Term],
+    c: float | Tensor = 1.0,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    input: str = "tangent",
+    geometry: str = "lorentz",
+    exclude_ids: Tensor | None = None,
+    weights: Tensor | None = None,
+    reduction: str = "mean",
+    precision: str | None = None,
+    deterministic: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
     """Weighted sum of `contrastive_loss` over several pairs of views, and the unweighted loss of each.
 
     All terms are computed together. Features that occur in several, being the same tensor with the same scale, are
-    prepared once; all have one d. ``options`` are those of `contrastive_loss`, shared by all terms, except directions and
+    prepared once; all have one d. The options are those of `contrastive_loss`, shared by all terms, except directions and
     scales, which each term has.
 
     Returns 0-d losses, or (n,) for ``reduction="none"`` and terms of one n. Raises what `contrastive_loss` does, naming the
@@ -115,7 +125,20 @@ def hierarchical_contrastive_loss(
     if not terms:
         raise ValueError("terms must hold at least one Term, got none")
     terms = [Term(*term) for term in terms]
-    losses = _losses(terms, c, logit_scale, **options)
+    for t, term in enumerate(terms):
+        _checks.real_number(f"terms[{t}].weight", term.weight)
+    losses = _losses(
+        terms,
+        c,
+        logit_scale,
+        input=input,
+        geometry=geometry,
+        exclude_ids=exclude_ids,
+        weights=weights,
+        reduction=reduction,
+        precision=precision,
+        deterministic=deterministic,
+    )
     if any(loss.shape != losses[0].shape for loss in losses):
         sizes = ", ".join(str(loss.shape[0]) for loss in losses)
         raise ValueError(f"reduction must be 'mean' or 'sum' for terms of several n, got 'none' with n = {sizes}")
@@ -127,13 +150,13 @@ def _losses(
     c: float | Tensor,
     logit_scale: float | Tensor,
     *,
-    input: str = "tangent",
-    geometry: str = "lorentz",
-    exclude_ids: Tensor | None = None,
-    weights: Tensor | None = None,
-    reduction: str = "mean",
-    precision: str | None = None,
-    deterministic: bool = True,
+    input: str,
+    geometry: str,
+    exclude_ids: Tensor | None,
+    weights: Tensor | None,
+    reduction: str,
+    precision: str | None,
+    deterministic: bool,
 ) -> list[Tensor]:
     """The loss of each term, unweighted."""
     if not deterministic and torch.are_deterministic_algorithms_enabled():
@@ -150,17 +173,21 @@ def _losses(
     for t, term in enumerate(terms):
         _checks.choice("directions", term.directions, DIRECTIONS)
         within = f"terms[{t}]." if len(terms) > 1 else ""
-        queries = _Features(f"{within}queries", term.queries, f"{within}query_scale", term.query_scale)
-        keys = _Features(f"{within}keys", term.keys, f"{within}key_scale", term.key_scale)
+        scales = [_checks.tensor_or_number(scale) for scale in (term.query_scale, term.key_scale)]
+        queries = _Features(f"{within}queries", term.queries, f"{within}query_scale", scales[0])
+        keys = _Features(f"{within}keys", term.keys, f"{within}key_scale", scales[1])
         pairings.append(Pairing(_number(features, queries), _number(features, keys), term.directions == "both"))
         _check_shapes(within, term, features[0].vectors.shape[1], exclude_ids)
         if weights is not None:
             weights = _checks.sample_weights("weights", weights, term.queries.shape[0])
+            _checks.reachable("weights", weights, term.queries.device)
+    _checks.one_device({x.name: x.vectors for x in features})
     vectors, factors, c, logit_scale = _on_one_footing(features, c, logit_scale)
     if geometry == "lorentz" and input == "tangent":
         for k, x in enumerate(features):
             _checks.radius(x.name, vectors[k], c if factors is None else c * factors[k] ** 2)
     if exclude_ids is not None:
+        _checks.reachable("exclude_ids", exclude_ids, vectors[0].device)
         exclude_ids = exclude_ids.to(vectors[0].device)
     options = (input, geometry, exclude_ids, precision or "bf16x3", not deterministic)
     rows, columns = loss_operator.contrastive_terms(vectors, factors, c, logit_scale, pairings, *options)
@@ -207,8 +234,10 @@ def _check_shapes(within: str, term: Term, d: int, exclude_ids: Tensor | None) -
         )
     if exclude_ids is None:
         return
+    if not isinstance(exclude_ids, Tensor):
+        raise TypeError(f"exclude_ids must be a torch.Tensor of integers, got {type(exclude_ids).__name__}")
     _checks.whole("exclude_ids", exclude_ids)
-    if exclude_ids.shape != (m,) or exclude_ids.is_floating_point():
+    if exclude_ids.shape != (m,) or not _checks.is_integer(exclude_ids):
         got = f"{exclude_ids.dtype} of shape {tuple(exclude_ids.shape)}"
         raise ValueError(f"exclude_ids must be integers of shape ({m},), one per key, got {got}")
 
@@ -231,11 +260,15 @@ def _reduce(per_sample: Tensor, weights: Tensor | None, reduction: str) -> Tenso
         if reduction == "none":
             return per_sample
         return per_sample.mean() if reduction == "mean" else per_sample.sum()
-    weights = weights.to(per_sample)
-    weighted = per_sample * weights
-    if reduction == "none":
-        return weighted
-    if reduction == "sum":
-        return weighted.sum()
+    wide = torch.promote_types(weights.dtype, per_sample.dtype)
+    weights = weights.to(device=per_sample.device, dtype=wide)
+    if reduction != "mean":
+        weighted = (per_sample * weights).to(per_sample.dtype)
+        return weighted if reduction == "none" else weighted.sum()
+    # only their ratios count: by the largest, none overflows, and neither does their sum
+    largest = weights.detach().amax()
+    weights = (weights / torch.where(largest == 0, 1, largest)).to(per_sample.dtype)
     total = weights.sum()
-    return weighted.sum() / torch.where(total == 0, 1, total)  # all of weight 0: the mean is 0, and not 0 / 0
+    return (per_sample * weights).sum() / torch.where(
+        total == 0, 1, total
+    )  # all of weight 0: the mean is 0, and not 0 / 0

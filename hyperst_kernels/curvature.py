@@ -7,11 +7,19 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from hyperst_kernels import _checks
+
 Curvature = float | Tensor | nn.Module | Callable[[], Tensor]
 
 
 def hold(module: nn.Module, curvature: Curvature) -> None:
-    """Set ``module.curvature``: a parameter or module is registered as such, any other tensor as a buffer."""
+    """Set ``module.curvature``: a parameter or module is registered as such, any other tensor as a buffer.
+
+    A number or tensor is checked; one that a module or a function computes is, where it is used. So are DTensors, which
+    are whole inside the forward pass of a sharded module.
+    """
+    if not (callable(curvature) or hasattr(curvature, "full_tensor")):
+        _checks.positive_number("curvature", curvature)
     if isinstance(curvature, Tensor) and not isinstance(curvature, nn.Parameter):
         module.register_buffer("curvature", curvature)
     else:

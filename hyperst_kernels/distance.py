@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hyperst_kernels import _checks, operators
+from hyperst_kernels.reference import flat
+from hyperst_kernels.registration import in_reverse
 
 INPUTS = ("tangent", "lorentz")
 PRECISIONS = ("ieee", "bf16x3", "tf32", "bf16")
@@ -81,18 +82,21 @@ def similarity(
 
     Ranking by the dot product, as CLIP code does, is not the order the hyperbolic loss was trained for. ``geometry`` is that
     of the loss: "lorentz" (geodesic distance), "euclidean", or "cosine" (the distance is 1 - cosine, and a zero vector is at
-    1 from everything); only the first uses c and ``input``.
+    1 from everything); only the first uses c and ``input``. Euclidean distances below 1e-22 of the largest number of all are
+    lost to 0 in float32.
 
     >>> import torch
     >>> similarity(torch.zeros(1, 2), torch.tensor([[0.1, 0.0], [3.0, 4.0]])).argmax(1)
     tensor([0])
     """
+    _checks.choice("input", input, INPUTS)
     _checks.choice("geometry", geometry, GEOMETRIES)
     if geometry == "lorentz":
         return -_geodesic(c, input, None, queries=queries, keys=keys)
     x, y = _matrices(queries=queries, keys=keys)
+    apart = flat.pairwise_euclidean if geometry == "euclidean" else flat.pairwise_cosine
     wide = (t.to(_checks.geometry_dtype(t)) for t in (x, y))
-    return -(_euclidean(*wide) if geometry == "euclidean" else _cosine(*wide)).to(x.dtype)
+    return -in_reverse("similarity", apart, *wide).to(x.dtype)
 
 
 def _geodesic(c: float | Tensor, input: str, precision: str | None, **named: Tensor) -> Tensor:
@@ -110,21 +114,10 @@ def _matrices(**named: Tensor) -> tuple[Tensor, Tensor]:
     for name, points in named.items():
         _checks.features(name, points, matrix=True)
         _checks.finite(name, points)
+    _checks.one_device(named)
     (one, x), (other, y) = named.items()
     if x.shape[1] != y.shape[1]:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
         raise ValueError(f"{one} and {other} must have the same number of features, got {shapes}")
     dtype = torch.promote_types(x.dtype, y.dtype)
     return x.to(dtype), y.to(dtype)
-
-
-def _euclidean(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j| from differences: the product form loses near neighbours."""
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _cosine(x: Tensor, y: Tensor) -> Tensor:
-    """1 - cosine, from the difference of unit vectors."""
-    square = _euclidean(F.normalize(x, dim=1), F.normalize(y, dim=1)).square()
-    at_zero = [(t == 0).all(1).to(t) for t in (x, y)]
-    return (square + at_zero[0][:, None] + at_zero[1]) / 2

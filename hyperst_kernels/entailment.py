@@ -24,7 +24,7 @@ def half_aperture(x: Tensor, c: float | Tensor = 1.0, *, min_radius: float = 0.1
     """
     _checks.choice("input", input, INPUTS)
     c, (x,) = _checks.prepare(c, x=x)
-    _checks.positive("min_radius", min_radius, x)
+    _checks.positive_number("min_radius", min_radius, c.dtype)
     return operators.row_wise("half_aperture", x, c, float(min_radius), input == "tangent")
 
 
@@ -77,11 +77,12 @@ def entailment_hinges(
     """`entailment_loss` of every row of several relations (parent, child, eta), all (..., d), at once: (r, ...)."""
     _checks.choice("input", input, INPUTS)
     named: dict[str, Tensor] = {}
-    for i, (parent, child, eta) in enumerate(relations):
+    for i, (parent, child, _) in enumerate(relations):
         number = f"_{i}" if len(relations) > 1 else ""
         named |= {f"parent{number}": parent, f"child{number}": child}
-        _checks.positive("eta", eta, parent)
     c, vectors = _checks.prepare(c, **named)
-    _checks.positive("min_radius", min_radius, vectors[0])
+    for i, (_, _, eta) in enumerate(relations):
+        _checks.positive_number(f"eta_{i}" if len(relations) > 1 else "eta", eta, c.dtype)
+    _checks.positive_number("min_radius", min_radius, c.dtype)
     etas = [float(eta) for _, _, eta in relations]
     return operators.entailment_hinges(vectors[::2], vectors[1::2], c, etas, float(min_radius), input == "tangent")

@@ -26,7 +26,7 @@ def from_geoopt(x: Tensor, k: float | Tensor = 1.0) -> tuple[Tensor, float | Ten
     (tensor([1.5000, 0.0000]), 0.25)
     """
     _checks.features("x", x)
-    _checks.positive("k", k, x)
+    _checks.positive_number("k", k, _checks.geometry_dtype(x))
     return project(x, 1 / k), 1 / k
 
 

@@ -17,6 +17,7 @@ from hyperst_kernels.cpu import memory
 from hyperst_kernels.cpu.epilogue import wide
 from hyperst_kernels.reference import contrastive as contrastive_reference
 from hyperst_kernels.reference.contrastive import Pairing
+from hyperst_kernels.reference.flat import common_scale, of_size_one, times
 from hyperst_kernels.registration import (
     INTERPRETED,
     PORTABLE,
@@ -25,10 +26,15 @@ from hyperst_kernels.registration import (
     define,
     differentiated,
     in_full_precision,
+    in_reverse,
     ops,
     raising,
     reference_in_use,
 )
+
+
+def _on_triton(x: Tensor) -> bool:
+    return x.device.type == "cuda" or INTERPRETED
 
 
 def _unflattened(pairings: Sequence[int]) -> list[Pairing]:
@@ -112,7 +118,7 @@ def _contrastive_fake(
 ):
     pairings = _unflattened(pairings)
     n = max(features[p.queries].shape[0] for p in pairings)
-    if c.device.type == "cuda" or INTERPRETED:
+    if _on_triton(c):
         from hyperst_kernels.gpu.contrastive import flags_shape
 
         kept = c.new_empty(flags_shape(features, pairings, geometry), dtype=torch.int8)
@@ -195,13 +201,22 @@ def contrastive_terms(
     atomic: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The operator behind ``reference.contrastive.hierarchy_terms``, with the same arguments and results."""
+    if geometry == "euclidean":
+        # distances are of degree 1 in features and factors: where these are of size 1, no square overflows or vanishes
+        unit = common_scale(*features)
+        features, logit_scale = [times(x, unit) for x in features], logit_scale / unit
+        if factors is not None:
+            unit = common_scale(factors)
+            factors, logit_scale = factors * unit, logit_scale / unit
+    elif geometry == "cosine" and _on_triton(c):
+        features = [of_size_one(x) for x in features]  # its kernels sum squares as they come
     if reference_in_use():
         features = [x.to(c.dtype) for x in features]
-        return contrastive_reference.hierarchy_terms(
-            features, factors, c, logit_scale, pairings, input, geometry, exclude_ids
-        )
+        given = (features, factors, c, logit_scale, pairings, input, geometry, exclude_ids)
+        return in_reverse("contrastive_loss", contrastive_reference.hierarchy_terms, *given)
     differentiable = any(t is not None and t.requires_grad for t in (*features, factors, c, logit_scale))
     keep = memory.kept_bytes if torch.is_grad_enabled() and differentiable else 0
     flat = [int(number) for pairing in pairings for number in pairing]
     flags = (flat, geometry, input == "tangent", precision, atomic, keep)
-    return ops.contrastive_forward(features, factors, c, logit_scale, exclude_ids, *flags)[:2]
+    tensors = (features, factors, c, logit_scale, exclude_ids)
+    return in_reverse("contrastive_loss", ops.contrastive_forward, *tensors, *flags)[:2]

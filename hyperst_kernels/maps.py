@@ -2,8 +2,8 @@
 
 Curvature is -c with c > 0 (a float, or a 0-d tensor that may require grad). Half-precision inputs are computed in
 float32 and returned in their own dtype. Formulas: Nickel & Kiela 2018; Law et al. 2019 (centroid); `docs/maps.md`.
-All raise TypeError for tensors that are not floating and ValueError for shapes that do not broadcast, c <= 0, and (on
-the CPU) NaN or inf.
+All raise TypeError for tensors that are not floating and ValueError for shapes that do not broadcast, tensors on several
+devices, a c that is not a positive normal number of the geometry's dtype, and (on the CPU) NaN or inf.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def centroid(x: Tensor, c: float | Tensor = 1.0, weights: Tensor | None = None, 
     Computed in float64. ``weights`` may be of any real dtype, a mask too, and broadcast over the sets; n is their last
     dimension whatever ``dim`` is. A set whose weights are all 0 has the origin as its centroid, and zero gradients. Raises
     ValueError for weights of another shape, for a ``dim`` that is not one of points, and (on the CPU) for weights that are
-    negative, NaN or infinite.
+    negative, NaN or infinite; elsewhere, and under torch.compile and torch.func.vmap, the centroid of such a set is NaN.
 
     >>> import torch
     >>> centroid(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
@@ -158,7 +158,8 @@ def centroid(x: Tensor, c: float | Tensor = 1.0, weights: Tensor | None = None, 
     if x.shape[dim] == 0:
         raise ValueError(f"x must hold at least one point along dim {dim}, got shape {tuple(x.shape)}")
     if weights is not None:
-        _checks.weights("weights", weights, x.movedim(dim, -2).shape[:-1])
+        weights = _checks.weights("weights", weights, x.movedim(dim, -2).shape[:-1])
+        _checks.reachable("weights", weights, x.device)
         weights = weights.to(device=x.device, dtype=torch.float64)
     # the slope by what a point adds to -<m, m>_L is e^2p as large as the point: beyond float32 from radius 44 on
     return reference.centroid(x.double(), c.double(), weights, dim).to(x.dtype)

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hyperst_kernels import contrastive, distributed
-from hyperst_kernels._checks import choice, geometry_dtype
+from hyperst_kernels import _checks, contrastive, distributed
+from hyperst_kernels._checks import choice, geometry_dtype, positive_number, real_number
 from hyperst_kernels.contrastive import DIRECTIONS
 from hyperst_kernels.curvature import Curvature, current, hold
-from hyperst_kernels.distance import GEOMETRIES, INPUTS, similarity
+from hyperst_kernels.distance import GEOMETRIES, INPUTS, PRECISIONS, similarity
 from hyperst_kernels.entailment import entailment_hinges, entailment_loss
 from hyperst_kernels.maps import scaled_exp_map0
+from hyperst_kernels.registration import in_reverse
 
 
 class _Bounded(torch.autograd.Function):
@@ -47,7 +48,7 @@ def bounded(x: Tensor, low: float, high: float) -> Tensor:
     >>> bounded(x, 0.0, 1.0).backward(); x.grad
     tensor(1.)
     """
-    return _Bounded.apply(x, low, high)
+    return in_reverse("bounded", _Bounded.apply, x, low, high)
 
 
 def scalar(value: float, *, learn: bool = True) -> nn.Parameter:
@@ -94,8 +95,12 @@ class LorentzLift(nn.Module):
     ):
         super().__init__()
         choice("output", output, INPUTS)
-        if not curvature_bounds[0] <= curvature <= curvature_bounds[1] or curvature_bounds[0] <= 0:
-            raise ValueError(f"curvature must lie within curvature_bounds {curvature_bounds} > 0, got {curvature}")
+        _checks.count("dim", dim)
+        for bound in curvature_bounds:
+            positive_number("curvature_bounds", bound)
+        positive_number("curvature", curvature)
+        if not curvature_bounds[0] <= curvature <= curvature_bounds[1]:
+            raise ValueError(f"curvature must lie within curvature_bounds {curvature_bounds}, got {curvature}")
         self.output = output
         self.log_alpha = nn.ParameterDict({m: scalar(-math.log(dim) / 2) for m in modalities})
         self.log_curvature = scalar(math.log(curvature), learn=learn_curvature)
@@ -138,6 +143,8 @@ class EntailmentLoss(nn.Module):
     def __init__(self, eta: float = 1.0, min_radius: float = 0.1, input: str = "lorentz"):
         super().__init__()
         choice("input", input, INPUTS)
+        positive_number("eta", eta)
+        positive_number("min_radius", min_radius)
         self.eta, self.min_radius, self.input = eta, min_radius, input
 
     def forward(self, parent: Tensor, child: Tensor, curvature: float | Tensor = 1.0) -> Tensor:
@@ -151,7 +158,7 @@ class HyperbolicContrastiveLoss(nn.Module):
     the 0-d loss, or ``{"contrastive_loss": loss}``. A bias shifts every logit alike and cancels in the softmax, so it
     is accepted, has no effect, and its gradient is 0. Switch off the model's feature normalisation and rank with `similarity`.
 
-    ``curvature`` is one of the following, and ``forward(..., curvature=...)`` takes another in its place for one call:
+    ``curvature`` is one of the following, and `forward` and `similarity` take another ``curvature=`` in its place for one call:
 
     - a float;
     - a tensor: an ``nn.Parameter`` is registered as such, hence trained, any other as a buffer; one that was computed from
@@ -190,6 +197,8 @@ class HyperbolicContrastiveLoss(nn.Module):
         choice("directions", directions, DIRECTIONS)
         choice("geometry", geometry, GEOMETRIES)
         choice("input", input, INPUTS)
+        if precision is not None:
+            choice("precision", precision, PRECISIONS)
         hold(self, curvature)
         self.options = {"input": input, "geometry": geometry, "precision": precision}
         self.input, self.directions, self.geometry = input, directions, geometry
@@ -238,9 +247,13 @@ class HyperbolicContrastiveLoss(nn.Module):
             return rows
         return (rows + self._loss(text, gather(image), scalars, "rows", ids)) / 2
 
-    def similarity(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Minus the distance of the loss's own geometry, (n, d), (m, d) -> (n, m), to rank by in evaluation."""
-        return similarity(queries, keys, current(self.curvature), input=self.input, geometry=self.geometry)
+    def similarity(self, queries: Tensor, keys: Tensor, *, curvature: Curvature | None = None) -> Tensor:
+        """Minus the distance of the loss's own geometry, (n, d), (m, d) -> (n, m), to rank by in evaluation.
+
+        ``curvature`` takes the place of the loss's own for this call: the one that ``forward`` was given.
+        """
+        c = current(self.curvature if curvature is None else curvature)
+        return similarity(queries, keys, c, input=self.input, geometry=self.geometry)
 
 
 class ContrastiveTerm(NamedTuple):
@@ -302,8 +315,17 @@ class HierarchicalAlignmentLoss(nn.Module):
         choice("input", input, INPUTS)
         if geometry != "lorentz" and entailment:
             raise ValueError(f"entailment must be empty for geometry={geometry!r}: cones need the Lorentz geometry")
+        real_number("contrastive_weight", contrastive_weight)
+        real_number("entailment_weight", entailment_weight)
+        positive_number("min_radius", min_radius)
         self.contrastive = [ContrastiveTerm(*term) for term in contrastive]
         self.entailment = [EntailmentTerm(*term) for term in entailment]
+        for t, term in enumerate(self.contrastive):
+            real_number(f"contrastive[{t}].weight", term.weight)
+            choice(f"contrastive[{t}].directions", term.directions, DIRECTIONS)
+        for t, relation in enumerate(self.entailment):
+            positive_number(f"entailment[{t}].eta", relation.eta)
+            real_number(f"entailment[{t}].weight", relation.weight)
         self.weights = (contrastive_weight, entailment_weight)
         self.min_radius, self.input, self.geometry = min_radius, input, geometry
 
@@ -321,6 +343,7 @@ class HierarchicalAlignmentLoss(nn.Module):
         if not features:
             raise ValueError("features must hold at least one tensor, got none")
         for name in sorted(needed):
+            _checks.features(f"features[{name!r}]", features[name])
             if features[name].shape[0] == 0:
                 raise ValueError(
                     f"features[{name!r}] must hold at least one row, got shape {tuple(features[name].shape)}"

@@ -25,6 +25,7 @@ from hyperst_kernels.registration import (
     define,
     differentiated,
     in_full_precision,
+    in_reverse,
     ops,
     raising,
     reference_in_use,
@@ -201,7 +202,8 @@ def row_wise(name: str, *args) -> Tensor:
     vectors = [t for t in args if isinstance(t, Tensor) and t.ndim > 0]
     leading, d = vectors[0].shape[:-1], vectors[0].shape[-1]
     flat = [t.reshape(-1, d) if isinstance(t, Tensor) and t.ndim > 0 else t for t in args]
-    out = (_REFERENCES[name] if reference_in_use() or transformed() else getattr(ops, name))(*flat)
+    compute = _REFERENCES[name] if reference_in_use() or transformed() else getattr(ops, name)
+    out = in_reverse(name, compute, *flat)
     return out.reshape((*leading, *out.shape[1:]))
 
 
@@ -289,7 +291,8 @@ def entailment_hinges(
     leading, d = parents[0].shape[:-1], parents[0].shape[-1]
     x, y = ([t.reshape(-1, d) for t in group] for group in (parents, children))
     compute = _reference_hinges if reference_in_use() or transformed() else ops.entailment_hinges
-    return compute(x, y, c, list(etas), min_radius, tangent).reshape((len(etas), *leading))
+    hinges = in_reverse("entailment_loss", compute, x, y, c, list(etas), min_radius, tangent)
+    return hinges.reshape((len(etas), *leading))
 
 
 # --------------------------------------------------------------------------------------------------------- all pairs
@@ -334,5 +337,6 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
     """(n d), (m d) -> (n m) in the geometry's dtype."""
     if reference_in_use():
         dtype = geometry_dtype(x)
-        return distance_reference.pairwise_distance(x.to(dtype), y.to(dtype), c, _input(tangent))
-    return ops.pairwise_distance(x, y, c, tangent, precision)
+        given = (x.to(dtype), y.to(dtype), c, _input(tangent))
+        return in_reverse("pairwise_distance", distance_reference.pairwise_distance, *given)
+    return in_reverse("pairwise_distance", ops.pairwise_distance, x, y, c, tangent, precision)

@@ -153,6 +153,10 @@ def raising(name: str, remedy: str) -> Callable:
             return tuple(flat)
 
         @staticmethod
+        def jvp(ctx, *tangents):
+            raise forward_mode(name)
+
+        @staticmethod
         def backward(ctx, *grads):
             raise NotImplementedError(f"{name} has no second derivative: {remedy}")
 
@@ -162,6 +166,26 @@ def raising(name: str, remedy: str) -> Callable:
         return tree_unflatten(list(flat), structure[0])
 
     return called
+
+
+def forward_mode(name: str) -> NotImplementedError:
+    """What is raised for a derivative in forward mode."""
+    return NotImplementedError(
+        f"{name} has no derivative in forward mode AD: take torch.func.jacrev in place of jacfwd and jvp, and "
+        "jacrev(jacrev(f)) in place of hessian (of losses and matrices inside hyperst_kernels.use_reference())"
+    )
+
+
+def in_reverse(name: str, compute: Callable, *args):
+    """Call ``compute``; where something in it has no derivative in forward mode, say of which function that is a part."""
+    if torch.compiler.is_compiling():
+        return compute(*args)
+    try:
+        return compute(*args)
+    except NotImplementedError as error:
+        if "forward mode AD" not in str(error):
+            raise
+        raise forward_mode(name) from error
 
 
 def triton_kernel(module: str, name: str) -> Callable:

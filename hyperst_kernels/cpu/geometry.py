@@ -15,6 +15,7 @@ from torch import Tensor
 from hyperst_kernels.cpu import native, pairs
 from hyperst_kernels.reference.contrastive import dissimilarity
 from hyperst_kernels.reference.distance import distance_gradients
+from hyperst_kernels.reference.flat import length, unit
 from hyperst_kernels.reference.scalars import kappa, sinhc
 
 # Numbers in the rows that row-wise functions see at a time: temporaries of this size stay in the last-level cache.
@@ -181,12 +182,11 @@ class Euclidean:
         return distance**2
 
     def exact(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(x - y, dim=-1)
+        return length(x - y)[:, 0]
 
     def add_exact_gradients(self, weights: Tensor, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> None:
         w = x - y
-        norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-        along = w * (weights[:, None] / torch.where(norm == 0, torch.ones_like(norm), norm))
+        along = weights[:, None] * unit(w)
         dx.add_(along)
         dy.sub_(along)
 
@@ -197,11 +197,11 @@ class Cosine:
     extra = 1
 
     def left(self, features: Tensor, out: Tensor) -> None:
-        torch.div(features, -_length(features), out=out[:, :-1])
+        torch.neg(unit(features), out=out[:, :-1])
         out[:, -1] = 1
 
     def right(self, features: Tensor, out: Tensor) -> None:
-        torch.div(features, _length(features), out=out[:, :-1])
+        out[:, :-1] = unit(features)
         out[:, -1] = 1
 
     def add_left_gradient(self, features: Tensor, grad: Tensor, out: Tensor) -> None:
@@ -211,10 +211,10 @@ class Cosine:
         self._add_gradient(features, grad[:, :-1], 1, out)
 
     def _add_gradient(self, features: Tensor, grad: Tensor, sign: int, out: Tensor) -> None:
-        """sign times the gradient of x from that of the unit vector x / |x|."""
-        length = _length(features)
-        out.addcmul_(sign / length, grad)
-        out.addcmul_(-sign * inner(features, grad) / length / length**2, features)
+        """sign times the gradient of x from that of the unit vector x / |x|: 0 at the origin."""
+        size, direction = length(features), unit(features)
+        factor = torch.where(size == 0, torch.zeros_like(size), sign / size)
+        out.addcmul_(factor, grad).addcmul_(-factor * inner(direction, grad), direction)
 
     def scale(self, left: Tensor, right: Tensor) -> Tensor:
         # z is used as it is: an absolute error of one rounding needs no repair
@@ -232,7 +232,7 @@ class Cosine:
         return dissimilarity(x, y, x.new_ones(()), "tangent", "cosine", pairwise=False)
 
     def add_exact_gradients(self, weights: Tensor, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> None:
-        unit_x, unit_y = (weights[:, None] * torch.nn.functional.normalize(t, dim=-1) for t in (x, y))
+        unit_x, unit_y = (weights[:, None] * unit(t) for t in (x, y))
         self._add_gradient(x, unit_y, -1, dx)
         self._add_gradient(y, unit_x, -1, dy)
 
@@ -240,11 +240,6 @@ class Cosine:
 def _square(vectors: Tensor) -> Tensor:
     """|x|^2: (n d) -> (n 1)."""
     return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True) ** 2
-
-
-def _length(vectors: Tensor) -> Tensor:
-    """|x|, but never 0: (n d) -> (n 1)."""
-    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 def inner(x: Tensor, y: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hyperst_kernels.reference.distance import distance, pairwise_distance
+from hyperst_kernels.reference.flat import length, unit
 
 
 class Pairing(NamedTuple):
@@ -98,7 +99,7 @@ def dissimilarity(x: Tensor, y: Tensor, c: Tensor, input: str, geometry: str, *,
         shape = (x.shape[0], y.shape[0], x.shape[1])
         x, y = x[:, None].expand(shape), y[None].expand(shape)
     if geometry == "cosine":
-        apart = ((F.normalize(x, dim=-1) - F.normalize(y, dim=-1)) ** 2).sum(-1)
+        apart = ((unit(x) - unit(y)) ** 2).sum(-1)
         # a zero vector is orthogonal to everything
         return (apart + (x == 0).all(-1).to(x) + (y == 0).all(-1).to(x)) / 2
-    return torch.linalg.vector_norm(x - y, dim=-1)
+    return length(x - y).squeeze(-1)

@@ -108,6 +108,8 @@ CALLS = {
     **_both_inputs("distance0", hk.distance0, 1),
     **_both_inputs("pairwise_distance", hk.pairwise_distance, 2, 3),
     **_both_inputs("similarity", hk.similarity, 2, 3),
+    "similarity-euclidean": Call(partial(hk.similarity, geometry="euclidean"), 2, 3),
+    "similarity-cosine": Call(partial(hk.similarity, geometry="cosine"), 2, 3),
     **_both_inputs("half_aperture", hk.half_aperture, 1),
     **_both_inputs("exterior_angle", hk.exterior_angle, 2),
     **_both_inputs("entailment_loss", hk.entailment_loss, 2, eta=0.3),

@@ -179,3 +179,75 @@ def test_matrix_far_out(input):
     else:
         torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=0)
         assert all(grad.isfinite().all() for grad in torch.autograd.grad(found.sum(), (x, y)))
+
+
+FLAT = ("cosine", "euclidean")
+
+
+@pytest.mark.parametrize("geometry", FLAT)
+@pytest.mark.parametrize("power", [-125, -100, -66, -43, 64, 83, 120])
+def test_flat_losses_do_not_depend_on_the_unit(loss, geometry, power):
+    """Squares of such numbers overflow or vanish in float32. Distances in another unit, at an inverse temperature in it."""
+    g = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(6, 4, generator=g), torch.randn(8, 4, generator=g)
+    queries[1] = keys[2]  # a near pair
+    unit = 2.0**power
+    scale = 3 / unit if geometry == "euclidean" else 3.0
+    want = exactly(queries, keys, 3.0, geometry=geometry)
+    found = loss(queries * unit, keys * unit, scale, torch.float32, geometry=geometry)
+    for got, exact in zip(found[:2], want[:2], strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-5, atol=1e-5)
+    for got, exact in zip(found[2:4], want[2:4], strict=True):
+        torch.testing.assert_close(got * unit, exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("power", [-900, -500, -50, 90, 600, 1000])
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("geometry", FLAT)
+def test_flat_losses_do_not_depend_on_the_unit_in_float64(geometry, power, reference):
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(6, 4, generator=g, dtype=torch.float64).to(DEVICE) for _ in range(2))
+    unit = 2.0**power
+    moved = (x * unit).requires_grad_()
+    with hk.use_reference() if reference else contextlib.nullcontext():
+        want = hk.contrastive_loss(x.requires_grad_(), y, 1.0, 3.0, geometry=geometry)
+        got = hk.contrastive_loss(
+            moved, y * unit, 1.0, 3.0 / unit if geometry == "euclidean" else 3.0, geometry=geometry
+        )
+    torch.testing.assert_close(got, want)
+    (slope,), (expected,) = torch.autograd.grad(got, moved), torch.autograd.grad(want, x)
+    torch.testing.assert_close(slope * unit, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_zero_vector_is_at_right_angles_to_everything(dtype):
+    """Its direction, which the loss would depend on, has no derivative: the gradient is 0."""
+    x, y = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+    x[1] = y[3] = 0
+    value, *grads = run_public(x, y, 9.0)
+    with hk.use_reference():
+        want, *_ = run_public(x.double(), y.double(), 9.0)
+    torch.testing.assert_close(value.double(), want, rtol=1e-5, atol=1e-5)
+    assert not grads[0][1].any()
+    assert not grads[1][3].any()
+    assert all(g.isfinite().all() and g.abs().max() < 10 for g in grads)
+
+
+def run_public(x, y, scale):
+    leaves = [x.clone().requires_grad_(), y.clone().requires_grad_()]
+    value = hk.contrastive_loss(*leaves, 1.0, scale, geometry="cosine")
+    return value, *torch.autograd.grad(value, leaves)
+
+
+@pytest.mark.parametrize("geometry", FLAT)
+@pytest.mark.parametrize("unit", [1e-38, 1e-30, 1e-20, 1e-13, 1e19, 1e25, 1e37])
+def test_flat_similarities_do_not_depend_on_the_unit(geometry, unit):
+    x, y = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    moved = (x * unit).requires_grad_()
+    got = hk.similarity(moved, y * unit, geometry=geometry)
+    want = hk.similarity(x.requires_grad_(), y, geometry=geometry)
+    torch.testing.assert_close(
+        got.double() / (unit if geometry == "euclidean" else 1), want.double(), rtol=1e-5, atol=1e-6
+    )
+    (slope,), (expected,) = torch.autograd.grad(got.sum(), moved), torch.autograd.grad(want.sum(), x)
+    torch.testing.assert_close(slope * (1 if geometry == "euclidean" else unit), expected, rtol=1e-5, atol=1e-5)

@@ -77,3 +77,58 @@ def test_negative_weights_are_nan_where_nobody_looks():
     weighted = torch.compile(lambda x, w: hk.contrastive_loss(x, 2 * x, weights=w), backend="eager", fullgraph=True)
     assert weighted(torch.eye(3), torch.tensor([1.0, -1.0, 1.0])).isnan()
     assert weighted(torch.eye(3), torch.zeros(3)) == 0
+
+
+@pytest.mark.parametrize("reduction", ["loss", "centroid"])
+def test_negative_weights_are_nan_in_every_function(reduction):
+    """One rule for the loss and the centroid, under torch.compile and torch.func.vmap."""
+    x = torch.eye(3)
+
+    def value(w: torch.Tensor) -> torch.Tensor:
+        return hk.contrastive_loss(x, 2 * x, weights=w) if reduction == "loss" else hk.centroid(x, weights=w)
+
+    compiled = torch.compile(value, backend="eager", fullgraph=True)
+    for weights in (-torch.ones(3), torch.tensor([1, -1, 1]), torch.tensor([1.0, torch.nan, 1.0])):
+        assert compiled(weights).isnan().all()
+        assert torch.func.vmap(value)(weights[None]).isnan().all()
+    mask = torch.tensor([True, False, True])
+    torch.testing.assert_close(compiled(mask), value(mask))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        torch.full((5,), 3e38),
+        torch.full((5,), 1e-45),
+        torch.full((5,), 1e-40, dtype=torch.bfloat16),
+        torch.full((5,), 1e300, dtype=torch.float64),
+        torch.full((5,), 1e-300, dtype=torch.float64),
+        torch.full((5,), 5e-324, dtype=torch.float64),
+        torch.full((5,), 2**62),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_only_the_ratios_of_weights_count(weights, dtype):
+    x, y = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    want = hk.contrastive_loss(x, y, 0.7, 5.0)
+    torch.testing.assert_close(hk.contrastive_loss(x, y, 0.7, 5.0, weights=weights), want)
+    uneven = weights * torch.tensor([1, 0, 1, 1, 0])
+    kept = hk.contrastive_loss(x, y, 0.7, 5.0, reduction="none")[uneven > 0].mean()
+    torch.testing.assert_close(hk.contrastive_loss(x, y, 0.7, 5.0, weights=uneven), kept)
+
+
+def test_the_gradient_of_weights():
+    x, y = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = torch.rand(5, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    for reduction in ("mean", "sum", "none"):
+        assert torch.autograd.gradcheck(
+            lambda w, r=reduction: hk.contrastive_loss(x, y, weights=w, reduction=r), weights
+        )
+
+
+@pytest.mark.parametrize("function", ["loss", "centroid"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64])
+def test_weights_are_real_numbers(function, dtype):
+    x, weights = torch.eye(3), torch.ones(3).to(dtype)
+    with pytest.raises(TypeError, match=f"weights must be a real torch.Tensor, got {dtype}"):
+        hk.contrastive_loss(x, x, weights=weights) if function == "loss" else hk.centroid(x, weights=weights)
