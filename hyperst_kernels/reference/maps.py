@@ -22,7 +22,8 @@ def _square(x: Tensor) -> Tensor:
 
 def time(x: Tensor, c: Tensor) -> Tensor:
     """x_t = sqrt(1/c + |x|^2): (... d) -> (... 1)."""
-    return torch.hypot(torch.ones_like(c), c.sqrt() * pairs.norm(x)) / c.sqrt()
+    norm = pairs.norm(x)
+    return torch.hypot(c.rsqrt().expand_as(norm), norm)  # with c in one term alone, its slope is one term too
 
 
 def exp_map0(v: Tensor, c: Tensor) -> Tensor:

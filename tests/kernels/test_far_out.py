@@ -165,6 +165,25 @@ def test_numbers_whose_squares_vanish(way):
         assert float(d) == pytest.approx(73**0.5 * 1e-25, rel=2e-6)
 
 
+def slope_by_curvature(way, name, x, c, flags=()):
+    """Gradient by c of the first number of the value."""
+    compute = operators._REFERENCES[name] if way == "reference" else getattr(operators.ops, name)
+    leaf = torch.tensor(c, dtype=x.dtype, device=DEVICE, requires_grad=True)
+    return float(torch.autograd.grad(compute(x.to(DEVICE), leaf, *flags).flatten()[0], leaf)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("size", "c"), [(1e2, 1.0), (1e4, 1.0), (1e10, 1e-6), (1e20, 1.0), (1e-3, 1e4)])
+def test_slope_of_the_time_by_the_curvature(size, c, way, dtype):
+    """-1 / (2 c^2 x_t), which is next to nothing of the time over 2c: 0 was left of it at |x| = 1e4."""
+    c = float(torch.tensor(c, dtype=dtype))
+    x = torch.tensor([[size, 0.0]], dtype=dtype)
+    want = -1 / (2 * c**2 * math.sqrt(1 / c + float(x[0, 0]) ** 2))
+    tolerance = 8 * EPS[dtype] + documented(4) * (dtype == torch.float32)
+    assert slope_by_curvature(way, "lift", x, c) == pytest.approx(want, rel=tolerance)
+
+
 # ------------------------------------------------------------------------------------------------------ the public layer
 
 
