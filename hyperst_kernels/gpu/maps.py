@@ -18,7 +18,6 @@ from hyperst_kernels.gpu.tile_math import (
     asinhc_at,
     asinhc_fall,
     asinhc_slope,
-    asinhc_slope_series,
     compare,
     cosh,
     div_rn,
@@ -40,6 +39,7 @@ from hyperst_kernels.gpu.tile_math import (
     sqrt_rn,
     store_each,
     store_rows,
+    tanh_defect,
 )
 
 
@@ -125,8 +125,7 @@ def _log_map0_backward(
     length = norm(x)
     z, a = sqrt_rn(c) * length, x * (1 / nonzero(length))[:, None]
     along, ratio = dot(a, grad), asinhc_at(z)
-    near = tl.where(z < 0.1, z, 0)
-    fall = tl.where(z < 0.1, near * near * asinhc_slope_series(near * near), ratio - 1 / hypot1(z))
+    fall = -tanh_defect(asinh(z)) / nonzero(z)  # of ratio to 1 / cosh p
     store_rows(dx_ptr, rows, columns, ratio[:, None] * grad - (fall * along)[:, None] * a, n, d)
     store_each(dc_ptr, rows, -along * length * fall / (2 * c), n)
 
@@ -223,13 +222,13 @@ def _lorentz_to_poincare_backward(
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
     length = norm(x)
-    X = sqrt_rn(c) * length
-    a, time = x * (1 / nonzero(length))[:, None], hypot1(X)
-    shrink = 1 / (1 + time)
-    along, tanh_p = dot(a, grad), X / time
-    slope = along * (X * shrink) * tanh_p
-    store_rows(dx_ptr, rows, columns, shrink[:, None] * (grad - slope[:, None] * a), n, d)
-    store_each(dc_ptr, rows, -slope * (length * shrink) / (2 * c), n)
+    X, a = sqrt_rn(c) * length, x * (1 / nonzero(length))[:, None]
+    if x.shape[1] == 1:
+        a = sign(x)
+    cosh_p = hypot1(X)
+    shrink, (along, across) = 1 / (1 + cosh_p), split(grad, a)
+    store_rows(dx_ptr, rows, columns, shrink[:, None] * (across + (along / cosh_p)[:, None] * a), n, d)
+    store_each(dc_ptr, rows, -along * (length * shrink) * (length * shrink) * (length / cosh_p) / 2, n)
 
 
 def lorentz_to_poincare(x: Tensor, c: Tensor) -> Tensor:

@@ -24,7 +24,12 @@ def distance(x: Tensor, y: Tensor, c: Tensor, input: str = "lorentz") -> Tensor:
 def distance0(x: Tensor, c: Tensor, input: str = "lorentz") -> Tensor:
     """Distance from the origin, (... d) -> (...)."""
     norm = pairs.norm(x).squeeze(-1)
-    return norm if input == "tangent" else asinh(c.sqrt() * norm) / c.sqrt()
+    return norm if input == "tangent" else radius(norm, c)
+
+
+def radius(norm: Tensor, c: Tensor) -> Tensor:
+    """asinh(sqrt(c) |x|) / sqrt(c) from |x|, of any shape."""
+    return _Radius.apply(norm, c)
 
 
 def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, input: str = "lorentz") -> Tensor:
@@ -41,6 +46,28 @@ def inner(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
 def haversine(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     """H = sinh^2(sqrt(c) d / 2) for points: (... d), (... d) -> (...). Differentiable everywhere."""
     return _Haversine.apply(x, y, c)
+
+
+class _Radius(torch.autograd.Function):
+    """The slope by c is the difference of tanh p and p, which cancels near the origin."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(norm: Tensor, c: Tensor) -> Tensor:
+        return asinh(c.sqrt() * norm) / c.sqrt()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        norm, c = ctx.saved_tensors
+        X = c.sqrt() * norm
+        dc = tanh_defect(asinh(X)) / (2 * c * c.sqrt())
+        total = (grad * dc).sum(dtype=torch.float64).to(c.dtype) if ctx.needs_input_grad[1] else None
+        return grad / torch.hypot(torch.ones_like(X), X), total
 
 
 class _Slopes:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels.reference import pair as pairs
-from hyperst_kernels.reference.distance import haversine
+from hyperst_kernels.reference.distance import haversine, radius
 from hyperst_kernels.reference.exponential import ExpMap
+from hyperst_kernels.reference.poincare import ToBall
 from hyperst_kernels.reference.scalars import asinh, asinhc, sinhc
 from hyperst_kernels.reference.transport import Transport
 
@@ -38,7 +39,7 @@ def log_map0(x: Tensor, c: Tensor) -> Tensor:
     # far out through |x|: the derivative by its square has no place in float32 at radius 40
     far = torch.where(near, torch.ones_like(x), x)
     norm = pairs.norm(far)
-    return torch.where(near, asinhc(c * _square(close)) * close, asinh(c.sqrt() * norm) / c.sqrt() * (far / norm))
+    return torch.where(near, asinhc(c * _square(close)) * close, radius(norm, c) * (far / norm))
 
 
 def exp_map(x: Tensor, v: Tensor, c: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ def project(x: Tensor, c: Tensor) -> Tensor:
 
 def lorentz_to_poincare(x: Tensor, c: Tensor) -> Tensor:
     """x / (1 + sqrt(c) x_t), of norm tanh(p/2) / sqrt(c): (... d) -> (... d)."""
-    return x / (1 + torch.hypot(torch.ones_like(c), c.sqrt() * pairs.norm(x)))
+    return ToBall.apply(x, c)
 
 
 def poincare_to_lorentz(p: Tensor, c: Tensor) -> Tensor:

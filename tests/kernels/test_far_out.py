@@ -184,6 +184,43 @@ def test_slope_of_the_time_by_the_curvature(size, c, way, dtype):
     assert slope_by_curvature(way, "lift", x, c) == pytest.approx(want, rel=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("size", "c"), [(1e-3, 1.0), (1e-4, 1.0), (0.11, 1.0), (1e3, 1e-6), (1e-7, 1e4), (5.0, 1.0)])
+@pytest.mark.parametrize("name", ["distance0", "log_map0"])
+def test_slope_of_the_radius_by_the_curvature(name, size, c, way, dtype):
+    """(tanh p - p) / (2 c sqrt c), a third of p^3: the rounding of p was what was seen of it near the origin."""
+    c = float(torch.tensor(c, dtype=dtype))
+    x = torch.tensor([[size, 0.0]], dtype=dtype)
+    p = mpmath.asinh(mpmath.sqrt(c) * float(x[0, 0]))
+    want = float((mpmath.tanh(p) - p) / (2 * c * mpmath.sqrt(c)))
+    # what is left of the difference where a series of seven terms ends
+    tolerance = 128 * EPS[dtype] + documented(64) * (dtype == torch.float32)
+    flags = (False,) if name == "distance0" else ()
+    assert slope_by_curvature(way, name, x, c, flags) == pytest.approx(want, rel=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("p", [1e-3, 2.0, 10.0, 18.0, 22.5, 40.0])
+def test_radial_slope_of_the_poincare_map(p, kind, way, dtype):
+    """1 / ((1 + cosh p) cosh p): one e^-p less than either term of the textbook form."""
+    x = math.sinh(p) / C**0.5 * ray(kind, dtype)
+    grad = x / x.abs().max()
+    _, got = call(way, "lorentz_to_poincare", x[None], grad=grad[None])
+    wide = oracle.vector(x)
+    cosh_p = mpmath.sqrt(1 + C * oracle.dot(wide, wide))
+    want = [g / ((1 + cosh_p) * cosh_p) for g in oracle.vector(grad)]
+    # the gradient is on the ray of x but for its rounding, of which a slope across the ray makes that of 1 / (1 + cosh p)
+    off = 0 if kind != "oblique" else 2 * EPS[dtype] * float(oracle.norm(oracle.vector(grad)) / (1 + cosh_p))
+    tolerance = 16 * EPS[dtype] + documented(8) * (dtype == torch.float32)
+    error = float(oracle.norm([a - b for a, b in zip(oracle.vector(got[0]), want, strict=True)]))
+    assert error <= tolerance * float(oracle.norm(want)) + off
+    by_c = -wide[0] * oracle.dot(wide, wide) / (2 * cosh_p * (1 + cosh_p) ** 2)
+    assert slope_by_curvature(way, "lorentz_to_poincare", x[None], C) == pytest.approx(float(by_c), rel=tolerance)
+
+
 # ------------------------------------------------------------------------------------------------------ the public layer
 
 
