@@ -14,7 +14,6 @@ from torch import Tensor
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.tile_math import (
     asinh,
-    asinhc,
     asinhc_at,
     asinhc_fall,
     asinhc_slope,
@@ -386,20 +385,20 @@ def _log_map_backward(
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
     root, to_x, to_y, _, radial = haversine_gradient(x, y, sqrt_rn(c))
-    H = root * root
-    root = tl.sqrt(1 + H)
-    ratio = asinhc(H) / root  # D / sinh D
-    fall = asinhc_fall(H) / root
-    back_slope = 2 * ratio - fall - ratio * (H / (1 + H))  # of 2 H ratio
-    # of ratio, times H where that is large: H^2 and more do not fit
-    near, far = H < 1, tl.where(H < 1, 1, H)
-    ratio_slope = tl.where(near, asinhc_slope(H) / root - ratio / (1 + H) / 2, -(fall + ratio * (H / (1 + H))) / 2)
-    slope = ratio_slope * dot(y - x, grad) - back_slope * far * dot(x, grad)
-    slope = slope / far  # dL / dH
-    along = (c / 2 * slope)[:, None]
-    store_rows(dx_ptr, rows, columns, along * to_x - (ratio + 2 * H * ratio)[:, None] * grad, n, d)
+    # What H is a factor of, or divides, goes by its root, once for each: far apart H does not fit.
+    near, tanh_half, cosh_half, half = root < 1, root / hypot1(root), hypot1(root), asinhc_at(root)
+    small, far = tl.where(near, root * root, 0), tl.where(near, 1, root)
+    ratio, back = half / cosh_half, (half * root) * tanh_half  # D / sinh D, and that times H
+    # from here on times far^2, and the slope of ratio times far^4
+    R = tl.where(near, ratio, back)
+    fall = tl.where(near, asinhc_fall(small) / cosh_half, back - tanh_half * tanh_half)
+    bent = R * tanh_half * tanh_half
+    ratio_slope = tl.where(near, asinhc_slope(small) / cosh_half - ratio / (1 + small) / 2, -(fall + bent) / 2)
+    slope = ratio_slope * dot(y - x, grad) / far / far - (2 * R - fall - bent) * dot(x, grad)  # dL / dH
+    along = (c / 2 * (slope / far / far))[:, None]
+    store_rows(dx_ptr, rows, columns, along * to_x - (ratio + 2 * back)[:, None] * grad, n, d)
     store_rows(dy_ptr, rows, columns, along * to_y + ratio[:, None] * grad, n, d)
-    store_each(dc_ptr, rows, slope * (H - radial / 4) / c, n)
+    store_each(dc_ptr, rows, slope * (tl.where(near, small, 1) - radial / 4 / far / far) / c, n)
 
 
 def log_map(x: Tensor, y: Tensor, c: Tensor) -> Tensor:

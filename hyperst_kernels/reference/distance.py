@@ -48,6 +48,17 @@ def haversine(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     return _Haversine.apply(x, y, c)
 
 
+def near_or_far(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether H < 1 (... 1), then H, which has a slope where points coincide, and else D = sqrt(c) d: H may not fit.
+
+    Where the other is to be taken, H is 0 and D some number that has a slope.
+    """
+    near = pairs.root_of_points(pairs.compare(x.detach(), y.detach()), c.detach()) < 1
+    H = haversine(*(torch.where(near, z, torch.zeros_like(z)) for z in (x, y)), c)
+    D = c.sqrt() * distance(*(torch.where(near, s * torch.ones_like(z), z) for s, z in ((1, x), (-1, y))), c)
+    return near, H[..., None], D[..., None]
+
+
 class _Radius(torch.autograd.Function):
     """The slope by c is the difference of tanh p and p, which cancels near the origin."""
 
@@ -78,16 +89,15 @@ class _Slopes:
 
     def __init__(self, pair: pairs.Pair, rapidity: pairs.Rapidity):
         p, q, delta = rapidity
-        root = pairs.root_haversine(pair, rapidity)
-        self.D = 2 * asinh(root)
-        self.apart = root != 0
+        self.D = 2 * pairs.half_distance(rapidity, pair.half_chord)
+        self.apart = self.D != 0
         D = torch.where(self.apart, self.D, torch.ones_like(self.D))
         sinh_D = -torch.expm1(-2 * D) / 2  # every hyperbolic function below carries the factor e^-itself
         sinh_p, sinh_q = -torch.expm1(-2 * p) / 2, -torch.expm1(-2 * q) / 2
         cosh_p, cosh_q = (1 + torch.exp(-2 * p)) / 2, (1 + torch.exp(-2 * q)) / 2
         radial = -torch.sign(delta) * torch.exp(delta.abs() - D) * torch.expm1(-2 * delta.abs()) / 2
-        # e^((p+q-D)/2), once for each factor of s = half_chord^2; capped where float32 ends (radius 88)
-        self.root_growth = torch.exp(((p + q - D) / 2).clamp(max=88))
+        # e^((p+q-D)/2), once for each factor of s = half_chord^2; capped where numbers end
+        self.root_growth = torch.exp(((p + q - D) / 2).clamp(max=pairs.largest_exponent(D.dtype)))
         spread = 2 * (pair.half_chord * self.root_growth) ** 2
         zero = torch.zeros_like(D)
         self.A = torch.where(self.apart, (radial + spread * cosh_p * sinh_q) / sinh_D, zero)
@@ -140,7 +150,7 @@ class _Distance(torch.autograd.Function):
     def forward(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> Tensor:
         pair = pairs.compare(x, y)
         rapidity = (pairs.rapidity_of_tangents if tangent else pairs.rapidity_of_points)(pair, c)
-        return (2 / c.sqrt() * asinh(pairs.root_haversine(pair, rapidity))).squeeze(-1)
+        return (2 / c.sqrt() * pairs.half_distance(rapidity, pair.half_chord)).squeeze(-1)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -182,7 +192,7 @@ class _Haversine(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
         pair = pairs.compare(x, y)
-        return (pairs.root_haversine(pair, pairs.rapidity_of_points(pair, c)) ** 2).squeeze(-1)
+        return (pairs.root_of_points(pair, c) ** 2).squeeze(-1)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -205,7 +215,8 @@ class _Inner(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-        return -(1 + 2 * haversine(x, y, c)) / c
+        root = pairs.root_of_points(pairs.compare(x, y), c).squeeze(-1) / c.sqrt()  # of which the square fits
+        return -1 / c - 2 * root * root
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels.reference import pair as pairs
-from hyperst_kernels.reference.distance import haversine, radius
+from hyperst_kernels.reference.distance import near_or_far, radius
 from hyperst_kernels.reference.exponential import ExpMap
 from hyperst_kernels.reference.poincare import ToBall
-from hyperst_kernels.reference.scalars import asinh, asinhc, sinhc
+from hyperst_kernels.reference.scalars import asinhc, sinhc
 from hyperst_kernels.reference.transport import Transport
 
 
@@ -49,15 +49,13 @@ def exp_map(x: Tensor, v: Tensor, c: Tensor) -> Tensor:
 
 def log_map(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     """((y - x) - 2 H x) D / sinh D with D = sqrt(c) d(x, y) and H = sinh^2(D/2)."""
-    H = haversine(x, y, c)[..., None]
-    near = H < 1
-    small, root = torch.where(near, H, torch.zeros_like(H)), torch.where(near, torch.ones_like(H), H).sqrt()
-    # D / sinh D and D tanh(D/2); far apart from D itself, because H^2 and its like do not fit into float32
-    close = asinhc(small) / torch.sqrt(1 + small)
-    D, cosh_half = 2 * asinh(root), torch.sqrt(1 + root * root)
-    ratio = torch.where(near, close, D / root / cosh_half / 2)
-    back = torch.where(near, 2 * small * close, D * (root / cosh_half))
-    return ratio * (y - x) - back * x
+    near, H, D = near_or_far(x, y, c)
+    close = asinhc(H) / torch.sqrt(1 + H)
+    # D / sinh D, of which the factor e^(-D/2) comes last: for far points it does not fit
+    shrink = torch.where(near, torch.ones_like(D), torch.exp(-D / 2))
+    ratio = torch.where(near, close, -2 * D * shrink / torch.expm1(-2 * D))
+    back = torch.where(near, 2 * H * close, D * torch.tanh(D / 2))
+    return ratio * (y - x) * shrink - back * x
 
 
 def parallel_transport(x: Tensor, y: Tensor, v: Tensor, c: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels.reference import pair as pairs
-from hyperst_kernels.reference.distance import _haversine_gradient, haversine
+from hyperst_kernels.reference.distance import _haversine_gradient, haversine, near_or_far
 
 
 class Transport(torch.autograd.Function):
@@ -57,9 +57,10 @@ class _Carried:
         self.pair = pairs.compare(x, y)
         self.sinh_p, self.sinh_q, self.cosh_p, self.cosh_q, self.sinh_delta = pairs.hyperbolic(self.pair, c)
         if torch.is_grad_enabled():
-            self.cosh_half = torch.sqrt(1 + haversine(x, y, c)[..., None])
-        else:  # a root of H has no slope where it is 0, but fits where H does not
-            root = pairs.root_haversine(self.pair, pairs.rapidity_of_points(self.pair, c))
+            near, H, D = near_or_far(x, y, c)
+            self.cosh_half = torch.where(near, torch.sqrt(1 + H), torch.cosh(D / 2))
+        else:
+            root = pairs.root_of_points(self.pair, c)
             self.cosh_half = torch.hypot(torch.ones_like(root), root)
         self.chord, self.s = -self.pair.e, self.pair.half_chord**2
         self.v_a, self.across = pairs.split(v, self.pair.a)
