@@ -31,6 +31,7 @@ from hyperst_kernels.gpu.tile_math import (
     root_between,
     root_of_points,
     rounded_product,
+    scale_of,
     sign,
     sinh,
     sinhc,
@@ -427,28 +428,27 @@ def _map_of_two_backward(
 
 
 @triton.jit
-def _per_T(z, cosh_half):
-    """z / T, T = 2 cosh^2(D/2), which may be too large for a number."""
-    return z / cosh_half / 2 / cosh_half
-
-
-@triton.jit
 def _carried(x, y, k):
-    """a, b, b - a, sin(theta/2), sinh p, sinh q, cosh p, cosh q, sinh(p - q) and cosh(D/2) of ``reference.transport``."""
+    """a, b, b - a, sin(theta/2), sinh p, cosh p, cosh q, sinh(p - q) and h = cosh(D/2), as in ``reference.transport``;
+
+    then sinh p, sinh q, cosh p, cosh q and sinh(p - q) over h: growing factors come divided before they are multiplied.
+    """
     norm_x, norm_y, a, b, r, e, half_chord = compare(x, y)
     sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta = hyperbolic(norm_x, norm_y, r, k)
-    root = root_of_points(sinh_p, sinh_q, sinh_delta, half_chord)
-    return a, b, -e, half_chord, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, hypot1(root)
+    h = hypot1(root_of_points(sinh_p, sinh_q, sinh_delta, half_chord))
+    over_h = sinh_p / h, sinh_q / h, cosh_p / h, cosh_q / h, sinh_delta / h
+    return a, b, -e, half_chord, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, h, over_h
 
 
 @triton.jit
-def _shares(v_a, v_b, turn, s, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half):
-    """mu / T and K / T."""
-    less = cosh_q * (sinh_p / cosh_p)
-    mu = v_a * (-sinh_delta / cosh_p - 2 * s * sinh_q) + sinh_q * turn
-    mu = tl.where(2 * s * sinh_q > less, sinh_q * v_b - less * v_a, mu)
-    K_T = v_a * (1 + cosh_q / cosh_p) / 2 / cosh_half / cosh_half
-    return _per_T(mu, cosh_half), K_T + (sinh_p / cosh_half * turn) * (sinh_q / cosh_half) / 2
+def _shares(v_a, v_b, turn, s, sinh_p, cosh_p, cosh_q, h, over_h):
+    """mu / h, K / T and (1 + cosh q / cosh p) / h."""
+    sinh_p_h, sinh_q_h, _, cosh_q_h, sinh_delta_h = over_h
+    less = cosh_q_h * (sinh_p / cosh_p)
+    mu_h = v_a * (-sinh_delta_h / cosh_p - 2 * s * sinh_q_h) + sinh_q_h * turn
+    mu_h = tl.where(2 * s * sinh_q_h > less, sinh_q_h * v_b - less * v_a, mu_h)
+    times_h = (1 + cosh_q / cosh_p) / h
+    return mu_h, v_a * times_h / h / 2 + (sinh_p_h * turn) * sinh_q_h / 2, times_h
 
 
 @triton.jit
@@ -460,13 +460,14 @@ def _parallel_transport(
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
-    a, b, chord, half_chord, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half = _carried(
-        x, y, sqrt_rn(tl.load(c_ptr))
-    )
+    a, b, chord, half_chord, sinh_p, _, cosh_p, cosh_q, _, h, over_h = _carried(x, y, sqrt_rn(tl.load(c_ptr)))
+    scale, unscale = scale_of(v)  # the result is linear in v
+    v *= scale[:, None]
     v_a, across = split(v, a)
-    s, turn = half_chord * half_chord, dot(chord, across)
-    mu_T, K_T = _shares(v_a, dot(v, b), turn, s, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half)
-    store_rows(out_ptr, rows, columns, across + K_T[:, None] * a + (mu_T * sinh_q)[:, None] * b, n, d)
+    turn = dot(chord, across)
+    mu_h, K_T, _ = _shares(v_a, dot(v, b), turn, half_chord * half_chord, sinh_p, cosh_p, cosh_q, h, over_h)
+    out = across + K_T[:, None] * a + (mu_h * over_h[1] / 2)[:, None] * b
+    store_rows(out_ptr, rows, columns, unscale[:, None] * out, n, d)
 
 
 @triton.jit
@@ -479,36 +480,40 @@ def _parallel_transport_backward(
     k = sqrt_rn(c)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    a, b, chord, half_chord, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half = _carried(x, y, k)
+    a, b, chord, half_chord, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, h, over_h = _carried(x, y, k)
+    sinh_p_h, sinh_q_h, cosh_p_h, cosh_q_h, sinh_delta_h = over_h
     v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
+    scale, unscale = scale_of(v)
+    v *= scale[:, None]
     v_a, across = split(v, a)
     s, turn = half_chord * half_chord, dot(chord, across)
-    mu_T, K_T = _shares(v_a, dot(v, b), turn, s, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half)
+    mu_h, K_T, times_h = _shares(v_a, dot(v, b), turn, s, sinh_p, cosh_p, cosh_q, h, over_h)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
     g_a, g_across_a = split(grad, a)
     g_b, g_across_b = split(grad, b)
     # the names and formulas are those of reference/transport.py
-    G_T = _per_T(sinh_p * g_a + sinh_q * g_b, cosh_half)
-    cosh_sum_T, cosh_delta = _per_T(cosh_p + cosh_q, cosh_half), hypot1(tl.abs(sinh_delta))
-    spread = half_chord / cosh_half
-    grow = _per_T(sinh_delta, cosh_half) + (spread * cosh_p) * (spread * sinh_q)
+    G_h = sinh_p_h * g_a + sinh_q_h * g_b
+    G_T, mu_T, cosh_sum_T = G_h / h / 2, mu_h / h / 2, (cosh_p_h + cosh_q_h) / h / 2
+    cosh_delta_h, out_b = hypot1(tl.abs(sinh_delta)) / h, mu_h * sinh_q_h / 2
+    grow = sinh_delta_h / h / 2 + (half_chord * cosh_p_h) * (half_chord * sinh_q_h)
     times = cosh_q / cosh_p
-    by_p = -times * (v_a / cosh_p) * G_T + mu_T * (cosh_sum_T * g_a - grow * sinh_q * g_b)
-    mu_q_T = _per_T(v_a * (cosh_delta / cosh_p - 2 * s * cosh_q) + cosh_q * turn, cosh_half)
-    mixed_T = _per_T(v_a * ((1 + cosh_delta - 2 * s) / cosh_p - 2 * s * cosh_q), cosh_half) + cosh_sum_T * turn
-    by_q = _per_T(sinh_p * g_a, cosh_half) * mixed_T + g_b * (mu_q_T * sinh_q + mu_T * cosh_sum_T)
-    store_each(dc_ptr, rows, (sinh_p / cosh_p * by_p + sinh_q / cosh_q * by_q) / (2 * c), n)
-    # chord + 2 s a is b across a, 2 s b - chord is a across b
-    dx = mu_T[:, None] * g_across_a - (times * G_T)[:, None] * across + (mu_T * G_T * sinh_q)[:, None] * chord
-    dx = k * (dx + (by_p / cosh_p + 2 * s * (mu_T * G_T * sinh_q))[:, None] * a)
-    store_rows(dx_ptr, rows, columns, dx, n, d)
-    dy = mu_T[:, None] * g_across_b + G_T[:, None] * across - (G_T * K_T)[:, None] * chord
+    by_p = -times * (v_a / cosh_p) * G_T + mu_T * (cosh_sum_T * g_a) - out_b * (grow * g_b)
+    mu_q_h = v_a * (cosh_delta_h / cosh_p - 2 * s * cosh_q_h) + cosh_q_h * turn
+    mixed_h = v_a * (((1 - 2 * s) / h + cosh_delta_h) / cosh_p - 2 * s * cosh_q_h) + (cosh_p_h + cosh_q_h) * turn
+    by_q = sinh_p_h * (mixed_h / h) / h * (g_a / 4) + g_b * (mu_q_h * sinh_q_h / 2 + mu_T * cosh_sum_T)
+    store_each(dc_ptr, rows, unscale * ((sinh_p / cosh_p * by_p + sinh_q / cosh_q * by_q) / (2 * c)), n)
+    # chord + 2 s a is b across a, 2 s b - chord is a across b; G comes to x across a as this of both
+    along_a = 2 * s * G_h * (sinh_q_h / 2)
+    carried_back = (G_h[:, None] * chord) * (sinh_q_h / 2)[:, None] + g_across_a
+    dx = mu_T[:, None] * carried_back - (times * G_T)[:, None] * across
+    dx = k * (dx + (by_p / cosh_p + mu_T * along_a)[:, None] * a)
+    store_rows(dx_ptr, rows, columns, unscale[:, None] * dx, n, d)
+    dy = mu_T[:, None] * g_across_b + G_T[:, None] * (across - K_T[:, None] * chord)
     dy = k * (dy + (by_q / cosh_q + G_T * (2 * s * K_T - turn))[:, None] * b)
-    store_rows(dy_ptr, rows, columns, dy, n, d)
-    mu_unit = -sinh_delta / cosh_p - 2 * s * sinh_q
-    along = _per_T((1 + times) * g_a + mu_unit * sinh_q * g_b, cosh_half)
-    dv = g_across_a + (G_T * sinh_q)[:, None] * chord + (along + 2 * s * (G_T * sinh_q))[:, None] * a
-    store_rows(dv_ptr, rows, columns, dv, n, d)
+    store_rows(dy_ptr, rows, columns, unscale[:, None] * dy, n, d)
+    mu_unit_h = -sinh_delta_h / cosh_p - 2 * s * sinh_q_h
+    along = times_h * g_a / h / 2 + mu_unit_h * sinh_q_h * g_b / 2
+    store_rows(dv_ptr, rows, columns, carried_back + (along + along_a)[:, None] * a, n, d)
 
 
 def parallel_transport(x: Tensor, y: Tensor, v: Tensor, c: Tensor) -> Tensor:
