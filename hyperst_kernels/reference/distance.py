@@ -54,8 +54,8 @@ def near_or_far(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor
     Where the other is to be taken, H is 0 and D some number that has a slope.
     """
     near = pairs.root_of_points(pairs.compare(x.detach(), y.detach()), c.detach()) < 1
-    H = haversine(*(torch.where(near, z, torch.zeros_like(z)) for z in (x, y)), c)
-    D = c.sqrt() * distance(*(torch.where(near, s * torch.ones_like(z), z) for s, z in ((1, x), (-1, y))), c)
+    H = haversine(torch.where(near, x, torch.zeros_like(x)), torch.where(near, y, torch.zeros_like(y)), c)
+    D = c.sqrt() * distance(torch.where(near, torch.ones_like(x), x), torch.where(near, -torch.ones_like(y), y), c)
     return near, H[..., None], D[..., None]
 
 
