@@ -108,10 +108,10 @@ def project(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
 def lorentz_to_poincare(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
     """Points of the hyperboloid (..., d) to the Poincare ball of radius 1/sqrt(c) (..., d).
 
-    The ball holds the radius p as ``tanh(p/2)``, and a rounding of that is ``eps cosh^2(p/2)`` in p. There and back in
-    float32, a radius of 10 is off by up to 0.002, 14 by 0.07 and 16 by 0.6 (in float64, 30 by 0.002 and 36 by 0.7); from
-    16.2 on (float64: 36.3) a point may round to the rim, which is no point. Distances and maps of Lorentz points have no
-    such limit.
+    The ball holds the radius p as ``tanh(p/2)``, and an error of that is ``2 cosh^2(p/2)`` times as large in p. There and
+    back, seven roundings make it up to 3.5 eps: in float32 a radius of 10 is off by up to 0.005 and 14 by 0.3 (in float64,
+    30 by 0.005 and 34 by 0.3); from 15.4 on (float64: 35.5) all of it may be lost, and a point may round to the rim, which
+    is no point. Distances and maps of Lorentz points have no such limit.
 
     >>> import torch
     >>> lorentz_to_poincare(exp_map0(torch.tensor([2.0]))).allclose(torch.tensor([1.0]).tanh())
@@ -124,8 +124,8 @@ def lorentz_to_poincare(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
 def poincare_to_lorentz(p: Tensor, c: float | Tensor = 1.0) -> Tensor:
     """Points of the Poincare ball (..., d), ``sqrt(c) |p| < 1``, to the hyperboloid (..., d).
 
-    Raises ValueError (on the CPU) outside the ball and on its rim, where points of radius 16.2 and more may have been
-    rounded to in float32 (36.3 in float64): see `lorentz_to_poincare`.
+    Raises ValueError (on the CPU) outside the ball and on its rim, where points of radius 15.4 and more may have been
+    rounded to in float32 (35.5 in float64): see `lorentz_to_poincare`.
 
     >>> import torch
     >>> poincare_to_lorentz(torch.tensor([0.5]))

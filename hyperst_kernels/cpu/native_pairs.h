@@ -63,7 +63,10 @@ static bool on_one_ray(const Polar &t, double sine) {
     return sine <= 4 * std::numeric_limits<double>::epsilon() * apart;
 }
 
-static double distance(const Polar &t, double unit) { return 2 / unit * std::asinh(std::sqrt(t.H)); }
+// H, and no number where it does not fit: an infinite distance would have slopes of 0.
+static double haversine(const Polar &t) { return std::isinf(t.H) ? std::numeric_limits<double>::quiet_NaN() : t.H; }
+
+static double distance(const Polar &t, double unit) { return 2 / unit * std::asinh(std::sqrt(haversine(t))); }
 
 // What the derivatives dp, dq of a value by the rapidities make of its derivative by c.
 static double by_curvature(const Polar &t, double dp, double dq, double unit, bool tangent) {
@@ -106,8 +109,9 @@ static Slopes slopes_of_H(const Polar &t, double weight, double unit) {
 
 // Zero for points that coincide.
 static Slopes slopes_of_distance(const Polar &t, double unit, bool tangent) {
-    if (t.H == 0) return {};
-    double slope = 1 / (unit * std::sqrt(t.H) * std::sqrt(1 + t.H));  // dd/dH
+    double H = haversine(t);
+    if (H == 0) return {};
+    double slope = 1 / (unit * std::sqrt(H) * std::sqrt(1 + H));  // dd/dH
     double sinh_delta = std::sinh(t.delta), s2 = t.s2;
     double dp = sinh_delta / 2 + s2 * t.cosh_p * t.sinh_q, dq = -sinh_delta / 2 + s2 * t.cosh_q * t.sinh_p;  // of H
     double dc = by_curvature(t, slope * dp, slope * dq, unit, tangent) - distance(t, unit) / (2 * unit * unit);

@@ -10,12 +10,11 @@ from hyperst_kernels.gpu.contrastive_rows import NORM, factor_of
 from hyperst_kernels.gpu.contrastive_tiles import FARTHEST, NOWHERE, add_powers, load_steepness, log_sum
 from hyperst_kernels.gpu.pairwise import add_pulls, compare_all, feature, near_slopes
 from hyperst_kernels.gpu.tile_math import (
-    asinh,
     div_rn,
+    half_distance,
     load_each,
     pick,
     rapidity,
-    root_haversine,
     rounded_product,
     sqrt_rn,
     store_each,
@@ -34,7 +33,7 @@ def exact_pairs(
             x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, n, m, d, TILE, DTYPE
         )
         p, q, delta = rapidity(norm_x[:, None], norm_y[None, :], r, k, TANGENT)
-        distance = div_rn(2.0, k) * asinh(root_haversine(p, q, delta, half_chord))
+        distance = div_rn(2.0, k) * half_distance(p, q, delta, half_chord)
         if GRADIENT:
             along, across = near_slopes(p, q, delta, half_chord, TANGENT)
             return distance, r, per_sum, leftover, along, across

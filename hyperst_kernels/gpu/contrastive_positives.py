@@ -9,17 +9,16 @@ from hyperst_kernels.gpu.contrastive_rows import factor_of
 from hyperst_kernels.gpu.maps import block
 from hyperst_kernels.gpu.pairwise import near_slopes
 from hyperst_kernels.gpu.tile_math import (
-    asinh,
     at_least,
     compare,
     div_rn,
     dot,
+    half_distance,
     load_each,
     load_rows,
     nonzero,
     pick,
     rapidity,
-    root_haversine,
     rounded_product,
     sqrt_rn,
     store_each,
@@ -49,7 +48,7 @@ def _positives(
         k = sqrt_rn(tl.load(c_ptr))
         norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
         p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
-        distance = div_rn(2.0, k) * asinh(root_haversine(p, q, delta, half_chord))
+        distance = div_rn(2.0, k) * half_distance(p, q, delta, half_chord)
     elif GEOMETRY == 1:
         distance = tl.sqrt(dot(x - y, x - y))
     else:  # a zero vector is orthogonal to everything

@@ -16,6 +16,7 @@ from hyperst_kernels.gpu.tile_math import (
     curvature_slope,
     div_rn,
     exp,
+    half_distance,
     haversine_gradient,
     hypot1,
     load_each,
@@ -24,7 +25,6 @@ from hyperst_kernels.gpu.tile_math import (
     norm,
     rapidity,
     root_between,
-    root_haversine,
     sinhc_scaled,
     slopes,
     sqrt_rn,
@@ -45,10 +45,10 @@ def _distance(
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     if TANGENT:
         norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
-        root = root_haversine(k * norm_x, k * norm_y, k * r, half_chord)
+        half = half_distance(k * norm_x, k * norm_y, k * r, half_chord)
     else:
-        root = root_between(x, y, k)
-    store_each(out_ptr, rows, div_rn(2.0, k) * asinh(root), n)
+        half = asinh(root_between(x, y, k))
+    store_each(out_ptr, rows, div_rn(2.0, k) * half, n)
 
 
 @triton.jit
@@ -122,8 +122,9 @@ def _inner(
     c = tl.load(c_ptr)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    root = root_between(x, y, sqrt_rn(c))
-    store_each(out_ptr, rows, -(1 + 2 * root * root) / c, n)
+    k = sqrt_rn(c)
+    root = div_rn(root_between(x, y, k), k)  # of which the square fits
+    store_each(out_ptr, rows, -div_rn(1.0, c) - 2 * root * root, n)
 
 
 @triton.jit

@@ -11,7 +11,6 @@ from torch import Tensor
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.maps import block, summed
 from hyperst_kernels.gpu.tile_math import (
-    asinh,
     at_least,
     at_most,
     atan2,
@@ -20,12 +19,13 @@ from hyperst_kernels.gpu.tile_math import (
     dot,
     exp,
     expm1,
+    half_distance,
+    largest_exponent,
     load_each,
     load_rows,
     nonzero,
     norm,
     rapidity,
-    root_haversine,
     sinh,
     sqrt_rn,
     store_each,
@@ -128,20 +128,22 @@ def exterior_slopes(norm_u, norm_v, r, sine, half_chord, p, q, delta):
     0 where the points coincide or the parent is the origin; the slope across the ray is 0 on the ray itself (a kink), as
     far as rounded directions can tell.
     """
-    D = 2 * asinh(root_haversine(p, q, delta, half_chord))
+    D = 2 * half_distance(p, q, delta, half_chord)
     defined = (D != 0) & (norm_u != 0)
     D = tl.where(defined, D, 1)
     sinh_D, cosh_D = -expm1(-2 * D) / 2, (1 + exp(-2 * D)) / 2
     sinh_p, sinh_q = -expm1(-2 * p) / 2, -expm1(-2 * q) / 2
     cosh_q = (1 + exp(-2 * q)) / 2
     squared = sinh_D * sinh_D
-    by_p = sine * sinh_q * exp(at_most(q - D, 88)) * cosh_D / squared
-    by_q = -sine * sinh_p * exp(at_most(p - 2 * D, 88)) / squared
+    by_p = sine * sinh_q * exp(at_most(q - D, largest_exponent(D))) * cosh_D / squared
+    by_q = -sine * sinh_p * exp(at_most(p - 2 * D, largest_exponent(D))) / squared
     size = tl.abs(delta)
     radial = exp(size - D) * expm1(-2 * size) / 2
     radial = tl.where(delta < 0, -radial, radial)
-    spread = half_chord * exp(at_most((p + q - D) / 2, 88))
-    by_theta = sinh_q * exp(at_most(q - D, 88)) * (radial + 2 * spread * spread * cosh_q * sinh_p) / squared
+    spread = half_chord * exp(at_most((p + q - D) / 2, largest_exponent(D)))
+    by_theta = (
+        sinh_q * exp(at_most(q - D, largest_exponent(D))) * (radial + 2 * spread * spread * cosh_q * sinh_p) / squared
+    )
     # 4 eps of what |u - v| is of |u| + |v|: see the reference; 8 where quotients, of directions, err by 2^-22 each
     apart = at_least(tl.abs(r) / nonzero(norm_u + norm_v), half_chord)
     straight = sine <= (8.9e-16 if sine.dtype == tl.float64 else 9.5e-7) * apart

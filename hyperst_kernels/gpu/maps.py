@@ -14,11 +14,9 @@ from torch import Tensor
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.tile_math import (
     asinh,
-    asinhc,
     asinhc_at,
     asinhc_fall,
     asinhc_slope,
-    asinhc_slope_series,
     compare,
     cosh,
     div_rn,
@@ -33,6 +31,7 @@ from hyperst_kernels.gpu.tile_math import (
     root_between,
     root_of_points,
     rounded_product,
+    scale_of,
     sign,
     sinh,
     sinhc,
@@ -40,6 +39,7 @@ from hyperst_kernels.gpu.tile_math import (
     sqrt_rn,
     store_each,
     store_rows,
+    tanh_defect,
 )
 
 
@@ -125,8 +125,7 @@ def _log_map0_backward(
     length = norm(x)
     z, a = sqrt_rn(c) * length, x * (1 / nonzero(length))[:, None]
     along, ratio = dot(a, grad), asinhc_at(z)
-    near = tl.where(z < 0.1, z, 0)
-    fall = tl.where(z < 0.1, near * near * asinhc_slope_series(near * near), ratio - 1 / hypot1(z))
+    fall = -tanh_defect(asinh(z)) / nonzero(z)  # of ratio to 1 / cosh p
     store_rows(dx_ptr, rows, columns, ratio[:, None] * grad - (fall * along)[:, None] * a, n, d)
     store_each(dc_ptr, rows, -along * length * fall / (2 * c), n)
 
@@ -223,13 +222,13 @@ def _lorentz_to_poincare_backward(
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
     length = norm(x)
-    X = sqrt_rn(c) * length
-    a, time = x * (1 / nonzero(length))[:, None], hypot1(X)
-    shrink = 1 / (1 + time)
-    along, tanh_p = dot(a, grad), X / time
-    slope = along * (X * shrink) * tanh_p
-    store_rows(dx_ptr, rows, columns, shrink[:, None] * (grad - slope[:, None] * a), n, d)
-    store_each(dc_ptr, rows, -slope * (length * shrink) / (2 * c), n)
+    X, a = sqrt_rn(c) * length, x * (1 / nonzero(length))[:, None]
+    if x.shape[1] == 1:
+        a = sign(x)
+    cosh_p = hypot1(X)
+    shrink, (along, across) = 1 / (1 + cosh_p), split(grad, a)
+    store_rows(dx_ptr, rows, columns, shrink[:, None] * (across + (along / cosh_p)[:, None] * a), n, d)
+    store_each(dc_ptr, rows, -along * (length * shrink) * (length * shrink) * (length / cosh_p) / 2, n)
 
 
 def lorentz_to_poincare(x: Tensor, c: Tensor) -> Tensor:
@@ -387,20 +386,20 @@ def _log_map_backward(
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
     root, to_x, to_y, _, radial = haversine_gradient(x, y, sqrt_rn(c))
-    H = root * root
-    root = tl.sqrt(1 + H)
-    ratio = asinhc(H) / root  # D / sinh D
-    fall = asinhc_fall(H) / root
-    back_slope = 2 * ratio - fall - ratio * (H / (1 + H))  # of 2 H ratio
-    # of ratio, times H where that is large: H^2 and more do not fit
-    near, far = H < 1, tl.where(H < 1, 1, H)
-    ratio_slope = tl.where(near, asinhc_slope(H) / root - ratio / (1 + H) / 2, -(fall + ratio * (H / (1 + H))) / 2)
-    slope = ratio_slope * dot(y - x, grad) - back_slope * far * dot(x, grad)
-    slope = slope / far  # dL / dH
-    along = (c / 2 * slope)[:, None]
-    store_rows(dx_ptr, rows, columns, along * to_x - (ratio + 2 * H * ratio)[:, None] * grad, n, d)
+    # What H is a factor of, or divides, goes by its root, once for each: far apart H does not fit.
+    near, tanh_half, cosh_half, half = root < 1, root / hypot1(root), hypot1(root), asinhc_at(root)
+    small, far = tl.where(near, root * root, 0), tl.where(near, 1, root)
+    ratio, back = half / cosh_half, (half * root) * tanh_half  # D / sinh D, and that times H
+    # from here on times far^2, and the slope of ratio times far^4
+    R = tl.where(near, ratio, back)
+    fall = tl.where(near, asinhc_fall(small) / cosh_half, back - tanh_half * tanh_half)
+    bent = R * tanh_half * tanh_half
+    ratio_slope = tl.where(near, asinhc_slope(small) / cosh_half - ratio / (1 + small) / 2, -(fall + bent) / 2)
+    slope = ratio_slope * dot(y - x, grad) / far / far - (2 * R - fall - bent) * dot(x, grad)  # dL / dH
+    along = (c / 2 * (slope / far / far))[:, None]
+    store_rows(dx_ptr, rows, columns, along * to_x - (ratio + 2 * back)[:, None] * grad, n, d)
     store_rows(dy_ptr, rows, columns, along * to_y + ratio[:, None] * grad, n, d)
-    store_each(dc_ptr, rows, slope * (H - radial / 4) / c, n)
+    store_each(dc_ptr, rows, slope * (tl.where(near, small, 1) - radial / 4 / far / far) / c, n)
 
 
 def log_map(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
@@ -429,28 +428,27 @@ def _map_of_two_backward(
 
 
 @triton.jit
-def _per_T(z, cosh_half):
-    """z / T, T = 2 cosh^2(D/2), which may be too large for a number."""
-    return z / cosh_half / 2 / cosh_half
-
-
-@triton.jit
 def _carried(x, y, k):
-    """a, b, b - a, sin(theta/2), sinh p, sinh q, cosh p, cosh q, sinh(p - q) and cosh(D/2) of ``reference.transport``."""
+    """a, b, b - a, sin(theta/2), sinh p, cosh p, cosh q, sinh(p - q) and h = cosh(D/2), as in ``reference.transport``;
+
+    then sinh p, sinh q, cosh p, cosh q and sinh(p - q) over h: growing factors come divided before they are multiplied.
+    """
     norm_x, norm_y, a, b, r, e, half_chord = compare(x, y)
     sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta = hyperbolic(norm_x, norm_y, r, k)
-    root = root_of_points(sinh_p, sinh_q, sinh_delta, half_chord)
-    return a, b, -e, half_chord, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, hypot1(root)
+    h = hypot1(root_of_points(sinh_p, sinh_q, sinh_delta, half_chord))
+    over_h = sinh_p / h, sinh_q / h, cosh_p / h, cosh_q / h, sinh_delta / h
+    return a, b, -e, half_chord, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, h, over_h
 
 
 @triton.jit
-def _shares(v_a, v_b, turn, s, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half):
-    """mu / T and K / T."""
-    less = cosh_q * (sinh_p / cosh_p)
-    mu = v_a * (-sinh_delta / cosh_p - 2 * s * sinh_q) + sinh_q * turn
-    mu = tl.where(2 * s * sinh_q > less, sinh_q * v_b - less * v_a, mu)
-    K_T = v_a * (1 + cosh_q / cosh_p) / 2 / cosh_half / cosh_half
-    return _per_T(mu, cosh_half), K_T + (sinh_p / cosh_half * turn) * (sinh_q / cosh_half) / 2
+def _shares(v_a, v_b, turn, s, sinh_p, cosh_p, cosh_q, h, over_h):
+    """mu / h, K / T and (1 + cosh q / cosh p) / h."""
+    sinh_p_h, sinh_q_h, _, cosh_q_h, sinh_delta_h = over_h
+    less = cosh_q_h * (sinh_p / cosh_p)
+    mu_h = v_a * (-sinh_delta_h / cosh_p - 2 * s * sinh_q_h) + sinh_q_h * turn
+    mu_h = tl.where(2 * s * sinh_q_h > less, sinh_q_h * v_b - less * v_a, mu_h)
+    times_h = (1 + cosh_q / cosh_p) / h
+    return mu_h, v_a * times_h / h / 2 + (sinh_p_h * turn) * sinh_q_h / 2, times_h
 
 
 @triton.jit
@@ -462,13 +460,14 @@ def _parallel_transport(
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
     v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
-    a, b, chord, half_chord, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half = _carried(
-        x, y, sqrt_rn(tl.load(c_ptr))
-    )
+    a, b, chord, half_chord, sinh_p, _, cosh_p, cosh_q, _, h, over_h = _carried(x, y, sqrt_rn(tl.load(c_ptr)))
+    scale, unscale = scale_of(v)  # the result is linear in v
+    v *= scale[:, None]
     v_a, across = split(v, a)
-    s, turn = half_chord * half_chord, dot(chord, across)
-    mu_T, K_T = _shares(v_a, dot(v, b), turn, s, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half)
-    store_rows(out_ptr, rows, columns, across + K_T[:, None] * a + (mu_T * sinh_q)[:, None] * b, n, d)
+    turn = dot(chord, across)
+    mu_h, K_T, _ = _shares(v_a, dot(v, b), turn, half_chord * half_chord, sinh_p, cosh_p, cosh_q, h, over_h)
+    out = across + K_T[:, None] * a + (mu_h * over_h[1] / 2)[:, None] * b
+    store_rows(out_ptr, rows, columns, unscale[:, None] * out, n, d)
 
 
 @triton.jit
@@ -481,36 +480,40 @@ def _parallel_transport_backward(
     k = sqrt_rn(c)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    a, b, chord, half_chord, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half = _carried(x, y, k)
+    a, b, chord, half_chord, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, h, over_h = _carried(x, y, k)
+    sinh_p_h, sinh_q_h, cosh_p_h, cosh_q_h, sinh_delta_h = over_h
     v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
+    scale, unscale = scale_of(v)
+    v *= scale[:, None]
     v_a, across = split(v, a)
     s, turn = half_chord * half_chord, dot(chord, across)
-    mu_T, K_T = _shares(v_a, dot(v, b), turn, s, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, cosh_half)
+    mu_h, K_T, times_h = _shares(v_a, dot(v, b), turn, s, sinh_p, cosh_p, cosh_q, h, over_h)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
     g_a, g_across_a = split(grad, a)
     g_b, g_across_b = split(grad, b)
     # the names and formulas are those of reference/transport.py
-    G_T = _per_T(sinh_p * g_a + sinh_q * g_b, cosh_half)
-    cosh_sum_T, cosh_delta = _per_T(cosh_p + cosh_q, cosh_half), hypot1(tl.abs(sinh_delta))
-    spread = half_chord / cosh_half
-    grow = _per_T(sinh_delta, cosh_half) + (spread * cosh_p) * (spread * sinh_q)
+    G_h = sinh_p_h * g_a + sinh_q_h * g_b
+    G_T, mu_T, cosh_sum_T = G_h / h / 2, mu_h / h / 2, (cosh_p_h + cosh_q_h) / h / 2
+    cosh_delta_h, out_b = hypot1(tl.abs(sinh_delta)) / h, mu_h * sinh_q_h / 2
+    grow = sinh_delta_h / h / 2 + (half_chord * cosh_p_h) * (half_chord * sinh_q_h)
     times = cosh_q / cosh_p
-    by_p = -times * (v_a / cosh_p) * G_T + mu_T * (cosh_sum_T * g_a - grow * sinh_q * g_b)
-    mu_q_T = _per_T(v_a * (cosh_delta / cosh_p - 2 * s * cosh_q) + cosh_q * turn, cosh_half)
-    mixed_T = _per_T(v_a * ((1 + cosh_delta - 2 * s) / cosh_p - 2 * s * cosh_q), cosh_half) + cosh_sum_T * turn
-    by_q = _per_T(sinh_p * g_a, cosh_half) * mixed_T + g_b * (mu_q_T * sinh_q + mu_T * cosh_sum_T)
-    store_each(dc_ptr, rows, (sinh_p / cosh_p * by_p + sinh_q / cosh_q * by_q) / (2 * c), n)
-    # chord + 2 s a is b across a, 2 s b - chord is a across b
-    dx = mu_T[:, None] * g_across_a - (times * G_T)[:, None] * across + (mu_T * G_T * sinh_q)[:, None] * chord
-    dx = k * (dx + (by_p / cosh_p + 2 * s * (mu_T * G_T * sinh_q))[:, None] * a)
-    store_rows(dx_ptr, rows, columns, dx, n, d)
-    dy = mu_T[:, None] * g_across_b + G_T[:, None] * across - (G_T * K_T)[:, None] * chord
+    by_p = -times * (v_a / cosh_p) * G_T + mu_T * (cosh_sum_T * g_a) - out_b * (grow * g_b)
+    mu_q_h = v_a * (cosh_delta_h / cosh_p - 2 * s * cosh_q_h) + cosh_q_h * turn
+    mixed_h = v_a * (((1 - 2 * s) / h + cosh_delta_h) / cosh_p - 2 * s * cosh_q_h) + (cosh_p_h + cosh_q_h) * turn
+    by_q = sinh_p_h * (mixed_h / h) / h * (g_a / 4) + g_b * (mu_q_h * sinh_q_h / 2 + mu_T * cosh_sum_T)
+    store_each(dc_ptr, rows, unscale * ((sinh_p / cosh_p * by_p + sinh_q / cosh_q * by_q) / (2 * c)), n)
+    # chord + 2 s a is b across a, 2 s b - chord is a across b; G comes to x across a as this of both
+    along_a = 2 * s * G_h * (sinh_q_h / 2)
+    carried_back = (G_h[:, None] * chord) * (sinh_q_h / 2)[:, None] + g_across_a
+    dx = mu_T[:, None] * carried_back - (times * G_T)[:, None] * across
+    dx = k * (dx + (by_p / cosh_p + mu_T * along_a)[:, None] * a)
+    store_rows(dx_ptr, rows, columns, unscale[:, None] * dx, n, d)
+    dy = mu_T[:, None] * g_across_b + G_T[:, None] * (across - K_T[:, None] * chord)
     dy = k * (dy + (by_q / cosh_q + G_T * (2 * s * K_T - turn))[:, None] * b)
-    store_rows(dy_ptr, rows, columns, dy, n, d)
-    mu_unit = -sinh_delta / cosh_p - 2 * s * sinh_q
-    along = _per_T((1 + times) * g_a + mu_unit * sinh_q * g_b, cosh_half)
-    dv = g_across_a + (G_T * sinh_q)[:, None] * chord + (along + 2 * s * (G_T * sinh_q))[:, None] * a
-    store_rows(dv_ptr, rows, columns, dv, n, d)
+    store_rows(dy_ptr, rows, columns, unscale[:, None] * dy, n, d)
+    mu_unit_h = -sinh_delta_h / cosh_p - 2 * s * sinh_q_h
+    along = times_h * g_a / h / 2 + mu_unit_h * sinh_q_h * g_b / 2
+    store_rows(dv_ptr, rows, columns, carried_back + (along + along_a)[:, None] * a, n, d)
 
 
 def parallel_transport(x: Tensor, y: Tensor, v: Tensor, c: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from hyperst_kernels.gpu.distance import point_slopes
 from hyperst_kernels.gpu.tile_math import (
     INTERPRETED,
     along_and_across,
-    asinh,
     at_least,
     at_most,
     div_rn,
@@ -30,12 +29,13 @@ from hyperst_kernels.gpu.tile_math import (
     epsilon,
     exp,
     expm1,
+    half_distance,
+    hypot1,
     load_each,
     load_rows,
     log1p,
     nonzero,
     rapidity,
-    root_haversine,
     rounded_product,
     sign,
     sinhc,
@@ -61,7 +61,7 @@ def scale_and_excess(length, factor, c, TANGENT: tl.constexpr):
     if TANGENT:
         scale *= sinhc(c * (factor * length) * (factor * length))
     reach = scale * length
-    return scale, reach * (reach / (1 + tl.sqrt(1 + reach * reach)))
+    return scale, reach * (reach / (1 + hypot1(reach)))
 
 
 @triton.jit
@@ -287,7 +287,7 @@ def _repair(
                     x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, 1, 1, n, m, d, TILE, DTYPE
                 )
                 p, q, delta = rapidity(norm_x[:, None], norm_y[None, :], r, k, TANGENT)
-                tl.store(place, div_rn(2.0, k) * asinh(root_haversine(p, q, delta, half_chord)), near)
+                tl.store(place, div_rn(2.0, k) * half_distance(p, q, delta, half_chord), near)
 
 
 @triton.jit
@@ -423,8 +423,7 @@ def _pull(
     """Gradient of x (n d) in the geometry's dtype from the weights (n m) of all pairs but the near ones."""
     dtype = geometry_dtype(x)
     points = scale_y[:, None] * y.to(dtype)
-    time = weight @ (1 + b) / (1 + a)
-    pull = (time * scale_x)[:, None] * x.to(dtype) - weight @ points
+    pull = (weight @ (1 + b) * (scale_x / (1 + a)))[:, None] * x.to(dtype) - weight @ points
     if not tangent:
         return pull * c.sqrt()
     return maps.exp_map0_backward(pull * c.sqrt(), x.to(dtype), torch.ones_like(c), c)[0]

@@ -435,10 +435,20 @@ def hypot(x, y):
 
 
 @triton.jit
-def root_haversine(p, q, delta, half_chord):
-    """sqrt(H), H = sinh^2(delta/2) + sinh p sinh q sin^2(theta/2)."""
-    angular = half_chord * exp((p + q) / 2) * tl.sqrt(expm1(-2 * p) * expm1(-2 * q)) / 2
-    return hypot(sinh(tl.abs(delta) / 2), angular)
+def largest_exponent(x):
+    """Of which e to it fits."""
+    return 709.0 if x.dtype == tl.float64 else 88.0
+
+
+@triton.jit
+def half_distance(p, q, delta, half_chord):
+    """D/2 = asinh(sqrt H), H = sinh^2(delta/2) + sinh p sinh q sin^2(theta/2), as in ``reference.pair.half_distance``."""
+    apart, mean = tl.abs(delta) / 2, (p + q) / 2
+    m = at_least(at_least(apart, mean + tl.log(half_chord)) - 40, 0)
+    radial = tl.where(m > 0, -exp(apart - m) * expm1(-2 * apart) / 2, sinh(tl.where(m > 0, 0, apart)))
+    growth = exp(at_most((mean - m) / 2, largest_exponent(m)))
+    angular = half_chord * growth * (growth * tl.sqrt(expm1(-2 * p) * expm1(-2 * q)) / 2)
+    return asinh(hypot(radial, angular)) + m
 
 
 @triton.jit
@@ -447,9 +457,8 @@ def slopes(p, q, delta, half_chord):
 
     All hyperbolic functions carry their growth e^-p, e^-q, e^-D taken out; 0 where the points coincide.
     """
-    root = root_haversine(p, q, delta, half_chord)
-    distance = 2 * asinh(root)
-    apart = root != 0
+    distance = 2 * half_distance(p, q, delta, half_chord)
+    apart = distance != 0
     D = tl.where(apart, distance, 1)
     sinh_D = -expm1(-2 * D) / 2
     sinh_p, sinh_q = -expm1(-2 * p) / 2, -expm1(-2 * q) / 2
@@ -457,7 +466,7 @@ def slopes(p, q, delta, half_chord):
     size = tl.abs(delta)
     radial = -exp(size - D) * expm1(-2 * size) / 2
     radial = tl.where(delta < 0, -radial, radial)
-    growth = exp(at_most((p + q - D) / 2, 88))
+    growth = exp(at_most((p + q - D) / 2, largest_exponent(D)))
     root_spread = half_chord * growth
     spread = 2 * root_spread * root_spread
     A_u = tl.where(apart, (radial + spread * cosh_p * sinh_q) / sinh_D, 0)
@@ -499,7 +508,7 @@ def curvature_slope(p, q, delta, half_chord, A_u, A_v, D, c, k):
 
 @triton.jit
 def root_of_points(sinh_p, sinh_q, sinh_delta, half_chord):
-    """`root_haversine` of points, without exponentials: sinh(t/2) = sinh(t) / sqrt(2 + 2 cosh t)."""
+    """sqrt(H) of points, without exponentials: sinh(t/2) = sinh(t) / sqrt(2 + 2 cosh t)."""
     size = tl.abs(sinh_delta)
     radial = size / (1.4142135623730951 * tl.sqrt(1 + hypot1(size)))
     return hypot(radial, half_chord * tl.sqrt(sinh_p) * tl.sqrt(sinh_q))

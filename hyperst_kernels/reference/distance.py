@@ -24,7 +24,12 @@ def distance(x: Tensor, y: Tensor, c: Tensor, input: str = "lorentz") -> Tensor:
 def distance0(x: Tensor, c: Tensor, input: str = "lorentz") -> Tensor:
     """Distance from the origin, (... d) -> (...)."""
     norm = pairs.norm(x).squeeze(-1)
-    return norm if input == "tangent" else asinh(c.sqrt() * norm) / c.sqrt()
+    return norm if input == "tangent" else radius(norm, c)
+
+
+def radius(norm: Tensor, c: Tensor) -> Tensor:
+    """asinh(sqrt(c) |x|) / sqrt(c) from |x|, of any shape."""
+    return _Radius.apply(norm, c)
 
 
 def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, input: str = "lorentz") -> Tensor:
@@ -43,6 +48,39 @@ def haversine(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     return _Haversine.apply(x, y, c)
 
 
+def near_or_far(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether H < 1 (... 1), then H, which has a slope where points coincide, and else D = sqrt(c) d: H may not fit.
+
+    Where the other is to be taken, H is 0 and D some number that has a slope.
+    """
+    near = pairs.root_of_points(pairs.compare(x.detach(), y.detach()), c.detach()) < 1
+    H = haversine(torch.where(near, x, torch.zeros_like(x)), torch.where(near, y, torch.zeros_like(y)), c)
+    D = c.sqrt() * distance(torch.where(near, torch.ones_like(x), x), torch.where(near, -torch.ones_like(y), y), c)
+    return near, H[..., None], D[..., None]
+
+
+class _Radius(torch.autograd.Function):
+    """The slope by c is the difference of tanh p and p, which cancels near the origin."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(norm: Tensor, c: Tensor) -> Tensor:
+        return asinh(c.sqrt() * norm) / c.sqrt()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        norm, c = ctx.saved_tensors
+        X = c.sqrt() * norm
+        dc = tanh_defect(asinh(X)) / (2 * c * c.sqrt())
+        total = (grad * dc).sum(dtype=torch.float64).to(c.dtype) if ctx.needs_input_grad[1] else None
+        return grad / torch.hypot(torch.ones_like(X), X), total
+
+
 class _Slopes:
     """dd/dp, dd/dq and the weights along the chord, from quantities scaled by e^-D so that nothing overflows.
 
@@ -51,16 +89,15 @@ class _Slopes:
 
     def __init__(self, pair: pairs.Pair, rapidity: pairs.Rapidity):
         p, q, delta = rapidity
-        root = pairs.root_haversine(pair, rapidity)
-        self.D = 2 * asinh(root)
-        self.apart = root != 0
+        self.D = 2 * pairs.half_distance(rapidity, pair.half_chord)
+        self.apart = self.D != 0
         D = torch.where(self.apart, self.D, torch.ones_like(self.D))
         sinh_D = -torch.expm1(-2 * D) / 2  # every hyperbolic function below carries the factor e^-itself
         sinh_p, sinh_q = -torch.expm1(-2 * p) / 2, -torch.expm1(-2 * q) / 2
         cosh_p, cosh_q = (1 + torch.exp(-2 * p)) / 2, (1 + torch.exp(-2 * q)) / 2
         radial = -torch.sign(delta) * torch.exp(delta.abs() - D) * torch.expm1(-2 * delta.abs()) / 2
-        # e^((p+q-D)/2), once for each factor of s = half_chord^2; capped where float32 ends (radius 88)
-        self.root_growth = torch.exp(((p + q - D) / 2).clamp(max=88))
+        # e^((p+q-D)/2), once for each factor of s = half_chord^2; capped where numbers end
+        self.root_growth = torch.exp(((p + q - D) / 2).clamp(max=pairs.largest_exponent(D.dtype)))
         spread = 2 * (pair.half_chord * self.root_growth) ** 2
         zero = torch.zeros_like(D)
         self.A = torch.where(self.apart, (radial + spread * cosh_p * sinh_q) / sinh_D, zero)
@@ -113,7 +150,7 @@ class _Distance(torch.autograd.Function):
     def forward(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> Tensor:
         pair = pairs.compare(x, y)
         rapidity = (pairs.rapidity_of_tangents if tangent else pairs.rapidity_of_points)(pair, c)
-        return (2 / c.sqrt() * asinh(pairs.root_haversine(pair, rapidity))).squeeze(-1)
+        return (2 / c.sqrt() * pairs.half_distance(rapidity, pair.half_chord)).squeeze(-1)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -155,7 +192,7 @@ class _Haversine(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
         pair = pairs.compare(x, y)
-        return (pairs.root_haversine(pair, pairs.rapidity_of_points(pair, c)) ** 2).squeeze(-1)
+        return (pairs.root_of_points(pair, c) ** 2).squeeze(-1)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -178,7 +215,8 @@ class _Inner(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-        return -(1 + 2 * haversine(x, y, c)) / c
+        root = pairs.root_of_points(pairs.compare(x, y), c).squeeze(-1) / c.sqrt()  # of which the square fits
+        return -1 / c - 2 * root * root
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels.reference import pair as pairs
-from hyperst_kernels.reference.scalars import asinh, sinhc
+from hyperst_kernels.reference.scalars import sinhc
 
 
 def half_aperture(x: Tensor, c: Tensor, min_radius: float = 0.1, input: str = "lorentz") -> Tensor:
@@ -114,21 +114,21 @@ def _angle_gradients(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple[Te
     """
     pair = pairs.compare(x, y)
     p, q, delta = (pairs.rapidity_of_tangents if tangent else pairs.rapidity_of_points)(pair, c)
-    D = 2 * asinh(pairs.root_haversine(pair, pairs.Rapidity(p, q, delta)))
+    D = 2 * pairs.half_distance(pairs.Rapidity(p, q, delta), pair.half_chord)
     defined = (D != 0) & (pair.norm_u != 0)
     safe_D = torch.where(defined, D, torch.ones_like(D))
-    sine = _sine(pair)
+    sine, largest = _sine(pair), pairs.largest_exponent(D.dtype)
     sinh_D = -torch.expm1(-2 * safe_D) / 2  # scaled by e^-D; sinh_p, sinh_q, cosh_q likewise
     cosh_D = (1 + torch.exp(-2 * safe_D)) / 2
     sinh_p, sinh_q = -torch.expm1(-2 * p) / 2, -torch.expm1(-2 * q) / 2
     cosh_q = (1 + torch.exp(-2 * q)) / 2
-    dp = sine * sinh_q * torch.exp((q - safe_D).clamp(max=88)) * cosh_D / sinh_D**2
-    dq = -sine * sinh_p * torch.exp((p - 2 * safe_D).clamp(max=88)) / sinh_D**2
+    dp = sine * sinh_q * torch.exp((q - safe_D).clamp(max=largest)) * cosh_D / sinh_D**2
+    dq = -sine * sinh_p * torch.exp((p - 2 * safe_D).clamp(max=largest)) / sinh_D**2
     # e^(q-D) and e^(p+q-D) are split over the factors they multiply
     radial = torch.sign(delta) * torch.exp(delta.abs() - safe_D) * torch.expm1(-2 * delta.abs()) / 2
-    growth = torch.exp(((p + q - safe_D) / 2).clamp(max=88))
+    growth = torch.exp(((p + q - safe_D) / 2).clamp(max=largest))
     across = radial + 2 * (pair.half_chord * growth) ** 2 * cosh_q * sinh_p
-    dtheta = sinh_q * torch.exp((q - safe_D).clamp(max=88)) * across / sinh_D**2
+    dtheta = sinh_q * torch.exp((q - safe_D).clamp(max=largest)) * across / sinh_D**2
     dp, dq = (torch.where(defined, slope, torch.zeros_like(slope)) for slope in (dp, dq))
     bent = defined & ~_on_one_ray(pair, sine) & (pair.norm_v != 0)
     turn = torch.where(bent, dtheta, torch.zeros_like(dtheta))

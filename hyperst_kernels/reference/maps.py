@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels.reference import pair as pairs
-from hyperst_kernels.reference.distance import haversine
+from hyperst_kernels.reference.distance import near_or_far, radius
 from hyperst_kernels.reference.exponential import ExpMap
-from hyperst_kernels.reference.scalars import asinh, asinhc, sinhc
+from hyperst_kernels.reference.poincare import ToBall
+from hyperst_kernels.reference.scalars import asinhc, sinhc
 from hyperst_kernels.reference.transport import Transport
 
 
@@ -22,7 +23,8 @@ def _square(x: Tensor) -> Tensor:
 
 def time(x: Tensor, c: Tensor) -> Tensor:
     """x_t = sqrt(1/c + |x|^2): (... d) -> (... 1)."""
-    return torch.hypot(torch.ones_like(c), c.sqrt() * pairs.norm(x)) / c.sqrt()
+    norm = pairs.norm(x)
+    return torch.hypot(c.rsqrt().expand_as(norm), norm)  # with c in one term alone, its slope is one term too
 
 
 def exp_map0(v: Tensor, c: Tensor) -> Tensor:
@@ -37,7 +39,7 @@ def log_map0(x: Tensor, c: Tensor) -> Tensor:
     # far out through |x|: the derivative by its square has no place in float32 at radius 40
     far = torch.where(near, torch.ones_like(x), x)
     norm = pairs.norm(far)
-    return torch.where(near, asinhc(c * _square(close)) * close, asinh(c.sqrt() * norm) / c.sqrt() * (far / norm))
+    return torch.where(near, asinhc(c * _square(close)) * close, radius(norm, c) * (far / norm))
 
 
 def exp_map(x: Tensor, v: Tensor, c: Tensor) -> Tensor:
@@ -47,15 +49,13 @@ def exp_map(x: Tensor, v: Tensor, c: Tensor) -> Tensor:
 
 def log_map(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     """((y - x) - 2 H x) D / sinh D with D = sqrt(c) d(x, y) and H = sinh^2(D/2)."""
-    H = haversine(x, y, c)[..., None]
-    near = H < 1
-    small, root = torch.where(near, H, torch.zeros_like(H)), torch.where(near, torch.ones_like(H), H).sqrt()
-    # D / sinh D and D tanh(D/2); far apart from D itself, because H^2 and its like do not fit into float32
-    close = asinhc(small) / torch.sqrt(1 + small)
-    D, cosh_half = 2 * asinh(root), torch.sqrt(1 + root * root)
-    ratio = torch.where(near, close, D / root / cosh_half / 2)
-    back = torch.where(near, 2 * small * close, D * (root / cosh_half))
-    return ratio * (y - x) - back * x
+    near, H, D = near_or_far(x, y, c)
+    close = asinhc(H) / torch.sqrt(1 + H)
+    # D / sinh D, of which the factor e^(-D/2) comes last: for far points it does not fit
+    shrink = torch.where(near, torch.ones_like(D), torch.exp(-D / 2))
+    ratio = torch.where(near, close, -2 * D * shrink / torch.expm1(-2 * D))
+    back = torch.where(near, 2 * H * close, D * torch.tanh(D / 2))
+    return ratio * (y - x) * shrink - back * x
 
 
 def parallel_transport(x: Tensor, y: Tensor, v: Tensor, c: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def project(x: Tensor, c: Tensor) -> Tensor:
 
 def lorentz_to_poincare(x: Tensor, c: Tensor) -> Tensor:
     """x / (1 + sqrt(c) x_t), of norm tanh(p/2) / sqrt(c): (... d) -> (... d)."""
-    return x / (1 + torch.hypot(torch.ones_like(c), c.sqrt() * pairs.norm(x)))
+    return ToBall.apply(x, c)
 
 
 def poincare_to_lorentz(p: Tensor, c: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ difference of norms ``r`` and of directions ``e`` come from the exact difference
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -144,9 +145,30 @@ def rapidity_of_points(pair: Pair, c: Tensor) -> Rapidity:
     return Rapidity(asinh(t.sinh_p), asinh(t.sinh_q), torch.sign(t.sinh_delta) * asinh(t.sinh_delta.abs()))
 
 
-def root_haversine(pair: Pair, rapidity: Rapidity) -> Tensor:
-    """sqrt(H), H = sinh^2(delta/2) + sinh p sinh q sin^2(theta/2), for p + q up to about 170 in float32."""
+def largest_exponent(dtype: torch.dtype) -> float:
+    """Of which e to it fits: 88.2 in float32."""
+    return math.log(torch.finfo(dtype).max) - 0.5
+
+
+def half_distance(rapidity: Rapidity, half_chord: Tensor) -> Tensor:
+    """D/2 = asinh(sqrt H), H = sinh^2(delta/2) + sinh p sinh q sin^2(theta/2), of every radius.
+
+    With e^m taken out of sqrt(H) where that may be too large for a number, e^40 still being left.
+    """
     p, q, delta = rapidity
-    radial = torch.sinh(delta.abs() / 2)
-    angular = pair.half_chord * torch.exp((p + q) / 2) * torch.sqrt(torch.expm1(-2 * p) * torch.expm1(-2 * q)) / 2
-    return torch.hypot(radial, angular)
+    apart, mean = delta.abs() / 2, (p + q) / 2
+    m = (torch.maximum(apart, mean + half_chord.log()) - 40).clamp(min=0).detach()
+    radial = torch.sinh(torch.where(m > 0, torch.zeros_like(apart), apart))
+    radial = torch.where(m > 0, -torch.exp(apart - m) * torch.expm1(-2 * apart) / 2, radial)
+    # once for each half of a growth that a small chord may take back, and capped for no chord at all
+    growth = torch.exp(((mean - m) / 2).clamp(max=largest_exponent(p.dtype)))
+    angular = half_chord * growth * (growth * torch.sqrt(torch.expm1(-2 * p) * torch.expm1(-2 * q)) / 2)
+    return asinh(torch.hypot(radial, angular)) + m
+
+
+def root_of_points(pair: Pair, c: Tensor) -> Tensor:
+    """sqrt(H) of points, without exponentials: sinh(t/2) = sinh(t) / sqrt(2 + 2 cosh t). It fits where they do."""
+    X, Y, _, _, sinh_delta = hyperbolic(pair, c)
+    one = torch.ones_like(X)
+    radial = sinh_delta / torch.sqrt(1 + torch.hypot(one, sinh_delta)) / 2**0.5
+    return torch.hypot(radial, pair.half_chord * X.sqrt() * Y.sqrt())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels.reference import pair as pairs
-from hyperst_kernels.reference.distance import _haversine_gradient, haversine
+from hyperst_kernels.reference.distance import _haversine_gradient, haversine, near_or_far
 
 
 class Transport(torch.autograd.Function):
@@ -27,7 +27,7 @@ class Transport(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, y: Tensor, v: Tensor, c: Tensor) -> Tensor:
         t = _Carried(x, y, v, c)
-        return t.across + t.K_T * t.pair.a + t.mu_T * t.sinh_q * t.pair.b
+        return (t.across + t.K_T * t.pair.a + t.mu_h * t.sinh_q_h / 2 * t.pair.b) / t.scale
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -51,58 +51,68 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 class _Carried:
-    """What value and gradient share. Growing factors are divided by cosh(D/2) = sqrt(T)/sqrt(2) one at a time."""
+    """What value and gradient share; ``_h`` is over cosh(D/2) = sqrt(T/2), and a product of two growing factors over T."""
 
     def __init__(self, x: Tensor, y: Tensor, v: Tensor, c: Tensor):
         self.pair = pairs.compare(x, y)
         self.sinh_p, self.sinh_q, self.cosh_p, self.cosh_q, self.sinh_delta = pairs.hyperbolic(self.pair, c)
-        if torch.is_grad_enabled():
-            self.cosh_half = torch.sqrt(1 + haversine(x, y, c)[..., None])
-        else:  # a root of H has no slope where it is 0, but fits where H does not
-            root = pairs.root_haversine(self.pair, pairs.rapidity_of_points(self.pair, c))
-            self.cosh_half = torch.hypot(torch.ones_like(root), root)
+        root = pairs.root_of_points(self.pair, c)
+        self.cosh_half = torch.hypot(torch.ones_like(root), root)
+        if (
+            torch.is_grad_enabled()
+        ):  # the root has no slope where it is 0; cosh of D, which has one, errs by D roundings
+            near, H, D = near_or_far(x, y, c)
+            far = torch.cosh(D / 2)
+            self.cosh_half = torch.where(near, torch.sqrt(1 + H), far * (self.cosh_half / far).detach())
+        # growing factors, each over cosh(D/2) before anything is multiplied with it
+        self.sinh_p_h, self.sinh_q_h, self.cosh_p_h, self.cosh_q_h, self.sinh_delta_h = (
+            z / self.cosh_half for z in (self.sinh_p, self.sinh_q, self.cosh_p, self.cosh_q, self.sinh_delta)
+        )
         self.chord, self.s = -self.pair.e, self.pair.half_chord**2
+        self.scale = pairs.scale_of(v)  # the result is linear in v
+        v = self.scale * v
         self.v_a, self.across = pairs.split(v, self.pair.a)
         self.turn = _dot(self.chord, self.across)  # n.w
         # from a point near the origin and across, mu is what it is made of, and s has the rounding of a right angle
-        less = self.cosh_q * self.sinh_p / self.cosh_p
-        plain = self.sinh_q * _dot(v, self.pair.b) - less * self.v_a
-        mu = torch.where(2 * self.s * self.sinh_q > less, plain, self.mu_by(self.v_a, self.turn))
-        self.mu_T = self._per_T(mu)
-        shared = self.v_a * (1 + self.cosh_q / self.cosh_p) / 2 / self.cosh_half / self.cosh_half
-        self.K_T = shared + (self.sinh_p / self.cosh_half * self.turn) * (self.sinh_q / self.cosh_half) / 2
+        less = self.cosh_q_h * (self.sinh_p / self.cosh_p)
+        plain = self.sinh_q_h * _dot(v, self.pair.b) - less * self.v_a
+        self.mu_h = torch.where(2 * self.s * self.sinh_q_h > less, plain, self.mu_h_by(self.v_a, self.turn))
+        times_h = (1 + self.cosh_q / self.cosh_p) / self.cosh_half
+        self.K_T = self.v_a * times_h / self.cosh_half / 2 + (self.sinh_p_h * self.turn) * self.sinh_q_h / 2
+        self.times_h = times_h
 
-    def _per_T(self, z: Tensor) -> Tensor:
-        return z / self.cosh_half / 2 / self.cosh_half
-
-    def mu_by(self, v_a: Tensor | float, turn: Tensor | float) -> Tensor:
-        return v_a * (-self.sinh_delta / self.cosh_p - 2 * self.s * self.sinh_q) + self.sinh_q * turn
+    def mu_h_by(self, v_a: Tensor | float, turn: Tensor | float) -> Tensor:
+        """mu / cosh(D/2)."""
+        return v_a * (-self.sinh_delta_h / self.cosh_p - 2 * self.s * self.sinh_q_h) + self.sinh_q_h * turn
 
     def gradients(self, grad: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of x, y, v (... d), and of c row by row (... 1)."""
-        k, (a, b), s, v_a, n = c.sqrt(), self.pair[2:4], self.s, self.v_a, self.chord
-        sinh_p, sinh_q, cosh_p, cosh_q = self.sinh_p, self.sinh_q, self.cosh_p, self.cosh_q
-        cosh_delta = torch.hypot(torch.ones_like(s), self.sinh_delta)
+        k, (a, b), s, v_a, n, h = c.sqrt(), self.pair[2:4], self.s, self.v_a, self.chord, self.cosh_half
+        sinh_p_h, sinh_q_h, cosh_p_h, cosh_q_h = self.sinh_p_h, self.sinh_q_h, self.cosh_p_h, self.cosh_q_h
+        cosh_p, cosh_q, turn = self.cosh_p, self.cosh_q, self.turn
+        cosh_delta_h = torch.hypot(torch.ones_like(s), self.sinh_delta) / h
         (g_a, g_across_a), (g_b, g_across_b) = pairs.split(grad, a), pairs.split(grad, b)
-        G_T = self._per_T(sinh_p * g_a + sinh_q * g_b)
-        cosh_sum_T, mu_T, turn = self._per_T(cosh_p + cosh_q), self.mu_T, self.turn
+        G_h = sinh_p_h * g_a + sinh_q_h * g_b
+        G_T, mu_T, cosh_sum_T = G_h / h / 2, self.mu_h / h / 2, (cosh_p_h + cosh_q_h) / h / 2
+        out_b = self.mu_h * sinh_q_h / 2
         # dT/dp / T
-        spread = self.pair.half_chord / self.cosh_half
-        grow = self._per_T(self.sinh_delta) + (spread * cosh_p) * (self.pair.half_chord * sinh_q / self.cosh_half)
-        by_p = -cosh_q / cosh_p * (v_a / cosh_p) * G_T + mu_T * (cosh_sum_T * g_a - grow * sinh_q * g_b)
+        half_chord = self.pair.half_chord
+        grow = self.sinh_delta_h / h / 2 + (half_chord * cosh_p_h) * (half_chord * sinh_q_h)
+        by_p = -cosh_q / cosh_p * (v_a / cosh_p) * G_T + mu_T * (cosh_sum_T * g_a) - out_b * (grow * g_b)
         # of mu by q, and v.b (cosh p + cosh q) - tanh p v.a (sinh q + sinh p cos theta)
-        mu_q_T = self._per_T(v_a * (cosh_delta / cosh_p - 2 * s * cosh_q) + cosh_q * turn)
-        mixed_T = self._per_T(v_a * ((1 + cosh_delta - 2 * s) / cosh_p - 2 * s * cosh_q)) + cosh_sum_T * turn
-        by_q = self._per_T(sinh_p * g_a) * mixed_T + g_b * (mu_q_T * sinh_q + mu_T * cosh_sum_T)
+        mu_q_h = v_a * (cosh_delta_h / cosh_p - 2 * s * cosh_q_h) + cosh_q_h * turn
+        mixed_h = v_a * (((1 - 2 * s) / h + cosh_delta_h) / cosh_p - 2 * s * cosh_q_h) + (cosh_p_h + cosh_q_h) * turn
+        by_q = sinh_p_h * (mixed_h / h) / h * (g_a / 4) + g_b * (mu_q_h * sinh_q_h / 2 + mu_T * cosh_sum_T)
 
         b_across_a, a_across_b = n + 2 * s * a, 2 * s * b - n
-        turned_x = mu_T * (G_T * sinh_q * b_across_a + g_across_a) - cosh_q / cosh_p * G_T * self.across
+        carried_back = G_h * b_across_a * (sinh_q_h / 2) + g_across_a  # of g to x, across a
+        turned_x = mu_T * carried_back - cosh_q / cosh_p * G_T * self.across
         turned_y = G_T * (self.K_T * a_across_b + (self.across - turn * b)) + mu_T * g_across_b
         dx, dy = k * (by_p / cosh_p * a + turned_x), k * (by_q / cosh_q * b + turned_y)
-        along = self._per_T((1 + cosh_q / cosh_p) * g_a + self.mu_by(1, 0) * sinh_q * g_b)
-        dv = g_across_a + G_T * sinh_q * b_across_a + along * a
+        along = self.times_h * g_a / h / 2 + self.mu_h_by(1, 0) * sinh_q_h * g_b / 2
+        dc = (self.sinh_p / cosh_p * by_p + self.sinh_q / cosh_q * by_q) / (2 * c)
         # the result depends on sqrt(c) x and sqrt(c) y alone
-        return dx, dy, dv, (sinh_p / cosh_p * by_p + sinh_q / cosh_q * by_q) / (2 * c)
+        return dx / self.scale, dy / self.scale, carried_back + along * a, dc / self.scale
 
 
 def _textbook_gradients(g: Tensor, x: Tensor, y: Tensor, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
