@@ -226,7 +226,8 @@ def _lorentz_to_poincare_backward(
     if x.shape[1] == 1:
         a = sign(x)
     cosh_p = hypot1(X)
-    shrink, (along, across) = 1 / (1 + cosh_p), split(grad, a)
+    along, across = split(grad, a)
+    shrink = 1 / (1 + cosh_p)
     store_rows(dx_ptr, rows, columns, shrink[:, None] * (across + (along / cosh_p)[:, None] * a), n, d)
     store_each(dc_ptr, rows, -along * (length * shrink) * (length * shrink) * (length / cosh_p) / 2, n)
 
