@@ -269,6 +269,5 @@ def _reduce(per_sample: Tensor, weights: Tensor | None, reduction: str) -> Tenso
     largest = weights.detach().amax()
     weights = (weights / torch.where(largest == 0, 1, largest)).to(per_sample.dtype)
     total = weights.sum()
-    return (per_sample * weights).sum() / torch.where(
-        total == 0, 1, total
-    )  # all of weight 0: the mean is 0, and not 0 / 0
+    # all of weight 0: the mean is 0, and not 0 / 0
+    return (per_sample * weights).sum() / torch.where(total == 0, 1, total)

@@ -58,9 +58,8 @@ class _Carried:
         self.sinh_p, self.sinh_q, self.cosh_p, self.cosh_q, self.sinh_delta = pairs.hyperbolic(self.pair, c)
         root = pairs.root_of_points(self.pair, c)
         self.cosh_half = torch.hypot(torch.ones_like(root), root)
-        if (
-            torch.is_grad_enabled()
-        ):  # the root has no slope where it is 0; cosh of D, which has one, errs by D roundings
+        if torch.is_grad_enabled():
+            # the root has no slope where it is 0; cosh of D, which has one, errs by D roundings
             near, H, D = near_or_far(x, y, c)
             far = torch.cosh(D / 2)
             self.cosh_half = torch.where(near, torch.sqrt(1 + H), far * (self.cosh_half / far).detach())

@@ -56,7 +56,7 @@ CASES = [
     case(70, 100, 24, way="rows", geometry="euclidean", directions="rows", ids="random"),
     case(70, 100, 24, way="table", geometry="cosine", ids="sorted"),
     *(case(70, 100, 24, HALF, way) for way in (*BY, "wide")),
-    *(case(70, 100, 24, torch.float16, way) for way in BY),
+    case(70, 100, 24, torch.float16),
     *(case(70, 100, 24, DOUBLE, way) for way in BY),
     *(case(70, 100, 24, dtype, "rows", approximate="worst") for dtype in (SINGLE, HALF)),
     *(case(70, 100, 24, way=way, ids="random", approximate="worst") for way in ("table", "atomic")),
@@ -148,7 +148,6 @@ HIERARCHIES = [
         for way, ids in zip(BY, (None, "sorted", None), strict=True)
     ),
     pytest.param("table", None, DOUBLE, "exact", id="float64"),
-    pytest.param("rows", None, SINGLE, "worst", id="rows-worst"),
 ]
 
 
