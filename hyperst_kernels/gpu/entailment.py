@@ -81,10 +81,11 @@ def aperture_slopes(length, c, k, K: tl.constexpr, TANGENT: tl.constexpr):
     if TANGENT:
         _, slope = aperture(sinh(p), K)
         slope = slope / nonzero(tanh(p))
-    else:
+        by_length, by_c = slope * k, slope * p / (2 * c)
+    else:  # not by p, which would take the slope by c below the least number
         _, slope = aperture(p, K)
-        slope = slope / nonzero(p)
-    return slope * k, slope * p / (2 * c)
+        by_length, by_c = slope / nonzero(length), slope / (2 * c)
+    return by_length, by_c
 
 
 def half_aperture(x: Tensor, c: Tensor, min_radius: float, tangent: bool) -> Tensor:

@@ -17,7 +17,8 @@ def half_aperture(x: Tensor, c: Tensor, min_radius: float = 0.1, input: str = "l
     Written as atan2(2K, sqrt((X - 2K)(X + 2K))), whose float32 error does not blow up at the rim X = 2K. Inside it the
     angle is pi/2 and the gradient 0; just outside, the gradient -2K / (X sqrt(X^2 - 4K^2)) is unbounded.
     """
-    p = c.sqrt() * pairs.norm(x).squeeze(-1)
+    norm = pairs.norm(x).squeeze(-1)
+    p = c.sqrt() * norm
     X = p * sinhc(p**2) if input == "tangent" else p
     inside = 2 * min_radius >= X
     X = torch.where(inside, torch.full_like(X, 4 * min_radius), X)
@@ -25,10 +26,11 @@ def half_aperture(x: Tensor, c: Tensor, min_radius: float = 0.1, input: str = "l
     remote = 1e9 * min_radius < X
     near = torch.where(remote, torch.full_like(X, 4 * min_radius), X)
     rim = torch.sqrt(near - 2 * min_radius) * torch.sqrt(near + 2 * min_radius)
-    # 2K / sinh p without sinh p, the square of which its slope has
-    sine = (
-        -4 * min_radius * torch.exp(-p) / torch.expm1(-2 * p.clamp(min=1)) if input == "tangent" else 2 * min_radius / X
-    )
+    # without sinh p or X, the squares of which its slopes have
+    if input == "tangent":
+        sine = -4 * min_radius * torch.exp(-p) / torch.expm1(-2 * p.clamp(min=1))
+    else:
+        sine = 2 * min_radius / c.sqrt() / torch.where(remote, norm, torch.ones_like(norm))
     angle = torch.where(remote, sine, torch.atan2(torch.full_like(X, 2 * min_radius), rim))
     return torch.where(inside, torch.full_like(X, math.pi / 2), angle)
 

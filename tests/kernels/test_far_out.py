@@ -480,3 +480,11 @@ def test_the_poincare_round_trip_loses_what_its_docstring_says(dtype, radius, er
     # 1 - tanh(p/2) = 2 e^-p, off by 3.5 eps
     derived = -math.log1p(-3.5 * EPS[dtype] * math.exp(radius) / 2)
     assert error / 20 < lost <= derived <= error
+
+
+@pytest.mark.parametrize("c", [1e-3, 1.0])
+def test_slope_of_a_half_aperture_by_c_where_that_by_the_point_does_not_fit(c):
+    """asin s = s for s = 2 K / (sqrt(c) |x|), and ds/dc = -s / 2c."""
+    curvature = torch.tensor(c, requires_grad=True)
+    (slope,) = torch.autograd.grad(hk.half_aperture(torch.tensor([[1e25, 0.0]]), curvature).sum(), curvature)
+    assert float(slope) == pytest.approx(-0.1 / (c**1.5 * 1e25), rel=1e-6)

@@ -109,6 +109,7 @@ def both_ways():
 )
 @example(n=37, d=2, seed=1777353758, largest=1.0, c=0.8)  # an exterior angle between near points, its sine below 4 eps
 @example(n=27, d=2, seed=228338175, largest=1.0, c=0.8)  # an angle of pi less 1e-3
+@example(n=1, d=3, seed=2209, largest=60.0, c=1e-6)  # a half-aperture whose slope by |x| is below the least number
 def test_float32_and_its_gradient(name, portable, n, d, seed, largest, c):
     case = CASES[name]
     inputs = case.inputs(n, d, seed, largest, torch.float32, c)
