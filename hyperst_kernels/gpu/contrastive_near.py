@@ -8,13 +8,13 @@ import triton.language as tl
 from hyperst_kernels.gpu.contrastive_pull import shares
 from hyperst_kernels.gpu.contrastive_rows import NORM, factor_of
 from hyperst_kernels.gpu.contrastive_tiles import FARTHEST, NOWHERE, add_powers, load_steepness, log_sum
-from hyperst_kernels.gpu.pairwise import add_pulls, compare_all, feature, near_slopes
+from hyperst_kernels.gpu.pairwise import add_pulls, compare_all, feature
 from hyperst_kernels.gpu.tile_math import (
-    div_rn,
-    half_distance,
+    distance_of,
     load_each,
+    per_chord,
     pick,
-    rapidity,
+    pull,
     rounded_product,
     sqrt_rn,
     store_each,
@@ -32,19 +32,18 @@ def exact_pairs(
         r, half_chord, per_sum, leftover = compare_all(
             x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, n, m, d, TILE, DTYPE
         )
-        p, q, delta = rapidity(norm_x[:, None], norm_y[None, :], r, k, TANGENT)
-        distance = div_rn(2.0, k) * half_distance(p, q, delta, half_chord)
+        distance = distance_of(norm_x[:, None], norm_y[None, :], r, half_chord, k, TANGENT)
         if GRADIENT:
-            along, across = near_slopes(p, q, delta, half_chord, TANGENT)
-            return distance, r, per_sum, leftover, along, across
-        return distance, nothing, nothing, nothing, nothing, nothing
+            along, across = pull(norm_x[:, None], norm_y[None, :], r, half_chord, k, TANGENT)
+            return distance, r, per_sum, leftover, per_chord(half_chord), along, across
+        return distance, nothing, nothing, nothing, nothing, nothing, nothing
     square = nothing
     for j in range(0, d):
         u = rounded_product(factor_x, feature(x_ptr, rows, x_stride, n, j, DTYPE))[:, None]
         v = rounded_product(factor_y, feature(y_ptr, columns, y_stride, m, j, DTYPE))[None, :]
         square += (u - v) * (u - v)
     distance = tl.sqrt(square)
-    return distance, nothing, nothing + 0.5, nothing, nothing, 1 / tl.where(distance == 0, 1, distance)
+    return distance, nothing, nothing + 0.5, nothing, nothing + 1, nothing, 1 / tl.where(distance == 0, 1, distance)
 
 
 @triton.jit
@@ -80,7 +79,7 @@ def _near_log_sum_exps(
         if tl.load(flag_ptr + block * flag_row_stride + start // FLAG_M * flag_column_stride) != 0:
             columns = tl.cast(start, tl.int64) + tl.arange(0, TILE)
             norm_y = load_each(y_terms + NORM * longest, columns, m, DTYPE)
-            distance, _, _, _, _, _ = exact_pairs(
+            distance, _, _, _, _, _, _ = exact_pairs(
                 x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, k, n, m, d,
                 GEOMETRY, TANGENT, False, TILE, DTYPE,
             )  # fmt: skip
@@ -121,7 +120,7 @@ def _near_gradient(
         if tl.load(flag_ptr + block * flag_row_stride + start // FLAG_M * flag_column_stride) != 0:
             columns = tl.cast(start, tl.int64) + tl.arange(0, TILE)
             norm_y = load_each(y_terms + NORM * longest, columns, m, DTYPE)
-            distance, r, per_sum, leftover, along, across = exact_pairs(
+            distance, r, per_sum, leftover, per_length, along, across = exact_pairs(
                 x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, k, n, m, d,
                 GEOMETRY, TANGENT, True, TILE, DTYPE,
             )  # fmt: skip
@@ -135,6 +134,6 @@ def _near_gradient(
             total += tl.sum(rounded_product(share, distance), axis=1)
             add_pulls(
                 x_ptr, y_ptr, dx_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, r, per_sum,
-                leftover, -scale * share * along, -scale * share * across, n, m, d, top, DTYPE,
+                leftover, per_length, -scale * share * along, -scale * share * across, n, m, d, top, DTYPE,
             )  # fmt: skip
     store_each(pick(along_ptrs, t), rows - top, total, n - top)

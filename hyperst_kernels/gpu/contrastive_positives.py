@@ -7,18 +7,17 @@ import triton.language as tl
 
 from hyperst_kernels.gpu.contrastive_rows import factor_of
 from hyperst_kernels.gpu.maps import block
-from hyperst_kernels.gpu.pairwise import near_slopes
 from hyperst_kernels.gpu.tile_math import (
     at_least,
     compare,
-    div_rn,
+    distance_of,
     dot,
-    half_distance,
     load_each,
     load_rows,
     nonzero,
+    per_chord,
     pick,
-    rapidity,
+    pull,
     rounded_product,
     sqrt_rn,
     store_each,
@@ -47,14 +46,13 @@ def _positives(
     if GEOMETRY == 0:
         k = sqrt_rn(tl.load(c_ptr))
         norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
-        p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
-        distance = div_rn(2.0, k) * half_distance(p, q, delta, half_chord)
+        distance = distance_of(norm_x, norm_y, r, half_chord, k, TANGENT)
     elif GEOMETRY == 1:
         distance = tl.sqrt(dot(x - y, x - y))
     else:  # a zero vector is orthogonal to everything
         norm_x, norm_y = tl.sqrt(dot(x, x)), tl.sqrt(dot(y, y))
         apart = x / at_least(norm_x, 1e-12)[:, None] - y / at_least(norm_y, 1e-12)[:, None]
-        distance = (dot(apart, apart) + (norm_x == 0).to(DTYPE) + (norm_y == 0).to(DTYPE)) / 2
+        distance = (dot(apart, apart) + (norm_x == 0).to(DTYPE) + (norm_y == 0).to(DTYPE)) * 0.5
     logits = tl.where(rows < n, -tl.load(scale_ptr).to(tl.float64) * distance.to(tl.float64), 0)
     store_each(out_ptr + tl.cast(t, tl.int64) * out_stride, rows, logits, out_stride)
 
@@ -74,9 +72,8 @@ def _positive_pulls(
     y = features_of(y_ptrs, y_terms_ptrs, y_strides, t, rows, columns, longest, n, d, DTYPE)
     if GEOMETRY == 0:
         norm_x, norm_y, a, _, r, e, half_chord = compare(x, y)
-        p, q, delta = rapidity(norm_x, norm_y, r, sqrt_rn(tl.load(c_ptr)), TANGENT)
-        along, across = near_slopes(p, q, delta, half_chord, TANGENT)
-        slope = along[:, None] * a + across[:, None] * e
+        along, across = pull(norm_x, norm_y, r, half_chord, sqrt_rn(tl.load(c_ptr)), TANGENT)
+        slope = along[:, None] * a + across[:, None] * (per_chord(half_chord)[:, None] * e)
     elif GEOMETRY == 1:
         slope = (x - y) / nonzero(tl.sqrt(dot(x - y, x - y)))[:, None]
     else:

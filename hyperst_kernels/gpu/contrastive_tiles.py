@@ -49,7 +49,7 @@ def remoteness_of(z, GEOMETRY: tl.constexpr, FAST: tl.constexpr, FAR: tl.constex
         return log2(grown, FAST), slope
     if GEOMETRY == 1:
         slope = tl.rsqrt(z)
-        return z * slope, slope / 2
+        return z * slope, slope * 0.5
     return z, 1 + 0 * z
 
 

@@ -9,23 +9,21 @@ from torch import Tensor
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.maps import block, summed
 from hyperst_kernels.gpu.tile_math import (
-    along_and_across,
     asinh,
     compare,
-    cosh,
     curvature_slope,
+    distance_of,
     div_rn,
-    exp,
-    half_distance,
     haversine_gradient,
     hypot1,
     load_each,
     load_rows,
     nonzero,
     norm,
+    per_chord,
+    pull,
     rapidity,
     root_between,
-    sinhc_scaled,
     slopes,
     sqrt_rn,
     store_each,
@@ -43,12 +41,8 @@ def _distance(
     k = sqrt_rn(tl.load(c_ptr))
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
     y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    if TANGENT:
-        norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
-        half = half_distance(k * norm_x, k * norm_y, k * r, half_chord)
-    else:
-        half = asinh(root_between(x, y, k))
-    store_each(out_ptr, rows, div_rn(2.0, k) * half, n)
+    norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
+    store_each(out_ptr, rows, distance_of(norm_x, norm_y, r, half_chord, k, TANGENT), n)
 
 
 @triton.jit
@@ -64,27 +58,18 @@ def _distance_backward(
     grad = load_each(grad_ptr, rows, n, DTYPE)
     norm_x, norm_y, a, b, r, e, half_chord = compare(x, y)
     p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
-    A_x, A_y, q_weight, p_weight, growth, D = slopes(p, q, delta, half_chord)
+    A_x, A_y, _, _, D = slopes(p, q, delta, half_chord)
     dc = curvature_slope(p, q, delta, half_chord, A_x, A_y, D, c, k)
-    radial_x, radial_y, weight_x, weight_y = point_slopes(p, q, A_x, A_y, q_weight, p_weight, TANGENT)
     if not TANGENT:
         dc += (A_x * tanh_defect(p) + A_y * tanh_defect(q)) / (2 * c * k)
-    along_x, across_x = along_and_across(radial_x, weight_x, half_chord, growth)
-    along_y, across_y = along_and_across(radial_y, weight_y, half_chord, growth)
+    along_x, across_x = pull(norm_x, norm_y, r, half_chord, k, TANGENT)
+    along_y, across_y = pull(norm_y, norm_x, -r, half_chord, k, TANGENT)
+    e *= per_chord(half_chord)[:, None]
     dx = (grad * along_x)[:, None] * a + (grad * across_x)[:, None] * e
     dy = (grad * along_y)[:, None] * b - (grad * across_y)[:, None] * e
     store_rows(dx_ptr, rows, columns, dx, n, d)
     store_rows(dy_ptr, rows, columns, dy, n, d)
     store_each(dc_ptr, rows, grad * dc, n)
-
-
-@triton.jit
-def point_slopes(p, q, A_x, A_y, q_weight, p_weight, TANGENT: tl.constexpr):
-    """Slopes along the rays and weights of the chord, per unit of the vectors that were given."""
-    if TANGENT:
-        return A_x, A_y, q_weight * sinhc_scaled(p), p_weight * sinhc_scaled(q)
-    # |x| = sinh(p) / sqrt(c): radial slopes are divided by cosh, tangential ones by sinh instead of the norm
-    return A_x / cosh(p), A_y / cosh(q), q_weight * exp(-p), p_weight * exp(-q)
 
 
 def distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> Tensor:

@@ -19,13 +19,14 @@ from hyperst_kernels.gpu.tile_math import (
     dot,
     exp,
     expm1,
-    half_distance,
     largest_exponent,
     load_each,
     load_rows,
     nonzero,
     norm,
+    per_chord,
     rapidity,
+    separation,
     sinh,
     sqrt_rn,
     store_each,
@@ -108,8 +109,8 @@ def half_aperture_backward(
 @triton.jit
 def exterior(norm_u, sine, half_chord, p, q, delta):
     """atan2(sin(theta) sinh q, sinh(q - p) - 2 s cosh p sinh q), both times e^-q; pi/2 where the parent is the origin."""
-    sinh_q = -expm1(-2 * q) / 2
-    radial = exp(-p + 2 * at_least(delta, 0)) * expm1(-2 * tl.abs(delta)) / 2
+    sinh_q = -expm1(-2 * q) * 0.5
+    radial = exp(-p + 2 * at_least(delta, 0)) * expm1(-2 * tl.abs(delta)) * 0.5
     radial = tl.where(delta < 0, -radial, radial)
     angle = atan2(sine * sinh_q, radial - 2 * half_chord * half_chord * cosh(p) * sinh_q)
     return tl.where(norm_u == 0, 1.5707963267948966, angle)
@@ -118,7 +119,7 @@ def exterior(norm_u, sine, half_chord, p, q, delta):
 @triton.jit
 def sine_of(a, b, half_chord):
     """sin(theta) from both half chords."""
-    half_sum = at_most(tl.sqrt(dot(a + b, a + b)) / 2, 1)
+    half_sum = at_most(tl.sqrt(dot(a + b, a + b)) * 0.5, 1)
     return 2 * half_chord * half_sum
 
 
@@ -129,22 +130,19 @@ def exterior_slopes(norm_u, norm_v, r, sine, half_chord, p, q, delta):
     0 where the points coincide or the parent is the origin; the slope across the ray is 0 on the ray itself (a kink), as
     far as rounded directions can tell.
     """
-    D = 2 * half_distance(p, q, delta, half_chord)
-    defined = (D != 0) & (norm_u != 0)
-    D = tl.where(defined, D, 1)
-    sinh_D, cosh_D = -expm1(-2 * D) / 2, (1 + exp(-2 * D)) / 2
-    sinh_p, sinh_q = -expm1(-2 * p) / 2, -expm1(-2 * q) / 2
-    cosh_q = (1 + exp(-2 * q)) / 2
+    half, m, fall, radial, growth = separation(p, q, delta, half_chord)
+    defined = (half != 0) & (norm_u != 0)
+    D = tl.where(defined, 2 * half, 1)
+    sinh_D, cosh_D = -expm1(-2 * D) * 0.5, (1 + exp(-2 * D)) * 0.5
+    sinh_p, sinh_q = -expm1(-2 * p) * 0.5, -expm1(-2 * q) * 0.5
+    cosh_q = (1 + exp(-2 * q)) * 0.5
     squared = sinh_D * sinh_D
-    by_p = sine * sinh_q * exp(at_most(q - D, largest_exponent(D))) * cosh_D / squared
-    by_q = -sine * sinh_p * exp(at_most(p - 2 * D, largest_exponent(D))) / squared
-    size = tl.abs(delta)
-    radial = exp(size - D) * expm1(-2 * size) / 2
-    radial = tl.where(delta < 0, -radial, radial)
-    spread = half_chord * exp(at_most((p + q - D) / 2, largest_exponent(D)))
-    by_theta = (
-        sinh_q * exp(at_most(q - D, largest_exponent(D))) * (radial + 2 * spread * spread * cosh_q * sinh_p) / squared
-    )
+    limit = largest_exponent(D)
+    q_growth = exp(at_most(q - 2 * m, limit)) * fall * fall  # e^(q - D)
+    by_p = sine * sinh_q * q_growth * cosh_D / squared
+    by_q = -sine * sinh_p * (exp(at_most(p - 4 * m, limit)) * fall * fall * fall * fall) / squared
+    spread = half_chord * growth
+    by_theta = sinh_q * q_growth * (2 * spread * spread * cosh_q * sinh_p - radial) / squared
     # 4 eps of what |u - v| is of |u| + |v|: see the reference; 8 where quotients, of directions, err by 2^-22 each
     apart = at_least(tl.abs(r) / nonzero(norm_u + norm_v), half_chord)
     straight = sine <= (8.9e-16 if sine.dtype == tl.float64 else 9.5e-7) * apart
@@ -154,7 +152,7 @@ def exterior_slopes(norm_u, norm_v, r, sine, half_chord, p, q, delta):
 
 @triton.jit
 def across(chord, a):
-    """Unit vector from the end of a towards a + chord, across a; twice, because rounding leaves some of a for obtuse angles."""
+    """Unit vector across a, from its end along the unit chord; twice, because rounding leaves some of a for obtuse angles."""
     vector = chord - dot(chord, a)[:, None] * a
     vector = vector - dot(vector, a)[:, None] * a
     return vector * (1 / nonzero(tl.sqrt(dot(vector, vector))))[:, None]
@@ -202,8 +200,9 @@ def _exterior_angle_backward(
     along_x, turn_x, along_y, turn_y, by_c = angle_gradient(
         norm_x, norm_y, r, a, b, half_chord, p, q, delta, c, k, TANGENT
     )
-    dx = (grad * along_x)[:, None] * a + (grad * turn_x)[:, None] * across(e, a)
-    dy = (grad * along_y)[:, None] * b + (grad * turn_y)[:, None] * across(-e, b)
+    length = per_chord(half_chord)[:, None]
+    dx = (grad * along_x)[:, None] * a + (grad * turn_x)[:, None] * across(e * length, a)
+    dy = (grad * along_y)[:, None] * b + (grad * turn_y)[:, None] * across(-e * length, b)
     store_rows(dx_ptr, rows, columns, dx, n, d)
     store_rows(dy_ptr, rows, columns, dy, n, d)
     store_each(dc_ptr, rows, grad * by_c, n)
@@ -272,8 +271,9 @@ def _hinges_backward(
             norm_x, norm_y, r, a, b, half_chord, p, q, delta, c, k, TANGENT
         )
         cone_by_norm, cone_by_c = aperture_slopes(norm_x, c, k, K, TANGENT)
-        dx = (grad * (along_x - ETAS[i] * cone_by_norm))[:, None] * a + (grad * turn_x)[:, None] * across(e, a)
-        dy = (grad * along_y)[:, None] * b + (grad * turn_y)[:, None] * across(-e, b)
+        length = per_chord(half_chord)[:, None]
+        dx = (grad * (along_x - ETAS[i] * cone_by_norm))[:, None] * a + (grad * turn_x)[:, None] * across(e * length, a)
+        dy = (grad * along_y)[:, None] * b + (grad * turn_y)[:, None] * across(-e * length, b)
         store_rows(dx_ptrs[i], rows, columns, dx, n, d)
         store_rows(dy_ptrs[i], rows, columns, dy, n, d)
         store_each(dc_ptr + tl.cast(n, tl.int64) * i, rows, grad * (by_c - ETAS[i] * cone_by_c), n)

@@ -85,7 +85,7 @@ def _exp_map0_backward(
     dv = scale * (stretch[:, None] * grad + (c * scale * scale * bend * along)[:, None] * v)
     store_rows(dv_ptr, rows, columns, dv, n, d)
     store_each(dscale_ptr, rows, along * (stretch + bend * t_squared), n)
-    store_each(dc_ptr, rows, along * scale * bend * square / 2, n)
+    store_each(dc_ptr, rows, along * scale * bend * square * 0.5, n)
 
 
 def exp_map0(v: Tensor, scale: Tensor, c: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ def _lorentz_to_poincare_backward(
     along, across = split(grad, a)
     shrink = 1 / (1 + cosh_p)
     store_rows(dx_ptr, rows, columns, shrink[:, None] * (across + (along / cosh_p)[:, None] * a), n, d)
-    store_each(dc_ptr, rows, -along * (length * shrink) * (length * shrink) * (length / cosh_p) / 2, n)
+    store_each(dc_ptr, rows, -along * (length * shrink) * (length * shrink) * (length / cosh_p) * 0.5, n)
 
 
 def lorentz_to_poincare(x: Tensor, c: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ def _poincare_to_lorentz_backward(
     stretch = 2 / ((1 - root) * (1 + root))
     slope = along * stretch * stretch
     store_rows(dp_ptr, rows, columns, stretch[:, None] * grad + (c * slope)[:, None] * p, n, d)
-    store_each(dc_ptr, rows, slope * square / 2, n)
+    store_each(dc_ptr, rows, slope * square * 0.5, n)
 
 
 def poincare_to_lorentz(p: Tensor, c: Tensor) -> Tensor:
@@ -310,8 +310,8 @@ def _geodesic(x, v, k):
     nu, w2 = k * v_a / cosh_p, k * k * dot(across, across)
     t_squared = nu * nu + w2
     inwards = (nu < 0) & (t_squared > 1) & (4 * nu * nu > t_squared)
-    half, stretch = sinhc(t_squared / 4), sinhc(t_squared)
-    cosh_t = 1 + t_squared / 2 * half * half
+    half, stretch = sinhc(t_squared * 0.25), sinhc(t_squared)
+    cosh_t = 1 + t_squared * 0.5 * half * half
     t = sqrt_rn(tl.where(inwards, t_squared, 1))
     apart, rest = asinh(sinh_p) - t, w2 / (t - tl.where(inwards, nu, 0))
     # where the other is taken, factors may be too large for their product
@@ -336,14 +336,14 @@ def _exp_map_backward(
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
     a, across, sinh_p, cosh_p, nu, t_squared, inwards, _, E = _geodesic(x, v, k)
     g_a, g_across = split(grad, a)
-    half, stretch, bend = sinhc(t_squared / 4), sinhc(t_squared), kappa(t_squared)
+    half, stretch, bend = sinhc(t_squared * 0.25), sinhc(t_squared), kappa(t_squared)
     w2, tanh_p = k * k * dot(across, across), sinh_p / cosh_p
     bent, turned = bend * w2, bend * k * dot(across, g_across)
     # dL/dt / t, that times nu, and dL/dp, in units of 1 / sqrt(c)
     by_t = g_a * (stretch * sinh_p + bend * nu * cosh_p) + turned
     by_nu = tl.where(inwards, g_a * (E - cosh_p * (stretch + bent)) + nu * turned, nu * by_t)
     by_p = g_a * (E * (1 - nu * tanh_p) + nu * sinh_p * bent) - nu * tanh_p * (nu * turned)
-    dx = (by_p / cosh_p)[:, None] * a + (1 + t_squared / 2 * half * half)[:, None] * g_across
+    dx = (by_p / cosh_p)[:, None] * a + (1 + t_squared * 0.5 * half * half)[:, None] * g_across
     store_rows(dx_ptr, rows, columns, dx - (by_nu * tanh_p * k)[:, None] * across, n, d)
     along = g_a * (E / cosh_p - bent) + nu * turned / cosh_p
     dv = along[:, None] * a + stretch[:, None] * g_across + (by_t * k)[:, None] * across
@@ -395,12 +395,12 @@ def _log_map_backward(
     R = tl.where(near, ratio, back)
     fall = tl.where(near, asinhc_fall(small) / cosh_half, back - tanh_half * tanh_half)
     bent = R * tanh_half * tanh_half
-    ratio_slope = tl.where(near, asinhc_slope(small) / cosh_half - ratio / (1 + small) / 2, -(fall + bent) / 2)
+    ratio_slope = tl.where(near, asinhc_slope(small) / cosh_half - ratio / (1 + small) * 0.5, -(fall + bent) * 0.5)
     slope = ratio_slope * dot(y - x, grad) / far / far - (2 * R - fall - bent) * dot(x, grad)  # dL / dH
-    along = (c / 2 * (slope / far / far))[:, None]
+    along = (c * 0.5 * (slope / far / far))[:, None]
     store_rows(dx_ptr, rows, columns, along * to_x - (ratio + 2 * back)[:, None] * grad, n, d)
     store_rows(dy_ptr, rows, columns, along * to_y + ratio[:, None] * grad, n, d)
-    store_each(dc_ptr, rows, slope * (tl.where(near, small, 1) - radial / 4 / far / far) / c, n)
+    store_each(dc_ptr, rows, slope * (tl.where(near, small, 1) - radial * 0.25 / far / far) / c, n)
 
 
 def log_map(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
@@ -449,7 +449,7 @@ def _shares(v_a, v_b, turn, s, sinh_p, cosh_p, cosh_q, h, over_h):
     mu_h = v_a * (-sinh_delta_h / cosh_p - 2 * s * sinh_q_h) + sinh_q_h * turn
     mu_h = tl.where(2 * s * sinh_q_h > less, sinh_q_h * v_b - less * v_a, mu_h)
     times_h = (1 + cosh_q / cosh_p) / h
-    return mu_h, v_a * times_h / h / 2 + (sinh_p_h * turn) * sinh_q_h / 2, times_h
+    return mu_h, v_a * times_h / h * 0.5 + (sinh_p_h * turn) * sinh_q_h * 0.5, times_h
 
 
 @triton.jit
@@ -467,7 +467,7 @@ def _parallel_transport(
     v_a, across = split(v, a)
     turn = dot(chord, across)
     mu_h, K_T, _ = _shares(v_a, dot(v, b), turn, half_chord * half_chord, sinh_p, cosh_p, cosh_q, h, over_h)
-    out = across + K_T[:, None] * a + (mu_h * over_h[1] / 2)[:, None] * b
+    out = across + K_T[:, None] * a + (mu_h * over_h[1] * 0.5)[:, None] * b
     store_rows(out_ptr, rows, columns, unscale[:, None] * out, n, d)
 
 
@@ -494,18 +494,18 @@ def _parallel_transport_backward(
     g_b, g_across_b = split(grad, b)
     # the names and formulas are those of reference/transport.py
     G_h = sinh_p_h * g_a + sinh_q_h * g_b
-    G_T, mu_T, cosh_sum_T = G_h / h / 2, mu_h / h / 2, (cosh_p_h + cosh_q_h) / h / 2
-    cosh_delta_h, out_b = hypot1(tl.abs(sinh_delta)) / h, mu_h * sinh_q_h / 2
-    grow = sinh_delta_h / h / 2 + (half_chord * cosh_p_h) * (half_chord * sinh_q_h)
+    G_T, mu_T, cosh_sum_T = G_h / h * 0.5, mu_h / h * 0.5, (cosh_p_h + cosh_q_h) / h * 0.5
+    cosh_delta_h, out_b = hypot1(tl.abs(sinh_delta)) / h, mu_h * sinh_q_h * 0.5
+    grow = sinh_delta_h / h * 0.5 + (half_chord * cosh_p_h) * (half_chord * sinh_q_h)
     times = cosh_q / cosh_p
     by_p = -times * (v_a / cosh_p) * G_T + mu_T * (cosh_sum_T * g_a) - out_b * (grow * g_b)
     mu_q_h = v_a * (cosh_delta_h / cosh_p - 2 * s * cosh_q_h) + cosh_q_h * turn
     mixed_h = v_a * (((1 - 2 * s) / h + cosh_delta_h) / cosh_p - 2 * s * cosh_q_h) + (cosh_p_h + cosh_q_h) * turn
-    by_q = sinh_p_h * (mixed_h / h) / h * (g_a / 4) + g_b * (mu_q_h * sinh_q_h / 2 + mu_T * cosh_sum_T)
+    by_q = sinh_p_h * (mixed_h / h) / h * (g_a * 0.25) + g_b * (mu_q_h * sinh_q_h * 0.5 + mu_T * cosh_sum_T)
     store_each(dc_ptr, rows, unscale * ((sinh_p / cosh_p * by_p + sinh_q / cosh_q * by_q) / (2 * c)), n)
     # chord + 2 s a is b across a, 2 s b - chord is a across b; G comes to x across a as this of both
-    along_a = 2 * s * G_h * (sinh_q_h / 2)
-    carried_back = (G_h[:, None] * chord) * (sinh_q_h / 2)[:, None] + g_across_a
+    along_a = 2 * s * G_h * (sinh_q_h * 0.5)
+    carried_back = (G_h[:, None] * chord) * (sinh_q_h * 0.5)[:, None] + g_across_a
     dx = mu_T[:, None] * carried_back - (times * G_T)[:, None] * across
     dx = k * (dx + (by_p / cosh_p + mu_T * along_a)[:, None] * a)
     store_rows(dx_ptr, rows, columns, unscale[:, None] * dx, n, d)
@@ -513,7 +513,7 @@ def _parallel_transport_backward(
     dy = k * (dy + (by_q / cosh_q + G_T * (2 * s * K_T - turn))[:, None] * b)
     store_rows(dy_ptr, rows, columns, unscale[:, None] * dy, n, d)
     mu_unit_h = -sinh_delta_h / cosh_p - 2 * s * sinh_q_h
-    along = times_h * g_a / h / 2 + mu_unit_h * sinh_q_h * g_b / 2
+    along = times_h * g_a / h * 0.5 + mu_unit_h * sinh_q_h * g_b * 0.5
     store_rows(dv_ptr, rows, columns, carried_back + (along + along_a)[:, None] * a, n, d)
 
 

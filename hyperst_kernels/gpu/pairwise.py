@@ -18,28 +18,27 @@ from torch import Tensor
 
 from hyperst_kernels._checks import geometry_dtype
 from hyperst_kernels.gpu import launch, maps
-from hyperst_kernels.gpu.distance import point_slopes
 from hyperst_kernels.gpu.tile_math import (
+    CHORD_SCALE,
     INTERPRETED,
-    along_and_across,
     at_least,
     at_most,
+    distance_of,
     div_rn,
     dot,
     epsilon,
     exp,
     expm1,
-    half_distance,
     hypot1,
     load_each,
     load_rows,
     log1p,
     nonzero,
-    rapidity,
+    per_chord,
+    pull,
     rounded_product,
     sign,
     sinhc,
-    slopes,
     sqrt_rn,
     store_each,
     unless_rounding,
@@ -241,26 +240,27 @@ def compare_all(
         u = rounded_product(factor_x, feature(x_ptr, rows, x_stride, n, k, DTYPE))[:, None]
         v = rounded_product(factor_y, feature(y_ptr, columns, y_stride, m, k, DTYPE))[None, :]
         bisector = u * per_x + v * per_y
-        e = per_sum * (2 * (u - v) - r * bisector)
+        e = CHORD_SCALE * per_sum * (2 * (u - v) - r * bisector)
         chord += e * e
         lean += e * bisector
         square += bisector * bisector
     leftover = tl.where(square > 2, lean / nonzero(square), 0)
     chord = at_least(chord - leftover * lean, 0)
+    leftover *= 1 / CHORD_SCALE
     # so little may be what rounding left on one ray: only number by number can one tell
-    limit = 1000 * epsilon(r) * r * per_sum
+    limit = CHORD_SCALE * 1000 * epsilon(r) * r * per_sum
     doubtful = chord < limit * limit
     if tl.max(doubtful.to(tl.int32)) != 0:
         numbers = tl.zeros([TILE, TILE], DTYPE)
         for k in range(0, d):
             u = rounded_product(factor_x, feature(x_ptr, rows, x_stride, n, k, DTYPE))[:, None]
             v = rounded_product(factor_y, feature(y_ptr, columns, y_stride, m, k, DTYPE))[None, :]
-            e = chord_of(u, v, u * per_x + v * per_y, r, per_sum, leftover)
+            e = CHORD_SCALE * chord_of(u, v, u * per_x + v * per_y, r, per_sum, leftover)
             numbers += e * e
         chord = tl.where(doubtful, numbers, chord)
-    half_chord = at_most(tl.sqrt(chord) / 2, 1)
+    half_chord = at_most(tl.sqrt(chord) * (0.5 / CHORD_SCALE), 1)
     if d == 1:  # a direction is a sign, and no rounding of it may be taken for an angle
-        half_chord = opposite(x_ptr, y_ptr, rows, columns, x_stride, y_stride, n, m, DTYPE) / 2
+        half_chord = opposite(x_ptr, y_ptr, rows, columns, x_stride, y_stride, n, m, DTYPE) * 0.5
     at_origin = (norm_x == 0)[:, None] | (norm_y == 0)[None, :]
     return r, tl.where(at_origin, 0.7071067811865476, half_chord), per_sum, leftover
 
@@ -286,8 +286,7 @@ def _repair(
                 r, half_chord, _, _ = compare_all(
                     x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, 1, 1, n, m, d, TILE, DTYPE
                 )
-                p, q, delta = rapidity(norm_x[:, None], norm_y[None, :], r, k, TANGENT)
-                tl.store(place, div_rn(2.0, k) * half_distance(p, q, delta, half_chord), near)
+                tl.store(place, distance_of(norm_x[:, None], norm_y[None, :], r, half_chord, k, TANGENT), near)
 
 
 @triton.jit
@@ -315,19 +314,11 @@ def _weights(
 
 
 @triton.jit
-def near_slopes(p, q, delta, half_chord, TANGENT: tl.constexpr):
-    """Coefficients of the direction and of the chord in the gradient of the distance by the row's vector."""
-    A_x, A_y, q_weight, p_weight, growth, _ = slopes(p, q, delta, half_chord)
-    radial, _, chord_weight, _ = point_slopes(p, q, A_x, A_y, q_weight, p_weight, TANGENT)
-    return along_and_across(radial, chord_weight, half_chord, growth)
-
-
-@triton.jit
 def add_pulls(
     x_ptr, y_ptr, dx_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, r, per_sum, leftover,
-    along, across, n, m, d, top, DTYPE: tl.constexpr,
+    per_length, along, across, n, m, d, top, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """dx_i += sum_j along_ij a_i + across_ij e_ij, a feature at a time, for rows that no other program writes.
+    """dx_i += sum_j along_ij a_i + across_ij e_ij per_length_ij, a feature at a time, for rows that no other program writes.
 
     ``dx`` begins with row ``top``.
     """
@@ -341,7 +332,7 @@ def add_pulls(
         e = tl.where(d == 1, sign(u) - sign(v), e)  # no rounding of a sign may be taken for an angle
         target = dx_ptr + (rows - top) * d + k
         # added where it lies, by the one thread of a row that stores: what the others would read may be older or newer
-        tl.atomic_add(target, tl.sum(along * a + across * e, axis=1), rows < n, sem="relaxed")
+        tl.atomic_add(target, tl.sum(along * a + across * (e * per_length), axis=1), rows < n, sem="relaxed")
 
 
 @triton.jit
@@ -366,11 +357,10 @@ def _near_gradient(
             r, half_chord, per_sum, leftover = compare_all(
                 x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, 1, 1, n, m, d, TILE, DTYPE
             )
-            p, q, delta = rapidity(norm_x[:, None], norm_y[None, :], r, k, TANGENT)
-            along, across = near_slopes(p, q, delta, half_chord, TANGENT)
+            along, across = pull(norm_x[:, None], norm_y[None, :], r, half_chord, k, TANGENT)
             add_pulls(
                 x_ptr, y_ptr, dx_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, 1, 1, r, per_sum, leftover,
-                grad * along, grad * across, n, m, d, 0, DTYPE,
+                per_chord(half_chord), grad * along, grad * across, n, m, d, 0, DTYPE,
             )  # fmt: skip
 
 

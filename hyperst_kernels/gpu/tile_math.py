@@ -2,7 +2,8 @@
 
 They are the functions of ``reference/scalars.py`` and ``reference/pair.py`` under the same names, for float32 and
 float64. exp, log1p and expm1 come from the device's library, which the interpreter does not have; everything else is
-built from them, and the same code in both.
+built from them, and the same code in both. Halves are products with 0.5, which are exact; a quotient by 2 is one that
+may err by two units in the last place.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from triton.language.extra import libdevice
 
 # What rounding may leave of a number of a - b on one ray, in eps of that of u - v over |u| + |v|: see reference/pair.py.
 NOISE = tl.constexpr(5.0)
+# Chords are squared in this scale, a power of two: the square of 1e-20 is no number, and e^60 of it is much.
+CHORD_SCALE = tl.constexpr(2.0**50)
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
@@ -82,14 +85,14 @@ def asinh(z):
 def sinh(t):
     """sinh(t), t >= 0."""
     e = expm1(t)
-    return (e + div_rn(e, e + 1)) / 2
+    return (e + div_rn(e, e + 1)) * 0.5
 
 
 @triton.jit
 def cosh(t):
     """cosh(t), t >= 0."""
     e = exp(t)
-    return (e + 1 / e) / 2
+    return (e + 1 / e) * 0.5
 
 
 @triton.jit
@@ -133,7 +136,7 @@ def kappa(t_squared):
     safe = tl.where(near, 1, t_squared)
     t = sqrt_rn(safe)
     e = exp(t)
-    return tl.where(near, series, ((e + 1 / e) / 2 - (e - 1 / e) / (2 * t)) / safe)
+    return tl.where(near, series, ((e + 1 / e) * 0.5 - (e - 1 / e) / (2 * t)) / safe)
 
 
 @triton.jit
@@ -192,7 +195,7 @@ def asinhc_slope(z_squared):
     """d asinhc(z) / d z^2; 0 in float32 from z = 3e12 on: there `asinhc_fall` is what can be used."""
     near = z_squared < 0.01
     safe = tl.where(near, 1, z_squared)
-    return -tl.where(near, asinhc_slope_series(z_squared), asinhc_fall(safe) / safe) / 2
+    return -tl.where(near, asinhc_slope_series(z_squared), asinhc_fall(safe) / safe) * 0.5
 
 
 @triton.jit
@@ -388,7 +391,8 @@ def compare(u, v):
     if u.shape[1] == 1:  # a direction is a sign, and no rounding of it may be taken for an angle
         a, b = sign(u), sign(v)
         e = a - b
-    half_chord = at_most(tl.sqrt(dot(e, e)) / 2, 1)
+    scaled = CHORD_SCALE * e
+    half_chord = at_most(tl.sqrt(dot(scaled, scaled)) * (0.5 / CHORD_SCALE), 1)
     half_chord = tl.where((norm_u == 0) | (norm_v == 0), 0.7071067811865476, half_chord)
     return norm_u * unscale_u, norm_v * unscale_v, a, b, r * unscale, e, half_chord
 
@@ -441,37 +445,92 @@ def largest_exponent(x):
 
 
 @triton.jit
+def separation(p, q, delta, half_chord):
+    """The distance D of two rows, and what its slopes are made of without e^D of a rounded D.
+
+    D/2 = asinh(sqrt H), H = sinh^2(delta/2) + sinh p sinh q sin^2(theta/2), as in ``reference.pair.half_distance``, with
+    e^m taken out where sqrt(H) may be too large for a number. D/2, m, e^(m - D/2), sinh(delta) e^-D, and e^((p+q-D)/2) if there
+    is a chord to multiply it with.
+    """
+    apart = tl.abs(delta) * 0.5
+    # an integer, so that nothing is rounded where it is subtracted
+    m = tl.floor(at_least(at_least(apart, (p + q) * 0.5 + tl.log(half_chord)) - 40, 0))
+    grown = exp(apart - m)
+    radial = tl.where(m > 0, -grown * expm1(-2 * apart) * 0.5, sinh(tl.where(m > 0, 0, apart)))
+    # in two halves that are alike, and capped: where they may be too large, a small chord takes them back
+    shift, limit = tl.floor((p - q) * 0.25), largest_exponent(m)
+    growth_p = exp(at_most((p - m) * 0.5 - shift, limit))
+    growth_q = exp(at_most((q - m) * 0.5 + shift, limit))
+    angular = half_chord * growth_p * (growth_q * tl.sqrt(expm1(-2 * p) * expm1(-2 * q)) * 0.5)
+    root = hypot(radial, angular)
+    fall = 1 / (root + hypot(root, exp(-m)))  # e^(-D/2) = sqrt(1 + H) - sqrt(H)
+    radial = -(grown * fall) * (grown * fall) * expm1(-4 * apart) * 0.5
+    growth = tl.where(half_chord == 0, 0, growth_p * fall * growth_q)
+    return asinh(root) + m, m, fall, tl.where(delta < 0, -radial, radial), growth
+
+
+@triton.jit
 def half_distance(p, q, delta, half_chord):
-    """D/2 = asinh(sqrt H), H = sinh^2(delta/2) + sinh p sinh q sin^2(theta/2), as in ``reference.pair.half_distance``."""
-    apart, mean = tl.abs(delta) / 2, (p + q) / 2
-    m = at_least(at_least(apart, mean + tl.log(half_chord)) - 40, 0)
-    radial = tl.where(m > 0, -exp(apart - m) * expm1(-2 * apart) / 2, sinh(tl.where(m > 0, 0, apart)))
-    growth = exp(at_most((mean - m) / 2, largest_exponent(m)))
-    angular = half_chord * growth * (growth * tl.sqrt(expm1(-2 * p) * expm1(-2 * q)) / 2)
-    return asinh(hypot(radial, angular)) + m
+    """D/2, see `separation`."""
+    half, _, _, _, _ = separation(p, q, delta, half_chord)
+    return half
+
+
+@triton.jit
+def distance_of(norm_u, norm_v, r, half_chord, k, TANGENT: tl.constexpr):
+    """Distances from what `compare` returns, k = sqrt(c)."""
+    if TANGENT:
+        half = half_distance(k * norm_u, k * norm_v, k * r, half_chord)
+    else:
+        X, Y, _, _, sinh_delta = hyperbolic(norm_u, norm_v, r, k)
+        half = asinh(root_of_points(X, Y, sinh_delta, half_chord))
+    return div_rn(2.0, k) * half
 
 
 @triton.jit
 def slopes(p, q, delta, half_chord):
-    """dD/dp, dD/dq, sinh q / sinh D and sinh p / sinh D (each times e^(D-p-q)), e^((p+q-D)/2) and D = sqrt(c) d.
+    """dD/dp, dD/dq, sinh q / sinh D times e^(D-p-q), e^((p+q-D)/2) and D = sqrt(c) d.
 
     All hyperbolic functions carry their growth e^-p, e^-q, e^-D taken out; 0 where the points coincide.
     """
-    distance = 2 * half_distance(p, q, delta, half_chord)
-    apart = distance != 0
-    D = tl.where(apart, distance, 1)
-    sinh_D = -expm1(-2 * D) / 2
-    sinh_p, sinh_q = -expm1(-2 * p) / 2, -expm1(-2 * q) / 2
-    cosh_p, cosh_q = (1 + exp(-2 * p)) / 2, (1 + exp(-2 * q)) / 2
-    size = tl.abs(delta)
-    radial = -exp(size - D) * expm1(-2 * size) / 2
-    radial = tl.where(delta < 0, -radial, radial)
-    growth = exp(at_most((p + q - D) / 2, largest_exponent(D)))
+    half, _, _, radial, growth = separation(p, q, delta, half_chord)
+    apart = half != 0
+    sinh_D = -expm1(-4 * tl.where(apart, half, 1)) * 0.5
+    sinh_p, sinh_q = -expm1(-2 * p) * 0.5, -expm1(-2 * q) * 0.5
+    cosh_p, cosh_q = (1 + exp(-2 * p)) * 0.5, (1 + exp(-2 * q)) * 0.5
     root_spread = half_chord * growth
     spread = 2 * root_spread * root_spread
     A_u = tl.where(apart, (radial + spread * cosh_p * sinh_q) / sinh_D, 0)
     A_v = tl.where(apart, (-radial + spread * cosh_q * sinh_p) / sinh_D, 0)
-    return A_u, A_v, tl.where(apart, sinh_q / sinh_D, 0), tl.where(apart, sinh_p / sinh_D, 0), growth, distance
+    return A_u, A_v, tl.where(apart, sinh_q / sinh_D, 0), growth, 2 * half
+
+
+@triton.jit
+def pull(norm_u, norm_v, r, half_chord, k, TANGENT: tl.constexpr):
+    """Coefficients of the direction and of the unit chord in dd/du = A a + B (e - 2 s a), from what `compare` returns.
+
+    The chord e times its coefficient would be e^60 times e^-60 far out, one of which may be no number.
+    """
+    if TANGENT:
+        p = k * norm_u
+        A, _, weight, growth, _ = slopes(p, k * norm_v, k * r, half_chord)
+        weight *= sinhc_scaled(p)
+        root_spread = half_chord * growth
+        along, across = A - 2 * weight * root_spread * root_spread, 2 * weight * (growth * root_spread)
+    else:
+        # half of sqrt(c) / sinh D times (sinh(p - q) / cosh p) a + sinh q e, as in `haversine_gradient`
+        X, Y, cosh_p, _, sinh_delta = hyperbolic(norm_u, norm_v, r, k)
+        root = root_of_points(X, Y, sinh_delta, half_chord)
+        cosh = hypot1(root)
+        root = nonzero(root)
+        along, across = sinh_delta / cosh_p / root / cosh * 0.5, half_chord * Y / root / cosh
+    return along, across
+
+
+@triton.jit
+def per_chord(half_chord):
+    """What makes unit vectors of chords."""
+    return 1 / nonzero(2 * half_chord)
 
 
 @triton.jit
@@ -479,13 +538,6 @@ def sinhc_scaled(p):
     """e^-p sinh(p) / p."""
     safe = nonzero(p)
     return tl.where(p == 0, 1, -expm1(-2 * safe) / (2 * safe))
-
-
-@triton.jit
-def along_and_across(A, weight, half_chord, growth):
-    """Coefficients of the direction and of the chord in dd/du = A a + B (e - 2 s a), B = weight growth^2."""
-    root_spread = half_chord * growth
-    return A - 2 * weight * root_spread * root_spread, weight * growth * growth
 
 
 @triton.jit
@@ -498,10 +550,11 @@ def curvature_slope(p, q, delta, half_chord, A_u, A_v, D, c, k):
     delta, D = tl.where(small, delta, 0), tl.where(small, D, 0)
     u1, u2 = delta * delta, D * D
     p2, q2 = p * p, q * q
-    m1 = ((u1 + u2) / 4 + (u1 * u1 + u1 * u2 + u2 * u2) / 36) / (0.5 + (u1 + u2) / 24)
-    m2 = (u1 * u1 + u1 * u2 + u2 * u2) / 3
-    m3 = (u1 + u2) * (u1 * u1 + u2 * u2) / 4
-    bracket = (p2 + q2 - m1) / 3 - (p2 * p2 + q2 * q2 - m2) / 45 + 2 * (p2 * p2 * p2 + q2 * q2 * q2 - m3) / 945
+    m1 = ((u1 + u2) * 0.25 + (u1 * u1 + u1 * u2 + u2 * u2) * (1 / 36)) / (0.5 + (u1 + u2) * (1 / 24))
+    m2 = (u1 * u1 + u1 * u2 + u2 * u2) * (1 / 3)
+    m3 = (u1 + u2) * (u1 * u1 + u2 * u2) * 0.25
+    bracket = (p2 + q2 - m1) * (1 / 3) - (p2 * p2 + q2 * q2 - m2) * (1 / 45)
+    bracket += (p2 * p2 * p2 + q2 * q2 * q2 - m3) * (2 / 945)
     series = half_chord * half_chord * sinh(p) * sinh(q) / nonzero(sinh(D)) * bracket / (c * k)
     return tl.where(small, series, closed)
 

@@ -87,24 +87,31 @@ def test_exp_map_along_a_ray(kind, way, dtype, p, factor):
             assert oracle.error(found[0], slope) <= 4 * rounding, i
 
 
+def distance_of(way, x, y, tangent):
+    """The distance of two vectors (d), and its gradients."""
+    if way != "matrix":
+        return call(way, "distance", x[None], y[None], flags=(tangent,), grad=torch.ones(1))
+    leaves = [t[None].to(DEVICE).requires_grad_() for t in (x, y)]
+    d = hk.pairwise_distance(*leaves, C, input="tangent" if tangent else "lorentz", precision="ieee")
+    return [d.detach().cpu(), *(g.cpu() for g in torch.autograd.grad(d.sum(), leaves))]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("way", [*WAYS, "matrix"])
 @pytest.mark.parametrize("tangent", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("radius", [1e-3, 5.0, 19.0, 25.0, 40.0])
-def test_slope_of_the_distance_on_one_ray(kind, tangent, way, dtype, radius):
+@pytest.mark.parametrize(
+    ("radius", "share"), [(1e-3, 0.5), (5.0, 0.5), (19.0, 0.5), (25.0, 0.5), (40.0, 0.5), (60.0, 0.875), (60.0, 63 / 64)]
+)
+def test_slope_of_the_distance_on_one_ray(kind, tangent, way, dtype, radius, share):
     """1 away from the other: what rounding leaves of the angle between them must not be multiplied by e^radius."""
-    if way == "matrix" and not tangent and radius > 19:
+    if way == "matrix" and radius > (40 if tangent else 19):
         pytest.skip("the product of two such points is too large for a matrix of distances")
-    a = ray(kind, dtype)
-    x = (radius if tangent else math.sinh(radius)) * a
-    y = x / 2
-    if way == "matrix":
-        leaves = [t[None].to(DEVICE).requires_grad_() for t in (x, y)]
-        d = hk.pairwise_distance(*leaves, C, input="tangent" if tangent else "lorentz", precision="ieee")
-        grads = [g.cpu() for g in torch.autograd.grad(d.sum(), leaves)]
-    else:
-        _, *grads = call(way, "distance", x[None], y[None], flags=(tangent,), grad=torch.ones(1))
+    mantissa, exponent = math.frexp(radius if tangent else math.sinh(radius))
+    # of few digits, so that y is on the ray of x: 10 and 8 here, 6 in a share
+    x = (2.0**10 * ray(kind, dtype)).round() * round(mantissa * 2**8) * 2.0 ** (exponent - 18)
+    y = share * x
+    _, *grads = distance_of(way, x, y, tangent)
     for sense, z, got in zip((1, -1), (x, y), grads, strict=True):
         exact = z.double() / z.double().norm()
         want = sense * exact if tangent else sense * exact / torch.sqrt(1 + C * z.double().norm() ** 2)
@@ -114,14 +121,18 @@ def test_slope_of_the_distance_on_one_ray(kind, tangent, way, dtype, radius):
         assert (got[0].double() - want).norm() <= known * want.norm()
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_an_angle_that_the_numbers_hold_is_not_taken_for_rounding(way):
-    """Directions 2.6e-9 apart, far below eps, of vectors on an axis but for one number."""
-    x, y = torch.tensor([[40.0, 0.0]]), torch.tensor([[39.0, 1e-7]])
-    d, *grads = call(way, "distance", x, y, flags=(True,), grad=torch.ones(1))
-    at = [oracle.vector(t[0]) for t in (x, y)]
+@pytest.mark.parametrize("way", [*WAYS, "matrix"])
+@pytest.mark.parametrize("y", [(39.0, 1e-7), (40.0, 4e-15), (60.0, 6e-19), (60.0, 6e-22), (64.0, 6e-25)])
+def test_an_angle_that_the_numbers_hold_is_not_taken_for_rounding(y, way):
+    """Directions 2.6e-9 to 1e-26 apart, far below eps, of vectors on an axis but for one number."""
+    if way == "matrix" and y[0] > 40:
+        pytest.skip("the product of two such points is too large for a matrix of distances")
+    x, y = torch.tensor([y[0] + (y[0] == 39), 0.0]), torch.tensor(y)
+    d, *grads = distance_of(way, x, y, True)
+    at = [oracle.vector(t) for t in (x, y)]
     want = oracle.tangent_distance(*at, mpmath.mpf(C))
-    assert abs(float(d) - float(want)) <= (1e-6 + documented(4)) * float(want)
+    # sinh of a rounded radius
+    assert abs(float(d) - float(want)) <= (1e-6 + float(x[0]) * EPS[x.dtype] + documented(4)) * float(want)
     for i, got in enumerate(grads):
         slope = oracle.gradient(lambda z, i=i: oracle.tangent_distance(*at[:i], z, *at[i + 1 :], mpmath.mpf(C)), at[i])
         assert oracle.error(got[0], slope) <= 2e-5 + documented(64)  # 80 eps of e^(p+q-D)

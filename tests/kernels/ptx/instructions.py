@@ -246,6 +246,8 @@ for _to, _of in (
 PURE["cvt.f32.bf16"] = Pure(bf16_value, ("b16",))
 PURE["cvt.rn.f32.s32"] = Pure(lambda x: x.astype(np.float32), ("s32",))
 PURE["cvt.rni.f32.f32"] = Pure(np.rint, ("f32",))
+PURE["cvt.rmi.ftz.f32.f32"] = Pure(flushed(np.floor), ("f32",))
+PURE["cvt.rmi.f64.f64"] = Pure(np.floor, ("f64",))
 PURE["cvt.ftz.sat.f32.f32"] = Pure(flushed(saturated), ("f32",))
 for _kind, _narrow in (("bf16", bf16_of), ("f16", f16_of)):
     PURE[f"cvt.rn.{_kind}.f32"] = Pure(_narrow, ("f32",))
