@@ -443,13 +443,14 @@ def _carried(x, y, k):
 
 @triton.jit
 def _shares(v_a, v_b, turn, s, sinh_p, cosh_p, cosh_q, h, over_h):
-    """mu / h, K / T and (1 + cosh q / cosh p) / h."""
+    """mu / h, K / T, (1 + cosh q / cosh p) / h, and whether the way is across the origin."""
     sinh_p_h, sinh_q_h, _, cosh_q_h, sinh_delta_h = over_h
     less = cosh_q_h * (sinh_p / cosh_p)
     mu_h = v_a * (-sinh_delta_h / cosh_p - 2 * s * sinh_q_h) + sinh_q_h * turn
-    mu_h = tl.where(2 * s * sinh_q_h > less, sinh_q_h * v_b - less * v_a, mu_h)
+    across_origin = 2 * s * sinh_q_h > less
+    mu_h = tl.where(across_origin, sinh_q_h * v_b - less * v_a, mu_h)
     times_h = (1 + cosh_q / cosh_p) / h
-    return mu_h, v_a * times_h / h * 0.5 + (sinh_p_h * turn) * sinh_q_h * 0.5, times_h
+    return mu_h, v_a * times_h / h * 0.5 + (sinh_p_h * turn) * sinh_q_h * 0.5, times_h, across_origin
 
 
 @triton.jit
@@ -466,7 +467,7 @@ def _parallel_transport(
     v *= scale[:, None]
     v_a, across = split(v, a)
     turn = dot(chord, across)
-    mu_h, K_T, _ = _shares(v_a, dot(v, b), turn, half_chord * half_chord, sinh_p, cosh_p, cosh_q, h, over_h)
+    mu_h, K_T, _, _ = _shares(v_a, dot(v, b), turn, half_chord * half_chord, sinh_p, cosh_p, cosh_q, h, over_h)
     out = across + K_T[:, None] * a + (mu_h * over_h[1] * 0.5)[:, None] * b
     store_rows(out_ptr, rows, columns, unscale[:, None] * out, n, d)
 
@@ -488,7 +489,8 @@ def _parallel_transport_backward(
     v *= scale[:, None]
     v_a, across = split(v, a)
     s, turn = half_chord * half_chord, dot(chord, across)
-    mu_h, K_T, times_h = _shares(v_a, dot(v, b), turn, s, sinh_p, cosh_p, cosh_q, h, over_h)
+    v_b = dot(v, b)
+    mu_h, K_T, times_h, across_origin = _shares(v_a, v_b, turn, s, sinh_p, cosh_p, cosh_q, h, over_h)
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
     g_a, g_across_a = split(grad, a)
     g_b, g_across_b = split(grad, b)
@@ -500,7 +502,8 @@ def _parallel_transport_backward(
     times = cosh_q / cosh_p
     by_p = -times * (v_a / cosh_p) * G_T + mu_T * (cosh_sum_T * g_a) - out_b * (grow * g_b)
     mu_q_h = v_a * (cosh_delta_h / cosh_p - 2 * s * cosh_q_h) + cosh_q_h * turn
-    mixed_h = v_a * (((1 - 2 * s) / h + cosh_delta_h) / cosh_p - 2 * s * cosh_q_h) + (cosh_p_h + cosh_q_h) * turn
+    mu_q_h = tl.where(across_origin, cosh_q_h * v_b - sinh_q_h * (sinh_p / cosh_p) * v_a, mu_q_h)
+    mixed_h = mu_q_h + v_a * (1 - 2 * s) / h / cosh_p + cosh_p_h * turn
     by_q = sinh_p_h * (mixed_h / h) / h * (g_a * 0.25) + g_b * (mu_q_h * sinh_q_h * 0.5 + mu_T * cosh_sum_T)
     store_each(dc_ptr, rows, unscale * ((sinh_p / cosh_p * by_p + sinh_q / cosh_q * by_q) / (2 * c)), n)
     # chord + 2 s a is b across a, 2 s b - chord is a across b; G comes to x across a as this of both

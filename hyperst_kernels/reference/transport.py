@@ -73,9 +73,11 @@ class _Carried:
         self.v_a, self.across = pairs.split(v, self.pair.a)
         self.turn = _dot(self.chord, self.across)  # n.w
         # from a point near the origin and across, mu is what it is made of, and s has the rounding of a right angle
-        less = self.cosh_q_h * (self.sinh_p / self.cosh_p)
-        plain = self.sinh_q_h * _dot(v, self.pair.b) - less * self.v_a
-        self.mu_h = torch.where(2 * self.s * self.sinh_q_h > less, plain, self.mu_h_by(self.v_a, self.turn))
+        self.v_b, self.tanh_p = _dot(v, self.pair.b), self.sinh_p / self.cosh_p
+        less = self.cosh_q_h * self.tanh_p
+        self.across_origin = 2 * self.s * self.sinh_q_h > less
+        plain = self.sinh_q_h * self.v_b - less * self.v_a
+        self.mu_h = torch.where(self.across_origin, plain, self.mu_h_by(self.v_a, self.turn))
         times_h = (1 + self.cosh_q / self.cosh_p) / self.cosh_half
         self.K_T = self.v_a * times_h / self.cosh_half / 2 + (self.sinh_p_h * self.turn) * self.sinh_q_h / 2
         self.times_h = times_h
@@ -100,7 +102,9 @@ class _Carried:
         by_p = -cosh_q / cosh_p * (v_a / cosh_p) * G_T + mu_T * (cosh_sum_T * g_a) - out_b * (grow * g_b)
         # of mu by q, and v.b (cosh p + cosh q) - tanh p v.a (sinh q + sinh p cos theta)
         mu_q_h = v_a * (cosh_delta_h / cosh_p - 2 * s * cosh_q_h) + cosh_q_h * turn
-        mixed_h = v_a * (((1 - 2 * s) / h + cosh_delta_h) / cosh_p - 2 * s * cosh_q_h) + (cosh_p_h + cosh_q_h) * turn
+        plain = cosh_q_h * self.v_b - sinh_q_h * self.tanh_p * v_a
+        mu_q_h = torch.where(self.across_origin, plain, mu_q_h)
+        mixed_h = mu_q_h + v_a * (1 - 2 * s) / h / cosh_p + cosh_p_h * turn
         by_q = sinh_p_h * (mixed_h / h) / h * (g_a / 4) + g_b * (mu_q_h * sinh_q_h / 2 + mu_T * cosh_sum_T)
 
         b_across_a, a_across_b = n + 2 * s * a, 2 * s * b - n

@@ -101,7 +101,8 @@ def distance_of(way, x, y, tangent):
 @pytest.mark.parametrize("tangent", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("radius", "share"), [(1e-3, 0.5), (5.0, 0.5), (19.0, 0.5), (25.0, 0.5), (40.0, 0.5), (60.0, 0.875), (60.0, 63 / 64)]
+    ("radius", "share"),
+    [(1e-3, 0.5), (5.0, 0.5), (19.0, 0.5), (25.0, 0.5), (40.0, 0.5), (60.0, 0.875), (60.0, 63 / 64)],
 )
 def test_slope_of_the_distance_on_one_ray(kind, tangent, way, dtype, radius, share):
     """1 away from the other: what rounding leaves of the angle between them must not be multiplied by e^radius."""

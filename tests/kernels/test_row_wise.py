@@ -46,15 +46,18 @@ def moved(inputs):
 
 
 def straightened(inputs):
-    """The inputs with each vector on the ray of the first wherever an ulp in the numbers of both may have taken it off."""
+    """The inputs with each vector on the ray of the first, or closer to it, wherever an ulp in the numbers of both may have
+    taken it off. Numbers of the chord below what rounding leaves are taken for none, one by one; slopes go with 1 / chord."""
     first = inputs[0].double()
     for i, x in enumerate(inputs[1:], 1):
         if x.ndim == 2:
             wide = x.double()
             factor = (wide * first).sum(1, keepdim=True) / (first * first).sum(1, keepdim=True).clamp(min=1e-300)
             ulp = torch.nextafter(x.abs(), torch.full_like(x, torch.inf)).double() - wide.abs()
-            near = ((factor * first - wide).abs() <= 2 * ulp).all(1, keepdim=True)
-            yield [*inputs[:i], torch.where(near, factor * first, wide), *inputs[i + 1 :]]
+            off = wide - factor * first
+            near = (off.abs() <= 2 * ulp).all(1, keepdim=True)
+            for share in (1, 0.75):
+                yield [*inputs[:i], torch.where(near, wide - share * off, wide), *inputs[i + 1 :]]
 
 
 def tilted(inputs):
@@ -110,6 +113,7 @@ def both_ways():
 @example(n=37, d=2, seed=1777353758, largest=1.0, c=0.8)  # an exterior angle between near points, its sine below 4 eps
 @example(n=27, d=2, seed=228338175, largest=1.0, c=0.8)  # an angle of pi less 1e-3
 @example(n=1, d=3, seed=2209, largest=60.0, c=1e-6)  # a half-aperture whose slope by |x| is below the least number
+@example(n=25, d=16, seed=45520, largest=40.0, c=1e-6)  # carried from beside the origin to a point at a right angle
 def test_float32_and_its_gradient(name, portable, n, d, seed, largest, c):
     case = CASES[name]
     inputs = case.inputs(n, d, seed, largest, torch.float32, c)
