@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import os
 import subprocess
 import sys
@@ -29,11 +30,29 @@ TABLE = "launch_table.json"
 MINUTES = 8.0  # of tuning: with the start of the process less than ten
 
 
+def minutes_of(text: str) -> float:
+    """A number of minutes above 0."""
+    minutes = float(text)
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"expected minutes above 0, got {text}")
+    return minutes
+
+
+def folder_of(text: str) -> Path:
+    """A folder, which is made where it is missing."""
+    try:
+        Path(text).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot be made a folder: {error}") from None
+    return Path(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """Of the command."""
     made = argparse.ArgumentParser(
         prog="python3 -m benchmarks.gpu",
-        description="Check and measure the kernels on this GPU: without a flag the smoke tests, all tests, all times.",
+        description="Check and measure the kernels on this GPU: without a flag the smoke tests, all tests, all times. "
+        "Where there is no GPU it says so and succeeds.",
     )
     made.add_argument("--smoke", action="store_true", help="the smoke tests: every kernel and variant of the loss once")
     made.add_argument("--tests", action="store_true", help="all tests of the kernels")
@@ -47,15 +66,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--tune",
         nargs="?",
-        type=float,
+        type=minutes_of,
         const=MINUTES,
         metavar="MINUTES",
         help=f"launch settings, for so many minutes (default: %(const)s), into {TABLE}",
     )
     made.add_argument(
         "--out",
-        type=Path,
-        default=Path(os.environ.get("OUT") or results.FOLDER),
+        type=folder_of,
+        default=os.environ.get("OUT") or str(results.FOLDER),
         metavar="FOLDER",
         help="where everything is written and read again (default: $OUT, else benchmarks/results)",
     )
@@ -125,7 +144,9 @@ def main(arguments: list[str] | None = None) -> int:
             print("times are taken on a GPU")
         else:
             bench(names, folder, run, options.unchecked, device.Meter())
-    if options.tune is not None:
+    if options.tune is not None and name == device.INTERPRETER:
+        print("settings are measured on a GPU")
+    elif options.tune is not None:
         tune(options.tune, folder)
     runs = device_tests.known(folder)
     rows = [] if name == device.INTERPRETER else results.read_since(results.path_for("cuda", folder), run)

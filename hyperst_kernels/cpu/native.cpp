@@ -32,6 +32,12 @@ struct Upstream {
     long stride;
 };
 
+// The chord e = a - b of the directions of two rows, number by number: (2 (x - y) - r (a + b)) / (|x| + |y|), less what
+// rounding left along a + b. ``of_x`` is 1 / |x|, ``r`` is |x| - |y|, ``of_sum`` 1 / (|x| + |y|).
+struct Chord {
+    double of_x, of_y, r, of_sum, leftover;
+};
+
 struct Kernels {
     void (*minima)(const float *, long, long, long, float *);
     void (*sums[3])(const Tile &, long, long, float *, float *);
@@ -41,9 +47,9 @@ struct Kernels {
     double (*inner)(const float *, const float *, long);
     double (*scale)(const float *, long, float, float *);
     void (*compare)(const float *, const float *, long, double *);
-    void (*chords)(const float *, const float *, long, double, double, double, double *);
-    double (*ray_chord)(const float *, const float *, long, double, double, double, double);
-    void (*combine)(const float *, const float *, long, const double *, double, float *);
+    void (*chords)(const float *, const float *, long, const Chord &, double *);
+    double (*ray_chord)(const float *, const float *, long, const Chord &);
+    void (*pull)(const float *, const float *, long, const Chord &, const double *, const float *, const float *, float *);
     void (*across)(const float *, const float *, const float *, long, double, double *);
     void (*spread)(const float *, const float *, const float *, long, double, double, const double *, float *);
     void (*mix)(const float *, const float *, const float *, long, const double *, float *);
@@ -85,9 +91,11 @@ struct Rows {
 
     Polar polar(long i) const { return ::polar(x + i * x_stride, y + i * y_stride, d, unit, tangent); }
 
-    double add(long i, const Slopes &slopes, double weight, float *dx, float *dy) const {
-        kernels.combine(x + i * x_stride, y + i * y_stride, d, slopes.x, weight, dx);
-        kernels.combine(x + i * x_stride, y + i * y_stride, d, slopes.y, weight, dy);
+    double add(long i, const Polar &polar, const Slopes &slopes, double weight, float *dx, float *dy) const {
+        const float *of_x = x + i * x_stride, *of_y = y + i * y_stride;
+        double to_x[] = {weight * slopes.x[0], weight * slopes.x[1], 1}, to_y[] = {weight * slopes.y[0], weight * slopes.y[1], 1};
+        kernels.pull(of_x, of_y, d, polar.chord, to_x, of_x, dx, dx);
+        kernels.pull(of_x, of_y, d, polar.chord, to_y, of_y, dy, dy);
         return weight * slopes.c;
     }
 };
@@ -169,8 +177,9 @@ void hyperst_distance_slopes(const float *x, long x_stride, const float *y, long
     Rows pairs = {x, x_stride, y, y_stride, d, unit, (bool)tangent};
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long i = 0; i < rows; i++) {
-        Slopes slopes = slopes_of_distance(pairs.polar(i), unit, tangent);
-        dc[i] = pairs.add(i, slopes, weights[i], dx + i * dx_stride, dy + i * dy_stride);
+        Polar polar = pairs.polar(i);
+        Slopes slopes = slopes_of_distance(polar, unit, tangent);
+        dc[i] = pairs.add(i, polar, slopes, weights[i], dx + i * dx_stride, dy + i * dy_stride);
     }
 }
 
@@ -187,8 +196,9 @@ void hyperst_hinge_slopes(const float *x, long x_stride, const float *y, long y_
     Rows pairs = {x, x_stride, y, y_stride, d, unit, (bool)tangent};
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long i = 0; i < rows; i++) {
-        Slopes slopes = slopes_of_hinge(pairs.polar(i), eta, min_radius, unit, tangent);
-        dc[i] = pairs.add(i, slopes, weights[i], dx + i * dx_stride, dy + i * dy_stride);
+        Polar polar = pairs.polar(i);
+        Slopes slopes = slopes_of_hinge(polar, eta, min_radius, unit, tangent);
+        dc[i] = pairs.add(i, polar, slopes, weights[i], dx + i * dx_stride, dy + i * dy_stride);
     }
 }
 

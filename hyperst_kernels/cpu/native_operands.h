@@ -31,6 +31,6 @@ static void add_operand_slopes(const float *x, long d, double unit, bool tangent
     double slope = grown * along_x;
     if (tangent)
         slope += unit * unit * unit * kappa(unit * norm) * (factor * kernels.inner(x, grad, d) + along_x * square);
-    double of[] = {0, slope, factor * grown};
-    kernels.combine(x, grad, d, of, 1, out);
+    double of[] = {0, slope, factor * grown, 1};
+    kernels.mix(x, grad, out, d, of, out);
 }

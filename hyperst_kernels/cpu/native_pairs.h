@@ -10,14 +10,17 @@ struct Polar {
     double sinh_p, sinh_q, cosh_p, cosh_q;
     double s2, sine;  // sin^2(theta/2) and sin(theta), 0 where one of the two is the origin
     double H;         // sinh^2 of half the distance
+    Chord chord;
 };
 
-// What a value changes by: dx = x[0] (x - y) + x[1] x + x[2] y, dy likewise, and the derivative by the curvature.
+// What a value changes by: dx = x[0] e + x[1] x, dy = y[0] e + y[1] y, and the derivative by the curvature.
 struct Slopes {
-    double x[3], y[3], c;
+    double x[2], y[2], c;
 };
 
 static double larger(double a, double b) { return a > b ? a : b; }
+
+static double nonzero(double x) { return x == 0 ? 1 : x; }
 
 // unit = sqrt(c). Rows are tangent vectors at the origin, or space components of points.
 static Polar polar(const float *x, const float *y, long d, double unit, bool tangent) {
@@ -28,16 +31,17 @@ static Polar polar(const float *x, const float *y, long d, double unit, bool tan
     double total = t.norm_x + t.norm_y;
     t.difference = total == 0 ? 0 : sums[2] / total;
     t.s2 = t.sine = 0;
+    t.chord = {1 / nonzero(t.norm_x), 1 / nonzero(t.norm_y), t.difference, 1 / nonzero(total), 0};
     if (t.norm_x != 0 && t.norm_y != 0) {
         // e is orthogonal to the bisector, |bisector|^2 + |e|^2 = 4: what rounding left along it would be amplified by
         // sinh p sinh q, but for obtuse angles, where it does no harm
         double chords[3], &ee = chords[0], &eb = chords[1], &bb = chords[2];
-        kernels.chords(x, y, d, t.norm_x, t.norm_y, t.difference, chords);
+        kernels.chords(x, y, d, t.chord, chords);
         if (bb > 2) {
-            double leftover = eb / bb, apart = 1e5 * std::numeric_limits<double>::epsilon() * t.difference / total;
-            ee = larger(ee - eb * leftover, 0);
-            if (ee < apart * apart)
-                ee = kernels.ray_chord(x, y, d, t.norm_x, t.norm_y, t.difference, leftover);
+            t.chord.leftover = eb / bb;
+            double apart = 1e5 * std::numeric_limits<double>::epsilon() * t.difference / total;
+            ee = larger(ee - eb * t.chord.leftover, 0);
+            if (ee < apart * apart) ee = kernels.ray_chord(x, y, d, t.chord);
         }
         t.s2 = ee > 4 ? 1 : ee / 4, t.sine = std::sqrt(ee * bb) / 2;
     }
@@ -79,32 +83,12 @@ static double gap(const Polar &t, double unit) {
     return unit * t.difference * (t.sinh_p + t.sinh_q) / (t.cosh_p + t.cosh_q);
 }
 
-static double nonzero(double x) { return x == 0 ? 1 : x; }
-
-// e = a - b as a combination of x - y, x and y.
-struct Chord {
-    double of_difference, of_x, of_y;
-
-    explicit Chord(const Polar &t) {
-        double total = nonzero(t.norm_x + t.norm_y);
-        of_difference = 2 / total;
-        of_x = -t.difference / (total * nonzero(t.norm_x)), of_y = -t.difference / (total * nonzero(t.norm_y));
-    }
-};
-
-// Whether e = a - b has a direction: on one ray the slope of H across it is 0, and e is what rounding left of x - y.
-static bool has_chord(const Polar &t) { return t.norm_x == 0 || t.norm_y == 0 || t.s2 != 0; }
-
 // weight times the gradients of H by points: dH/dx = (unit/2) ((sinh(p - q) / cosh p) a + sinh(q) e), dy likewise.
 static Slopes slopes_of_H(const Polar &t, double weight, double unit) {
     double size = weight * unit / 2, sinh_delta = std::sinh(t.delta);
-    double by_x = has_chord(t) ? size * t.sinh_q : 0, by_y = has_chord(t) ? -size * t.sinh_p : 0;
     double along_x = size * sinh_delta / (t.cosh_p * nonzero(t.norm_x));
     double along_y = -size * sinh_delta / (t.cosh_q * nonzero(t.norm_y));
-    Chord e(t);
-    return {{by_x * e.of_difference, by_x * e.of_x + along_x, by_x * e.of_y},
-            {by_y * e.of_difference, by_y * e.of_x, by_y * e.of_y + along_y},
-            0};
+    return {{size * t.sinh_q, along_x}, {-size * t.sinh_p, along_y}, 0};
 }
 
 // Zero for points that coincide.
@@ -116,13 +100,13 @@ static Slopes slopes_of_distance(const Polar &t, double unit, bool tangent) {
     double dp = sinh_delta / 2 + s2 * t.cosh_p * t.sinh_q, dq = -sinh_delta / 2 + s2 * t.cosh_q * t.sinh_p;  // of H
     double dc = by_curvature(t, slope * dp, slope * dq, unit, tangent) - distance(t, unit) / (2 * unit * unit);
     if (tangent) {
-        // dH/dx = dp unit a - sinh p sinh q / (2 |x|) (b - a + 2 s^2 a), with the directions a, b;
-        // b - a = (|x| - |y|) x / (|x| |y|) - (x - y) / |y|
-        double x = nonzero(t.norm_x), y = nonzero(t.norm_y), growth = 0;
-        if (has_chord(t)) growth = (t.sinh_p == 0 ? unit : t.sinh_p / x) * (t.sinh_q == 0 ? unit : t.sinh_q / y) / 2;
-        double of_x = (unit * dp - growth * (t.difference + 2 * s2 * y)) / x;
-        double of_y = (unit * dq - growth * (-t.difference + 2 * s2 * x)) / y;
-        return {{slope * growth, slope * of_x, 0}, {-slope * growth, 0, slope * of_y}, dc};
+        // dH/dx = dp unit a + sinh p sinh q / (2 |x|) (e - 2 s^2 a), with the directions a, b and e = a - b
+        double x = nonzero(t.norm_x), y = nonzero(t.norm_y);
+        double by_x = (t.sinh_p == 0 ? unit : t.sinh_p / x) * t.sinh_q / 2;
+        double by_y = (t.sinh_q == 0 ? unit : t.sinh_q / y) * t.sinh_p / 2;
+        return {{slope * by_x, slope * (unit * dp - 2 * s2 * by_x) / x},
+                {-slope * by_y, slope * (unit * dq - 2 * s2 * by_y) / y},
+                dc};
     }
     Slopes found = slopes_of_H(t, slope, unit);
     found.c = dc;
@@ -173,8 +157,5 @@ static Slopes slopes_of_hinge(const Polar &t, double eta, double min_radius, dou
     // dx = unit dp a + turn / |x| (e - 2 s^2 a), dy = unit dq b + turn / |y| (-e - 2 s^2 b); points move by unit / cosh p
     double x = nonzero(t.norm_x), y = nonzero(t.norm_y), dx = turn / x, dy = turn / y;
     double of_x = unit * dp / (tangent ? 1 : t.cosh_p), of_y = unit * dq / (tangent ? 1 : t.cosh_q);
-    Chord e(t);
-    return {{dx * e.of_difference, dx * (e.of_x - 2 * t.s2 / x) + of_x / x, dx * e.of_y},
-            {-dy * e.of_difference, -dy * e.of_x, dy * (-e.of_y - 2 * t.s2 / y) + of_y / y},
-            by_curvature(t, dp, dq, unit, tangent)};
+    return {{dx, (of_x - 2 * t.s2 * dx) / x}, {-dy, (of_y - 2 * t.s2 * dy) / y}, by_curvature(t, dp, dq, unit, tangent)};
 }

@@ -211,10 +211,10 @@ void compare(const float *x, const float *y, long d, double *sums) {
     sums[0] = xx, sums[1] = yy, sums[2] = wu;
 }
 
-// |e|^2, <e, bisector> and |bisector|^2 of the directions a, b of two rows: e = a - b = (2 (x - y) - r (a + b)) / (|x| + |y|)
-// with r = |x| - |y|, which errs little where the rows are close, and bisector = a + b.
-void chords(const float *x, const float *y, long d, double norm_x, double norm_y, double r, double *sums) {
-    double of_x = 1 / norm_x, of_y = 1 / norm_y, of_sum = 1 / (norm_x + norm_y), ee = 0, eb = 0, bb = 0;
+// |e|^2, <e, bisector> and |bisector|^2 of the directions a, b of two rows, bisector = a + b. e errs little where the rows
+// are close.
+void chords(const float *x, const float *y, long d, const Chord &chord, double *sums) {
+    double of_x = chord.of_x, of_y = chord.of_y, r = chord.r, of_sum = chord.of_sum, ee = 0, eb = 0, bb = 0;
 #pragma omp simd reduction(+ : ee, eb, bb)
     for (long k = 0; k < d; k++) {
         double bisector = x[k] * of_x + y[k] * of_y, e = (2 * ((double)x[k] - y[k]) - r * bisector) * of_sum;
@@ -225,29 +225,34 @@ void chords(const float *x, const float *y, long d, double norm_x, double norm_y
     sums[0] = ee, sums[1] = eb, sums[2] = bb;
 }
 
-// out += c0 (x - y) + c1 x + c2 y, in double because the terms may cancel.
-void combine(const float *x, const float *y, long d, const double *c, double weight, float *out) {
-    double c0 = weight * c[0], c1 = weight * c[1], c2 = weight * c[2];
-#pragma omp simd
-    for (long k = 0; k < d; k++) {
-        double a = x[k], b = y[k];
-        out[k] = (float)(out[k] + (c0 * (a - b) + (c1 * a + c2 * b)));
-    }
-}
-
 constexpr double EPS = 2.220446049250313e-16;
 
-// |e|^2 once what rounding left along the bisector is taken out, and of each number of e on one ray: see NOISE of the
-// reference.
-double ray_chord(const float *x, const float *y, long d, double norm_x, double norm_y, double r, double leftover) {
-    double of_x = 1 / norm_x, of_y = 1 / norm_y, of_sum = 1 / (norm_x + norm_y), ee = 0;
+// A number of the chord; on one ray that is what rounding left, and 0: see NOISE of the reference.
+INLINE double of_chord(const Chord &chord, double x, double y) {
+    double bisector = x * chord.of_x + y * chord.of_y, w = x - y;
+    double e = (2 * w - chord.r * bisector) * chord.of_sum - chord.leftover * bisector;
+    return __builtin_fabs(e) < 5 * EPS * __builtin_fabs(w * chord.of_sum) ? 0 : e;
+}
+
+// |e|^2 of rows that may be on one ray.
+double ray_chord(const float *x, const float *y, long d, const Chord &chord) {
+    Chord e = chord;
+    double ee = 0;
 #pragma omp simd reduction(+ : ee)
     for (long k = 0; k < d; k++) {
-        double bisector = x[k] * of_x + y[k] * of_y, w = (double)x[k] - y[k];
-        double e = (2 * w - r * bisector) * of_sum - leftover * bisector;
-        ee += __builtin_fabs(e) < 5 * EPS * __builtin_fabs(w * of_sum) ? 0 : e * e;
+        double number = of_chord(e, x[k], y[k]);
+        ee += number * number;
     }
     return ee;
+}
+
+// out = c0 e + c1 own + c2 more
+void pull(const float *x, const float *y, long d, const Chord &chord, const double *c, const float *own, const float *more,
+          float *out) {
+    Chord e = chord;
+    double c0 = c[0], c1 = c[1], c2 = c[2];
+#pragma omp simd
+    for (long k = 0; k < d; k++) out[k] = (float)(c2 * more[k] + (c0 * of_chord(e, x[k], y[k]) + c1 * own[k]));
 }
 
 // A number of y less its part along x; what rounding leaves of it on the ray of x is 0.
@@ -298,7 +303,7 @@ constexpr Kernels kernels = {
     compare,
     chords,
     ray_chord,
-    combine,
+    pull,
     across,
     spread,
     mix,

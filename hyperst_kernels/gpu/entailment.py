@@ -112,7 +112,8 @@ def exterior(norm_u, sine, half_chord, p, q, delta):
     sinh_q = -expm1(-2 * q) * 0.5
     radial = exp(-p + 2 * at_least(delta, 0)) * expm1(-2 * tl.abs(delta)) * 0.5
     radial = tl.where(delta < 0, -radial, radial)
-    angle = atan2(sine * sinh_q, radial - 2 * half_chord * half_chord * cosh(p) * sinh_q)
+    # the square of the chord alone may be no number
+    angle = atan2(sine * sinh_q, radial - 2 * (half_chord * cosh(p)) * half_chord * sinh_q)
     return tl.where(norm_u == 0, 1.5707963267948966, angle)
 
 
@@ -136,13 +137,13 @@ def exterior_slopes(norm_u, norm_v, r, sine, half_chord, p, q, delta):
     sinh_D, cosh_D = -expm1(-2 * D) * 0.5, (1 + exp(-2 * D)) * 0.5
     sinh_p, sinh_q = -expm1(-2 * p) * 0.5, -expm1(-2 * q) * 0.5
     cosh_q = (1 + exp(-2 * q)) * 0.5
-    squared = sinh_D * sinh_D
     limit = largest_exponent(D)
     q_growth = exp(at_most(q - 2 * m, limit)) * fall * fall  # e^(q - D)
-    by_p = sine * sinh_q * q_growth * cosh_D / squared
-    by_q = -sine * sinh_p * (exp(at_most(p - 4 * m, limit)) * fall * fall * fall * fall) / squared
+    near_q, near_p = sinh_q / sinh_D, sinh_p / sinh_D  # over one at a time: of tiny vectors the square is no number
+    by_p = sine * near_q * q_growth * cosh_D / sinh_D
+    by_q = -sine * near_p * (exp(at_most(p - 4 * m, limit)) * fall * fall * fall * fall) / sinh_D
     spread = half_chord * growth
-    by_theta = sinh_q * q_growth * (2 * spread * spread * cosh_q * sinh_p - radial) / squared
+    by_theta = near_q * q_growth * ((2 * spread * spread * cosh_q * sinh_p - radial) / sinh_D)
     # 4 eps of what |u - v| is of |u| + |v|: see the reference; 8 where quotients, of directions, err by 2^-22 each
     apart = at_least(tl.abs(r) / nonzero(norm_u + norm_v), half_chord)
     straight = sine <= (8.9e-16 if sine.dtype == tl.float64 else 9.5e-7) * apart

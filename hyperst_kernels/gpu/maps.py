@@ -124,9 +124,10 @@ def _log_map0_backward(
     grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
     length = norm(x)
     z, a = sqrt_rn(c) * length, x * (1 / nonzero(length))[:, None]
-    along, ratio = dot(a, grad), asinhc_at(z)
-    fall = -tanh_defect(asinh(z)) / nonzero(z)  # of ratio to 1 / cosh p
-    store_rows(dx_ptr, rows, columns, ratio[:, None] * grad - (fall * along)[:, None] * a, n, d)
+    along, across = split(grad, a)
+    fall = -tanh_defect(asinh(z)) / nonzero(z)  # of asinhc to 1 / cosh p, which is the slope along the ray
+    dx = asinhc_at(z)[:, None] * across + (along / hypot1(z))[:, None] * a
+    store_rows(dx_ptr, rows, columns, dx, n, d)
     store_each(dc_ptr, rows, -along * length * fall / (2 * c), n)
 
 

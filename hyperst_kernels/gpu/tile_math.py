@@ -82,10 +82,25 @@ def asinh(z):
 
 
 @triton.jit
+def sinhc_excess(t_squared):
+    """(sinh(t) / t - 1) / t^2 for t <= 1."""
+    x = at_most(t_squared, 1)
+    series = 1 / 1307674368000 + x * (1 / 355687428096000)
+    series = 1 / 6227020800 + x * series
+    series = 1 / 39916800 + x * series
+    series = 1 / 362880 + x * series
+    series = 1 / 5040 + x * series
+    series = 1 / 120 + x * series
+    return 1 / 6 + x * series
+
+
+@triton.jit
 def sinh(t):
     """sinh(t), t >= 0."""
-    e = expm1(t)
-    return (e + div_rn(e, e + 1)) * 0.5
+    near = t < 1
+    small, e = tl.where(near, t, 0), expm1(t)
+    square = small * small
+    return tl.where(near, small + small * (square * sinhc_excess(square)), (e + div_rn(e, e + 1)) * 0.5)
 
 
 @triton.jit
@@ -105,19 +120,10 @@ def tanh(t):
 @triton.jit
 def sinhc(t_squared):
     """sinh(t) / t."""
-    x = at_most(t_squared, 1)
-    series = 1 / 1307674368000 + x * (1 / 355687428096000)
-    series = 1 / 6227020800 + x * series
-    series = 1 / 39916800 + x * series
-    series = 1 / 362880 + x * series
-    series = 1 / 5040 + x * series
-    series = 1 / 120 + x * series
-    series = 1 / 6 + x * series
-    series = 1 + x * series
     near = t_squared < 1
     t = sqrt_rn(tl.where(near, 1, t_squared))  # a unit in its last place is t of them in the result
     e = exp(t)
-    return tl.where(near, series, (e - 1 / e) / (2 * t))
+    return tl.where(near, 1 + t_squared * sinhc_excess(t_squared), (e - 1 / e) / (2 * t))
 
 
 @triton.jit
@@ -333,10 +339,11 @@ def scale_of(x):
         up, down = 4.149515568880993e180, 2.409919865102884e-181  # 2^600, 2^-600
     else:
         small, large = 9.094947017729282e-13, 1.152921504606847e18  # 2^-40, 2^60
-        up, down = 1.2676506002282294e30, 7.888609052210118e-31  # 2^100, 2^-100
+        # 2^100; 2^-70, which leaves small numbers of a long row above the least one
+        up, down = 1.2676506002282294e30, 8.470329472543003e-22
     tiny, huge = size < small, size > large
     scale = tl.where(huge, down, tl.where(tiny, up, 1.0)).to(x.dtype)
-    return scale, tl.where(huge, up, tl.where(tiny, down, 1.0)).to(x.dtype)
+    return scale, tl.where(huge, 1 / down, tl.where(tiny, 1 / up, 1.0)).to(x.dtype)
 
 
 @triton.jit
@@ -394,6 +401,9 @@ def compare(u, v):
     scaled = CHORD_SCALE * e
     half_chord = at_most(tl.sqrt(dot(scaled, scaled)) * (0.5 / CHORD_SCALE), 1)
     half_chord = tl.where((norm_u == 0) | (norm_v == 0), 0.7071067811865476, half_chord)
+    # of norms far apart their difference goes with them: what all three are off by leaves e^(p + q - D) alone
+    long, gap = tl.maximum(norm_u * share_u, norm_v * share_v), norm_u * share_u - norm_v * share_v
+    r = tl.where(2 * tl.abs(gap) > long, gap, r)
     return norm_u * unscale_u, norm_v * unscale_v, a, b, r * unscale, e, half_chord
 
 
@@ -461,7 +471,8 @@ def separation(p, q, delta, half_chord):
     shift, limit = tl.floor((p - q) * 0.25), largest_exponent(m)
     growth_p = exp(at_most((p - m) * 0.5 - shift, limit))
     growth_q = exp(at_most((q - m) * 0.5 + shift, limit))
-    angular = half_chord * growth_p * (growth_q * tl.sqrt(expm1(-2 * p) * expm1(-2 * q)) * 0.5)
+    shrink_p, shrink_q = tl.sqrt(-expm1(-2 * p)), tl.sqrt(-expm1(-2 * q))  # of tiny vectors the product is no number
+    angular = half_chord * (growth_p * shrink_p) * (growth_q * shrink_q * 0.5)
     root = hypot(radial, angular)
     fall = 1 / (root + hypot(root, exp(-m)))  # e^(-D/2) = sqrt(1 + H) - sqrt(H)
     radial = -(grown * fall) * (grown * fall) * expm1(-4 * apart) * 0.5

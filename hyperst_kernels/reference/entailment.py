@@ -70,7 +70,8 @@ class _ExteriorAngle(torch.autograd.Function):
         sinh_q = -torch.expm1(-2 * q) / 2
         # sinh(q - p) e^-q
         radial = torch.sign(delta) * torch.exp(-p + 2 * delta.clamp(min=0)) * torch.expm1(-2 * delta.abs()) / 2
-        across, along = _sine(pair) * sinh_q, radial - 2 * pair.half_chord**2 * torch.cosh(p) * sinh_q
+        turned = pair.half_chord * torch.cosh(p) * pair.half_chord  # the square of the chord alone may be no number
+        across, along = _sine(pair) * sinh_q, radial - 2 * turned * sinh_q
         coincide = (across == 0) & (along == 0)  # there atan2 would go by the sign of a zero
         angle = torch.where(coincide, torch.zeros_like(along), torch.atan2(across, along))
         return torch.where(pair.norm_u == 0, torch.full_like(angle, math.pi / 2), angle).squeeze(-1)
@@ -124,13 +125,14 @@ def _angle_gradients(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple[Te
     cosh_D = (1 + torch.exp(-2 * safe_D)) / 2
     sinh_p, sinh_q = -torch.expm1(-2 * p) / 2, -torch.expm1(-2 * q) / 2
     cosh_q = (1 + torch.exp(-2 * q)) / 2
-    dp = sine * sinh_q * torch.exp((q - safe_D).clamp(max=largest)) * cosh_D / sinh_D**2
-    dq = -sine * sinh_p * torch.exp((p - 2 * safe_D).clamp(max=largest)) / sinh_D**2
+    near_q, near_p = sinh_q / sinh_D, sinh_p / sinh_D  # the square may be no number
+    dp = sine * near_q * torch.exp((q - safe_D).clamp(max=largest)) * cosh_D / sinh_D
+    dq = -sine * near_p * torch.exp((p - 2 * safe_D).clamp(max=largest)) / sinh_D
     # e^(q-D) and e^(p+q-D) are split over the factors they multiply
     radial = torch.sign(delta) * torch.exp(delta.abs() - safe_D) * torch.expm1(-2 * delta.abs()) / 2
     growth = torch.exp(((p + q - safe_D) / 2).clamp(max=largest))
     across = radial + 2 * (pair.half_chord * growth) ** 2 * cosh_q * sinh_p
-    dtheta = sinh_q * torch.exp((q - safe_D).clamp(max=largest)) * across / sinh_D**2
+    dtheta = near_q * torch.exp((q - safe_D).clamp(max=largest)) * (across / sinh_D)
     dp, dq = (torch.where(defined, slope, torch.zeros_like(slope)) for slope in (dp, dq))
     bent = defined & ~_on_one_ray(pair, sine) & (pair.norm_v != 0)
     turn = torch.where(bent, dtheta, torch.zeros_like(dtheta))

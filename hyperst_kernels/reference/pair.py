@@ -162,7 +162,8 @@ def half_distance(rapidity: Rapidity, half_chord: Tensor) -> Tensor:
     radial = torch.where(m > 0, -torch.exp(apart - m) * torch.expm1(-2 * apart) / 2, radial)
     # once for each half of a growth that a small chord may take back, and capped for no chord at all
     growth = torch.exp(((mean - m) / 2).clamp(max=largest_exponent(p.dtype)))
-    angular = half_chord * growth * (growth * torch.sqrt(torch.expm1(-2 * p) * torch.expm1(-2 * q)) / 2)
+    shrink_p, shrink_q = torch.sqrt(-torch.expm1(-2 * p)), torch.sqrt(-torch.expm1(-2 * q))
+    angular = half_chord * (growth * shrink_p) * (growth * shrink_q / 2)
     return asinh(torch.hypot(radial, angular)) + m
 
 

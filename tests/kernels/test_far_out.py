@@ -139,6 +139,36 @@ def test_an_angle_that_the_numbers_hold_is_not_taken_for_rounding(y, way):
         assert oracle.error(got[0], slope) <= 2e-5 + documented(64)  # 80 eps of e^(p+q-D)
 
 
+# rows whose numbers are 1e-34 of one another, or whose product is no number: (operator, vectors, flags)
+APART = [
+    ("distance", [(45.283345, 0.0), (41.563283, 4.1563283e-21)], (True,)),
+    ("distance", [(3.4657e20, 0.0), (2.621e18, 2.621e-2)], (False,)),
+    ("distance", [(1.2e18, 0.0), (1.19e18, 5e-16)], (False,)),
+    ("distance", [(1e-25, 0.0), (0.0, 1e-25)], (True,)),
+    ("log_map", [(3.4657e20, 0.0), (2.621e18, 2.621e-2)], ()),
+    ("log_map", [(1.2e18, 0.0), (1.19e18, 5e-16)], ()),
+    ("parallel_transport", [(1.2e18, 0.0), (1.188e18, 5e-16), (0.0, 1.0)], ()),
+    ("exterior_angle", [(70.883148, 0.0), (70.883163, 7.0883163e-25)], (True,)),
+    ("exterior_angle", [(1e-20, 0.0), (6e-30, 1.2e-29)], (True,)),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("name", "vectors", "flags"), APART)
+def test_numbers_of_a_row_far_apart(name, vectors, flags, way):
+    rows = [torch.tensor([v]) for v in vectors]
+    with torch.no_grad():
+        shape = call("reference", name, *(r.double() for r in rows), flags=flags)[0].shape
+    found = call(way, name, *rows, flags=flags, grad=torch.ones(shape))
+    exact = call("reference", name, *(r.double() for r in rows), flags=flags, grad=torch.ones(shape))
+    length = max(float(r.norm()) for r in rows) if flags == (True,) else 45.0
+    for i, (got, want) in enumerate(zip(found, exact, strict=True)):
+        # number by number; the slopes of an angle along and across a ray have no size of their own
+        known = (32 + 8 * length) * EPS[torch.float32] + documented(32)
+        size = want.abs().max() if name == "exterior_angle" else want.abs()
+        assert ((got - want).abs() <= known * size + 1e-37).all(), (i, got, want)
+
+
 ONE = [
     ("distance0", (False,)),
     ("lorentz_to_poincare", ()),

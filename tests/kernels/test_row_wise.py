@@ -133,11 +133,12 @@ def test_float32_and_its_gradient(name, portable, n, d, seed, largest, c):
     for i, (got, want) in enumerate(zip(grads, exact_grads, strict=True)):
         assert torch.isfinite(got).all()
         if got.ndim == 0:
-            # a sum over rows that may cancel; by homogeneity each row's share is what is left of these terms
+            # a sum over rows that may cancel; by homogeneity each row's share is what is left of these terms, the value's
+            # and those of its slopes along the vectors, each known as far as these are
             scale = sum_of_shares(case, inputs, upstream, i)
-            along = [(x * g).sum(1).abs() for x, g in zip(inputs, exact_grads, strict=True) if g.ndim]
-            terms = size(upstream * exact) + sum(along)
-            rounding = (4 * EPS + slopes) * float(terms.sum() / inputs[i])
+            along = sum((x * g).sum(1).abs() for x, g in zip(inputs, exact_grads, strict=True) if g.ndim)
+            terms = tolerance * size(upstream * exact) + (case.gradient(largest) + slopes) * along
+            rounding = float(terms.sum() / inputs[i])
         else:
             scale = size(want)
             rounding = (8 * EPS + documented(16)) * size(upstream) * slopes_known[i]

@@ -45,21 +45,25 @@ def case(n, m, d, dtype=SINGLE, way="table", geometry="lorentz", directions="bot
 
 DEFAULTS = (SINGLE, "table", "lorentz", "both", None, "exact")
 BY = ("table", "rows", "atomic")
+WHOLE = (70, 100, 24)  # two tiles of rows and two of keys
+SMALL = (40, 70, 17)  # one and two, for what no number of tiles changes
 CASES = [
     *(case(1, 1, 1, way=way) for way in BY),
     *(case(1, 5, 3, way=way) for way in BY),
     *(case(33, 33, 3, way=way) for way in (*BY, "blocks")),
-    *(case(70, 100, 24, way=way, ids=ids) for way in BY for ids in (None, "random", "sorted")),
-    *(case(70, 100, 24, way=way, directions="rows", ids="sorted") for way in ("table", "rows")),
-    *(case(70, 100, 24, way=way, geometry="euclidean") for way in BY),
-    *(case(70, 100, 24, way=way, geometry="cosine", directions="rows") for way in BY),
-    case(70, 100, 24, way="rows", geometry="euclidean", directions="rows", ids="random"),
-    case(70, 100, 24, way="table", geometry="cosine", ids="sorted"),
-    *(case(70, 100, 24, HALF, way) for way in (*BY, "wide")),
-    case(70, 100, 24, torch.float16),
-    *(case(70, 100, 24, DOUBLE, way) for way in BY),
-    *(case(70, 100, 24, dtype, "rows", approximate="worst") for dtype in (SINGLE, HALF)),
-    *(case(70, 100, 24, way=way, ids="random", approximate="worst") for way in ("table", "atomic")),
+    *(case(*WHOLE, way=way, ids=ids) for way in BY for ids in (None, "sorted")),
+    *(case(*SMALL, way=way, ids="random") for way in BY),
+    *(case(*WHOLE, way=way, directions="rows", ids="sorted") for way in ("table", "rows")),
+    *(case(*SMALL, way=way, geometry="euclidean") for way in BY),
+    *(case(*SMALL, way=way, geometry="cosine", directions="rows") for way in BY),
+    case(*SMALL, way="rows", geometry="euclidean", directions="rows", ids="random"),
+    case(*SMALL, way="table", geometry="cosine", ids="sorted"),
+    *(case(*SMALL, HALF, way) for way in BY),
+    case(*WHOLE, HALF, "wide"),
+    case(*SMALL, torch.float16),
+    *(case(*SMALL, DOUBLE, way) for way in BY),
+    *(case(*SMALL, dtype, "rows", approximate="worst") for dtype in (SINGLE, HALF)),
+    *(case(*SMALL, way=way, ids="random", approximate="worst") for way in ("table", "atomic")),
     case(130, 70, 3, way="table"),
 ]
 
