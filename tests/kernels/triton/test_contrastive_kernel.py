@@ -209,7 +209,7 @@ def test_memory_grows_with_the_batch_and_not_with_its_square(monkeypatch):
             kernels.backward(ones, ones, *given, *found, *flags, False)
         return counted.largest
 
-    small, large = largest(128), largest(512)
+    small, large = largest(64), largest(256)
     assert large <= 4 * small
 
 

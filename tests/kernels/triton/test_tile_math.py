@@ -55,7 +55,7 @@ def spread(low, high, seed, dtype, n=64):
 FUNCTIONS = {
     "asinh": (1e-38, 3e38, 4),
     "log1p": (1e-38, 3e38, 4),
-    "sinh": (1e-38, 88, 8),
+    "sinh": (1e-38, 88, 4),
     "tanh": (1e-38, 3e38, 4),
     "cosh": (1e-38, 88, 4),
     "sinhc": (1e-38, 7000, 6),
