@@ -49,7 +49,7 @@ struct Kernels {
     void (*compare)(const float *, const float *, long, double *);
     void (*chords)(const float *, const float *, long, const Chord &, double *);
     double (*ray_chord)(const float *, const float *, long, const Chord &);
-    void (*pull)(const float *, const float *, long, const Chord &, const double *, const float *, const float *, float *);
+    void (*combine)(const float *, const float *, long, const Chord &, const double *, const float *, const float *, float *);
     void (*across)(const float *, const float *, const float *, long, double, double *);
     void (*spread)(const float *, const float *, const float *, long, double, double, const double *, float *);
     void (*mix)(const float *, const float *, const float *, long, const double *, float *);
@@ -94,8 +94,8 @@ struct Rows {
     double add(long i, const Polar &polar, const Slopes &slopes, double weight, float *dx, float *dy) const {
         const float *of_x = x + i * x_stride, *of_y = y + i * y_stride;
         double to_x[] = {weight * slopes.x[0], weight * slopes.x[1], 1}, to_y[] = {weight * slopes.y[0], weight * slopes.y[1], 1};
-        kernels.pull(of_x, of_y, d, polar.chord, to_x, of_x, dx, dx);
-        kernels.pull(of_x, of_y, d, polar.chord, to_y, of_y, dy, dy);
+        kernels.combine(of_x, of_y, d, polar.chord, to_x, of_x, dx, dx);
+        kernels.combine(of_x, of_y, d, polar.chord, to_y, of_y, dy, dy);
         return weight * slopes.c;
     }
 };

@@ -132,8 +132,8 @@ static void log_map_slopes(const MapRow &r) {
     double slope = ratio_slope * (of_y - of_x) - back_slope * of_x;  // dL/dH
     Slopes along = slopes_of_H(t, slope, unit);
     double to_x[] = {along.x[0], along.x[1], -ratio * (1 + 2 * H)}, to_y[] = {along.y[0], along.y[1], ratio};
-    kernels.pull(r.x, r.y, r.d, t.chord, to_x, r.x, r.grad, r.dx);
-    kernels.pull(r.x, r.y, r.d, t.chord, to_y, r.y, r.grad, r.dy);
+    kernels.combine(r.x, r.y, r.d, t.chord, to_x, r.x, r.grad, r.dx);
+    kernels.combine(r.x, r.y, r.d, t.chord, to_y, r.y, r.grad, r.dy);
     double apart = gap(t, unit);
     r.scalars[0] = 0, r.scalars[1] = slope * (H - apart * apart / (4 * t.cosh_p * t.cosh_q)) / r.c;
 }

@@ -246,8 +246,8 @@ double ray_chord(const float *x, const float *y, long d, const Chord &chord) {
     return ee;
 }
 
-// out = c0 e + c1 own + c2 more
-void pull(const float *x, const float *y, long d, const Chord &chord, const double *c, const float *own, const float *more,
+// out = c0 e + c1 own + c2 more, in double because the terms may cancel; more may be out itself.
+void combine(const float *x, const float *y, long d, const Chord &chord, const double *c, const float *own, const float *more,
           float *out) {
     Chord e = chord;
     double c0 = c[0], c1 = c[1], c2 = c[2];
@@ -303,7 +303,7 @@ constexpr Kernels kernels = {
     compare,
     chords,
     ray_chord,
-    pull,
+    combine,
     across,
     spread,
     mix,

@@ -14,8 +14,8 @@ from hyperst_kernels.gpu.tile_math import (
     load_each,
     per_chord,
     pick,
-    pull,
     rounded_product,
+    slopes_of_distance,
     sqrt_rn,
     store_each,
 )
@@ -34,7 +34,7 @@ def exact_pairs(
         )
         distance = distance_of(norm_x[:, None], norm_y[None, :], r, half_chord, k, TANGENT)
         if GRADIENT:
-            along, across = pull(norm_x[:, None], norm_y[None, :], r, half_chord, k, TANGENT)
+            along, across = slopes_of_distance(norm_x[:, None], norm_y[None, :], r, half_chord, k, TANGENT)
             return distance, r, per_sum, leftover, per_chord(half_chord), along, across
         return distance, nothing, nothing, nothing, nothing, nothing, nothing
     square = nothing

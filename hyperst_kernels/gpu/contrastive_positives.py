@@ -17,8 +17,8 @@ from hyperst_kernels.gpu.tile_math import (
     nonzero,
     per_chord,
     pick,
-    pull,
     rounded_product,
+    slopes_of_distance,
     sqrt_rn,
     store_each,
 )
@@ -72,7 +72,7 @@ def _positive_pulls(
     y = features_of(y_ptrs, y_terms_ptrs, y_strides, t, rows, columns, longest, n, d, DTYPE)
     if GEOMETRY == 0:
         norm_x, norm_y, a, _, r, e, half_chord = compare(x, y)
-        along, across = pull(norm_x, norm_y, r, half_chord, sqrt_rn(tl.load(c_ptr)), TANGENT)
+        along, across = slopes_of_distance(norm_x, norm_y, r, half_chord, sqrt_rn(tl.load(c_ptr)), TANGENT)
         slope = along[:, None] * a + across[:, None] * (per_chord(half_chord)[:, None] * e)
     elif GEOMETRY == 1:
         slope = (x - y) / nonzero(tl.sqrt(dot(x - y, x - y)))[:, None]

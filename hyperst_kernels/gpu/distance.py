@@ -21,10 +21,10 @@ from hyperst_kernels.gpu.tile_math import (
     nonzero,
     norm,
     per_chord,
-    pull,
     rapidity,
     root_between,
     slopes,
+    slopes_of_distance,
     sqrt_rn,
     store_each,
     store_rows,
@@ -62,8 +62,8 @@ def _distance_backward(
     dc = curvature_slope(p, q, delta, half_chord, A_x, A_y, D, c, k)
     if not TANGENT:
         dc += (A_x * tanh_defect(p) + A_y * tanh_defect(q)) / (2 * c * k)
-    along_x, across_x = pull(norm_x, norm_y, r, half_chord, k, TANGENT)
-    along_y, across_y = pull(norm_y, norm_x, -r, half_chord, k, TANGENT)
+    along_x, across_x = slopes_of_distance(norm_x, norm_y, r, half_chord, k, TANGENT)
+    along_y, across_y = slopes_of_distance(norm_y, norm_x, -r, half_chord, k, TANGENT)
     e *= per_chord(half_chord)[:, None]
     dx = (grad * along_x)[:, None] * a + (grad * across_x)[:, None] * e
     dy = (grad * along_y)[:, None] * b - (grad * across_y)[:, None] * e

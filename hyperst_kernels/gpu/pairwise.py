@@ -35,10 +35,10 @@ from hyperst_kernels.gpu.tile_math import (
     log1p,
     nonzero,
     per_chord,
-    pull,
     rounded_product,
     sign,
     sinhc,
+    slopes_of_distance,
     sqrt_rn,
     store_each,
     unless_rounding,
@@ -357,7 +357,7 @@ def _near_gradient(
             r, half_chord, per_sum, leftover = compare_all(
                 x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, 1, 1, n, m, d, TILE, DTYPE
             )
-            along, across = pull(norm_x[:, None], norm_y[None, :], r, half_chord, k, TANGENT)
+            along, across = slopes_of_distance(norm_x[:, None], norm_y[None, :], r, half_chord, k, TANGENT)
             add_pulls(
                 x_ptr, y_ptr, dx_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, 1, 1, r, per_sum, leftover,
                 per_chord(half_chord), grad * along, grad * across, n, m, d, 0, DTYPE,

@@ -401,7 +401,7 @@ def compare(u, v):
     scaled = CHORD_SCALE * e
     half_chord = at_most(tl.sqrt(dot(scaled, scaled)) * (0.5 / CHORD_SCALE), 1)
     half_chord = tl.where((norm_u == 0) | (norm_v == 0), 0.7071067811865476, half_chord)
-    # of norms far apart their difference goes with them: what all three are off by leaves e^(p + q - D) alone
+    # of norms far apart take the difference of the rounded norms: then p, q and p - q err together, and p + q - D does not
     long, gap = tl.maximum(norm_u * share_u, norm_v * share_v), norm_u * share_u - norm_v * share_v
     r = tl.where(2 * tl.abs(gap) > long, gap, r)
     return norm_u * unscale_u, norm_v * unscale_v, a, b, r * unscale, e, half_chord
@@ -456,11 +456,11 @@ def largest_exponent(x):
 
 @triton.jit
 def separation(p, q, delta, half_chord):
-    """The distance D of two rows, and what its slopes are made of without e^D of a rounded D.
+    """Half the distance D of two rows, and the factors of its slopes, in none of which a rounded D is an exponent.
 
     D/2 = asinh(sqrt H), H = sinh^2(delta/2) + sinh p sinh q sin^2(theta/2), as in ``reference.pair.half_distance``, with
-    e^m taken out where sqrt(H) may be too large for a number. D/2, m, e^(m - D/2), sinh(delta) e^-D, and e^((p+q-D)/2) if there
-    is a chord to multiply it with.
+    e^m taken out where sqrt(H) may be too large for a number. Returns D/2, m, e^(m - D/2), sinh(delta) e^-D and e^((p+q-D)/2),
+    the last 0 where there is no chord to multiply it with.
     """
     apart = tl.abs(delta) * 0.5
     # an integer, so that nothing is rounded where it is subtracted
@@ -517,10 +517,10 @@ def slopes(p, q, delta, half_chord):
 
 
 @triton.jit
-def pull(norm_u, norm_v, r, half_chord, k, TANGENT: tl.constexpr):
+def slopes_of_distance(norm_u, norm_v, r, half_chord, k, TANGENT: tl.constexpr):
     """Coefficients of the direction and of the unit chord in dd/du = A a + B (e - 2 s a), from what `compare` returns.
 
-    The chord e times its coefficient would be e^60 times e^-60 far out, one of which may be no number.
+    Of the unit chord, because far out the coefficient of e itself may be too large for a number, and e next to nothing.
     """
     if TANGENT:
         p = k * norm_u
@@ -540,7 +540,7 @@ def pull(norm_u, norm_v, r, half_chord, k, TANGENT: tl.constexpr):
 
 @triton.jit
 def per_chord(half_chord):
-    """What makes unit vectors of chords."""
+    """1 / |e|, which makes a unit vector of the chord e."""
     return 1 / nonzero(2 * half_chord)
 
 

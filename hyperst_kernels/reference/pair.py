@@ -40,16 +40,20 @@ class Rapidity(NamedTuple):
 
 
 # Numbers in between can be squared and summed: their squares neither overflow nor lose the digits that count. Others are
-# scaled by a power of two first, which rounds nothing.
-_SQUARABLE = {torch.float32: (2.0**-40, 2.0**60, 2.0**100), torch.float64: (2.0**-400, 2.0**480, 2.0**600)}
+# scaled first by a power of two, up or down, which rounds nothing: down no further than needed, for a long row may have small
+# numbers.
+_SQUARABLE = {
+    torch.float32: (2.0**-40, 2.0**60, 2.0**100, 2.0**-70),
+    torch.float64: (2.0**-400, 2.0**480, 2.0**600, 2.0**-600),
+}
 
 
 def scale_of(x: Tensor) -> Tensor:
     """A power of two for each row that brings its squares into range: (... d) -> (... 1), 1 wherever that serves."""
-    smallest, largest, factor = _SQUARABLE[x.dtype]
+    smallest, largest, up, down = _SQUARABLE[x.dtype]
     size = torch.linalg.vector_norm(x.detach(), ord=torch.inf, dim=-1, keepdim=True)
-    up = torch.where(size < smallest, torch.full_like(size, factor), torch.ones_like(size))
-    return torch.where(size > largest, torch.full_like(size, 1 / factor), up)
+    scale = torch.where(size < smallest, torch.full_like(size, up), torch.ones_like(size))
+    return torch.where(size > largest, torch.full_like(size, down), scale)
 
 
 def norm(x: Tensor) -> Tensor:

@@ -211,6 +211,21 @@ def test_names_that_are_no_operators_are_refused(capsys):
     assert "invalid choice: 'nothing'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("minutes", ["nan", "-3", "0", "inf", "soon"])
+def test_minutes_that_are_none_are_refused(minutes, capsys):
+    with pytest.raises(SystemExit):
+        gpu.main(["--tune", minutes])
+    assert "argument --tune" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SystemExit):
+            gpu.main(["--out", str(folder)])
+        assert "argument --out: cannot be made a folder" in capsys.readouterr().err
+
+
 def test_the_folder_is_that_of_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("OUT", raising=False)
     assert gpu.parser().parse_args([]).out == results.FOLDER
