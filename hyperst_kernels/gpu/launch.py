@@ -27,6 +27,7 @@ LARGEST_ROW = 16384  # numbers in a row that one program can hold, if it does li
 LARGEST_STRIDE = 1 << 22  # from row to row: kernels count within a tile, of 256 rows at most, in 32 bits
 # What a compiler may fuse is the same whatever a version of Triton takes for granted.
 OPTIONS = {"enable_fp_fusion": True}
+INTERPRETED_PRODUCTS = ("ieee",)  # precisions that the interpreter has
 
 
 def fits(d: int, dtype: torch.dtype) -> bool:
@@ -134,10 +135,10 @@ def operand_dtype(dtype: torch.dtype) -> tl.dtype:
 
 
 def product_precision(dtype: torch.dtype, precision: str) -> str:
-    """What ``tl.dot`` is told: only float32 has a choice, and the interpreter has none."""
-    if dtype != torch.float32 or precision == "bf16" or architecture() == "interpreter":
+    """What ``tl.dot`` is told: only float32 has a choice, and the interpreter that of INTERPRETED_PRODUCTS."""
+    if dtype != torch.float32 or precision == "bf16":
         return "ieee"
-    return precision
+    return "ieee" if architecture() == "interpreter" and precision not in INTERPRETED_PRODUCTS else precision
 
 
 def on_device_of(x: Tensor) -> contextlib.AbstractContextManager:

@@ -8,22 +8,29 @@ fused        ``tl.fma`` rounds once
 contracted   a product that meets a sum or a difference is not rounded first, as LLVM fuses ``x * y + z`` unless told not to
 approximate  quotients, roots and powers of two err by what the PTX manual documents for the instructions that Triton takes:
              div.full 2 ulp, sqrt.approx 2^-23, rsqrt.approx 2^-22.9 and ex2.approx 2^-22 of the value, lg2.approx 2^-22,
-             outside of (1/2, 2) of the value. Whether it errs up, down or not depends on its arguments.
+             outside of (1/2, 2) of the value. Whether it errs up, down or not depends on its arguments. And a product of
+             float32 matrices in precision "bf16x3" is the three products of bf16 halves that a GPU takes
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 
 import numpy as np
+import torch
 import triton.language as tl
 import triton.runtime.interpreter as interpreter
+from triton._C.libtriton import ir
+
+from hyperst_kernels.gpu import launch
 
 MODES = ("plain", "fused", "contracted", "approximate")
 CHOSEN = os.environ.get("HYPERST_TEST_ARITHMETIC", "plain")
 _Builder = interpreter.InterpreterBuilder
 _originals: dict[str, Callable] = {}
+EXACT, HALVES = "ieee", "bf16x3"  # precisions of products
 
 
 def use(mode: str, seed: int = 0) -> None:
@@ -36,6 +43,7 @@ def use(mode: str, seed: int = 0) -> None:
     for name, original in _originals.items():
         setattr(_Builder, name, original)
     _originals.clear()
+    _let_products_be(EXACT)
     if mode == "plain":
         return
     _replace("create_fma", _fused)
@@ -48,6 +56,8 @@ def use(mode: str, seed: int = 0) -> None:
     _replace("create_fsub", lambda original: _contracted(original, -1.0))
     if mode == "approximate":
         _approximate(seed)
+        _let_products_be(EXACT, HALVES)
+        _replace("create_dot", _of_halves)
 
 
 def accept_any_numpy() -> None:
@@ -117,6 +127,28 @@ def _contracted(original: Callable, sign: float) -> Callable:
         return original(self, x, y)
 
     return create
+
+
+def _let_products_be(*precisions: str) -> None:
+    """Precisions that kernels in the interpreter may ask of a product, the others being taken for "ieee"."""
+    launch.INTERPRETED_PRODUCTS = precisions
+    builder, also = interpreter.interpreter_builder, interpreter.InterpreterOptions().allowed_dot_input_precisions
+    builder.options = dataclasses.replace(builder.options, allowed_dot_input_precisions=(*also, *precisions))
+
+
+def _of_halves(original: Callable) -> Callable:
+    def halves(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        high = torch.from_numpy(x).bfloat16().float()
+        low = (torch.from_numpy(x) - high).bfloat16()
+        return high.double().numpy(), low.double().numpy()
+
+    def create_dot(self, x, y, sums, precision, *rest):
+        if precision != ir.INPUT_PRECISION.BF16x3:
+            return original(self, x, y, sums, precision, *rest)
+        (x_high, x_low), (y_high, y_low) = halves(x.data), halves(y.data)
+        return _handle(x_high @ y_high + (x_high @ y_low + x_low @ y_high) + sums.data, sums)
+
+    return create_dot
 
 
 def _approximate(seed: int) -> None:

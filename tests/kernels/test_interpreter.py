@@ -35,6 +35,7 @@ MODULES = {  # in "plain" the smoke tests are run by test_smoke_selection.py
         "test_far_out.py",
         "triton/test_tile_math.py",
         "triton/test_pairwise.py",
+        "triton/test_fused_arithmetic.py",
         SMOKE,
     ],
     "ptx": sorted(f"ptx/{path.name}" for path in (HERE / "ptx").glob("test_*.py")),

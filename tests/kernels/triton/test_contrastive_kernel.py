@@ -12,12 +12,14 @@ from torch.nn import functional as F
 
 from hyperst_kernels.gpu import contrastive as kernels
 from hyperst_kernels.gpu import contrastive_blocks, launch
+from hyperst_kernels.gpu.contrastive_run import NEAR
 from hyperst_kernels.gpu.pairwise import NEAR_TILE
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference import maps
 from hyperst_kernels.reference.contrastive import Pairing
 from tests.kernels import cases, examples
-from tests.kernels.triton import DEVICE, INTERPRETED
+from tests.kernels.halves import moved_losses
+from tests.kernels.triton import APPROXIMATE, DEVICE, INTERPRETED
 
 C = 0.8
 PAIR = [Pairing(0, 1, True)]
@@ -68,6 +70,13 @@ def exactly(queries, keys, scale, upstream, **options):
     return run(reference.contrastive_terms, queries.double(), keys.double(), scale, upstream, **options)
 
 
+def moved_by_product(queries, keys, scale, upstream, **options):
+    """`exactly`, but for what a product of bf16 halves leaves open where it is one."""
+    if not APPROXIMATE:
+        return []
+    return moved_losses(lambda: exactly(queries, keys, scale, upstream, **options), NEAR[torch.float32])
+
+
 def assert_close(ours, exact, moved, scale, radius, upstream, relative=1e-4, cancelling=0.0):
     """Losses and gradients within what float32 logits and features leave open, and an error of pulls that cancel."""
     rounding = EPS * scale * (64 + 8 * radius)  # a logit keeps 15 bits of z where a pair is near, and all of a distance
@@ -107,6 +116,7 @@ def test_float32_against_the_float64_reference(n, more, d, seed, radius, scale, 
     moved = [
         exactly(torch.nextafter(queries, torch.full_like(queries, torch.inf)), keys, scale, upstream, **options),
         exactly(queries, torch.nextafter(keys, torch.full_like(keys, -torch.inf)), scale, upstream, **options),
+        *moved_by_product(queries, keys, scale, upstream, **options),
     ]
     ours = fused(queries, keys, scale, upstream, variant, **options)
     assert_close(ours, exact, moved, scale, radius, upstream)

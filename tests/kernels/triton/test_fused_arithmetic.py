@@ -14,15 +14,24 @@ from torch.nn import functional as F
 from hyperst_kernels import distance, entailment_loss, exp_map0, log_map
 from hyperst_kernels.reference.contrastive import Pairing
 from tests.kernels.triton import DEVICE
-from tests.kernels.triton.test_contrastive_kernel import EPS, VARIANTS, assert_close, exactly, fused, views
+from tests.kernels.triton.test_contrastive_kernel import (
+    EPS,
+    VARIANTS,
+    assert_close,
+    exactly,
+    fused,
+    moved_by_product,
+    views,
+)
 from tests.kernels.triton.test_hierarchy import exactly as hierarchy_exactly
 from tests.kernels.triton.test_hierarchy import fused as hierarchy_fused
 
 C = 0.8
+FLOAT64 = pytest.param(torch.float64, marks=pytest.mark.any_arithmetic)  # it has one
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, FLOAT64])
 def test_a_batch_of_one_pair(dtype, variant):
     """No negatives: the loss is 0 and so is every gradient."""
     queries, keys = views(1, 1, 5, 0, 1.0, "tangent", dtype)
@@ -34,8 +43,8 @@ def test_a_batch_of_one_pair(dtype, variant):
 def test_one_query_of_five_keys(variant):
     queries, keys = views(1, 5, 5, 0, 1.0, "tangent")
     upstream = torch.ones(2, 1)
-    exact = exactly(queries, keys, 50.0, upstream)
-    assert_close(fused(queries, keys, 50.0, upstream, variant), exact, [], 50.0, 1.0, upstream)
+    exact, moved = (compute(queries, keys, 50.0, upstream) for compute in (exactly, moved_by_product))
+    assert_close(fused(queries, keys, 50.0, upstream, variant), exact, moved, 50.0, 1.0, upstream)
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0, 50.0, 100.0])
@@ -45,11 +54,8 @@ def test_blocks_that_start_without_a_participating_pair(variant, scale):
     queries, keys = views(192, 192, 5, 0, 1.0, "tangent")
     upstream = torch.randn(2, 192, generator=torch.Generator().manual_seed(1))
     options = {"exclude_ids": torch.arange(192) // 96}
-    found, exact = (
-        fused(queries, keys, scale, upstream, variant, **options),
-        exactly(queries, keys, scale, upstream, **options),
-    )
-    assert_close(found, exact, [], scale, 1.0, upstream)
+    exact, moved = (compute(queries, keys, scale, upstream, **options) for compute in (exactly, moved_by_product))
+    assert_close(fused(queries, keys, scale, upstream, variant, **options), exact, moved, scale, 1.0, upstream)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -57,12 +63,12 @@ def test_near_pairs_beside_the_origin(variant):
     """At radius 1e-6 all of z is below what a power of its logarithm errs by."""
     queries, keys = views(40, 60, 8, 3, 1e-6, "tangent")
     upstream = torch.randn(2, 40, generator=torch.Generator().manual_seed(1))
-    exact = exactly(queries, keys, 14.0, upstream)
-    assert_close(fused(queries, keys, 14.0, upstream, variant), exact, [], 14.0, 1e-6, upstream)
+    exact, moved = (compute(queries, keys, 14.0, upstream) for compute in (exactly, moved_by_product))
+    assert_close(fused(queries, keys, 14.0, upstream, variant), exact, moved, 14.0, 1e-6, upstream)
 
 
 @pytest.mark.parametrize("geometry", ["lorentz", "euclidean"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, FLOAT64])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_equal_rows_with_a_factor(variant, dtype, geometry):
     """Positives that coincide have slope 0, whatever the factor: here that of feature 3, .7, on both sides."""
@@ -78,7 +84,7 @@ def test_equal_rows_with_a_factor(variant, dtype, geometry):
 
 
 @pytest.mark.parametrize("geometry", ["lorentz", "euclidean"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, FLOAT64])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_equal_negatives_with_a_factor(variant, dtype, geometry):
     """All rows of a feature are one: every distance is 0, and no direction but noise could come out."""
@@ -98,6 +104,7 @@ def test_rows_that_pad_a_tile(variant):
     moved = [
         exactly(torch.nextafter(queries, 2 * queries), keys, 14.0, upstream, input="lorentz"),
         exactly(queries, torch.nextafter(keys, 2 * keys), 14.0, upstream, input="lorentz"),
+        *moved_by_product(queries, keys, 14.0, upstream, input="lorentz"),
     ]
     assert_close(fused(queries, keys, 14.0, upstream, variant, input="lorentz"), exact, moved, 14.0, 5.0, upstream)
 

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from hyperst_kernels import loss_operator
 from hyperst_kernels.gpu import contrastive, contrastive_blocks, launch
+from hyperst_kernels.gpu.contrastive_run import NEAR
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference.contrastive import Pairing
 from tests.kernels import examples
-from tests.kernels.triton import DEVICE, INTERPRETED
+from tests.kernels.halves import moved_losses
+from tests.kernels.triton import APPROXIMATE, DEVICE, INTERPRETED
 from tests.kernels.triton.test_contrastive_kernel import BLOCK, VARIANTS, assert_close, views
 
 # HyperST's: image spot, gene spot, image niche, gene niche
@@ -105,6 +107,8 @@ def test_float32_against_the_float64_reference(n, more, d, seed, radius, excludi
     # features have roundings of their own, and so have their products with a factor
     ends = [torch.nextafter(x, torch.full_like(x, torch.inf)) for x in vectors]
     moved = [exactly([*vectors[:k], ends[k], *vectors[k + 1 :]], pairings, seed, ids=ids) for k in range(4)]
+    if APPROXIMATE:
+        moved += moved_losses(lambda: exactly(vectors, pairings, seed, ids=ids), NEAR[torch.float32])
     for k in (2, 4):
         of_two = [[*results[:2], *results[k : k + 2]] for results in (found, exact, *moved)]
         # the pulls on the one row of a batch of one nearly cancel, and each has the rounding of a logit s d

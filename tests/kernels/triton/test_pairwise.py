@@ -13,7 +13,8 @@ from hyperst_kernels.gpu import launch, pairwise
 from hyperst_kernels.reference import distance as reference
 from hyperst_kernels.reference import maps
 from tests.kernels import examples
-from tests.kernels.triton import DEVICE, INTERPRETED
+from tests.kernels.halves import distance_from_halves, random_signs
+from tests.kernels.triton import APPROXIMATE, DEVICE, INTERPRETED
 
 C = 0.8
 EPS = torch.finfo(torch.float32).eps
@@ -57,6 +58,18 @@ def exactly(x, y, upstream, tangent):
     return run(lambda x, y, c: reference.pairwise_distance(x, y, c, NAMES[tangent]), x.double(), y.double(), upstream)
 
 
+def moved_by_product(x, y, upstream, tangent):
+    """`exactly`, but for what a product of bf16 halves leaves open where it is one."""
+
+    def moved(signs):
+        def compute(x, y, c):
+            return distance_from_halves(pairwise.NEAR[torch.float32], signs, x, y, c, NAMES[tangent])
+
+        return run(compute, x.double(), y.double(), upstream)
+
+    return [moved(signs(len(x), len(y))) for signs in (torch.ones, random_signs)] if APPROXIMATE else []
+
+
 @settings(max_examples=examples(8 if INTERPRETED else 60))
 @given(
     n=st.sampled_from([1, 31, 33, 70]),
@@ -73,6 +86,7 @@ def test_float32_against_the_float64_reference(n, m, d, seed, radius, tangent):
     moved = [
         exactly(torch.nextafter(x, torch.full_like(x, torch.inf)), y, upstream, tangent),
         exactly(x, torch.nextafter(y, torch.full_like(y, torch.inf)), upstream, tangent),
+        *moved_by_product(x, y, upstream, tangent),
     ]
     for got in ours:
         assert torch.isfinite(got).all()

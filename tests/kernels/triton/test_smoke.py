@@ -124,6 +124,7 @@ def test_loss(variant, geometry):
         exact = loss.exactly(queries, keys, 14.0, upstream, **options)
         ends = [torch.nextafter(x, torch.full_like(x, torch.inf)) for x in (queries, keys)]
         moved = [loss.exactly(*pair, 14.0, upstream, **options) for pair in ((ends[0], keys), (queries, ends[1]))]
+        moved += loss.moved_by_product(queries, keys, 14.0, upstream, **options)
         found = loss.fused(queries, keys, 14.0, upstream, variant, **options)
         loss.assert_close(found, exact, moved, 14.0, 1.0, upstream)
 
