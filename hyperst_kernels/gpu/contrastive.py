@@ -180,32 +180,45 @@ def backward(
     along = -(shares.double() * positives.double()).sum()  # s dL/ds
     by_rows = c.new_zeros(len(features), max(map(len, features)))  # <x, dL/dx>
     atomic = atomic and bool(table.get("atomic", 1))  # 0: with a second product the kernel does not fit into registers
+    of_positives = logit_scale * shares
     for stripe in _stripes(run, atomic and bool(table)):
-        sums = [_no_sums(run, k, stripe, gradients[k]) for k in range(len(features))]
-        if table:
-            along += pull_by_rows(run, upstream, flags, table, atomic, stripe, sums)
-        else:
-            along += pull_in_blocks(run, upstream, flags, stripe, sums)
-        vectors = tuple(side.vectors[: stripe.stop] for side in run.sides)
-        terms, strides = tuple(side.terms for side in run.sides), tuple(x.stride(0) for x in vectors)
-        pulls = tuple(own.pull for own in sums)
-        launch.over_rows(
-            _to_features, "map", vectors, vectors, terms, pulls, tuple(own.time for own in sums), c, strides,
-            run.stride_of_terms, stripe.start, GEOMETRY=run.constants["GEOMETRY"], TANGENT=tangent, UNIT=run.unit,
-        )  # fmt: skip
-        if run.near:
-            along += _add_near_gradients(run, upstream, flags, stripe, sums)
-        _add_positives(run, logit_scale * shares, stripe, sums)
-        launch.over_rows(
-            _to_gradients, "map", vectors, vectors, terms, pulls, tuple(gradients), by_rows, strides,
-            run.stride_of_terms, by_rows.shape[1], stripe.start,
-        )  # fmt: skip
+        along += _add_stripe(run, upstream, flags, table, atomic, stripe, of_positives, gradients, by_rows)
     by_features = by_rows.sum(1, dtype=torch.float64)
     dc = torch.zeros_like(c)
     if geometry == "lorentz":  # d is homogeneous in the features and 1/sqrt(c)
         dc = ((by_features.sum() - along) / (2 * c.double())).to(c.dtype)
     d_factors = c.new_zeros(0) if factors is None else (by_features / factors).to(c.dtype)
     return gradients, d_factors, dc, (along / logit_scale.double()).to(c.dtype)
+
+
+def _add_stripe(
+    run: Run, upstream: Upstream, flags: Tensor, table: dict[str, int], atomic: bool, stripe: slice, of_positives: Tensor,
+    gradients: Sequence[Tensor], by_rows: Tensor,
+) -> Tensor:  # fmt: skip
+    """Put the gradients of some rows in place, and return the queries' share of s dL/ds.
+
+    The sums of a stripe are let go of before those of the next one are there.
+    """
+    sums = [_no_sums(run, k, stripe, gradient) for k, gradient in enumerate(gradients)]
+    if table:
+        along = pull_by_rows(run, upstream, flags, table, atomic, stripe, sums)
+    else:
+        along = pull_in_blocks(run, upstream, flags, stripe, sums)
+    vectors = tuple(side.vectors[: stripe.stop] for side in run.sides)
+    terms, strides = tuple(side.terms for side in run.sides), tuple(x.stride(0) for x in vectors)
+    pulls = tuple(own.pull for own in sums)
+    launch.over_rows(
+        _to_features, "map", vectors, vectors, terms, pulls, tuple(own.time for own in sums), run.c, strides,
+        run.stride_of_terms, stripe.start, GEOMETRY=run.constants["GEOMETRY"], TANGENT=run.tangent, UNIT=run.unit,
+    )  # fmt: skip
+    if run.near:
+        along += _add_near_gradients(run, upstream, flags, stripe, sums)
+    _add_positives(run, of_positives, stripe, sums)
+    launch.over_rows(
+        _to_gradients, "map", vectors, vectors, terms, pulls, tuple(gradients), by_rows, strides,
+        run.stride_of_terms, by_rows.shape[1], stripe.start,
+    )  # fmt: skip
+    return along
 
 
 def _multiplies(dtype: torch.dtype) -> bool:

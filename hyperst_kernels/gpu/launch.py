@@ -27,7 +27,7 @@ LARGEST_ROW = 16384  # numbers in a row that one program can hold, if it does li
 LARGEST_STRIDE = 1 << 22  # from row to row: kernels count within a tile, of 256 rows at most, in 32 bits
 # What a compiler may fuse is the same whatever a version of Triton takes for granted.
 OPTIONS = {"enable_fp_fusion": True}
-INTERPRETED_PRODUCTS = ("ieee",)  # precisions that the interpreter has
+INTERPRETED_PRODUCTS: tuple[str, ...] = ("ieee",)  # precisions that the interpreter has
 
 
 def fits(d: int, dtype: torch.dtype) -> bool:

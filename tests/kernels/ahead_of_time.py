@@ -209,7 +209,7 @@ def variants(target: str) -> dict[str, Callable[[], None]]:
             "pairs 512 float64": lambda: pairs(512, double, "ieee", backward=True),
             "loss 512 bfloat16": lambda: loss(512, half),
             "loss 1024 bfloat16": lambda: loss(1024, half),
-            "loss 128 bfloat16 atomic": lambda: loss(128, half, atomic=True),
+            "loss 32 bfloat16 atomic": lambda: loss(32, half, atomic=True),
             "loss 128 float64": lambda: loss(128, double),
             "loss 16 bfloat16": lambda: loss(16, half),
             "one of each, bfloat16": lambda: loss(1, half, n=1),
