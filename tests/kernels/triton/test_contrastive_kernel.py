@@ -97,7 +97,7 @@ def assert_close(ours, exact, moved, scale, radius, upstream, relative=1e-4, can
 @given(
     n=st.sampled_from([1, 9, 33, 70]),
     more=st.sampled_from([0, 0, 40]),
-    d=st.sampled_from([1, 3, 17, 40]),
+    d=st.sampled_from([1, 3, 17] if INTERPRETED else [1, 3, 17, 40]),
     seed=st.integers(0, 2**31),
     radius=st.sampled_from([1e-2, 1.0, 5.0, 20.0]),
     scale=st.sampled_from([1.0, 14.0, 100.0]),
@@ -123,8 +123,9 @@ def test_float32_against_the_float64_reference(n, more, d, seed, radius, scale, 
 
 
 @pytest.mark.any_arithmetic
-@pytest.mark.parametrize("geometry", ["lorentz", "euclidean", "cosine"])
-@pytest.mark.parametrize("directions", ["both", "rows"])
+@pytest.mark.parametrize(
+    ("geometry", "directions"), [("lorentz", "both"), ("lorentz", "rows"), ("euclidean", "both"), ("cosine", "both")]
+)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_float64_in_every_geometry(geometry, directions, variant, monkeypatch):
     monkeypatch.setattr(contrastive_blocks, "BLOCK", 64)  # several blocks of weights, of whole tiles in float64
@@ -142,7 +143,7 @@ def test_float64_in_every_geometry(geometry, directions, variant, monkeypatch):
 
 @pytest.mark.any_arithmetic
 def test_gradcheck_in_float64():
-    queries, keys = (v.to(DEVICE).requires_grad_() for v in views(4, 6, 3, 0, 1.0, "tangent", torch.float64))
+    queries, keys = (v.to(DEVICE).requires_grad_() for v in views(3, 4, 2, 0, 1.0, "tangent", torch.float64))
     c, scale = (torch.tensor(v, dtype=torch.float64, device=DEVICE, requires_grad=True) for v in (C, 5.0))
 
     def loss(*leaves):

@@ -134,7 +134,7 @@ def test_half_precision_in_stripes(variant, small):
 
 @pytest.mark.parametrize("variant", ["blocks", "rows"])
 def test_the_same_bits_twice_and_as_terms_of_their_own(variant):
-    vectors = features((40, 40, 40, 40), 9, 7)
+    vectors = features((40, 40, 40, 40), 3, 7)
     found, again = (fused(vectors, HYPERST, 1, variant) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
     for t, pairing in enumerate(HYPERST):
