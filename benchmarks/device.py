@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.problem import Step
-from hyperst_kernels.registration import INTERPRETED
+from hyperst_kernels.operators.register import INTERPRETED
 
 INTERPRETER = "Triton's interpreter"
 

@@ -17,9 +17,9 @@ from benchmarks.concerns import HIERARCHY, HINGES, LOSS, PAIRS
 from benchmarks.device import Meter
 from benchmarks.problem import OURS, Step
 from benchmarks.results import Row
-from hyperst_kernels.operators import ops
+from hyperst_kernels.operators.register import ops
 from tests.kernels import meru
-from tests.kernels.cases import CASES
+from tests.kernels.cases import CASES, ROW_WISE
 
 ROWS, SIDE, PRODUCT = (1 << 20, 512), (16384, 512), 8192
 # n, d, dtype of the loss; peers run in float32 at the smallest batch, where eager fits
@@ -61,7 +61,7 @@ def row_wise(operator: str, n: int, d: int, meter: Meter) -> Iterator[Row]:
     # of length 1/2: also points of the ball
     vectors = [torch.randn(n, d, device=meter.place) / (2 * d**0.5) for _ in case.vectors(1, 1, 0, 1.0)]
     scalars = [one for _ in (*case.scalars, "c")]
-    run, back = getattr(ops, operator), getattr(ops, f"{operator}_backward")
+    run, back = ROW_WISE[operator].operator, ROW_WISE[operator].backward
     value = run(*vectors, *scalars, *case.flags)
     grad = torch.ones_like(value)
     moved = sum(x.nbytes for x in vectors)

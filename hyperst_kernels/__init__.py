@@ -25,7 +25,7 @@ from hyperst_kernels.modules import (
     HyperbolicContrastiveLoss,
     LorentzLift,
 )
-from hyperst_kernels.registration import use_reference
+from hyperst_kernels.operators.register import use_reference
 
 __all__ = [
     "ContrastiveTerm",

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hyperst_kernels import _checks, loss_operator
+from hyperst_kernels import _checks
 from hyperst_kernels.distance import GEOMETRIES, INPUTS, PRECISIONS
 from hyperst_kernels.entailment import REDUCTIONS
+from hyperst_kernels.operators import contrastive as operators
 from hyperst_kernels.reference.contrastive import Pairing
 
 DIRECTIONS = ("both", "rows")
@@ -190,7 +191,7 @@ def _losses(
         _checks.reachable("exclude_ids", exclude_ids, vectors[0].device)
         exclude_ids = exclude_ids.to(vectors[0].device)
     options = (input, geometry, exclude_ids, precision or "bf16x3", not deterministic)
-    rows, columns = loss_operator.contrastive_terms(vectors, factors, c, logit_scale, pairings, *options)
+    rows, columns = operators.contrastive_terms(vectors, factors, c, logit_scale, pairings, *options)
     losses = []
     for t, term in enumerate(terms):
         n = term.queries.shape[0]

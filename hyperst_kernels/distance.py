@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyperst_kernels import _checks, operators
+from hyperst_kernels import _checks
+from hyperst_kernels.operators import distance as operators
+from hyperst_kernels.operators.register import in_reverse
 from hyperst_kernels.reference import flat
-from hyperst_kernels.registration import in_reverse
 
 INPUTS = ("tangent", "lorentz")
 PRECISIONS = ("ieee", "bf16x3", "tf32", "bf16")
@@ -26,7 +27,7 @@ def inner(x: Tensor, y: Tensor, c: float | Tensor = 1.0) -> Tensor:
     tensor(-0.5000)
     """
     c, (x, y) = _checks.prepare(c, x=x, y=y)
-    return operators.row_wise("inner", x, y, c)
+    return operators.inner(x, y, c)
 
 
 def distance(x: Tensor, y: Tensor, c: float | Tensor = 1.0, *, input: str = "lorentz") -> Tensor:
@@ -43,7 +44,7 @@ def distance(x: Tensor, y: Tensor, c: float | Tensor = 1.0, *, input: str = "lor
     """
     _checks.choice("input", input, INPUTS)
     c, (x, y) = _checks.prepare(c, x=x, y=y)
-    return operators.row_wise("distance", x, y, c, input == "tangent")
+    return operators.distance(x, y, c, input == "tangent")
 
 
 def distance0(x: Tensor, c: float | Tensor = 1.0, *, input: str = "lorentz") -> Tensor:
@@ -55,7 +56,7 @@ def distance0(x: Tensor, c: float | Tensor = 1.0, *, input: str = "lorentz") -> 
     """
     _checks.choice("input", input, INPUTS)
     c, (x,) = _checks.prepare(c, x=x)
-    return operators.row_wise("distance0", x, c, input == "tangent")
+    return operators.distance0(x, c, input == "tangent")
 
 
 def pairwise_distance(

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hyperst_kernels import _checks, operators
+from hyperst_kernels import _checks
 from hyperst_kernels.distance import INPUTS
+from hyperst_kernels.operators import entailment as operators
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -25,7 +26,7 @@ def half_aperture(x: Tensor, c: float | Tensor = 1.0, *, min_radius: float = 0.1
     _checks.choice("input", input, INPUTS)
     c, (x,) = _checks.prepare(c, x=x)
     _checks.positive_number("min_radius", min_radius, c.dtype)
-    return operators.row_wise("half_aperture", x, c, float(min_radius), input == "tangent")
+    return operators.half_aperture(x, c, float(min_radius), input == "tangent")
 
 
 def exterior_angle(x: Tensor, y: Tensor, c: float | Tensor = 1.0, *, input: str = "lorentz") -> Tensor:
@@ -39,7 +40,7 @@ def exterior_angle(x: Tensor, y: Tensor, c: float | Tensor = 1.0, *, input: str 
     """
     _checks.choice("input", input, INPUTS)
     c, (x, y) = _checks.prepare(c, x=x, y=y)
-    return operators.row_wise("exterior_angle", x, y, c, input == "tangent")
+    return operators.exterior_angle(x, y, c, input == "tangent")
 
 
 def entailment_loss(

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyperst_kernels import _checks, operators
+from hyperst_kernels import _checks
+from hyperst_kernels.operators import maps as operators
 from hyperst_kernels.reference import maps as reference
 
 
@@ -34,7 +35,7 @@ def scaled_exp_map0(v: Tensor, scale: Tensor | None, c: float | Tensor) -> Tenso
     c, (v,) = _checks.prepare(c, v=v)
     scale = torch.ones_like(c) if scale is None else scale.to(c)
     _checks.representable("v", v, c * scale**2)
-    return operators.row_wise("exp_map0", v, scale, c)
+    return operators.exp_map0(v, scale, c)
 
 
 def log_map0(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -45,7 +46,7 @@ def log_map0(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
     tensor([0.6000, 0.8000, 0.0000])
     """
     c, (x,) = _checks.prepare(c, x=x)
-    return operators.row_wise("log_map0", x, c)
+    return operators.log_map0(x, c)
 
 
 def exp_map(x: Tensor, v: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -56,7 +57,7 @@ def exp_map(x: Tensor, v: Tensor, c: float | Tensor = 1.0) -> Tensor:
     tensor([1.1752, 0.0000])
     """
     c, (x, v) = _checks.prepare(c, x=x, v=v)
-    return operators.row_wise("exp_map", x, v, c)
+    return operators.exp_map(x, v, c)
 
 
 def log_map(x: Tensor, y: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -67,7 +68,7 @@ def log_map(x: Tensor, y: Tensor, c: float | Tensor = 1.0) -> Tensor:
     tensor([1., 0.])
     """
     c, (x, y) = _checks.prepare(c, x=x, y=y)
-    return operators.row_wise("log_map", x, y, c)
+    return operators.log_map(x, y, c)
 
 
 def parallel_transport(x: Tensor, y: Tensor, v: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -78,7 +79,7 @@ def parallel_transport(x: Tensor, y: Tensor, v: Tensor, c: float | Tensor = 1.0)
     tensor([0., 1.])
     """
     c, (x, y, v) = _checks.prepare(c, x=x, y=y, v=v)
-    return operators.row_wise("parallel_transport", x, y, v, c)
+    return operators.parallel_transport(x, y, v, c)
 
 
 def lift(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -89,7 +90,7 @@ def lift(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
     tensor([0.5000, 0.0000, 0.0000])
     """
     c, (x,) = _checks.prepare(c, x=x)
-    return operators.row_wise("lift", x, c)
+    return operators.lift(x, c)
 
 
 def project(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -118,7 +119,7 @@ def lorentz_to_poincare(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
     True
     """
     c, (x,) = _checks.prepare(c, x=x)
-    return operators.row_wise("lorentz_to_poincare", x, c)
+    return operators.lorentz_to_poincare(x, c)
 
 
 def poincare_to_lorentz(p: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -133,7 +134,7 @@ def poincare_to_lorentz(p: Tensor, c: float | Tensor = 1.0) -> Tensor:
     """
     c, (p,) = _checks.prepare(c, p=p)
     _checks.inside_ball("p", p, c)
-    return operators.row_wise("poincare_to_lorentz", p, c)
+    return operators.poincare_to_lorentz(p, c)
 
 
 def centroid(x: Tensor, c: float | Tensor = 1.0, weights: Tensor | None = None, dim: int = -2) -> Tensor:

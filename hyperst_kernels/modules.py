@@ -17,7 +17,7 @@ from hyperst_kernels.curvature import Curvature, current, hold
 from hyperst_kernels.distance import GEOMETRIES, INPUTS, PRECISIONS, similarity
 from hyperst_kernels.entailment import entailment_hinges, entailment_loss
 from hyperst_kernels.maps import scaled_exp_map0
-from hyperst_kernels.registration import in_reverse
+from hyperst_kernels.operators.register import in_reverse
 
 
 class _Bounded(torch.autograd.Function):

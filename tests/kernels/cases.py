@@ -11,16 +11,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hyperst_kernels import loss_operator
+from hyperst_kernels.operators import contrastive, distance, entailment
+from hyperst_kernels.operators import maps as mapping
 from hyperst_kernels.reference import maps
 from hyperst_kernels.reference.contrastive import Pairing
 from hyperst_kernels.reference.distance import inner
 
 C = 0.8
+ROW_WISE = {
+    operator.name: operator
+    for operator in (
+        *(
+            mapping.exp_map0,
+            mapping.log_map0,
+            mapping.exp_map,
+            mapping.log_map,
+            mapping.parallel_transport,
+            mapping.lift,
+        ),
+        *(mapping.lorentz_to_poincare, mapping.poincare_to_lorentz),
+        *(distance.inner, distance.distance, distance.distance0, entailment.half_aperture, entailment.exterior_angle),
+    )
+}
 
 
 class Case(NamedTuple):
-    """``operator(*vectors, *scalars, c, *flags)``; ``vectors`` makes its vectors (n d), float64, for c = 1, from a seed."""
+    """``ROW_WISE[operator](*vectors, *scalars, c, *flags)``. ``vectors`` makes vectors (n d), float64, for c = 1, from a seed."""
 
     operator: str
     vectors: Callable[[int, int, int, float], list[Tensor]]
@@ -187,5 +203,5 @@ def contrastive_terms(
     """The operator of the loss for one pair of features, with the results of ``reference.contrastive.contrastive_terms``."""
     pairing = Pairing(0, 1, directions == "both")
     options = ([pairing], input, geometry, exclude_ids, precision, atomic)
-    rows, columns = loss_operator.contrastive_terms([queries, keys], None, c, logit_scale, *options)
+    rows, columns = contrastive.contrastive_terms([queries, keys], None, c, logit_scale, *options)
     return rows[0], columns[0, : len(queries) * pairing.symmetric]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import hyperst_kernels as hk
-from hyperst_kernels import loss_operator
 from hyperst_kernels.cpu import tiles
+from hyperst_kernels.operators.register import ops
 from hyperst_kernels.reference import contrastive as reference
 from tests.kernels import cases, meru
 
@@ -155,7 +155,7 @@ def test_operator_contract():
     c, s = torch.tensor(1.0, requires_grad=True), torch.tensor(10.0, requires_grad=True)
     for ids in (None, torch.arange(7)):
         torch.library.opcheck(
-            loss_operator.ops.contrastive_forward.default,
+            ops.contrastive_forward.default,
             ([queries, keys], None, c, s, ids, [0, 1, 1], "lorentz", True, "bf16x3", False, 1 << 20),
         )
     loss = hk.contrastive_loss(queries, keys, c, s)

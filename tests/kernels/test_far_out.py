@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 import hyperst_kernels as hk
-from hyperst_kernels import operators
 from tests.kernels import oracle
+from tests.kernels.cases import ROW_WISE
 from tests.kernels.triton import DEVICE, INTERPRETED, documented
 
 C = 0.75  # which float32 holds exactly
@@ -21,7 +21,7 @@ EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 
 def call(way, name, *vectors, flags=(), grad=None):
     """Value, and the gradients of the vectors if the value's is given, on the CPU."""
-    compute = operators._REFERENCES[name] if way == "reference" else getattr(operators.ops, name)
+    compute = ROW_WISE[name].portable if way == "reference" else ROW_WISE[name].operator
     leaves = [v.to(DEVICE).clone().requires_grad_(grad is not None) for v in vectors]
     out = compute(*leaves, torch.tensor(C, dtype=vectors[0].dtype, device=DEVICE), *flags)
     grads = torch.autograd.grad(out, leaves, grad.to(out)) if grad is not None else []
@@ -210,7 +210,7 @@ def test_numbers_whose_squares_vanish(way):
 
 def slope_by_curvature(way, name, x, c, flags=()):
     """Gradient by c of the first number of the value."""
-    compute = operators._REFERENCES[name] if way == "reference" else getattr(operators.ops, name)
+    compute = ROW_WISE[name].portable if way == "reference" else ROW_WISE[name].operator
     leaf = torch.tensor(c, dtype=x.dtype, device=DEVICE, requires_grad=True)
     return float(torch.autograd.grad(compute(x.to(DEVICE), leaf, *flags).flatten()[0], leaf)[0])
 
@@ -292,8 +292,8 @@ def test_products_of_two_that_do_not_fit(name, flags, first, second, c, apart, w
         out = compute(*leaves, *flags)
         return [t.detach().cpu().double() for t in (out, *torch.autograd.grad(out.sum(), leaves))]
 
-    wants = run(operators._REFERENCES[name], torch.float64)
-    gots = run(operators._REFERENCES[name] if way == "reference" else getattr(operators.ops, name), torch.float32)
+    wants = run(ROW_WISE[name].portable, torch.float64)
+    gots = run(ROW_WISE[name].portable if way == "reference" else ROW_WISE[name].operator, torch.float32)
     # e^(p+q-D) is taken of sums up to 700; logarithms of 90 cancel in a slope of log_map
     tolerance = (700 if flags == (True,) else 200) * 8 * EPS[torch.float32] + documented(2 * 82)
     # by homogeneity the slope by c is what is left of these terms, each over 2c
@@ -319,7 +319,7 @@ TRANSPORTS = [
 def test_transport_between_points_far_out(x, y, v, c, way):
     """Each growing factor is divided by cosh(D/2) before another is multiplied with it: sinh p sinh q does not fit."""
     name = "parallel_transport"
-    compute = getattr(operators.ops, name) if way == "operator" else operators._REFERENCES[name]
+    compute = ROW_WISE[name].operator if way == "operator" else ROW_WISE[name].portable
     weights = torch.tensor([1.0, 0.5], device=DEVICE)
 
     def total(*leaves):
@@ -389,7 +389,7 @@ def test_a_matrix_of_distances_is_right_or_nan(p, q, angle, dtype):
     d = hk.pairwise_distance(*leaves, input="tangent")
     grads = [g.cpu() for g in torch.autograd.grad(d.sum(), leaves)]
     at = [t.double().requires_grad_() for t in (u, v)]
-    want = operators._REFERENCES["distance"](*at, torch.tensor(1.0, dtype=torch.float64), True)
+    want = ROW_WISE["distance"].portable(*at, torch.tensor(1.0, dtype=torch.float64), True)
     slopes = torch.autograd.grad(want.sum(), at)
     fits = p + q < 88 or (max(p, q) < 354 and (dtype == torch.float64 or (DEVICE == "cpu" and not INTERPRETED)))
     if fits or not torch.isnan(d):

@@ -10,7 +10,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.compilers import nop
 
 import hyperst_kernels as hk
-from hyperst_kernels import loss_operator
+from hyperst_kernels.operators import contrastive as operators
+from hyperst_kernels.operators.register import ops
 from hyperst_kernels.reference.contrastive import Pairing
 from tests.kernels import meru
 
@@ -94,8 +95,8 @@ def test_terms_of_several_lengths_and_a_feature_beside_itself():
 
 def test_what_terms_share_is_taken_once(monkeypatch):
     seen = []
-    compute = loss_operator.contrastive_terms
-    monkeypatch.setattr(loss_operator, "contrastive_terms", lambda *args: seen.append(args) or compute(*args))
+    compute = operators.contrastive_terms
+    monkeypatch.setattr(operators, "contrastive_terms", lambda *args: seen.append(args) or compute(*args))
     features, factors = four(5, 3, 0)
     hk.hierarchical_contrastive_loss(hyperst(features, factors))
     ((vectors, scales, _, _, pairings, *_),) = seen
@@ -153,7 +154,7 @@ def test_operator_contract():
     factors, c, scale = (torch.tensor(v, requires_grad=True) for v in ([0.3, 0.7, 0.3, 0.7], 1.0, 9.0))
     pairings = [0, 1, 1, 2, 1, 0, 3, 0, 0]
     flags = (pairings, "lorentz", True, "bf16x3", False, 1 << 20)
-    torch.library.opcheck(loss_operator.ops.contrastive_forward.default, (features, factors, c, scale, None, *flags))
+    torch.library.opcheck(ops.contrastive_forward.default, (features, factors, c, scale, None, *flags))
     total, _ = hk.hierarchical_contrastive_loss(hyperst(features, (factors[0], factors[1])), c, scale)
     grads = torch.autograd.grad(total, (*features, c), create_graph=True)
     for grad in grads:

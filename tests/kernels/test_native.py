@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional as F
 
 import hyperst_kernels as hk
-from hyperst_kernels import loss_operator, operators, registration
 from hyperst_kernels.cpu import contrastive, epilogue, memory, native, pairs
+from hyperst_kernels.operators.entailment import reference_hinges
+from hyperst_kernels.operators.register import ops, use_reference
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference import distance as distance_reference
-from hyperst_kernels.registration import ops
 from tests.kernels import cases, oracle
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the package was installed without a compiler")
@@ -98,7 +98,7 @@ def test_products_are_kept_only_for_a_backward_pass():
     arguments = ([torch.randn(6, 4), torch.randn(9, 4)], None, torch.tensor(1.0), torch.tensor(10.0), None)
     flags = ([0, 1, 1], "lorentz", True, "bf16x3", False)
     for keep, shape in ((4 * 6 * 9, (1, 6, 9)), (4 * 6 * 9 - 1, (1, 0, 0)), (0, (1, 0, 0))):
-        assert loss_operator.ops.contrastive_forward(*arguments, *flags, keep)[-1].shape == shape
+        assert ops.contrastive_forward(*arguments, *flags, keep)[-1].shape == shape
     seen = []
     kept_shape = contrastive.kept_shape
     with pytest.MonkeyPatch.context() as patch:
@@ -134,7 +134,7 @@ def test_nan_stays_nan(geometry):
     one, flags = torch.tensor(1.0), ([0, 1, 1], geometry, True, "bf16x3", False, 0)
     keys = torch.randn(9, 4)
     keys[7, 2] = torch.nan  # no positive of any query
-    rows, *_ = loss_operator.ops.contrastive_forward([torch.randn(5, 4), keys], None, one, one, None, *flags)
+    rows, *_ = ops.contrastive_forward([torch.randn(5, 4), keys], None, one, one, None, *flags)
     assert torch.isnan(rows).all()
 
 
@@ -203,7 +203,7 @@ def test_hinges_match_the_float64_reference(tangent, radius, apart):
         return value.detach(), torch.autograd.grad(value, leaves, upstream.to(value))
 
     value, grads = run(ops.entailment_hinges, x, y, c)
-    exact, (*exact_vectors, exact_c) = run(operators._reference_hinges, *wide)
+    exact, (*exact_vectors, exact_c) = run(reference_hinges, *wide)
     assert (value - exact).abs().max() <= 4 * EPS * math.pi
     for got, want in zip(grads, exact_vectors, strict=False):
         assert ((got - want).norm(dim=-1) <= 16 * EPS * want.norm(dim=-1)).all()
@@ -278,7 +278,7 @@ def test_second_derivatives_of_rows_are_those_of_the_reference():
         return torch.autograd.grad((slope**2).sum(), leaf)[0]
 
     for function in (hk.distance, hk.exterior_angle, hk.exp_map, hk.log_map):
-        with registration.use_reference():
+        with use_reference():
             want = squared_slope(function)
         torch.testing.assert_close(squared_slope(function), want)
 

@@ -7,10 +7,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hyperst_kernels import operators
 from hyperst_kernels.cpu import maps, native, pairs
 from tests.kernels import examples
-from tests.kernels.cases import CASES
+from tests.kernels.cases import CASES, ROW_WISE
 from tests.kernels.triton import DEVICE, INTERPRETED, documented
 
 EPS = torch.finfo(torch.float32).eps
@@ -26,12 +25,12 @@ def run(compute, case, inputs, upstream):
 
 def operator(case, inputs, upstream, portable):
     """Of the device, or of devices without a kernel or a compiler."""
-    compute = operators._REFERENCES[case.operator] if portable else getattr(operators.ops, case.operator)
+    compute = ROW_WISE[case.operator].portable if portable else ROW_WISE[case.operator].operator
     return run(compute, case, [x.to(DEVICE) for x in inputs], upstream)
 
 
 def reference(case, inputs, upstream):
-    return run(operators._REFERENCES[case.operator], case, [x.double() for x in inputs], upstream)
+    return run(ROW_WISE[case.operator].portable, case, [x.double() for x in inputs], upstream)
 
 
 def moved(inputs):
@@ -122,7 +121,7 @@ def compare_with_the_reference(name, portable, n, d, seed, largest, c):
     """The assertions on one draw."""
     case = CASES[name]
     inputs = case.inputs(n, d, seed, largest, torch.float32, c)
-    value_shape = operators._REFERENCES[case.operator](*inputs, *case.flags).shape
+    value_shape = ROW_WISE[case.operator].portable(*inputs, *case.flags).shape
     upstream = torch.randn(value_shape, generator=torch.Generator().manual_seed(seed))
     value, grads = operator(case, inputs, upstream, portable)
     exact, exact_grads = reference(case, inputs, upstream)

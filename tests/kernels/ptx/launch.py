@@ -177,9 +177,9 @@ def as_cpu_kernels() -> None:
     It does so in Triton's interpreter, whose flag is set for no longer than this: kernels are compiled nonetheless.
     """
     if "hyperst_kernels" in sys.modules:
-        from hyperst_kernels import registration
+        from hyperst_kernels.operators import register
 
-        if not registration.INTERPRETED or os.environ.get("TRITON_INTERPRET") == "1":
+        if not register.INTERPRETED or os.environ.get("TRITON_INTERPRET") == "1":
             raise PtxError("hyperst_kernels is already imported, with other kernels for the CPU")
         return
     importlib.import_module("triton.language.extra.libdevice")  # its own functions are compiled

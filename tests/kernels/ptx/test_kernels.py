@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from hyperst_kernels import operators
-from hyperst_kernels.registration import ops
+from hyperst_kernels.operators.entailment import reference_hinges
+from hyperst_kernels.operators.register import ops
 from tests.kernels import test_row_wise as row_wise
-from tests.kernels.cases import CASES, Case, angle_slopes, aperture_slope, tangents
+from tests.kernels.cases import CASES, ROW_WISE, Case, angle_slopes, aperture_slope, tangents
 from tests.kernels.ptx.launch import running
 from tests.kernels.triton import test_pairwise as pairwise
 
@@ -37,14 +39,15 @@ def slopes_of_hinges(x, y):
 
 
 HINGES = Case("hinges", tangents, flags=([0.7, 1.2], 0.1, True), absolute=1e-5, slopes=slopes_of_hinges)
-COMPUTED = {name: getattr(ops, case.operator) for name, case in CASES.items()} | {
+COMPUTED = {name: ROW_WISE[case.operator].operator for name, case in CASES.items()} | {
     "hinges": hinges_of(ops.entailment_hinges)
 }
 
 
 @pytest.fixture
 def _references(monkeypatch):
-    monkeypatch.setitem(operators._REFERENCES, "hinges", hinges_of(operators._reference_hinges))
+    portable = hinges_of(reference_hinges)
+    monkeypatch.setitem(ROW_WISE, "hinges", replace(ROW_WISE["distance"], portable=portable))
 
 
 @pytest.mark.usefixtures("_references")
@@ -54,7 +57,7 @@ def test_rows(name, n, d, dtype):
     """Within the error of the formulas, what an ulp of the inputs changes, and the rounding of results."""
     case = {**CASES, "hinges": HINGES}[name]
     inputs = case.inputs(n, d, 1, LARGEST, dtype)
-    shape = operators._REFERENCES[case.operator](*inputs, *case.flags).shape
+    shape = ROW_WISE[case.operator].portable(*inputs, *case.flags).shape
     upstream = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
     with running() as run:
         value, grads = row_wise.run(COMPUTED[name], case, inputs, upstream)

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyperst_kernels import loss_operator
 from hyperst_kernels.gpu import contrastive, contrastive_blocks, launch
 from hyperst_kernels.gpu.contrastive_run import NEAR
+from hyperst_kernels.operators.contrastive import contrastive_terms
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference.contrastive import Pairing
 from tests.kernels import examples
@@ -55,7 +55,7 @@ def fused(vectors, pairings, seed, variant, geometry="lorentz", ids=None):
     options = {"pairings": pairings, "input": "tangent", "geometry": geometry, "atomic": variant == "atomic"}
     options["exclude_ids"] = None if ids is None else ids.to(DEVICE)
     with launch.forced("contrastive pull", VARIANTS[variant]):
-        return step(loss_operator.contrastive_terms, [x.to(DEVICE) for x in vectors], seed, wide, **options)
+        return step(contrastive_terms, [x.to(DEVICE) for x in vectors], seed, wide, **options)
 
 
 def exactly(vectors, pairings, seed, geometry="lorentz", ids=None):

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import hyperst_kernels as hk
-from hyperst_kernels import operators, registration
 from hyperst_kernels.gpu import launch
-from hyperst_kernels.registration import ops
+from hyperst_kernels.operators import register
+from hyperst_kernels.operators.register import ops
 from tests.kernels import test_func
-from tests.kernels.cases import CASES, C
+from tests.kernels.cases import CASES, ROW_WISE, C
 from tests.kernels.test_compile import export, same_at_other_sizes
 from tests.kernels.triton import DEVICE, INTERPRETED
 
@@ -23,7 +23,7 @@ def inputs_of(name, n=5, d=3, dtype=torch.float64, largest=1.5, seed=1):
 
 
 def call(name, *inputs):
-    return getattr(ops, CASES[name].operator)(*inputs, *CASES[name].flags)
+    return ROW_WISE[CASES[name].operator].operator(*inputs, *CASES[name].flags)
 
 
 def generic(name, n=4, d=3):
@@ -71,8 +71,8 @@ def test_second_derivatives_are_those_of_the_reference(name):
         first = torch.autograd.grad((value**2).sum(), leaves, create_graph=True)
         return torch.autograd.grad(sum((g**2).sum() for g in first), leaves, materialize_grads=True)
 
-    ours = squared_slope(getattr(ops, case.operator))
-    for got, want in zip(ours, squared_slope(operators._REFERENCES[case.operator]), strict=True):
+    ours = squared_slope(ROW_WISE[case.operator].operator)
+    for got, want in zip(ours, squared_slope(ROW_WISE[case.operator].portable), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
@@ -89,10 +89,10 @@ def test_forward_mode_raises(name):
 def test_opcheck(name):
     case = CASES[name]
     inputs = [x.requires_grad_() for x in inputs_of(name, dtype=torch.float32)]
-    torch.library.opcheck(getattr(ops, case.operator).default, (*inputs, *case.flags))
+    torch.library.opcheck(ROW_WISE[case.operator].operator.default, (*inputs, *case.flags))
     detached = [x.detach() for x in inputs]
     grad = torch.ones_like(call(name, *detached))
-    torch.library.opcheck(getattr(ops, f"{case.operator}_backward").default, (grad, *detached, *case.flags))
+    torch.library.opcheck(ROW_WISE[case.operator].backward.default, (grad, *detached, *case.flags))
 
 
 @pytest.mark.any_arithmetic
@@ -129,8 +129,8 @@ def test_half_precision_is_computed_in_float32(name, dtype):
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(value.float(), call(name, *wide), rtol=eps, atol=eps * torch.finfo(dtype).tiny)
     grad = torch.ones_like(value)
-    grads = getattr(ops, f"{case.operator}_backward")(grad, *halves, *case.flags)
-    exact = getattr(ops, f"{case.operator}_backward")(grad.float(), *wide, *case.flags)
+    grads = ROW_WISE[case.operator].backward(grad, *halves, *case.flags)
+    exact = ROW_WISE[case.operator].backward(grad.float(), *wide, *case.flags)
     for got, want, x in zip(grads, exact, halves, strict=True):
         assert got.dtype == x.dtype
         inside = want.abs() < torch.finfo(x.dtype).max  # slopes at the origin's rim may not fit into float16
@@ -145,13 +145,13 @@ def test_blocks_tails_and_row_strides(name, monkeypatch):
     inputs = inputs_of(name, 11, 5, largest=3.0)
     want = call(name, *inputs)
     grad = torch.linspace(-1, 1, want.numel(), dtype=torch.float64, device=DEVICE).reshape(want.shape)
-    want_grads = getattr(ops, f"{case.operator}_backward")(grad, *inputs, *case.flags)
+    want_grads = ROW_WISE[case.operator].backward(grad, *inputs, *case.flags)
     monkeypatch.setattr(launch, "interpreted_rows", lambda n, block_d: 4)
     for layout in (lambda x: torch.cat([x, x], 1)[:, : x.shape[1]], lambda x: x.T.contiguous().T, lambda x: x):
         laid = [layout(x) if x.ndim == 2 else x for x in inputs]
         assert torch.equal(call(name, *laid), want)
         upstream = layout(grad) if grad.ndim == 2 else grad
-        grads = getattr(ops, f"{case.operator}_backward")(upstream, *laid, *case.flags)
+        grads = ROW_WISE[case.operator].backward(upstream, *laid, *case.flags)
         for got, other in zip(grads, want_grads, strict=True):
             torch.testing.assert_close(got, other, rtol=1e-14, atol=0)  # sums over rows are blocked differently
     # a stride of 0 is a multiple of 16: a kernel of its own, which may sum in another order
@@ -166,7 +166,7 @@ def test_the_same_bits_twice_and_nothing_for_no_rows(name):
     results = [call(name, *inputs) for _ in range(2)]
     assert torch.equal(*results)
     grad = torch.ones_like(results[0])
-    backward = getattr(ops, f"{CASES[name].operator}_backward")
+    backward = ROW_WISE[CASES[name].operator].backward
     for a, b in zip(*(backward(grad, *inputs, *CASES[name].flags) for _ in range(2)), strict=True):
         assert torch.equal(a, b)
     none = [x[:0] if x.ndim == 2 else x for x in inputs]
@@ -238,7 +238,7 @@ def test_rows_too_long_for_a_product_say_so():
 
 def test_this_process_runs_kernels():
     assert launch.architecture() == "interpreter" if INTERPRETED else launch.architecture() != "interpreter"
-    assert "CPU" in registration.TRITON if INTERPRETED else "CUDA" in registration.TRITON
+    assert "CPU" in register.TRITON if INTERPRETED else "CUDA" in register.TRITON
 
 
 @pytest.mark.any_arithmetic

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch._ops import OpOverloadPacket
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from hyperst_kernels._precision import full_float32
@@ -91,18 +91,18 @@ def below_autograd() -> Iterator[None]:
         yield
 
 
-def _one_by_one(name: str) -> Callable:
+def _one_by_one(operator: OpOverloadPacket) -> Callable:
     """The rule for torch.func.vmap: an operator for each sample, and their results stacked."""
 
     def mapped(info, in_dims, *args):
         flat, structure = tree_flatten(args)
         dims = tree_leaves(in_dims)
         if info.batch_size == 0:
-            raise ValueError(f"torch.func.vmap of {name} needs at least one sample, got none")
+            raise ValueError(f"torch.func.vmap of {operator.__name__} needs at least one sample, got none")
 
         def sample(i: int):
             own = [x if dim is None else x.select(dim, i) for x, dim in zip(flat, dims, strict=True)]
-            return getattr(ops, name)(*tree_unflatten(own, structure))
+            return operator(*tree_unflatten(own, structure))
 
         results = [sample(i) for i in range(info.batch_size)]
         stacked = tree_map(lambda *each: torch.stack(each), *results)
@@ -111,8 +111,8 @@ def _one_by_one(name: str) -> Callable:
     return mapped
 
 
-def define(schema: str, fake: Callable, kernels: dict[str, Callable], autograd: dict[str, Callable]) -> None:
-    """An operator with a kernel per device and an autograd kernel per device (or one for all, under the key "").
+def define(schema: str, fake: Callable, kernels: dict[str, Callable]) -> OpOverloadPacket:
+    """Register an operator with a kernel per device, and return it. Its autograd kernels follow: `differentiate`.
 
     ``fake`` computes shapes from ``x.shape``: ``len(x)`` would make a symbolic batch size a constant, and every batch size
     a compilation of its own.
@@ -121,10 +121,16 @@ def define(schema: str, fake: Callable, kernels: dict[str, Callable], autograd: 
     _LIBRARY.define(schema)
     for key, kernel in kernels.items():
         _LIBRARY.impl(name, kernel, key)
-    for key, function in autograd.items():
-        _LIBRARY.impl(name, function, f"Autograd{key}")
+    operator = getattr(ops, name)
     torch.library.register_fake(f"hyperst_kernels::{name}", fake, lib=_LIBRARY)
-    torch.library.register_vmap(f"hyperst_kernels::{name}", _one_by_one(name), lib=_LIBRARY)
+    torch.library.register_vmap(f"hyperst_kernels::{name}", _one_by_one(operator), lib=_LIBRARY)
+    return operator
+
+
+def differentiate(operator: OpOverloadPacket, autograd: dict[str, Callable]) -> None:
+    """Give an operator an autograd kernel per device, or one for all under the key ""."""
+    for key, function in autograd.items():
+        _LIBRARY.impl(operator.__name__, function, f"Autograd{key}")
 
 
 def in_full_precision(kernel: Callable) -> Callable:
@@ -139,8 +145,8 @@ def in_full_precision(kernel: Callable) -> Callable:
     return called
 
 
-def raising(name: str, remedy: str) -> Callable:
-    """Autograd kernel of a backward operator whose own derivative does not exist."""
+def raising(backward: OpOverloadPacket, name: str, remedy: str) -> Callable:
+    """Return the autograd kernel of a backward operator, of the function ``name``, whose own derivative does not exist."""
 
     class NotTwice(torch.autograd.Function):
         """Autograd sees tensors that are arguments or results themselves, and not those in a list of them."""
@@ -148,7 +154,7 @@ def raising(name: str, remedy: str) -> Callable:
         @staticmethod
         def forward(ctx, args, structure, *tensors):
             with below_autograd():
-                flat, found = tree_flatten(getattr(ops, f"{name}_backward")(*args))
+                flat, found = tree_flatten(backward(*args))
             structure.append(found)
             return tuple(flat)
 
@@ -186,13 +192,3 @@ def in_reverse(name: str, compute: Callable, *args):
         if "forward mode AD" not in str(error):
             raise
         raise forward_mode(name) from error
-
-
-def triton_kernel(module: str, name: str) -> Callable:
-    """The function in ``hyperst_kernels.gpu``, imported when it is first called."""
-
-    @functools.wraps(triton_kernel)
-    def launch(*args):
-        return getattr(importlib.import_module(f"hyperst_kernels.gpu.{module}"), name)(*args)
-
-    return launch

@@ -15,22 +15,22 @@ from torch import Tensor
 from hyperst_kernels.cpu import contrastive as cpu_contrastive
 from hyperst_kernels.cpu import memory
 from hyperst_kernels.cpu.epilogue import wide
-from hyperst_kernels.reference import contrastive as contrastive_reference
-from hyperst_kernels.reference.contrastive import Pairing
-from hyperst_kernels.reference.flat import common_scale, of_size_one, times
-from hyperst_kernels.registration import (
+from hyperst_kernels.operators.register import (
     INTERPRETED,
     PORTABLE,
     TRITON,
     below_autograd,
     define,
+    differentiate,
     differentiated,
     in_full_precision,
     in_reverse,
-    ops,
     raising,
     reference_in_use,
 )
+from hyperst_kernels.reference import contrastive as contrastive_reference
+from hyperst_kernels.reference.contrastive import Pairing
+from hyperst_kernels.reference.flat import common_scale, of_size_one, times
 
 
 def _on_triton(x: Tensor) -> bool:
@@ -133,7 +133,7 @@ class _Contrastive(torch.autograd.Function):
     @staticmethod
     def forward(ctx, factors, c, logit_scale, exclude_ids, flags, *features):
         with below_autograd():
-            outputs = ops.contrastive_forward(features, factors, c, logit_scale, exclude_ids, *flags)
+            outputs = _forward(features, factors, c, logit_scale, exclude_ids, *flags)
         ctx.flags, ctx.factors = flags[:-1], factors is not None
         ctx.save_for_backward(factors, c, logit_scale, exclude_ids, *outputs[2:], *features)
         ctx.mark_non_differentiable(*outputs[2:])
@@ -148,7 +148,7 @@ class _Contrastive(torch.autograd.Function):
             c.new_zeros(negatives.shape) if grad is None else grad.contiguous()
             for grad, negatives in zip(grads, outputs[:2], strict=False)
         )
-        gradients, d_factors, dc, ds = ops.contrastive_backward(
+        gradients, d_factors, dc, ds = _backward(
             *upstream, features, factors, c, logit_scale, exclude_ids, *outputs, *ctx.flags
         )
         return (d_factors if ctx.factors else None, dc, ds, None, None, *gradients)
@@ -156,16 +156,15 @@ class _Contrastive(torch.autograd.Function):
 
 _GIVEN = "Tensor[] features, Tensor? factors, Tensor c, Tensor logit_scale, Tensor? exclude_ids"
 _FLAGS = "int[] pairings, str geometry, bool tangent, str precision, bool atomic"
-define(
+_forward = define(
     f"contrastive_forward({_GIVEN}, {_FLAGS}, int keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _contrastive_fake,
     {
         **dict.fromkeys(TRITON, in_full_precision(_triton_contrastive)),
         **dict.fromkeys(PORTABLE, in_full_precision(_portable_contrastive)),
     },
-    {"": lambda features, *given: differentiated(_Contrastive)(*given[:4], given[4:], *features)},
 )
-define(
+_backward = define(
     f"contrastive_backward(Tensor grad_rows, Tensor grad_columns, {_GIVEN}, Tensor row_negatives,"
     f" Tensor column_negatives, Tensor positives, Tensor kept, {_FLAGS}) -> (Tensor[], Tensor, Tensor, Tensor)",
     lambda grad_rows, grad_columns, features, factors, c, *rest: (
@@ -178,14 +177,13 @@ define(
         **dict.fromkeys(TRITON, in_full_precision(_triton_contrastive_backward)),
         **dict.fromkeys(PORTABLE, in_full_precision(_portable_contrastive_backward)),
     },
-    {
-        "": raising(
-            "contrastive",
-            "call backward without create_graph=True, or compute the loss under hyperst_kernels.use_reference() "
-            "where the batch is small",
-        )
-    },
 )
+differentiate(_forward, {"": lambda features, *given: differentiated(_Contrastive)(*given[:4], given[4:], *features)})
+_ONCE = (
+    "call backward without create_graph=True, or compute the loss under hyperst_kernels.use_reference() where the batch is "
+    "small"
+)
+differentiate(_backward, {"": raising(_backward, "contrastive", _ONCE)})
 
 
 def contrastive_terms(
@@ -219,4 +217,4 @@ def contrastive_terms(
     flat = [int(number) for pairing in pairings for number in pairing]
     flags = (flat, geometry, input == "tangent", precision, atomic, keep)
     tensors = (features, factors, c, logit_scale, exclude_ids)
-    return in_reverse("contrastive_loss", ops.contrastive_forward, *tensors, *flags)[:2]
+    return in_reverse("contrastive_loss", _forward, *tensors, *flags)[:2]
