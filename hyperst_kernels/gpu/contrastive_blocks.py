@@ -33,24 +33,22 @@ BLOCK = 8192  # rows and columns whose weights are in memory together
 def weights_of_tile(
     top, left, x_ptr, y_ptr, x_terms_ptr, y_terms_ptr, ids_ptr, steepness_ptr,
     row_lse_ptr, column_lse_ptr, row_pull_ptr, column_pull_ptr, along_ptr, x_stride, y_stride, longest, n, m, d,
-    CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr,
-    ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """G_ij s_i s_j of a tile; stores its sum of share times remoteness."""
-    rows, steepness = top + tl.arange(0, BLOCK_N), load_steepness(steepness_ptr)
-    scale_x, time, a, row_ids = row_terms(x_terms_ptr, ids_ptr, rows, longest, n, EXCLUDE, DTYPE)
+    DTYPE: tl.constexpr = TILING.DTYPE
+    rows, steepness = top + tl.arange(0, TILING.BLOCK_N), load_steepness(steepness_ptr)
+    scale_x, time, a, row_ids = row_terms(x_terms_ptr, ids_ptr, rows, longest, n, TILING.EXCLUDE, DTYPE)
     z, part, _, scale_y, _ = tile_of_pairs(
         rows, x_ptr, y_ptr, y_terms_ptr + SCALE * longest, y_terms_ptr + EXCESS * longest, ids_ptr, top, left, 0,
-        scale_x, time, a, row_ids, x_stride, y_stride, n, m, d, CAREFUL, EXCLUDE,
-        ROUNDED, PRECISION, DTYPE, OPERAND, False, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
+        scale_x, time, a, row_ids, x_stride, y_stride, n, m, d, CAREFUL, False, TILING,
     )  # fmt: skip
-    remoteness, slope = remoteness_of(z, GEOMETRY, FAST, CAREFUL)
+    remoteness, slope = remoteness_of(z, TILING.GEOMETRY, TILING.FAST, CAREFUL)
     remoteness = tl.where(part, remoteness, NOWHERE)
     share = shares(
         remoteness, steepness, load_each(row_lse_ptr, rows, n, DTYPE),
-        each_key(column_lse_ptr, left, m, CAREFUL, DTYPE, BLOCK_M), load_each(row_pull_ptr, rows, n, DTYPE),
-        each_key(column_pull_ptr, left, m, CAREFUL, DTYPE, BLOCK_M), True, SYMMETRIC,
+        each_key(column_lse_ptr, left, m, CAREFUL, DTYPE, TILING.BLOCK_M), load_each(row_pull_ptr, rows, n, DTYPE),
+        each_key(column_pull_ptr, left, m, CAREFUL, DTYPE, TILING.BLOCK_M), True, SYMMETRIC,
     )  # fmt: skip
     tl.store(along_ptr, tl.sum(share * remoteness))
     return share * slope * scale_x[:, None] * scale_y[None, :]
@@ -69,41 +67,41 @@ def _weights(
     x_ptr, y_ptr, x_terms_ptr, y_terms_ptr, ids_ptr, steepness_ptr,
     row_lse_ptr, row_pull_ptr, column_lse_ptr, column_pull_ptr, flag_ptr, weight_ptr, along_ptr, x_stride, y_stride,
     flag_stride, part_stride, weight_stride, longest, n, m, d, first_row, first_column, tiles_m,
-    SPLIT: tl.constexpr, SYMMETRIC: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr,
-    ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    SPLIT: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """G_ij s_i s_j of a block of pairs, 0 in flagged tiles; and each tile's sum of share times remoteness.
 
     SPLIT: a weight is the sum of two numbers, ``part_stride`` apart.
     """
+    BLOCK_N: tl.constexpr = TILING.BLOCK_N
+    BLOCK_M: tl.constexpr = TILING.BLOCK_M
     height, width = tl.program_id(0) // tiles_m * BLOCK_N, tl.program_id(0) % tiles_m * BLOCK_M
     top, left = tl.cast(first_row + height, tl.int64), tl.cast(first_column + width, tl.int64)
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
     place = weight_ptr + tl.cast(height, tl.int64) * weight_stride + width + (i[:, None] * weight_stride + j[None, :])
     inside = (i < n - top)[:, None] & (j < m - left)[None, :]
     flagged = False
-    if GEOMETRY != 2:
+    if TILING.GEOMETRY != 2:
         flagged = tl.load(flag_ptr + top // BLOCK_N * flag_stride + left // BLOCK_M) != 0
     careful = (left < top + BLOCK_N) & (top < left + BLOCK_M) | (top + BLOCK_N > n) | (left + BLOCK_M > m)
-    if GEOMETRY == 0 and tl.float64 != DTYPE:
+    if TILING.GEOMETRY == 0 and tl.float64 != TILING.DTYPE:
         a, b = largest_of(x_terms_ptr, longest), largest_of(y_terms_ptr, longest)
         careful = careful | (2 * (1 + a) * (1 + b) > OVERFLOWS)
     if flagged:
         tl.store(along_ptr + tl.program_id(0), 0.0)
-        store_weights(place, tl.zeros([BLOCK_N, BLOCK_M], DTYPE), inside, part_stride, SPLIT)
+        store_weights(place, tl.zeros([BLOCK_N, BLOCK_M], TILING.DTYPE), inside, part_stride, SPLIT)
     elif careful:
         weight = weights_of_tile(
             top, left, x_ptr, y_ptr, x_terms_ptr, y_terms_ptr, ids_ptr, steepness_ptr, row_lse_ptr, column_lse_ptr,
-            row_pull_ptr, column_pull_ptr, along_ptr + tl.program_id(0), x_stride, y_stride, longest, n, m, d, True,
-            SYMMETRIC, GEOMETRY, EXCLUDE, FAST, ROUNDED, PRECISION, DTYPE, OPERAND, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
+            row_pull_ptr, column_pull_ptr, along_ptr + tl.program_id(0), x_stride, y_stride, longest, n, m, d,
+            True, SYMMETRIC, TILING,
         )  # fmt: skip
         store_weights(place, weight, inside, part_stride, SPLIT)
     else:
         weight = weights_of_tile(
             top, left, x_ptr, y_ptr, x_terms_ptr, y_terms_ptr, ids_ptr, steepness_ptr, row_lse_ptr, column_lse_ptr,
-            row_pull_ptr, column_pull_ptr, along_ptr + tl.program_id(0), x_stride, y_stride, longest, n, m, d, False,
-            SYMMETRIC, GEOMETRY, EXCLUDE, FAST, ROUNDED, PRECISION, DTYPE, OPERAND, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
+            row_pull_ptr, column_pull_ptr, along_ptr + tl.program_id(0), x_stride, y_stride, longest, n, m, d,
+            False, SYMMETRIC, TILING,
         )  # fmt: skip
         store_weights(place, weight, None, part_stride, SPLIT)
 

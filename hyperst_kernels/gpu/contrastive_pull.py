@@ -62,22 +62,21 @@ def add_tile(
     column_lse_ptr, column_pull_ptr, flag_ptr, other_pull_ptr, other_time_ptr, first, scale_x, time, a, row_ids, row_lse,
     row_pull, x_stride, y_stride, flag_row_stride, flag_column_stride, n, m, d, MASKED: tl.constexpr, CAREFUL: tl.constexpr,
     ROW_SHARE: tl.constexpr, COLUMN_SHARE: tl.constexpr, ALONG: tl.constexpr, ATOMIC: tl.constexpr,
-    FLAG_N: tl.constexpr, FLAG_M: tl.constexpr,
-    GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr, ROUNDED: tl.constexpr,
-    PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    FLAG_N: tl.constexpr, FLAG_M: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """Add the pulls of the keys of one tile.
 
     CAREFUL: z may be large, the pairs of some rows in flagged blocks, or some rows beyond the end, whose shares are anything.
     """
+    BLOCK_N: tl.constexpr = TILING.BLOCK_N
+    BLOCK_M: tl.constexpr = TILING.BLOCK_M
+    DTYPE: tl.constexpr = TILING.DTYPE
     start = tl.cast(start, tl.int64)
     z, part, _, scale_y, y = tile_of_pairs(
         x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, first, start, 0, scale_x, time, a, row_ids,
-        x_stride, y_stride, n, m, d, MASKED, EXCLUDE, ROUNDED, PRECISION, DTYPE, OPERAND, True, EVEN,
-        BLOCK_N, BLOCK_M, BLOCK_D,
+        x_stride, y_stride, n, m, d, MASKED, True, TILING,
     )  # fmt: skip
-    remoteness, slope = remoteness_of(z, GEOMETRY, FAST, CAREFUL)
+    remoteness, slope = remoteness_of(z, TILING.GEOMETRY, TILING.FAST, CAREFUL)
     remoteness = tl.where(part, remoteness, NOWHERE)
     if CAREFUL and FLAG_N > 0:
         rows, columns = first + tl.arange(0, BLOCK_N), start + tl.arange(0, BLOCK_M)
@@ -92,17 +91,17 @@ def add_tile(
         along += tl.sum(share * remoteness, axis=1)
     share *= slope
     weight = (share * scale_y[None, :]).to(y.dtype)
-    pull = tl.dot(weight, y, pull, input_precision=PRECISION, out_dtype=DTYPE)
-    if GEOMETRY != 2:
-        ratio_y = rows_of(ratio_y_ptr, start, 0, PARTS, m, PARTS, True, False, OPERAND, BLOCK_M, PARTS)
-        times = tl.dot(weight, ratio_y.to(y.dtype), times, input_precision=PRECISION, out_dtype=DTYPE)
+    pull = tl.dot(weight, y, pull, input_precision=TILING.PRECISION, out_dtype=DTYPE)
+    if TILING.GEOMETRY != 2:
+        ratio_y = rows_of(ratio_y_ptr, start, 0, PARTS, m, PARTS, True, False, TILING.OPERAND, BLOCK_M, PARTS)
+        times = tl.dot(weight, ratio_y.to(y.dtype), times, input_precision=TILING.PRECISION, out_dtype=DTYPE)
     if ATOMIC:
         back = (share * scale_x[:, None]).to(y.dtype)
-        pulled = tl.dot(tl.trans(back), x_tile, input_precision=PRECISION, out_dtype=DTYPE)
-        columns, features = start + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+        pulled = tl.dot(tl.trans(back), x_tile, input_precision=TILING.PRECISION, out_dtype=DTYPE)
+        columns, features = start + tl.arange(0, BLOCK_M), tl.arange(0, TILING.BLOCK_D)
         inside = (columns < m)[:, None] & (features < d)[None, :]
         tl.atomic_add(other_pull_ptr + columns[:, None] * d + features[None, :], pulled, inside)
-        if GEOMETRY != 2:
+        if TILING.GEOMETRY != 2:
             tl.atomic_add(other_time_ptr + columns, tl.sum(back.to(DTYPE) * ratio_x[:, None], axis=0), columns < m)
     return pull, times, along
 
@@ -114,10 +113,7 @@ def _pull_of_rows(
     pull_ptrs, time_ptrs, along_ptrs, other_pull_ptrs, other_time_ptrs,
     x_strides, y_strides, flag_row_stride, flag_column_stride, longest, ns, ms, d, top, last,
     ROW_SHARE: tl.constexpr, COLUMN_SHARE: tl.constexpr, ALONG: tl.constexpr, ATOMIC: tl.constexpr,
-    FLAG_N: tl.constexpr, FLAG_M: tl.constexpr,
-    GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr, ROUNDED: tl.constexpr,
-    PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    FLAG_N: tl.constexpr, FLAG_M: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """Add sum_j G_ij s_j y_j (r d) and sum_j G_ij t_j (r) to those of a block of rows.
 
@@ -125,6 +121,10 @@ def _pull_of_rows(
     remoteness_ij. ATOMIC: adds the same for the columns to other_pull (m d) and other_time (m), in whatever order programs
     come. ``flagged`` counts the flags of each row of flagged blocks; t / s of a key comes as the sum of PARTS numbers.
     """
+    BLOCK_N: tl.constexpr = TILING.BLOCK_N
+    BLOCK_M: tl.constexpr = TILING.BLOCK_M
+    BLOCK_D: tl.constexpr = TILING.BLOCK_D
+    DTYPE: tl.constexpr = TILING.DTYPE
     t = tl.program_id(1)
     x_ptr, y_ptr, x_stride, y_stride = pick(x_ptrs, t), pick(y_ptrs, t), pick(x_strides, t), pick(y_strides, t)
     x_terms, y_terms, ratio_y_ptr, flag_ptr = (
@@ -138,16 +138,16 @@ def _pull_of_rows(
     m = tl.where(first < n, pick(ms, t), 0)
     rows, features = first + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     steepness = load_steepness(steepness_ptr)
-    scale_x, time, a, row_ids = row_terms(x_terms, ids_ptr, rows, longest, n, EXCLUDE, DTYPE)
+    scale_x, time, a, row_ids = row_terms(x_terms, ids_ptr, rows, longest, n, TILING.EXCLUDE, DTYPE)
     row_lse, row_pull = (
         load_each(pick(row_lse_ptrs, t), rows, n, DTYPE), load_each(pick(row_pull_ptrs, t), rows, n, DTYPE)
     )  # fmt: skip
     careful = first + BLOCK_N > n
     if FLAG_N > 0:
         careful = careful | (tl.max(tl.load(pick(flagged_ptrs, t) + rows // FLAG_N, rows < n, other=0)) > 0)
-    if GEOMETRY == 0 and tl.float64 != DTYPE:
+    if TILING.GEOMETRY == 0 and tl.float64 != DTYPE:
         careful = careful | (2 * (tl.max(time) * largest_of(y_terms, longest) + tl.max(a)) > OVERFLOWS)
-    x_tile = rows_of(x_ptr, first, 0, x_stride, n, d, EVEN, ROUNDED, OPERAND, BLOCK_N, BLOCK_D)
+    x_tile = rows_of(x_ptr, first, 0, x_stride, n, d, TILING.EVEN, TILING.ROUNDED, TILING.OPERAND, BLOCK_N, BLOCK_D)
     ratio_x = row_lse
     if ATOMIC:
         ratio_x = load_each(x_terms + RATIO * longest, rows, n, DTYPE)
@@ -159,8 +159,7 @@ def _pull_of_rows(
                 pull, times, along, start, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ratio_x, ratio_y_ptr, ids_ptr,
                 steepness, column_lse_ptr, column_pull_ptr, flag_ptr, other_pull_ptr, other_time_ptr, first, scale_x, time,
                 a, row_ids, row_lse, row_pull, x_stride, y_stride, flag_row_stride, flag_column_stride, n, m, d, True, True,
-                ROW_SHARE, COLUMN_SHARE, ALONG, ATOMIC, FLAG_N, FLAG_M,
-                GEOMETRY, EXCLUDE, FAST, ROUNDED, PRECISION, DTYPE, OPERAND, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
+                ROW_SHARE, COLUMN_SHARE, ALONG, ATOMIC, FLAG_N, FLAG_M, TILING,
             )  # fmt: skip
     else:
         whole, low, high = diagonal_tiles(first, m, BLOCK_N, BLOCK_M)
@@ -170,8 +169,7 @@ def _pull_of_rows(
                 pull, times, along, tile * BLOCK_M, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ratio_x, ratio_y_ptr, ids_ptr,
                 steepness, column_lse_ptr, column_pull_ptr, flag_ptr, other_pull_ptr, other_time_ptr, first, scale_x, time,
                 a, row_ids, row_lse, row_pull, x_stride, y_stride, flag_row_stride, flag_column_stride, n, m, d, False, False,
-                ROW_SHARE, COLUMN_SHARE, ALONG, ATOMIC, FLAG_N, FLAG_M,
-                GEOMETRY, EXCLUDE, FAST, ROUNDED, PRECISION, DTYPE, OPERAND, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
+                ROW_SHARE, COLUMN_SHARE, ALONG, ATOMIC, FLAG_N, FLAG_M, TILING,
             )  # fmt: skip
         for step in range(low, high + tl.cdiv(m, BLOCK_M) - whole):
             tile = tl.where(step < high, step, whole)
@@ -179,8 +177,7 @@ def _pull_of_rows(
                 pull, times, along, tile * BLOCK_M, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ratio_x, ratio_y_ptr, ids_ptr,
                 steepness, column_lse_ptr, column_pull_ptr, flag_ptr, other_pull_ptr, other_time_ptr, first, scale_x, time,
                 a, row_ids, row_lse, row_pull, x_stride, y_stride, flag_row_stride, flag_column_stride, n, m, d, True, False,
-                ROW_SHARE, COLUMN_SHARE, ALONG, ATOMIC, FLAG_N, FLAG_M,
-                GEOMETRY, EXCLUDE, FAST, ROUNDED, PRECISION, DTYPE, OPERAND, EVEN, BLOCK_N, BLOCK_M, BLOCK_D,
+                ROW_SHARE, COLUMN_SHARE, ALONG, ATOMIC, FLAG_N, FLAG_M, TILING,
             )  # fmt: skip
     place = pick(pull_ptrs, t) + (rows - top)[:, None] * d + features[None, :]
     inside, time_place, time = (

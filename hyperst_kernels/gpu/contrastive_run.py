@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.contrastive_rows import GEOMETRIES, Side, prepare
+from hyperst_kernels.gpu.contrastive_tiles import Tiling
 from hyperst_kernels.gpu.pairwise import NEAR_TILE
 from hyperst_kernels.reference.contrastive import Pairing
 
@@ -166,20 +167,21 @@ class Run:
         return Role(t, owner, partner, self.sides[owner], self.sides[partner], pairing.symmetric, swapped)
 
     def product(self, table: dict[str, int]) -> dict:
-        """Constants of a kernel that multiplies tiles."""
-        return {
-            "FAST": self.c.dtype == torch.float32 and launch.architecture().startswith("cuda"),
-            "ROUNDED": self.precision == "bf16" and self.dtype == torch.float32,
-            "PRECISION": launch.product_precision(self.dtype, self.precision),
-            "OPERAND": launch.operand_dtype(self.dtype),
-            "BLOCK_N": table["rows"],
-            "BLOCK_M": table["columns"],
-            "BLOCK_D": table["inner"],
-            "EVEN": self.d % table["inner"] == 0,
-            "num_warps": table["warps"],
-            "num_stages": table["stages"],
-            **self.constants,
-        }
+        """Constants of a kernel that multiplies tiles, and how it is launched."""
+        tiling = Tiling(
+            self.constants["GEOMETRY"],
+            self.constants["EXCLUDE"],
+            FAST=self.c.dtype == torch.float32 and launch.architecture().startswith("cuda"),
+            ROUNDED=self.precision == "bf16" and self.dtype == torch.float32,
+            PRECISION=launch.product_precision(self.dtype, self.precision),
+            DTYPE=self.constants["DTYPE"],
+            OPERAND=launch.operand_dtype(self.dtype),
+            EVEN=self.d % table["inner"] == 0,
+            BLOCK_N=table["rows"],
+            BLOCK_M=table["columns"],
+            BLOCK_D=table["inner"],
+        )
+        return {"TILING": tiling, "num_warps": table["warps"], "num_stages": table["stages"], **launch.OPTIONS}
 
     def flagged(self, roles: Sequence[Role], flags: Tensor) -> tuple[tuple, int, int, dict]:
         """Of kernels that read flags: each role's, their strides by row and column, and constants with their block sizes."""

@@ -12,12 +12,36 @@ meets a difference of two such numbers, whose result would depend on how a compi
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
 from hyperst_kernels.gpu.contrastive_rows import EXCESS, SCALE, TIME
 from hyperst_kernels.gpu.tile_math import INTERPRETED, load_each, pick, rounded_product
+
+
+class Tiling(NamedTuple):
+    """What a kernel that multiplies tiles knows when it is compiled.
+
+    GEOMETRY as in `GEOMETRIES`; EXCLUDE: pairs of one id are left out; FAST: the instruction for logarithms of a GPU. Of the
+    product: ROUNDED features, PRECISION for ``tl.dot``, DTYPE of results, OPERAND that of tiles. Blocks of rows, columns and
+    features; EVEN: BLOCK_D divides d.
+    """
+
+    GEOMETRY: int
+    EXCLUDE: bool
+    FAST: bool
+    ROUNDED: bool
+    PRECISION: str
+    DTYPE: tl.dtype
+    OPERAND: tl.dtype
+    EVEN: bool
+    BLOCK_N: int
+    BLOCK_M: int
+    BLOCK_D: int
+
 
 FARTHEST = tl.constexpr(float("inf"))  # the smallest z, remoteness or offset of no pair
 NOWHERE = tl.constexpr(1e30)  # a remoteness whose power is 0, and 0 times it too
@@ -88,25 +112,29 @@ def each_key(pointer, start, m, MASKED: tl.constexpr, DTYPE: tl.constexpr, BLOCK
 @triton.jit
 def tile_of_pairs(
     x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, first, start, left, scale_x, time, a, row_ids,
-    x_stride, y_stride, n, m, d, MASKED: tl.constexpr, EXCLUDE: tl.constexpr,
-    ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, WHOLE: tl.constexpr,
-    EVEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    x_stride, y_stride, n, m, d, MASKED: tl.constexpr, WHOLE: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """z of the pairs of a tile, which of them take part, the excesses b and scales of its keys, and the keys if WHOLE.
 
     Rows from ``first`` and columns from ``start`` on, 64 bit; the first key is that of row ``left``. WHOLE: ``x_tile``
     holds the rows already, all features of them. MASKED: the tile may hold positives, or reach beyond the ends.
     """
+    BLOCK_N: tl.constexpr = TILING.BLOCK_N
+    BLOCK_M: tl.constexpr = TILING.BLOCK_M
+    BLOCK_D: tl.constexpr = TILING.BLOCK_D
+    DTYPE: tl.constexpr = TILING.DTYPE
     y = row_ids
     if WHOLE:
-        y = rows_of(y_ptr, start, 0, y_stride, m, d, EVEN, ROUNDED, OPERAND, BLOCK_M, BLOCK_D)
-        product = tl.dot(x_tile, tl.trans(y), input_precision=PRECISION, out_dtype=DTYPE)
+        y = rows_of(y_ptr, start, 0, y_stride, m, d, TILING.EVEN, TILING.ROUNDED, TILING.OPERAND, BLOCK_M, BLOCK_D)
+        product = tl.dot(x_tile, tl.trans(y), input_precision=TILING.PRECISION, out_dtype=DTYPE)
     else:
         product = tl.zeros([BLOCK_N, BLOCK_M], DTYPE)
         for k in range(0, d, BLOCK_D):
-            x = rows_of(x_ptr, first, k, x_stride, n, d, EVEN, ROUNDED, OPERAND, BLOCK_N, BLOCK_D)
-            y_part = rows_of(y_ptr, start, k, y_stride, m, d, EVEN, ROUNDED, OPERAND, BLOCK_M, BLOCK_D)
-            product = tl.dot(x, tl.trans(y_part), product, input_precision=PRECISION, out_dtype=DTYPE)
+            x = rows_of(x_ptr, first, k, x_stride, n, d, TILING.EVEN, TILING.ROUNDED, TILING.OPERAND, BLOCK_N, BLOCK_D)
+            y_part = rows_of(
+                y_ptr, start, k, y_stride, m, d, TILING.EVEN, TILING.ROUNDED, TILING.OPERAND, BLOCK_M, BLOCK_D
+            )
+            product = tl.dot(x, tl.trans(y_part), product, input_precision=TILING.PRECISION, out_dtype=DTYPE)
     scale_y = each_key(scale_y_ptr, start, m, MASKED, DTYPE, BLOCK_M)
     b = each_key(b_ptr, start, m, MASKED, DTYPE, BLOCK_M)
     z = (time[:, None] * b[None, :] + a[:, None]) - product * scale_x[:, None] * scale_y[None, :]
@@ -116,7 +144,7 @@ def tile_of_pairs(
     if MASKED:
         i, j = first.to(tl.int32) + tl.arange(0, BLOCK_N), start.to(tl.int32) + tl.arange(0, BLOCK_M)
         part = ((i - left)[:, None] != j[None, :]) & (i < n)[:, None] & (j < m)[None, :]
-    if EXCLUDE:
+    if TILING.EXCLUDE:
         j = tl.arange(0, BLOCK_M)
         ids = tl.load(ids_ptr + start + j, j < m - start, other=0)
         part = part & (row_ids[:, None] != ids[None, :])
@@ -178,22 +206,20 @@ def diagonal_tiles(row, m, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
 def add_tile(
     offset, total, start, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness, workspace_ptr,
     flag_ptr, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, MASKED: tl.constexpr,
-    SYMMETRIC: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr, CAREFUL: tl.constexpr,
-    ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, WHOLE: tl.constexpr,
-    EVEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, WHOLE: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """Flag a tile, or add it to the sums of its rows and, in the workspace (tiles 2 BLOCK_M), to those of its columns."""
     z, part, b, _, _ = tile_of_pairs(
         x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, first, tl.cast(start, tl.int64), left, scale_x, time, a, row_ids,
-        x_stride, y_stride, n, m, d, MASKED, EXCLUDE, ROUNDED, PRECISION, DTYPE, OPERAND, WHOLE, EVEN,
-        BLOCK_N, BLOCK_M, BLOCK_D,
+        x_stride, y_stride, n, m, d, MASKED, WHOLE, TILING,
     )  # fmt: skip
-    ALL: tl.constexpr = not (MASKED or EXCLUDE)
+    BLOCK_M: tl.constexpr = TILING.BLOCK_M
+    ALL: tl.constexpr = not (MASKED or TILING.EXCLUDE)
     smallest = tl.min(tl.where(part, z, FARTHEST), axis=1)
-    remoteness, _ = remoteness_of(z, GEOMETRY, FAST, CAREFUL)
+    remoteness, _ = remoteness_of(z, TILING.GEOMETRY, TILING.FAST, CAREFUL)
     remoteness = tl.where(part, remoteness, FARTHEST)
     near = tl.cast(0, tl.int8)
-    if GEOMETRY != 2:
+    if TILING.GEOMETRY != 2:
         if tl.min(smallest) <= suspicious:
             near = holds_near(smallest, time, a, b, limit).to(tl.int8)
         tl.store(flag_ptr + start // BLOCK_M, near)
@@ -226,14 +252,15 @@ def log_sum(offset, total):
 def _log_sum_exps(
     x_ptrs, y_ptrs, x_terms_ptrs, scale_y_ptrs, b_ptrs, largest_b_ptrs, row_ids_ptr, ids_ptr, steepness_ptr, row_ptr,
     workspace_ptr, flag_ptrs, x_strides, y_strides, longest, flag_stride, row_stride, ns, ms, d, left, tiles, limit,
-    SYMMETRIC: tl.constexpr, GEOMETRY: tl.constexpr, EXCLUDE: tl.constexpr, FAST: tl.constexpr, ROUNDED: tl.constexpr,
-    PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr, WHOLE: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    SYMMETRIC: tl.constexpr, WHOLE: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """For the keys of ``tiles`` tiles from ``left`` on.
 
     A program owns blocks of rows, and a workspace (tiles 2 BLOCK_M) for the columns: offset and total of each.
     """
+    BLOCK_N: tl.constexpr = TILING.BLOCK_N
+    BLOCK_M: tl.constexpr = TILING.BLOCK_M
+    DTYPE: tl.constexpr = TILING.DTYPE
     t = tl.program_id(1)
     x_ptr, x_stride, y_stride, n = pick(x_ptrs, t), pick(x_strides, t), pick(y_strides, t), pick(ns, t)
     y_ptr, scale_y_ptr, b_ptr, flag_ptr = pick(y_ptrs, t), pick(scale_y_ptrs, t), pick(b_ptrs, t), pick(flag_ptrs, t)
@@ -244,23 +271,24 @@ def _log_sum_exps(
         first = tl.cast(block, tl.int64) * BLOCK_N
         rows = first + tl.arange(0, BLOCK_N)
         flags_of_block = flag_ptr + tl.cast(block, tl.int64) * flag_stride
-        scale_x, time, a, row_ids = row_terms(x_terms, row_ids_ptr, rows, longest, n, EXCLUDE, DTYPE)
+        scale_x, time, a, row_ids = row_terms(x_terms, row_ids_ptr, rows, longest, n, TILING.EXCLUDE, DTYPE)
         widest = tl.max(time) * largest_b + tl.max(a)  # no z is more than twice as large
         suspicious = limit * widest  # pairs with a smaller z may be near: look closer
         careful = first + BLOCK_N > n
-        if GEOMETRY == 0 and tl.float64 != DTYPE:
+        if TILING.GEOMETRY == 0 and tl.float64 != DTYPE:
             careful = careful | (2 * widest > OVERFLOWS)
         x_tile = row_ids
         if WHOLE:
-            x_tile = rows_of(x_ptr, first, 0, x_stride, n, d, EVEN, ROUNDED, OPERAND, BLOCK_N, BLOCK_D)
+            x_tile = rows_of(
+                x_ptr, first, 0, x_stride, n, d, TILING.EVEN, TILING.ROUNDED, TILING.OPERAND, BLOCK_N, TILING.BLOCK_D
+            )
         offset, total = tl.full([BLOCK_N], FARTHEST, DTYPE), tl.zeros([BLOCK_N], DTYPE)
         if careful:
             for start in range(0, m, BLOCK_M):
                 offset, total = add_tile(
                     offset, total, start, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness,
-                    mine, flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, True,
-                    SYMMETRIC, GEOMETRY, EXCLUDE, FAST, True, ROUNDED, PRECISION, DTYPE, OPERAND, WHOLE, EVEN,
-                    BLOCK_N, BLOCK_M, BLOCK_D,
+                    mine, flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious,
+                    True, True, SYMMETRIC, WHOLE, TILING,
                 )  # fmt: skip
         else:
             # tiles that meet the diagonal, and one that may reach beyond the end: the others need no masks
@@ -269,17 +297,15 @@ def _log_sum_exps(
                 tile = tl.where(step < low, step, step + high - low)
                 offset, total = add_tile(
                     offset, total, tile * BLOCK_M, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness,
-                    mine, flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, False,
-                    SYMMETRIC, GEOMETRY, EXCLUDE, FAST, False, ROUNDED, PRECISION, DTYPE, OPERAND, WHOLE, EVEN,
-                    BLOCK_N, BLOCK_M, BLOCK_D,
+                    mine, flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious,
+                    False, False, SYMMETRIC, WHOLE, TILING,
                 )  # fmt: skip
             for step in range(low, high + tl.cdiv(m, BLOCK_M) - whole):
                 tile = tl.where(step < high, step, whole)
                 offset, total = add_tile(
                     offset, total, tile * BLOCK_M, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness,
-                    mine, flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, True,
-                    SYMMETRIC, GEOMETRY, EXCLUDE, FAST, False, ROUNDED, PRECISION, DTYPE, OPERAND, WHOLE, EVEN,
-                    BLOCK_N, BLOCK_M, BLOCK_D,
+                    mine, flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious,
+                    True, False, SYMMETRIC, WHOLE, TILING,
                 )  # fmt: skip
         tl.store(row_ptr + tl.cast(t, tl.int64) * row_stride + rows, log_sum(offset, total), rows < n)
 

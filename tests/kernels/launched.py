@@ -35,7 +35,9 @@ def kernels() -> dict[str, JITFunction | InterpretedFunction]:
 def pytest_sessionstart() -> None:
     def note(name: str):
         def launched(*arguments, **options) -> None:
-            constants = {key: str(value) for key, value in options.items() if key.isupper()}
+            bundles = [value._asdict() for value in options.values() if hasattr(value, "_asdict")]
+            known = {key: value for found in (options, *bundles) for key, value in found.items()}
+            constants = {key: str(value) for key, value in known.items() if key.isupper() and key != "TILING"}
             _found.add(json.dumps([name, constants], sort_keys=True))
 
         return launched
