@@ -18,6 +18,8 @@ from hyperst_kernels.gpu.contrastive_run import Run, Sums, Upstream
 from hyperst_kernels.gpu.contrastive_tiles import (
     NOWHERE,
     OVERFLOWS,
+    Keys,
+    Rows,
     each_key,
     load_steepness,
     remoteness_of,
@@ -31,27 +33,23 @@ BLOCK = 8192  # rows and columns whose weights are in memory together
 
 @triton.jit
 def weights_of_tile(
-    top, left, x_ptr, y_ptr, x_terms_ptr, y_terms_ptr, ids_ptr, steepness_ptr,
-    row_lse_ptr, column_lse_ptr, row_pull_ptr, column_pull_ptr, along_ptr, x_stride, y_stride, longest, n, m, d,
-    CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
+    top, left, owned, keys, x_terms_ptr, ids_ptr, steepness_ptr, row_lse_ptr, column_lse_ptr, row_pull_ptr, column_pull_ptr,
+    along_ptr, longest, CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """G_ij s_i s_j of a tile; stores its sum of share times remoteness."""
     DTYPE: tl.constexpr = TILING.DTYPE
     rows, steepness = top + tl.arange(0, TILING.BLOCK_N), load_steepness(steepness_ptr)
-    scale_x, time, a, row_ids = row_terms(x_terms_ptr, ids_ptr, rows, longest, n, TILING.EXCLUDE, DTYPE)
-    z, part, _, scale_y, _ = tile_of_pairs(
-        rows, x_ptr, y_ptr, y_terms_ptr + SCALE * longest, y_terms_ptr + EXCESS * longest, ids_ptr, top, left, 0,
-        scale_x, time, a, row_ids, x_stride, y_stride, n, m, d, CAREFUL, False, TILING,
-    )  # fmt: skip
+    terms = row_terms(x_terms_ptr, ids_ptr, rows, longest, owned.n, TILING)
+    z, part, _, scale_y, _ = tile_of_pairs(rows, owned, keys, terms, top, left, 0, CAREFUL, False, TILING)
     remoteness, slope = remoteness_of(z, TILING.GEOMETRY, TILING.FAST, CAREFUL)
     remoteness = tl.where(part, remoteness, NOWHERE)
     share = shares(
-        remoteness, steepness, load_each(row_lse_ptr, rows, n, DTYPE),
-        each_key(column_lse_ptr, left, m, CAREFUL, DTYPE, TILING.BLOCK_M), load_each(row_pull_ptr, rows, n, DTYPE),
-        each_key(column_pull_ptr, left, m, CAREFUL, DTYPE, TILING.BLOCK_M), True, SYMMETRIC,
+        remoteness, steepness, load_each(row_lse_ptr, rows, owned.n, DTYPE),
+        each_key(column_lse_ptr, left, keys.m, CAREFUL, DTYPE, TILING.BLOCK_M), load_each(row_pull_ptr, rows, owned.n, DTYPE),
+        each_key(column_pull_ptr, left, keys.m, CAREFUL, DTYPE, TILING.BLOCK_M), True, SYMMETRIC,
     )  # fmt: skip
     tl.store(along_ptr, tl.sum(share * remoteness))
-    return share * slope * scale_x[:, None] * scale_y[None, :]
+    return share * slope * terms.scale[:, None] * scale_y[None, :]
 
 
 @triton.jit
@@ -80,6 +78,8 @@ def _weights(
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
     place = weight_ptr + tl.cast(height, tl.int64) * weight_stride + width + (i[:, None] * weight_stride + j[None, :])
     inside = (i < n - top)[:, None] & (j < m - left)[None, :]
+    owned = Rows(x_ptr, x_stride, n, d)
+    keys = Keys(y_ptr, y_stride, m, y_terms_ptr + SCALE * longest, y_terms_ptr + EXCESS * longest, ids_ptr)
     flagged = False
     if TILING.GEOMETRY != 2:
         flagged = tl.load(flag_ptr + top // BLOCK_N * flag_stride + left // BLOCK_M) != 0
@@ -92,16 +92,14 @@ def _weights(
         store_weights(place, tl.zeros([BLOCK_N, BLOCK_M], TILING.DTYPE), inside, part_stride, SPLIT)
     elif careful:
         weight = weights_of_tile(
-            top, left, x_ptr, y_ptr, x_terms_ptr, y_terms_ptr, ids_ptr, steepness_ptr, row_lse_ptr, column_lse_ptr,
-            row_pull_ptr, column_pull_ptr, along_ptr + tl.program_id(0), x_stride, y_stride, longest, n, m, d,
-            True, SYMMETRIC, TILING,
+            top, left, owned, keys, x_terms_ptr, ids_ptr, steepness_ptr, row_lse_ptr, column_lse_ptr, row_pull_ptr,
+            column_pull_ptr, along_ptr + tl.program_id(0), longest, True, SYMMETRIC, TILING,
         )  # fmt: skip
         store_weights(place, weight, inside, part_stride, SPLIT)
     else:
         weight = weights_of_tile(
-            top, left, x_ptr, y_ptr, x_terms_ptr, y_terms_ptr, ids_ptr, steepness_ptr, row_lse_ptr, column_lse_ptr,
-            row_pull_ptr, column_pull_ptr, along_ptr + tl.program_id(0), x_stride, y_stride, longest, n, m, d,
-            False, SYMMETRIC, TILING,
+            top, left, owned, keys, x_terms_ptr, ids_ptr, steepness_ptr, row_lse_ptr, column_lse_ptr, row_pull_ptr,
+            column_pull_ptr, along_ptr + tl.program_id(0), longest, False, SYMMETRIC, TILING,
         )  # fmt: skip
         store_weights(place, weight, None, part_stride, SPLIT)
 

@@ -29,6 +29,8 @@ from hyperst_kernels.gpu.contrastive_run import (
 from hyperst_kernels.gpu.contrastive_tiles import (
     NOWHERE,
     OVERFLOWS,
+    Keys,
+    Rows,
     diagonal_tiles,
     each_key,
     load_steepness,
@@ -57,10 +59,17 @@ def shares(
 
 
 @triton.jit
+def parts_of(pointer, first, m, TILING: tl.constexpr):
+    """The numbers (BLOCK_M PARTS) whose sums are t / s of the keys from ``first`` on."""
+    keys = tl.minimum(tl.arange(0, TILING.BLOCK_M), (m - 1 - first).to(tl.int32))
+    return tl.load(pointer + first * PARTS + (keys[:, None] * PARTS + tl.arange(0, PARTS)[None, :])).to(TILING.OPERAND)
+
+
+@triton.jit
 def add_tile(
-    pull, times, along, start, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ratio_x, ratio_y_ptr, ids_ptr, steepness,
-    column_lse_ptr, column_pull_ptr, flag_ptr, other_pull_ptr, other_time_ptr, first, scale_x, time, a, row_ids, row_lse,
-    row_pull, x_stride, y_stride, flag_row_stride, flag_column_stride, n, m, d, MASKED: tl.constexpr, CAREFUL: tl.constexpr,
+    pull, times, along, start, x_tile, owned, keys, ratio_x, ratio_y_ptr, steepness,
+    column_lse_ptr, column_pull_ptr, flag_ptr, other_pull_ptr, other_time_ptr, first, terms, row_lse,
+    row_pull, flag_row_stride, flag_column_stride, MASKED: tl.constexpr, CAREFUL: tl.constexpr,
     ROW_SHARE: tl.constexpr, COLUMN_SHARE: tl.constexpr, ALONG: tl.constexpr, ATOMIC: tl.constexpr,
     FLAG_N: tl.constexpr, FLAG_M: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
@@ -72,10 +81,8 @@ def add_tile(
     BLOCK_M: tl.constexpr = TILING.BLOCK_M
     DTYPE: tl.constexpr = TILING.DTYPE
     start = tl.cast(start, tl.int64)
-    z, part, _, scale_y, y = tile_of_pairs(
-        x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, first, start, 0, scale_x, time, a, row_ids,
-        x_stride, y_stride, n, m, d, MASKED, True, TILING,
-    )  # fmt: skip
+    n, m, d = owned.n, keys.m, owned.d
+    z, part, _, scale_y, y = tile_of_pairs(x_tile, owned, keys, terms, first, start, 0, MASKED, True, TILING)
     remoteness, slope = remoteness_of(z, TILING.GEOMETRY, TILING.FAST, CAREFUL)
     remoteness = tl.where(part, remoteness, NOWHERE)
     if CAREFUL and FLAG_N > 0:
@@ -93,10 +100,10 @@ def add_tile(
     weight = (share * scale_y[None, :]).to(y.dtype)
     pull = tl.dot(weight, y, pull, input_precision=TILING.PRECISION, out_dtype=DTYPE)
     if TILING.GEOMETRY != 2:
-        ratio_y = rows_of(ratio_y_ptr, start, 0, PARTS, m, PARTS, True, False, TILING.OPERAND, BLOCK_M, PARTS)
-        times = tl.dot(weight, ratio_y.to(y.dtype), times, input_precision=TILING.PRECISION, out_dtype=DTYPE)
+        ratio_y = parts_of(ratio_y_ptr, start, m, TILING).to(y.dtype)
+        times = tl.dot(weight, ratio_y, times, input_precision=TILING.PRECISION, out_dtype=DTYPE)
     if ATOMIC:
-        back = (share * scale_x[:, None]).to(y.dtype)
+        back = (share * terms.scale[:, None]).to(y.dtype)
         pulled = tl.dot(tl.trans(back), x_tile, input_precision=TILING.PRECISION, out_dtype=DTYPE)
         columns, features = start + tl.arange(0, BLOCK_M), tl.arange(0, TILING.BLOCK_D)
         inside = (columns < m)[:, None] & (features < d)[None, :]
@@ -126,19 +133,21 @@ def _pull_of_rows(
     BLOCK_D: tl.constexpr = TILING.BLOCK_D
     DTYPE: tl.constexpr = TILING.DTYPE
     t = tl.program_id(1)
-    x_ptr, y_ptr, x_stride, y_stride = pick(x_ptrs, t), pick(y_ptrs, t), pick(x_strides, t), pick(y_strides, t)
     x_terms, y_terms, ratio_y_ptr, flag_ptr = (
         pick(x_terms_ptrs, t), pick(y_terms_ptrs, t), pick(ratio_y_ptrs, t), pick(flag_ptrs, t)
     )  # fmt: skip
-    scale_y_ptr, b_ptr = y_terms + SCALE * longest, y_terms + EXCESS * longest
     column_lse_ptr, column_pull_ptr = pick(column_lse_ptrs, t), pick(column_pull_ptrs, t)
     other_pull_ptr, other_time_ptr = pick(other_pull_ptrs, t), pick(other_time_ptrs, t)
     first = top + tl.program_id(0).to(tl.int64) * BLOCK_N
     n = tl.minimum(pick(ns, t), last)
     m = tl.where(first < n, pick(ms, t), 0)
+    owned = Rows(pick(x_ptrs, t), pick(x_strides, t), n, d)
+    keys = Keys(
+        pick(y_ptrs, t), pick(y_strides, t), m, y_terms + SCALE * longest, y_terms + EXCESS * longest, ids_ptr
+    )  # fmt: skip
     rows, features = first + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     steepness = load_steepness(steepness_ptr)
-    scale_x, time, a, row_ids = row_terms(x_terms, ids_ptr, rows, longest, n, TILING.EXCLUDE, DTYPE)
+    terms = row_terms(x_terms, ids_ptr, rows, longest, n, TILING)
     row_lse, row_pull = (
         load_each(pick(row_lse_ptrs, t), rows, n, DTYPE), load_each(pick(row_pull_ptrs, t), rows, n, DTYPE)
     )  # fmt: skip
@@ -146,8 +155,8 @@ def _pull_of_rows(
     if FLAG_N > 0:
         careful = careful | (tl.max(tl.load(pick(flagged_ptrs, t) + rows // FLAG_N, rows < n, other=0)) > 0)
     if TILING.GEOMETRY == 0 and tl.float64 != DTYPE:
-        careful = careful | (2 * (tl.max(time) * largest_of(y_terms, longest) + tl.max(a)) > OVERFLOWS)
-    x_tile = rows_of(x_ptr, first, 0, x_stride, n, d, TILING.EVEN, TILING.ROUNDED, TILING.OPERAND, BLOCK_N, BLOCK_D)
+        careful = careful | (2 * (tl.max(terms.time) * largest_of(y_terms, longest) + tl.max(terms.excess)) > OVERFLOWS)
+    x_tile = rows_of(owned.ptr, first, 0, owned.stride, n, d, TILING, BLOCK_N)
     ratio_x = row_lse
     if ATOMIC:
         ratio_x = load_each(x_terms + RATIO * longest, rows, n, DTYPE)
@@ -156,9 +165,9 @@ def _pull_of_rows(
     if careful:
         for start in range(0, m, BLOCK_M):
             pull, times, along = add_tile(
-                pull, times, along, start, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ratio_x, ratio_y_ptr, ids_ptr,
-                steepness, column_lse_ptr, column_pull_ptr, flag_ptr, other_pull_ptr, other_time_ptr, first, scale_x, time,
-                a, row_ids, row_lse, row_pull, x_stride, y_stride, flag_row_stride, flag_column_stride, n, m, d, True, True,
+                pull, times, along, start, x_tile, owned, keys, ratio_x, ratio_y_ptr, steepness, column_lse_ptr,
+                column_pull_ptr, flag_ptr, other_pull_ptr, other_time_ptr, first, terms, row_lse, row_pull, flag_row_stride,
+                flag_column_stride, True, True,
                 ROW_SHARE, COLUMN_SHARE, ALONG, ATOMIC, FLAG_N, FLAG_M, TILING,
             )  # fmt: skip
     else:
@@ -166,17 +175,17 @@ def _pull_of_rows(
         for step in range(0, whole - (high - low)):
             tile = tl.where(step < low, step, step + high - low)
             pull, times, along = add_tile(
-                pull, times, along, tile * BLOCK_M, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ratio_x, ratio_y_ptr, ids_ptr,
-                steepness, column_lse_ptr, column_pull_ptr, flag_ptr, other_pull_ptr, other_time_ptr, first, scale_x, time,
-                a, row_ids, row_lse, row_pull, x_stride, y_stride, flag_row_stride, flag_column_stride, n, m, d, False, False,
+                pull, times, along, tile * BLOCK_M, x_tile, owned, keys, ratio_x, ratio_y_ptr, steepness, column_lse_ptr,
+                column_pull_ptr, flag_ptr, other_pull_ptr, other_time_ptr, first, terms, row_lse, row_pull, flag_row_stride,
+                flag_column_stride, False, False,
                 ROW_SHARE, COLUMN_SHARE, ALONG, ATOMIC, FLAG_N, FLAG_M, TILING,
             )  # fmt: skip
         for step in range(low, high + tl.cdiv(m, BLOCK_M) - whole):
             tile = tl.where(step < high, step, whole)
             pull, times, along = add_tile(
-                pull, times, along, tile * BLOCK_M, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ratio_x, ratio_y_ptr, ids_ptr,
-                steepness, column_lse_ptr, column_pull_ptr, flag_ptr, other_pull_ptr, other_time_ptr, first, scale_x, time,
-                a, row_ids, row_lse, row_pull, x_stride, y_stride, flag_row_stride, flag_column_stride, n, m, d, True, False,
+                pull, times, along, tile * BLOCK_M, x_tile, owned, keys, ratio_x, ratio_y_ptr, steepness, column_lse_ptr,
+                column_pull_ptr, flag_ptr, other_pull_ptr, other_time_ptr, first, terms, row_lse, row_pull, flag_row_stride,
+                flag_column_stride, True, False,
                 ROW_SHARE, COLUMN_SHARE, ALONG, ATOMIC, FLAG_N, FLAG_M, TILING,
             )  # fmt: skip
     place = pick(pull_ptrs, t) + (rows - top)[:, None] * d + features[None, :]

@@ -43,6 +43,35 @@ class Tiling(NamedTuple):
     BLOCK_D: int
 
 
+class Rows(NamedTuple):
+    """A matrix (n d) whose rows a program owns some of."""
+
+    ptr: tl.tensor
+    stride: tl.tensor
+    n: tl.tensor
+    d: tl.tensor
+
+
+class Keys(NamedTuple):
+    """A matrix (m d) whose rows a program walks through, and a number each: scale, excess and id."""
+
+    ptr: tl.tensor
+    stride: tl.tensor
+    m: tl.tensor
+    scale_ptr: tl.tensor
+    excess_ptr: tl.tensor
+    ids_ptr: tl.tensor
+
+
+class RowTerms(NamedTuple):
+    """Numbers of each row of a block (BLOCK_N)."""
+
+    scale: tl.tensor
+    time: tl.tensor
+    excess: tl.tensor
+    ids: tl.tensor
+
+
 FARTHEST = tl.constexpr(float("inf"))  # the smallest z, remoteness or offset of no pair
 NOWHERE = tl.constexpr(1e30)  # a remoteness whose power is 0, and 0 times it too
 OVERFLOWS = tl.constexpr(1e18)  # z whose square float32 cannot hold
@@ -78,22 +107,19 @@ def remoteness_of(z, GEOMETRY: tl.constexpr, FAST: tl.constexpr, FAR: tl.constex
 
 
 @triton.jit
-def rows_of(
-    pointer, first, start, stride, n, d, EVEN: tl.constexpr, ROUNDED: tl.constexpr, OPERAND: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Some features of the rows from ``first`` (64 bit) on. Beyond the end the last row again: such pairs take no part.
+def rows_of(pointer, first, start, stride, n, d, TILING: tl.constexpr, BLOCK: tl.constexpr):
+    """BLOCK_D features of the rows from ``first`` (64 bit) on. Beyond the end the last row again: such pairs take no part.
 
     EVEN: BLOCK_D divides d. Masks would cost more than the arithmetic of some tiles.
     """
     rows = tl.minimum(tl.arange(0, BLOCK), (n - 1 - first).to(tl.int32))
-    features = start + tl.arange(0, BLOCK_D)
+    features = start + tl.arange(0, TILING.BLOCK_D)
     place = pointer + first * stride + (rows[:, None] * stride + features[None, :])
-    if EVEN:
-        tile = tl.load(place).to(OPERAND)
+    if TILING.EVEN:
+        tile = tl.load(place).to(TILING.OPERAND)
     else:
-        tile = tl.load(place, (features < d)[None, :], other=0).to(OPERAND)
-    if ROUNDED:
+        tile = tl.load(place, (features < d)[None, :], other=0).to(TILING.OPERAND)
+    if TILING.ROUNDED:
         tile = tile.to(tl.bfloat16)
         if INTERPRETED:  # which cannot multiply bf16
             tile = tile.to(tl.float32)
@@ -111,9 +137,8 @@ def each_key(pointer, start, m, MASKED: tl.constexpr, DTYPE: tl.constexpr, BLOCK
 
 @triton.jit
 def tile_of_pairs(
-    x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, first, start, left, scale_x, time, a, row_ids,
-    x_stride, y_stride, n, m, d, MASKED: tl.constexpr, WHOLE: tl.constexpr, TILING: tl.constexpr,
-):  # fmt: skip
+    x_tile, rows, keys, terms, first, start, left, MASKED: tl.constexpr, WHOLE: tl.constexpr, TILING: tl.constexpr
+):
     """z of the pairs of a tile, which of them take part, the excesses b and scales of its keys, and the keys if WHOLE.
 
     Rows from ``first`` and columns from ``start`` on, 64 bit; the first key is that of row ``left``. WHOLE: ``x_tile``
@@ -121,52 +146,51 @@ def tile_of_pairs(
     """
     BLOCK_N: tl.constexpr = TILING.BLOCK_N
     BLOCK_M: tl.constexpr = TILING.BLOCK_M
-    BLOCK_D: tl.constexpr = TILING.BLOCK_D
     DTYPE: tl.constexpr = TILING.DTYPE
-    y = row_ids
+    y = terms.ids
     if WHOLE:
-        y = rows_of(y_ptr, start, 0, y_stride, m, d, TILING.EVEN, TILING.ROUNDED, TILING.OPERAND, BLOCK_M, BLOCK_D)
+        y = rows_of(keys.ptr, start, 0, keys.stride, keys.m, rows.d, TILING, BLOCK_M)
         product = tl.dot(x_tile, tl.trans(y), input_precision=TILING.PRECISION, out_dtype=DTYPE)
     else:
         product = tl.zeros([BLOCK_N, BLOCK_M], DTYPE)
-        for k in range(0, d, BLOCK_D):
-            x = rows_of(x_ptr, first, k, x_stride, n, d, TILING.EVEN, TILING.ROUNDED, TILING.OPERAND, BLOCK_N, BLOCK_D)
-            y_part = rows_of(
-                y_ptr, start, k, y_stride, m, d, TILING.EVEN, TILING.ROUNDED, TILING.OPERAND, BLOCK_M, BLOCK_D
-            )
+        for k in range(0, rows.d, TILING.BLOCK_D):
+            x = rows_of(rows.ptr, first, k, rows.stride, rows.n, rows.d, TILING, BLOCK_N)
+            y_part = rows_of(keys.ptr, start, k, keys.stride, keys.m, rows.d, TILING, BLOCK_M)
             product = tl.dot(x, tl.trans(y_part), product, input_precision=TILING.PRECISION, out_dtype=DTYPE)
-    scale_y = each_key(scale_y_ptr, start, m, MASKED, DTYPE, BLOCK_M)
-    b = each_key(b_ptr, start, m, MASKED, DTYPE, BLOCK_M)
-    z = (time[:, None] * b[None, :] + a[:, None]) - product * scale_x[:, None] * scale_y[None, :]
+    scale_y = each_key(keys.scale_ptr, start, keys.m, MASKED, DTYPE, BLOCK_M)
+    b = each_key(keys.excess_ptr, start, keys.m, MASKED, DTYPE, BLOCK_M)
+    z = (terms.time[:, None] * b[None, :] + terms.excess[:, None]) - product * terms.scale[:, None] * scale_y[None, :]
     # not 0: slopes stay finite where the weight is 0
     z = tl.maximum(z, 1e-30, propagate_nan=tl.PropagateNan.ALL)
     part = tl.full([BLOCK_N, BLOCK_M], True, tl.int1)
     if MASKED:
         i, j = first.to(tl.int32) + tl.arange(0, BLOCK_N), start.to(tl.int32) + tl.arange(0, BLOCK_M)
-        part = ((i - left)[:, None] != j[None, :]) & (i < n)[:, None] & (j < m)[None, :]
+        part = ((i - left)[:, None] != j[None, :]) & (i < rows.n)[:, None] & (j < keys.m)[None, :]
     if TILING.EXCLUDE:
         j = tl.arange(0, BLOCK_M)
-        ids = tl.load(ids_ptr + start + j, j < m - start, other=0)
-        part = part & (row_ids[:, None] != ids[None, :])
+        ids = tl.load(keys.ids_ptr + start + j, j < keys.m - start, other=0)
+        part = part & (terms.ids[:, None] != ids[None, :])
     return z, part, b, scale_y, y
 
 
 @triton.jit
-def row_terms(terms_ptr, ids_ptr, rows, longest, n, EXCLUDE: tl.constexpr, DTYPE: tl.constexpr):
+def row_terms(terms_ptr, ids_ptr, rows, longest, n, TILING: tl.constexpr):
     """Scale, time, excess and id of some rows."""
     ids = rows
-    if EXCLUDE:
+    if TILING.EXCLUDE:
         ids = tl.load(ids_ptr + rows, rows < n, other=0)
-    return (
-        load_each(terms_ptr + SCALE * longest, rows, n, DTYPE), load_each(terms_ptr + TIME * longest, rows, n, DTYPE),
-        load_each(terms_ptr + EXCESS * longest, rows, n, DTYPE), ids,
-    )  # fmt: skip
+    return RowTerms(
+        load_each(terms_ptr + SCALE * longest, rows, n, TILING.DTYPE),
+        load_each(terms_ptr + TIME * longest, rows, n, TILING.DTYPE),
+        load_each(terms_ptr + EXCESS * longest, rows, n, TILING.DTYPE),
+        ids,
+    )
 
 
 @triton.jit
-def holds_near(nearest_z, time, a, b, limit):
+def holds_near(nearest_z, terms, b, limit):
     """Whether the smallest z of a row is below ``limit`` times the widest span of the tile."""
-    widest = time * tl.max(b) + a
+    widest = terms.time * tl.max(b) + terms.excess
     return tl.max((nearest_z <= limit * widest).to(tl.int32)) != 0
 
 
@@ -204,15 +228,13 @@ def diagonal_tiles(row, m, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def add_tile(
-    offset, total, start, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness, workspace_ptr,
-    flag_ptr, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious, MASKED: tl.constexpr,
-    CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, WHOLE: tl.constexpr, TILING: tl.constexpr,
+    offset, total, start, first, left, x_tile, rows, keys, terms, steepness, workspace_ptr, flag_ptr, limit, suspicious,
+    MASKED: tl.constexpr, CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, WHOLE: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """Flag a tile, or add it to the sums of its rows and, in the workspace (tiles 2 BLOCK_M), to those of its columns."""
     z, part, b, _, _ = tile_of_pairs(
-        x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, first, tl.cast(start, tl.int64), left, scale_x, time, a, row_ids,
-        x_stride, y_stride, n, m, d, MASKED, WHOLE, TILING,
-    )  # fmt: skip
+        x_tile, rows, keys, terms, first, tl.cast(start, tl.int64), left, MASKED, WHOLE, TILING
+    )
     BLOCK_M: tl.constexpr = TILING.BLOCK_M
     ALL: tl.constexpr = not (MASKED or TILING.EXCLUDE)
     smallest = tl.min(tl.where(part, z, FARTHEST), axis=1)
@@ -221,15 +243,15 @@ def add_tile(
     near = tl.cast(0, tl.int8)
     if TILING.GEOMETRY != 2:
         if tl.min(smallest) <= suspicious:
-            near = holds_near(smallest, time, a, b, limit).to(tl.int8)
+            near = holds_near(smallest, terms, b, limit).to(tl.int8)
         tl.store(flag_ptr + start // BLOCK_M, near)
     if near == 0:
         closest = tl.min(remoteness, axis=1)
         offset, total = add_powers(offset, total, remoteness, closest, steepness, ALL, 1)
         if SYMMETRIC:  # noqa: SIM102 (known when compiled; the other when run)
-            if start < n - left:
+            if start < rows.n - left:
                 j = tl.arange(0, BLOCK_M)
-                mine, inside = workspace_ptr + 2 * start + j, j < m - start
+                mine, inside = workspace_ptr + 2 * start + j, j < keys.m - start
                 closest_row = tl.min(remoteness, axis=0)
                 before, sums = tl.load(mine, inside, other=FARTHEST), tl.load(mine + BLOCK_M, inside, other=0)
                 before, sums = add_powers(before, sums, remoteness, closest_row, steepness, ALL, 0)
@@ -262,33 +284,30 @@ def _log_sum_exps(
     BLOCK_M: tl.constexpr = TILING.BLOCK_M
     DTYPE: tl.constexpr = TILING.DTYPE
     t = tl.program_id(1)
-    x_ptr, x_stride, y_stride, n = pick(x_ptrs, t), pick(x_strides, t), pick(y_strides, t), pick(ns, t)
-    y_ptr, scale_y_ptr, b_ptr, flag_ptr = pick(y_ptrs, t), pick(scale_y_ptrs, t), pick(b_ptrs, t), pick(flag_ptrs, t)
-    x_terms, m = pick(x_terms_ptrs, t), pick(ms, t)
+    x_terms, flag_ptr, n, m = pick(x_terms_ptrs, t), pick(flag_ptrs, t), pick(ns, t), pick(ms, t)
+    owned = Rows(pick(x_ptrs, t), pick(x_strides, t), n, d)
+    keys = Keys(pick(y_ptrs, t), pick(y_strides, t), m, pick(scale_y_ptrs, t), pick(b_ptrs, t), ids_ptr)
     steepness, largest_b = load_steepness(steepness_ptr), tl.load(pick(largest_b_ptrs, t))
     mine = workspace_ptr + (tl.cast(t, tl.int64) * tl.num_programs(0) + tl.program_id(0)) * tiles * 2 * BLOCK_M
     for block in range(tl.program_id(0), tl.cdiv(n, BLOCK_N), tl.num_programs(0)):
         first = tl.cast(block, tl.int64) * BLOCK_N
         rows = first + tl.arange(0, BLOCK_N)
         flags_of_block = flag_ptr + tl.cast(block, tl.int64) * flag_stride
-        scale_x, time, a, row_ids = row_terms(x_terms, row_ids_ptr, rows, longest, n, TILING.EXCLUDE, DTYPE)
-        widest = tl.max(time) * largest_b + tl.max(a)  # no z is more than twice as large
+        terms = row_terms(x_terms, row_ids_ptr, rows, longest, n, TILING)
+        widest = tl.max(terms.time) * largest_b + tl.max(terms.excess)  # no z is more than twice as large
         suspicious = limit * widest  # pairs with a smaller z may be near: look closer
         careful = first + BLOCK_N > n
         if TILING.GEOMETRY == 0 and tl.float64 != DTYPE:
             careful = careful | (2 * widest > OVERFLOWS)
-        x_tile = row_ids
+        x_tile = terms.ids
         if WHOLE:
-            x_tile = rows_of(
-                x_ptr, first, 0, x_stride, n, d, TILING.EVEN, TILING.ROUNDED, TILING.OPERAND, BLOCK_N, TILING.BLOCK_D
-            )
+            x_tile = rows_of(owned.ptr, first, 0, owned.stride, n, d, TILING, BLOCK_N)
         offset, total = tl.full([BLOCK_N], FARTHEST, DTYPE), tl.zeros([BLOCK_N], DTYPE)
         if careful:
             for start in range(0, m, BLOCK_M):
                 offset, total = add_tile(
-                    offset, total, start, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness,
-                    mine, flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious,
-                    True, True, SYMMETRIC, WHOLE, TILING,
+                    offset, total, start, first, left, x_tile, owned, keys, terms, steepness, mine, flags_of_block, limit,
+                    suspicious, True, True, SYMMETRIC, WHOLE, TILING,
                 )  # fmt: skip
         else:
             # tiles that meet the diagonal, and one that may reach beyond the end: the others need no masks
@@ -296,16 +315,14 @@ def _log_sum_exps(
             for step in range(0, whole - (high - low)):
                 tile = tl.where(step < low, step, step + high - low)
                 offset, total = add_tile(
-                    offset, total, tile * BLOCK_M, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness,
-                    mine, flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious,
-                    False, False, SYMMETRIC, WHOLE, TILING,
+                    offset, total, tile * BLOCK_M, first, left, x_tile, owned, keys, terms, steepness, mine, flags_of_block, limit,
+                    suspicious, False, False, SYMMETRIC, WHOLE, TILING,
                 )  # fmt: skip
             for step in range(low, high + tl.cdiv(m, BLOCK_M) - whole):
                 tile = tl.where(step < high, step, whole)
                 offset, total = add_tile(
-                    offset, total, tile * BLOCK_M, first, left, x_tile, x_ptr, y_ptr, scale_y_ptr, b_ptr, ids_ptr, steepness,
-                    mine, flags_of_block, x_stride, y_stride, n, m, d, limit, scale_x, time, a, row_ids, suspicious,
-                    True, False, SYMMETRIC, WHOLE, TILING,
+                    offset, total, tile * BLOCK_M, first, left, x_tile, owned, keys, terms, steepness, mine, flags_of_block, limit,
+                    suspicious, True, False, SYMMETRIC, WHOLE, TILING,
                 )  # fmt: skip
         tl.store(row_ptr + tl.cast(t, tl.int64) * row_stride + rows, log_sum(offset, total), rows < n)
 
