@@ -28,6 +28,7 @@ from hyperst_kernels.reference import distance as reference
 
 @functools.cache
 def _gpu():
+    """Return the module of the Triton kernels, imported when one of them is first called."""
     from hyperst_kernels.gpu import distance
 
     return distance
@@ -35,6 +36,7 @@ def _gpu():
 
 @functools.cache
 def _gpu_matrix():
+    """Return the module of the Triton kernels of matrices, imported when one of them is first called."""
     from hyperst_kernels.gpu import pairwise
 
     return pairwise

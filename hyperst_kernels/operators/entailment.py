@@ -35,6 +35,7 @@ from hyperst_kernels.reference import entailment as reference
 
 @functools.cache
 def _gpu():
+    """Return the module of the Triton kernels, imported when one of them is first called."""
     from hyperst_kernels.gpu import entailment
 
     return entailment

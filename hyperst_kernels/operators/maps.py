@@ -11,6 +11,7 @@ from hyperst_kernels.reference import maps as reference
 
 @functools.cache
 def _gpu():
+    """Return the module of the Triton kernels, imported when one of them is first called."""
     from hyperst_kernels.gpu import maps
 
     return maps
