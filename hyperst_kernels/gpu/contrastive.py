@@ -31,17 +31,16 @@ from hyperst_kernels.gpu.contrastive_rows import _to_features, _to_gradients
 from hyperst_kernels.gpu.contrastive_run import (
     LN_2,
     NEAR,
+    Flags,
     Role,
     Run,
     Sums,
     Upstream,
     flags_shape,
-    lengths_of,
     rounds,
-    strides_of,
-    vectors_of,
+    views_of,
 )
-from hyperst_kernels.gpu.contrastive_tiles import FARTHEST, _log_sum_exps, _merge
+from hyperst_kernels.gpu.contrastive_tiles import FARTHEST, KeyViews, _log_sum_exps, _merge
 from hyperst_kernels.reference.contrastive import Pairing
 
 WORKSPACE = 1 << 25  # numbers that the programs of the forward pass may hold for the columns
@@ -85,8 +84,8 @@ def forward(
         _add_near_sums(run, run.queries, flags, rows)
         _add_near_sums(run, [role for role in run.keys if role.symmetric], flags, columns)
     launch.over_rows(
-        _positives, "pair", tuple(r.x.vectors for r in run.queries), *vectors_of(run.queries), c, logit_scale,
-        positives, *strides_of(run.queries), run.stride_of_terms, run.n,
+        _positives, "pair", tuple(r.x.vectors for r in run.queries), *views_of(run.queries), c, logit_scale,
+        positives, run.stride_of_terms, run.n,
         GEOMETRY=run.constants["GEOMETRY"], TANGENT=tangent,
     )  # fmt: skip
     return _held(rows * LN_2, c.dtype), _held(columns * LN_2, c.dtype), positives, flags
@@ -105,7 +104,8 @@ def _log_sums(run: Run, roles: Sequence[Role], flags: Tensor, columns: Tensor) -
     Returns those of the rows (r n), puts in place those of the columns (t n), and sets the flags.
     """
     c, symmetric, step = run.c, roles[0].symmetric, run.table["columns"]
-    n, m = (max(lengths) for lengths in lengths_of(roles))
+    xs, ys = views_of(roles)
+    n, m = max(xs.lengths), max(ys.lengths)
     programs = min(triton.cdiv(n, run.table["rows"]), triton.cdiv(run.table["programs"], len(roles)))
     strip = max(1, WORKSPACE // (2 * len(roles) * programs * step)) if symmetric else triton.cdiv(m, step)
     found = []
@@ -115,14 +115,14 @@ def _log_sums(run: Run, roles: Sequence[Role], flags: Tensor, columns: Tensor) -
         workspace = c.new_zeros(len(roles), programs, tiles if symmetric else 0, 2, step)
         workspace[:, :, :, 0] = FARTHEST.value
         keys = slice(left, left + tiles * step)
+        some = KeyViews(
+            tuple(r.y.vectors[keys] for r in roles), ys.strides, tuple(len(r.y.vectors[keys]) for r in roles),
+            tuple(r.y.scale[keys] for r in roles), tuple(r.y.excess[keys] for r in roles), tuple(r.y.largest for r in roles),
+        )  # fmt: skip
+        own = Flags(tuple(flags[r.term, :, first:] for r in roles), flags.stride(1), 1)
         _log_sum_exps[(programs, len(roles))](
-            tuple(r.x.vectors for r in roles), tuple(r.y.vectors[keys] for r in roles),
-            tuple(r.x.terms for r in roles), tuple(r.y.scale[keys] for r in roles),
-            tuple(r.y.excess[keys] for r in roles), tuple(r.y.largest for r in roles), run.ids, run.ids[keys],
-            run.steepness, found[-1], workspace, tuple(flags[r.term, :, first:] for r in roles),
-            *strides_of(roles), run.stride_of_terms, flags.stride(1), run.n, tuple(r.n for r in roles),
-            tuple(len(r.y.vectors[keys]) for r in roles), run.d, left, tiles,
-            NEAR[c.dtype], SYMMETRIC=symmetric, WHOLE=run.d <= run.table["inner"], **run.product(run.table),
+            xs, some, run.ids, run.ids[keys], run.steepness, found[-1], workspace, own, run.stride_of_terms, run.n, run.d,
+            left, tiles, NEAR[c.dtype], SYMMETRIC=symmetric, WHOLE=run.d <= run.table["inner"], **run.product(run.table),
         )  # fmt: skip
         if symmetric and left < n:
             out = tuple(columns[role.term, left:] for role in roles)
@@ -138,11 +138,10 @@ def _add_near_sums(run: Run, roles: Sequence[Role], flags: Tensor, sums: Tensor)
     if not roles:
         return
     exact = torch.full_like(sums, -torch.inf)
-    own, *strides, size = run.flagged(roles, flags)
+    own, size = run.flagged(roles, flags)
     _near_log_sum_exps[run.near_grid(roles, run.n)](
-        *vectors_of(roles), run.c, run.ids, run.exact_steepness, own, tuple(exact[r.term] for r in roles),
-        *strides_of(roles), *strides, run.stride_of_terms, tuple(r.pairs for r in roles), tuple(r.m for r in roles), run.d,
-        **size, **run.exactly(),
+        *views_of(roles), run.c, run.ids, run.exact_steepness, own, tuple(exact[r.term] for r in roles),
+        run.stride_of_terms, tuple(r.pairs for r in roles), run.d, **run.exactly(size),
     )  # fmt: skip
     torch.logaddexp2(sums, exact, out=sums)
 
@@ -271,12 +270,11 @@ def _add_near_gradients(run: Run, upstream: Upstream, flags: Tensor, stripe: sli
     """Add the gradients of the pairs of flagged tiles, and return their share of s dL/ds."""
     along = run.c.new_zeros(2, len(run.queries), stripe.stop - stripe.start)
     for roles in (*rounds(run.queries), *rounds(run.keys)):
-        own, *strides, size = run.flagged(roles, flags)
+        own, size = run.flagged(roles, flags)
         _near_gradient[run.near_grid(roles, along.shape[2])](
-            *vectors_of(roles), run.c, run.ids, run.scale, run.exact_steepness, own, *upstream.of(roles),
+            *views_of(roles), run.c, run.ids, run.scale, run.exact_steepness, own, upstream.of(roles),
             tuple(sums[r.owner].pull for r in roles), tuple(along[int(r.swapped), r.term] for r in roles),
-            *strides_of(roles), *strides, run.stride_of_terms, *lengths_of(roles), run.d, stripe.start, stripe.stop,
-            **size, **run.exactly(),
+            run.stride_of_terms, run.d, stripe.start, stripe.stop, **run.exactly(size),
         )  # fmt: skip
     return -run.scale * along[0].sum(dtype=torch.float64)
 
@@ -286,7 +284,7 @@ def _add_positives(run: Run, weights: Tensor, stripe: slice, sums: Sequence[Sums
     for roles in rounds([*run.queries, *run.keys]):
         pairs = tuple(r.x.vectors[: min(r.pairs, stripe.stop)] for r in roles)
         launch.over_rows(
-            _positive_pulls, "pair", pairs, *vectors_of(roles), run.c, tuple(weights[r.term] for r in roles),
-            tuple(sums[r.owner].pull for r in roles), *strides_of(roles), run.stride_of_terms, stripe.start,
+            _positive_pulls, "pair", pairs, *views_of(roles), run.c, tuple(weights[r.term] for r in roles),
+            tuple(sums[r.owner].pull for r in roles), run.stride_of_terms, stripe.start,
             GEOMETRY=run.constants["GEOMETRY"], TANGENT=run.tangent,
         )  # fmt: skip

@@ -6,6 +6,7 @@ For features too wide for the accumulators of `contrastive_pull`, and for float3
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from hyperst_kernels.gpu.contrastive_pull import shares, split
 from hyperst_kernels.gpu.contrastive_rows import EXCESS, SCALE, Side, largest_of
-from hyperst_kernels.gpu.contrastive_run import Run, Sums, Upstream
+from hyperst_kernels.gpu.contrastive_run import Run, Sums, Upstream, view_of
 from hyperst_kernels.gpu.contrastive_tiles import (
     NOWHERE,
     OVERFLOWS,
@@ -31,10 +32,18 @@ from hyperst_kernels.gpu.tile_math import load_each
 BLOCK = 8192  # rows and columns whose weights are in memory together
 
 
+class Weights(NamedTuple):
+    """A block of weights (parts height width) and the strides between its parts and rows."""
+
+    ptr: tl.tensor
+    part_stride: tl.tensor
+    stride: tl.tensor
+
+
 @triton.jit
 def weights_of_tile(
-    top, left, owned, keys, x_terms_ptr, ids_ptr, steepness_ptr, row_lse_ptr, column_lse_ptr, row_pull_ptr, column_pull_ptr,
-    along_ptr, longest, CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
+    top, left, owned, keys, x_terms_ptr, ids_ptr, steepness_ptr, upstream, along_ptr, longest,
+    CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """G_ij s_i s_j of a tile; stores its sum of share times remoteness."""
     DTYPE: tl.constexpr = TILING.DTYPE
@@ -43,11 +52,12 @@ def weights_of_tile(
     z, part, _, scale_y, _ = tile_of_pairs(rows, owned, keys, terms, top, left, 0, CAREFUL, False, TILING)
     remoteness, slope = remoteness_of(z, TILING.GEOMETRY, TILING.FAST, CAREFUL)
     remoteness = tl.where(part, remoteness, NOWHERE)
-    share = shares(
-        remoteness, steepness, load_each(row_lse_ptr, rows, owned.n, DTYPE),
-        each_key(column_lse_ptr, left, keys.m, CAREFUL, DTYPE, TILING.BLOCK_M), load_each(row_pull_ptr, rows, owned.n, DTYPE),
-        each_key(column_pull_ptr, left, keys.m, CAREFUL, DTYPE, TILING.BLOCK_M), True, SYMMETRIC,
-    )  # fmt: skip
+    lse, grad = load_each(upstream.row_lse, rows, owned.n, DTYPE), load_each(upstream.row_grad, rows, owned.n, DTYPE)
+    column_lse, column_grad = (
+        each_key(upstream.column_lse, left, keys.m, CAREFUL, DTYPE, TILING.BLOCK_M),
+        each_key(upstream.column_grad, left, keys.m, CAREFUL, DTYPE, TILING.BLOCK_M),
+    )
+    share = shares(remoteness, steepness, lse, column_lse, grad, column_grad, True, SYMMETRIC)
     tl.store(along_ptr, tl.sum(share * remoteness))
     return share * slope * terms.scale[:, None] * scale_y[None, :]
 
@@ -62,46 +72,46 @@ def store_weights(place, weight, inside, part_stride, SPLIT: tl.constexpr):
 
 @triton.jit
 def _weights(
-    x_ptr, y_ptr, x_terms_ptr, y_terms_ptr, ids_ptr, steepness_ptr,
-    row_lse_ptr, row_pull_ptr, column_lse_ptr, column_pull_ptr, flag_ptr, weight_ptr, along_ptr, x_stride, y_stride,
-    flag_stride, part_stride, weight_stride, longest, n, m, d, first_row, first_column, tiles_m,
-    SPLIT: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
+    x, y, ids_ptr, steepness_ptr, upstream, flag_ptr, flag_stride, weights, along_ptr, longest, d, first_row, first_column,
+    tiles_m, SPLIT: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """G_ij s_i s_j of a block of pairs, 0 in flagged tiles; and each tile's sum of share times remoteness.
 
-    SPLIT: a weight is the sum of two numbers, ``part_stride`` apart.
+    SPLIT: a weight is the sum of two numbers, one in each part.
     """
     BLOCK_N: tl.constexpr = TILING.BLOCK_N
     BLOCK_M: tl.constexpr = TILING.BLOCK_M
     height, width = tl.program_id(0) // tiles_m * BLOCK_N, tl.program_id(0) % tiles_m * BLOCK_M
     top, left = tl.cast(first_row + height, tl.int64), tl.cast(first_column + width, tl.int64)
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
-    place = weight_ptr + tl.cast(height, tl.int64) * weight_stride + width + (i[:, None] * weight_stride + j[None, :])
+    corner = weights.ptr + tl.cast(height, tl.int64) * weights.stride + width
+    place = corner + (i[:, None] * weights.stride + j[None, :])
+    n, m = x.length, y.length
     inside = (i < n - top)[:, None] & (j < m - left)[None, :]
-    owned = Rows(x_ptr, x_stride, n, d)
-    keys = Keys(y_ptr, y_stride, m, y_terms_ptr + SCALE * longest, y_terms_ptr + EXCESS * longest, ids_ptr)
+    owned = Rows(x.vectors, x.stride, n, d)
+    keys = Keys(y.vectors, y.stride, m, y.terms + SCALE * longest, y.terms + EXCESS * longest, ids_ptr)
     flagged = False
     if TILING.GEOMETRY != 2:
         flagged = tl.load(flag_ptr + top // BLOCK_N * flag_stride + left // BLOCK_M) != 0
     careful = (left < top + BLOCK_N) & (top < left + BLOCK_M) | (top + BLOCK_N > n) | (left + BLOCK_M > m)
     if TILING.GEOMETRY == 0 and tl.float64 != TILING.DTYPE:
-        a, b = largest_of(x_terms_ptr, longest), largest_of(y_terms_ptr, longest)
+        a, b = largest_of(x.terms, longest), largest_of(y.terms, longest)
         careful = careful | (2 * (1 + a) * (1 + b) > OVERFLOWS)
     if flagged:
         tl.store(along_ptr + tl.program_id(0), 0.0)
-        store_weights(place, tl.zeros([BLOCK_N, BLOCK_M], TILING.DTYPE), inside, part_stride, SPLIT)
+        store_weights(place, tl.zeros([BLOCK_N, BLOCK_M], TILING.DTYPE), inside, weights.part_stride, SPLIT)
     elif careful:
         weight = weights_of_tile(
-            top, left, owned, keys, x_terms_ptr, ids_ptr, steepness_ptr, row_lse_ptr, column_lse_ptr, row_pull_ptr,
-            column_pull_ptr, along_ptr + tl.program_id(0), longest, True, SYMMETRIC, TILING,
+            top, left, owned, keys, x.terms, ids_ptr, steepness_ptr, upstream, along_ptr + tl.program_id(0), longest,
+            True, SYMMETRIC, TILING,
         )  # fmt: skip
-        store_weights(place, weight, inside, part_stride, SPLIT)
+        store_weights(place, weight, inside, weights.part_stride, SPLIT)
     else:
         weight = weights_of_tile(
-            top, left, owned, keys, x_terms_ptr, ids_ptr, steepness_ptr, row_lse_ptr, column_lse_ptr, row_pull_ptr,
-            column_pull_ptr, along_ptr + tl.program_id(0), longest, False, SYMMETRIC, TILING,
+            top, left, owned, keys, x.terms, ids_ptr, steepness_ptr, upstream, along_ptr + tl.program_id(0), longest,
+            False, SYMMETRIC, TILING,
         )  # fmt: skip
-        store_weights(place, weight, None, part_stride, SPLIT)
+        store_weights(place, weight, None, weights.part_stride, SPLIT)
 
 
 def pull_in_blocks(run: Run, upstream: Upstream, flags: Tensor, stripe: slice, sums: Sequence[Sums]) -> Tensor:
@@ -123,10 +133,10 @@ def pull_in_blocks(run: Run, upstream: Upstream, flags: Tensor, stripe: slice, s
                 tiles_m = triton.cdiv(width, columns)
                 found = c.new_empty(triton.cdiv(height, rows) * tiles_m)
                 _weights[(len(found),)](
-                    x.vectors, y.vectors, x.terms, y.terms, run.ids, run.steepness, *(v[role.term] for v in upstream),
-                    flags[role.term], weights, found, x.vectors.stride(0), y.vectors.stride(0),
-                    flags.stride(1), weights.stride(0), weights.stride(1), run.stride_of_terms, role.n, role.m, run.d,
-                    top, left, tiles_m, SYMMETRIC=role.symmetric, SPLIT=parts == 2, **run.product(run.table),
+                    view_of(x), view_of(y), run.ids, run.steepness, Upstream(*(v[role.term] for v in upstream)),
+                    flags[role.term], flags.stride(1), Weights(weights, weights.stride(0), weights.stride(1)), found,
+                    run.stride_of_terms, run.d, top, left, tiles_m, SYMMETRIC=role.symmetric, SPLIT=parts == 2,
+                    **run.product(run.table),
                 )  # fmt: skip
                 block = weights[:, :height, :width]
                 if for_rows:

@@ -25,24 +25,23 @@ from hyperst_kernels.gpu.tile_math import (
 
 
 @triton.jit
-def features_of(x_ptrs, x_terms_ptrs, strides, t, rows, columns, longest, n, d, DTYPE: tl.constexpr):
+def features_of(views, t, rows, columns, longest, n, d, DTYPE: tl.constexpr):
     """Some rows times their factor, rounded: unrounded, two equal rows would differ by what rounding takes from one."""
-    x = load_rows(pick(x_ptrs, t), rows, columns, pick(strides, t), n, d, DTYPE)
-    return rounded_product(factor_of(pick(x_terms_ptrs, t), longest), x)
+    x = load_rows(pick(views.vectors, t), rows, columns, pick(views.strides, t), n, d, DTYPE)
+    return rounded_product(factor_of(pick(views.terms, t), longest), x)
 
 
 @triton.jit
 def _positives(
-    x_ptrs, y_ptrs, x_terms_ptrs, y_terms_ptrs, c_ptr, scale_ptr, out_ptr, x_strides, y_strides, longest, out_stride,
-    ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
+    xs, ys, c_ptr, scale_ptr, out_ptr, longest, out_stride, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Logits of the positives of each term, in float64; 0 beyond its own rows."""
     t = tl.program_id(1)
     n = pick(ns, t)
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
-    x = features_of(x_ptrs, x_terms_ptrs, x_strides, t, rows, columns, longest, n, d, DTYPE)
-    y = features_of(y_ptrs, y_terms_ptrs, y_strides, t, rows, columns, longest, n, d, DTYPE)
+    x = features_of(xs, t, rows, columns, longest, n, d, DTYPE)
+    y = features_of(ys, t, rows, columns, longest, n, d, DTYPE)
     if GEOMETRY == 0:
         k = sqrt_rn(tl.load(c_ptr))
         norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
@@ -59,8 +58,7 @@ def _positives(
 
 @triton.jit
 def _positive_pulls(
-    x_ptrs, y_ptrs, x_terms_ptrs, y_terms_ptrs, c_ptr, weight_ptrs, dx_ptrs, x_strides, y_strides, longest, top,
-    ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
+    xs, ys, c_ptr, weight_ptrs, dx_ptrs, longest, top, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dx_i += weight_i times the gradient of d(x_i, y_i) by x_i, for the rows from ``top`` on; dx begins there."""
@@ -68,8 +66,8 @@ def _positive_pulls(
     n = pick(ns, t)
     rows, columns = block(BLOCK_ROWS, BLOCK_D)
     rows += top
-    x = features_of(x_ptrs, x_terms_ptrs, x_strides, t, rows, columns, longest, n, d, DTYPE)
-    y = features_of(y_ptrs, y_terms_ptrs, y_strides, t, rows, columns, longest, n, d, DTYPE)
+    x = features_of(xs, t, rows, columns, longest, n, d, DTYPE)
+    y = features_of(ys, t, rows, columns, longest, n, d, DTYPE)
     if GEOMETRY == 0:
         norm_x, norm_y, a, _, r, e, half_chord = compare(x, y)
         along, across = slopes_of_distance(norm_x, norm_y, r, half_chord, sqrt_rn(tl.load(c_ptr)), TANGENT)

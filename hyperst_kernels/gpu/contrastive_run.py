@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.contrastive_rows import GEOMETRIES, Side, prepare
-from hyperst_kernels.gpu.contrastive_tiles import Tiling
+from hyperst_kernels.gpu.contrastive_tiles import Exact, Tiling
 from hyperst_kernels.gpu.pairwise import NEAR_TILE
 from hyperst_kernels.reference.contrastive import Pairing
 
@@ -58,24 +58,43 @@ def rounds(roles: Sequence[Role]) -> Iterator[list[Role]]:
         roles = [role for role in roles if first[role.owner] is not role]
 
 
-def vectors_of(roles: Sequence[Role]) -> tuple:
-    """The arguments that most kernels begin with: vectors and terms of the rows' side and of the columns' side."""
-    return (
-        tuple(r.x.vectors for r in roles),
-        tuple(r.y.vectors for r in roles),
-        tuple(r.x.terms for r in roles),
-        tuple(r.y.terms for r in roles),
+class Views(NamedTuple):
+    """One side of each role of a launch: its vectors, terms, the stride from row to row, and how many rows."""
+
+    vectors: tuple[Tensor, ...]
+    terms: tuple[Tensor, ...]
+    strides: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+def views_of(roles: Sequence[Role]) -> tuple[Views, Views]:
+    """What most kernels begin with: the side of the rows and that of the columns."""
+    x, y = (
+        zip(*(view_of(side) for side in sides), strict=True) for sides in ([r.x for r in roles], [r.y for r in roles])
     )
+    return Views(*x), Views(*y)
 
 
-def strides_of(roles: Sequence[Role]) -> tuple:
-    """From row to row of both sides' vectors."""
-    return tuple(r.x.vectors.stride(0) for r in roles), tuple(r.y.vectors.stride(0) for r in roles)
+class View(NamedTuple):
+    """`Views` of one."""
+
+    vectors: Tensor
+    terms: Tensor
+    stride: int
+    length: int
 
 
-def lengths_of(roles: Sequence[Role]) -> tuple:
-    """n and m of each role."""
-    return tuple(r.n for r in roles), tuple(r.m for r in roles)
+def view_of(side: Side) -> View:
+    """One side as an argument of a launch."""
+    return View(side.vectors, side.terms, side.vectors.stride(0), len(side.vectors))
+
+
+class Flags(NamedTuple):
+    """Flags of each role of a launch, one per tile, and their strides by row and column of tiles."""
+
+    ptrs: tuple[Tensor, ...]
+    row_stride: int
+    column_stride: int
 
 
 class Sums(NamedTuple):
@@ -83,6 +102,11 @@ class Sums(NamedTuple):
 
     pull: Tensor
     time: Tensor
+
+
+def sums_of(sums: Sequence[Sums], features: Sequence[int]) -> Sums:
+    """`Sums` of these features, as an argument of a launch: a tuple of each."""
+    return Sums(tuple(sums[k].pull for k in features), tuple(sums[k].time for k in features))  # type: ignore[arg-type]
 
 
 class Upstream(NamedTuple):
@@ -99,12 +123,21 @@ class Upstream(NamedTuple):
         factor = -run.slope * run.unit
         return self._replace(row_grad=self.row_grad * factor, column_grad=self.column_grad * factor)
 
-    def of(self, roles: Sequence[Role]) -> tuple:
-        """As arguments: of each role's rows and of its columns, the sums first."""
+    def of(self, roles: Sequence[Role]) -> UpstreamOf:
+        """As an argument: of each role's rows and of its columns."""
         mine, other = (self.row_lse, self.row_grad), (self.column_lse, self.column_grad)
         if roles[0].swapped:
             mine, other = other, mine
-        return tuple(tuple(x[r.term] for r in roles) for pair in zip(mine, other, strict=True) for x in pair)
+        return UpstreamOf(*(tuple(x[r.term] for r in roles) for x in (*mine, *other)))
+
+
+class UpstreamOf(NamedTuple):
+    """`Upstream` as each role of a launch sees it."""
+
+    row_lse: tuple[Tensor, ...]
+    row_grad: tuple[Tensor, ...]
+    column_lse: tuple[Tensor, ...]
+    column_grad: tuple[Tensor, ...]
 
 
 @launch.on_own_device
@@ -183,13 +216,13 @@ class Run:
         )
         return {"TILING": tiling, "num_warps": table["warps"], "num_stages": table["stages"], **launch.OPTIONS}
 
-    def flagged(self, roles: Sequence[Role], flags: Tensor) -> tuple[tuple, int, int, dict]:
-        """Of kernels that read flags: each role's, their strides by row and column, and constants with their block sizes."""
+    def flagged(self, roles: Sequence[Role], flags: Tensor) -> tuple[Flags, dict[str, int]]:
+        """Of kernels that read flags: each role's, and constants with the block sizes of their tiles."""
         rows, columns = self.table["rows"], self.table["columns"]
         strides = (flags.stride(1), 1)
         if roles[0].swapped:
             rows, columns, strides = columns, rows, strides[::-1]
-        return tuple(flags[r.term] for r in roles), *strides, {"FLAG_N": rows, "FLAG_M": columns}
+        return Flags(tuple(flags[r.term] for r in roles), *strides), {"FLAG_N": rows, "FLAG_M": columns}
 
     def from_remoteness(self, along: Tensor) -> Tensor:
         """s dL/ds from the sum of remoteness times what pulls."""
@@ -199,7 +232,9 @@ class Run:
         """Of kernels whose programs own ``near_tile`` of so many rows."""
         return triton.cdiv(rows, self.near_tile), len(roles)
 
-    def exactly(self) -> dict:
+    def exactly(self, size: dict[str, int]) -> dict:
         """Constants of a kernel that works feature by feature: with other numbers of warps its dozen numbers per pair spill."""
         warps = 4 if self.c.dtype == torch.float64 else 8
-        return {**self.constants, "TANGENT": self.tangent, "TILE": self.near_tile, "num_warps": warps}
+        known = {key: self.constants[key] for key in ("GEOMETRY", "EXCLUDE", "DTYPE")}
+        exact = Exact(**known, TANGENT=self.tangent, TILE=self.near_tile, **size)
+        return {"EXACT": exact, "num_warps": warps, **launch.OPTIONS}

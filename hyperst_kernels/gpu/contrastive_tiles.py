@@ -43,6 +43,19 @@ class Tiling(NamedTuple):
     BLOCK_D: int
 
 
+class Exact(NamedTuple):
+    """What a kernel that works feature by feature knows when it is compiled: beside `Tiling`'s, what the vectors are (TANGENT),
+    how many rows and columns it looks at together, and the tiles (FLAG_N, FLAG_M) of flags."""
+
+    GEOMETRY: int
+    EXCLUDE: bool
+    DTYPE: tl.dtype
+    TANGENT: bool
+    TILE: int
+    FLAG_N: int
+    FLAG_M: int
+
+
 class Rows(NamedTuple):
     """A matrix (n d) whose rows a program owns some of."""
 
@@ -270,10 +283,20 @@ def log_sum(offset, total):
     return tl.where(nothing, float("-inf"), digits)
 
 
+class KeyViews(NamedTuple):
+    """Some keys of each role of a launch: vectors with the stride from row to row and how many, a number each, the largest b."""
+
+    vectors: tuple[tl.tensor, ...]
+    strides: tuple[tl.tensor, ...]
+    lengths: tuple[tl.tensor, ...]
+    scales: tuple[tl.tensor, ...]
+    excesses: tuple[tl.tensor, ...]
+    largest: tuple[tl.tensor, ...]
+
+
 @triton.jit
 def _log_sum_exps(
-    x_ptrs, y_ptrs, x_terms_ptrs, scale_y_ptrs, b_ptrs, largest_b_ptrs, row_ids_ptr, ids_ptr, steepness_ptr, row_ptr,
-    workspace_ptr, flag_ptrs, x_strides, y_strides, longest, flag_stride, row_stride, ns, ms, d, left, tiles, limit,
+    xs, ys, row_ids_ptr, ids_ptr, steepness_ptr, row_ptr, workspace_ptr, flags, longest, row_stride, d, left, tiles, limit,
     SYMMETRIC: tl.constexpr, WHOLE: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """For the keys of ``tiles`` tiles from ``left`` on.
@@ -284,17 +307,18 @@ def _log_sum_exps(
     BLOCK_M: tl.constexpr = TILING.BLOCK_M
     DTYPE: tl.constexpr = TILING.DTYPE
     t = tl.program_id(1)
-    x_terms, flag_ptr, n, m = pick(x_terms_ptrs, t), pick(flag_ptrs, t), pick(ns, t), pick(ms, t)
-    owned = Rows(pick(x_ptrs, t), pick(x_strides, t), n, d)
-    keys = Keys(pick(y_ptrs, t), pick(y_strides, t), m, pick(scale_y_ptrs, t), pick(b_ptrs, t), ids_ptr)
-    steepness, largest_b = load_steepness(steepness_ptr), tl.load(pick(largest_b_ptrs, t))
+    x_terms, flag_ptr, n, m = pick(xs.terms, t), pick(flags.ptrs, t), pick(xs.lengths, t), pick(ys.lengths, t)
+    owned = Rows(pick(xs.vectors, t), pick(xs.strides, t), n, d)
+    keys = Keys(pick(ys.vectors, t), pick(ys.strides, t), m, pick(ys.scales, t), pick(ys.excesses, t), ids_ptr)
+    steepness, largest_ptr = load_steepness(steepness_ptr), pick(ys.largest, t)
     mine = workspace_ptr + (tl.cast(t, tl.int64) * tl.num_programs(0) + tl.program_id(0)) * tiles * 2 * BLOCK_M
     for block in range(tl.program_id(0), tl.cdiv(n, BLOCK_N), tl.num_programs(0)):
         first = tl.cast(block, tl.int64) * BLOCK_N
         rows = first + tl.arange(0, BLOCK_N)
-        flags_of_block = flag_ptr + tl.cast(block, tl.int64) * flag_stride
+        flags_of_block = flag_ptr + tl.cast(block, tl.int64) * flags.row_stride
         terms = row_terms(x_terms, row_ids_ptr, rows, longest, n, TILING)
-        widest = tl.max(terms.time) * largest_b + tl.max(terms.excess)  # no z is more than twice as large
+        # no z is more than twice as large; loaded for each block: a register less in the loops over keys
+        widest = tl.max(terms.time) * tl.load(largest_ptr) + tl.max(terms.excess)
         suspicious = limit * widest  # pairs with a smaller z may be near: look closer
         careful = first + BLOCK_N > n
         if TILING.GEOMETRY == 0 and tl.float64 != DTYPE:

@@ -11,6 +11,8 @@ d_ij)) weighs the points in two products, and near pairs again go their own way.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -186,8 +188,8 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
         BLOCK_D=table["inner"], num_warps=table["warps"], num_stages=table["stages"], **numbers, **size,
     )  # fmt: skip
     _repair[(tiles[0] * tiles[1],)](
-        x, y, c, norm_x, norm_y, out, near, x.stride(0), y.stride(0), n, m, d, TANGENT=tangent, TILE=NEAR_TILE[c.dtype],
-        num_warps=8 if c.dtype == torch.float64 else 4, **numbers, **size,
+        Vectors(x, x.stride(0), n, norm_x), Vectors(y, y.stride(0), m, norm_y), c, out, near, d, TANGENT=tangent,
+        TILE=NEAR_TILE[c.dtype], num_warps=8 if c.dtype == torch.float64 else 4, **numbers, **size,
     )  # fmt: skip
     return out
 
@@ -201,11 +203,28 @@ def feature(pointer, rows, stride, n, k, DTYPE: tl.constexpr):
     return tl.load(pointer + rows * stride + k, rows < n, other=0).to(DTYPE)
 
 
+class Points(NamedTuple):
+    """Some rows of a matrix (n d), which are vectors but for a factor, and the lengths of those."""
+
+    ptr: tl.tensor
+    stride: tl.tensor
+    n: tl.tensor
+    rows: tl.tensor
+    norm: tl.tensor
+    factor: tl.tensor
+
+
 @triton.jit
-def opposite(x_ptr, y_ptr, rows, columns, x_stride, y_stride, n, m, DTYPE: tl.constexpr):
+def numbers_of(points, k, DTYPE: tl.constexpr):
+    """Number k of each vector, rounded: unrounded, two equal rows would differ by what rounding takes from one."""
+    return rounded_product(points.factor, feature(points.ptr, points.rows, points.stride, points.n, k, DTYPE))
+
+
+@triton.jit
+def opposite(x, y, DTYPE: tl.constexpr):
     """Of rows of one feature: 2 where their signs differ, 0 where they agree, 1 where one of the two is 0."""
-    x, y = feature(x_ptr, rows, x_stride, n, 0, DTYPE), feature(y_ptr, columns, y_stride, m, 0, DTYPE)
-    return tl.abs(sign(x)[:, None] - sign(y)[None, :])
+    u, v = feature(x.ptr, x.rows, x.stride, x.n, 0, DTYPE), feature(y.ptr, y.rows, y.stride, y.n, 0, DTYPE)
+    return tl.abs(sign(u)[:, None] - sign(v)[None, :])
 
 
 @triton.jit
@@ -215,30 +234,23 @@ def chord_of(u, v, bisector, r, per_sum, leftover):
 
 
 @triton.jit
-def compare_all(
-    x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, n, m, d,
-    TILE: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """``tile_math.compare`` of every row with every column, a feature at a time, without holding a vector.
-
-    Vectors are what is stored times a factor.
+def compare_all(x, y, d, TILE: tl.constexpr, DTYPE: tl.constexpr):
+    """Return ``tile_math.compare`` of all points x with all points y, a feature at a time, without holding a vector.
 
     |u| - |v|, |a - b| / 2, 1 / (|u| + |v|), and the share of a + b that rounding left in a - b.
     """
-    per_x, per_y = (1 / nonzero(norm_x))[:, None], (1 / nonzero(norm_y))[None, :]
-    per_sum = div_rn(1.0, nonzero(norm_x[:, None] + norm_y[None, :]))
+    per_x, per_y = (1 / nonzero(x.norm))[:, None], (1 / nonzero(y.norm))[None, :]
+    per_sum = div_rn(1.0, nonzero(x.norm[:, None] + y.norm[None, :]))
     r = tl.zeros([TILE, TILE], DTYPE)
     for k in range(0, d):
-        u = rounded_product(factor_x, feature(x_ptr, rows, x_stride, n, k, DTYPE))[:, None]
-        v = rounded_product(factor_y, feature(y_ptr, columns, y_stride, m, k, DTYPE))[None, :]
+        u, v = numbers_of(x, k, DTYPE)[:, None], numbers_of(y, k, DTYPE)[None, :]
         r += (u - v) * (u + v)
     r *= per_sum
     chord, lean, square = (
         tl.zeros([TILE, TILE], DTYPE), tl.zeros([TILE, TILE], DTYPE), tl.zeros([TILE, TILE], DTYPE)
     )  # fmt: skip
     for k in range(0, d):
-        u = rounded_product(factor_x, feature(x_ptr, rows, x_stride, n, k, DTYPE))[:, None]
-        v = rounded_product(factor_y, feature(y_ptr, columns, y_stride, m, k, DTYPE))[None, :]
+        u, v = numbers_of(x, k, DTYPE)[:, None], numbers_of(y, k, DTYPE)[None, :]
         bisector = u * per_x + v * per_y
         e = CHORD_SCALE * per_sum * (2 * (u - v) - r * bisector)
         chord += e * e
@@ -253,40 +265,51 @@ def compare_all(
     if tl.max(doubtful.to(tl.int32)) != 0:
         numbers = tl.zeros([TILE, TILE], DTYPE)
         for k in range(0, d):
-            u = rounded_product(factor_x, feature(x_ptr, rows, x_stride, n, k, DTYPE))[:, None]
-            v = rounded_product(factor_y, feature(y_ptr, columns, y_stride, m, k, DTYPE))[None, :]
+            u, v = numbers_of(x, k, DTYPE)[:, None], numbers_of(y, k, DTYPE)[None, :]
             e = CHORD_SCALE * chord_of(u, v, u * per_x + v * per_y, r, per_sum, leftover)
             numbers += e * e
         chord = tl.where(doubtful, numbers, chord)
     half_chord = at_most(tl.sqrt(chord) * (0.5 / CHORD_SCALE), 1)
     if d == 1:  # a direction is a sign, and no rounding of it may be taken for an angle
-        half_chord = opposite(x_ptr, y_ptr, rows, columns, x_stride, y_stride, n, m, DTYPE) * 0.5
-    at_origin = (norm_x == 0)[:, None] | (norm_y == 0)[None, :]
+        half_chord = opposite(x, y, DTYPE) * 0.5
+    at_origin = (x.norm == 0)[:, None] | (y.norm == 0)[None, :]
     return r, tl.where(at_origin, 0.7071067811865476, half_chord), per_sum, leftover
+
+
+class Vectors(NamedTuple):
+    """A matrix (n d) and the length of each of its rows (n)."""
+
+    ptr: tl.tensor
+    stride: tl.tensor
+    n: tl.tensor
+    norm_ptr: tl.tensor
+
+
+@triton.jit
+def points_of(vectors, rows, DTYPE: tl.constexpr):
+    return Points(vectors.ptr, vectors.stride, vectors.n, rows, load_each(vectors.norm_ptr, rows, vectors.n, DTYPE), 1)
 
 
 @triton.jit
 def _repair(
-    x_ptr, y_ptr, c_ptr, norm_x_ptr, norm_y_ptr, out_ptr, near_ptr, x_stride, y_stride, n, m, d,
+    x, y, c_ptr, out_ptr, near_ptr, d,
     TANGENT: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     # one axis: the second holds 65,535 programs at most
-    program, tiles_m = tl.program_id(0).to(tl.int64), tl.cdiv(m, BLOCK_M)
+    program, tiles_m = tl.program_id(0).to(tl.int64), tl.cdiv(y.n, BLOCK_M)
     i, j = program // tiles_m, program % tiles_m
     if tl.load(near_ptr + program) != 0:
         k = sqrt_rn(tl.load(c_ptr))
         for part in range(0, (BLOCK_N // TILE) * (BLOCK_M // TILE)):
             rows = i * BLOCK_N + part // (BLOCK_M // TILE) * TILE + tl.arange(0, TILE)
             columns = j * BLOCK_M + part % (BLOCK_M // TILE) * TILE + tl.arange(0, TILE)
-            inside = (rows < n)[:, None] & (columns < m)[None, :]
-            place = out_ptr + rows[:, None] * m + columns[None, :]
+            inside = (rows < x.n)[:, None] & (columns < y.n)[None, :]
+            place = out_ptr + rows[:, None] * y.n + columns[None, :]
             near = tl.load(place, inside, other=0) < 0
             if tl.max(near.to(tl.int32)) != 0:
-                norm_x, norm_y = load_each(norm_x_ptr, rows, n, DTYPE), load_each(norm_y_ptr, columns, m, DTYPE)
-                r, half_chord, _, _ = compare_all(
-                    x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, 1, 1, n, m, d, TILE, DTYPE
-                )
-                tl.store(place, distance_of(norm_x[:, None], norm_y[None, :], r, half_chord, k, TANGENT), near)
+                u, v = points_of(x, rows, DTYPE), points_of(y, columns, DTYPE)
+                r, half_chord, _, _ = compare_all(u, v, d, TILE, DTYPE)
+                tl.store(place, distance_of(u.norm[:, None], v.norm[None, :], r, half_chord, k, TANGENT), near)
 
 
 @triton.jit
@@ -314,54 +337,53 @@ def _weights(
 
 
 @triton.jit
-def add_pulls(
-    x_ptr, y_ptr, dx_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, factor_x, factor_y, r, per_sum, leftover,
-    per_length, along, across, n, m, d, top, DTYPE: tl.constexpr,
-):  # fmt: skip
+def add_pulls(x, y, dx_ptr, r, per_sum, leftover, per_length, along, across, d, top, DTYPE: tl.constexpr):
     """dx_i += sum_j along_ij a_i + across_ij e_ij per_length_ij, a feature at a time, for rows that no other program writes.
 
     ``dx`` begins with row ``top``.
     """
-    per_x, per_y = (1 / nonzero(norm_x))[:, None], (1 / nonzero(norm_y))[None, :]
+    per_x, per_y = (1 / nonzero(x.norm))[:, None], (1 / nonzero(y.norm))[None, :]
     for k in range(0, d):
-        u = rounded_product(factor_x, feature(x_ptr, rows, x_stride, n, k, DTYPE))[:, None]
-        v = rounded_product(factor_y, feature(y_ptr, columns, y_stride, m, k, DTYPE))[None, :]
+        u, v = numbers_of(x, k, DTYPE)[:, None], numbers_of(y, k, DTYPE)[None, :]
         a = u * per_x
         bisector = a + v * per_y
         e = chord_of(u, v, bisector, r, per_sum, leftover)
         e = tl.where(d == 1, sign(u) - sign(v), e)  # no rounding of a sign may be taken for an angle
-        target = dx_ptr + (rows - top) * d + k
+        target = dx_ptr + (x.rows - top) * d + k
         # added where it lies, by the one thread of a row that stores: what the others would read may be older or newer
-        tl.atomic_add(target, tl.sum(along * a + across * (e * per_length), axis=1), rows < n, sem="relaxed")
+        tl.atomic_add(target, tl.sum(along * a + across * (e * per_length), axis=1), x.rows < x.n, sem="relaxed")
+
+
+class Tiles(NamedTuple):
+    """A number for each pair or tile of pairs, seen from either side."""
+
+    ptr: tl.tensor
+    row_stride: tl.tensor
+    column_stride: tl.tensor
 
 
 @triton.jit
 def _near_gradient(
-    grad_ptr, weight_ptr, x_ptr, y_ptr, c_ptr, norm_x_ptr, norm_y_ptr, near_ptr, dx_ptr,
-    x_stride, y_stride, row_stride, column_stride, near_row_stride, near_column_stride, n, m, d,
-    TANGENT: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """Add the gradients of near pairs to some rows of dx, which no other program writes."""
+    x, y, c_ptr, grads, weight_ptr, near, dx_ptr, d, TANGENT: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr
+):
+    """Add the gradients of near pairs to some rows of dx, which no other program writes. Weights lie as ``grads`` do."""
     i = tl.program_id(0).to(tl.int64)
     rows = i * TILE + tl.arange(0, TILE)
     k = sqrt_rn(tl.load(c_ptr))
-    norm_x = load_each(norm_x_ptr, rows, n, DTYPE)
-    for j in range(0, tl.cdiv(m, TILE)):
-        if tl.load(near_ptr + i * near_row_stride + j * near_column_stride) != 0:
+    u = points_of(x, rows, DTYPE)
+    for j in range(0, tl.cdiv(y.n, TILE)):
+        if tl.load(near.ptr + i * near.row_stride + j * near.column_stride) != 0:
             columns = tl.cast(j, tl.int64) * TILE + tl.arange(0, TILE)
-            inside = (rows < n)[:, None] & (columns < m)[None, :]
-            place = rows[:, None] * row_stride + columns[None, :] * column_stride
+            inside = (rows < x.n)[:, None] & (columns < y.n)[None, :]
+            place = rows[:, None] * grads.row_stride + columns[None, :] * grads.column_stride
             weight = tl.load(weight_ptr + place, inside, other=1)
-            grad = tl.where(weight == 0, tl.load(grad_ptr + place, inside, other=0).to(DTYPE), 0)
-            norm_y = load_each(norm_y_ptr, columns, m, DTYPE)
-            r, half_chord, per_sum, leftover = compare_all(
-                x_ptr, y_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, 1, 1, n, m, d, TILE, DTYPE
-            )
-            along, across = slopes_of_distance(norm_x[:, None], norm_y[None, :], r, half_chord, k, TANGENT)
+            grad = tl.where(weight == 0, tl.load(grads.ptr + place, inside, other=0).to(DTYPE), 0)
+            v = points_of(y, columns, DTYPE)
+            r, half_chord, per_sum, leftover = compare_all(u, v, d, TILE, DTYPE)
+            along, across = slopes_of_distance(u.norm[:, None], v.norm[None, :], r, half_chord, k, TANGENT)
             add_pulls(
-                x_ptr, y_ptr, dx_ptr, rows, columns, x_stride, y_stride, norm_x, norm_y, 1, 1, r, per_sum, leftover,
-                per_chord(half_chord), grad * along, grad * across, n, m, d, 0, DTYPE,
-            )  # fmt: skip
+                u, v, dx_ptr, r, per_sum, leftover, per_chord(half_chord), grad * along, grad * across, d, 0, DTYPE
+            )
 
 
 @launch.on_own_device
@@ -386,14 +408,10 @@ def pairwise_distance_backward(
     )
     dx = _pull(weight, x, y, scale_x, scale_y, a, b, c, tangent)
     dy = _pull(weight.T, y, x, scale_y, scale_x, b, a, c, tangent)
-    _near_gradient[(tiles[0],)](
-        grad, weight, x, y, c, norm_x, norm_y, near, dx, x.stride(0), y.stride(0), m, 1, tiles[1], 1, n, m, d,
-        TANGENT=tangent, TILE=tile, num_warps=8, **numbers,
-    )  # fmt: skip
-    _near_gradient[(tiles[1],)](
-        grad, weight, y, x, c, norm_y, norm_x, near, dy, y.stride(0), x.stride(0), 1, m, 1, tiles[1], m, n, d,
-        TANGENT=tangent, TILE=tile, num_warps=8, **numbers,
-    )  # fmt: skip
+    u, v = Vectors(x, x.stride(0), n, norm_x), Vectors(y, y.stride(0), m, norm_y)
+    flags = {"TANGENT": tangent, "TILE": tile, "num_warps": 8, **numbers}
+    _near_gradient[(tiles[0],)](u, v, c, Tiles(grad, m, 1), weight, Tiles(near, tiles[1], 1), dx, d, **flags)
+    _near_gradient[(tiles[1],)](v, u, c, Tiles(grad, 1, m), weight, Tiles(near, 1, tiles[1]), dy, d, **flags)
     # d is homogeneous in the vectors and 1/sqrt(c)
     homogeneity = sum((v.double() * dv).sum() for v, dv in ((x, dx), (y, dy))) - along.sum(dtype=torch.float64)
     return dx.to(x.dtype), dy.to(y.dtype), (homogeneity / (2 * c.double())).to(c.dtype)
