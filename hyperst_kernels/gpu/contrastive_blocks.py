@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hyperst_kernels.gpu.contrastive_pull import shares, split
-from hyperst_kernels.gpu.contrastive_rows import EXCESS, SCALE, Side, largest_of
+from hyperst_kernels.gpu.contrastive_rows import EXCESS, SCALE, largest_of
 from hyperst_kernels.gpu.contrastive_run import Run, Sums, Upstream, view_of
 from hyperst_kernels.gpu.contrastive_tiles import (
     NOWHERE,
@@ -114,51 +114,62 @@ def _weights(
         store_weights(place, weight, None, weights.part_stride, SPLIT)
 
 
+class Operand(NamedTuple):
+    """What weights of one side are multiplied with: vectors, and numbers (r PARTS) whose sums are t / s; None if cosine."""
+
+    vectors: Tensor
+    ratio: Tensor | None
+
+
 def pull_in_blocks(run: Run, upstream: Upstream, flags: Tensor, stripe: slice, sums: Sequence[Sums]) -> Tensor:
-    """Add the pulls on some rows, whole blocks, of all features, and return the queries' share of s dL/ds."""
+    """Add the pulls on some rows, whole blocks, of all features, and return the queries' share of s dL/ds.
+
+    A block is a dozen launches, which take longer to make than to run if there are many more.
+    """
     c, upstream = run.c, upstream.for_pulls(run)
     rows, columns = run.table["rows"], run.table["columns"]
     parts = _parts_of_weights(run)
     dtype = torch.bfloat16 if parts else c.dtype
     weights = torch.empty(max(1, parts), min(BLOCK, run.n), min(BLOCK, run.m), dtype=dtype, device=c.device)
+    out = Weights(weights, weights.stride(0), weights.stride(1))
+    points = [Operand(s.vectors, None if run.geometry == "cosine" else split(s.ratio, dtype)) for s in run.sides]
+    constants = run.product(run.table)
     along = c.new_zeros((), dtype=torch.float64)
     for role in run.queries:
-        x, y = role.x, role.y
+        x, y, of_role = view_of(role.x), view_of(role.y), Upstream(*(v[role.term] for v in upstream))
         for top in range(0, role.n, BLOCK):
-            for left in range(0, role.m, BLOCK):
+            found = c.new_zeros(triton.cdiv(role.m, BLOCK), triton.cdiv(BLOCK, rows) * triton.cdiv(BLOCK, columns))
+            for number, left in enumerate(range(0, role.m, BLOCK)):
                 for_rows, for_columns = (stripe.start <= first < stripe.stop for first in (top, left))
                 if not (for_rows or for_columns):
                     continue
                 height, width = min(BLOCK, role.n - top), min(BLOCK, role.m - left)
                 tiles_m = triton.cdiv(width, columns)
-                found = c.new_empty(triton.cdiv(height, rows) * tiles_m)
-                _weights[(len(found),)](
-                    view_of(x), view_of(y), run.ids, run.steepness, Upstream(*(v[role.term] for v in upstream)),
-                    flags[role.term], flags.stride(1), Weights(weights, weights.stride(0), weights.stride(1)), found,
-                    run.stride_of_terms, run.d, top, left, tiles_m, SYMMETRIC=role.symmetric, SPLIT=parts == 2,
-                    **run.product(run.table),
+                _weights[(triton.cdiv(height, rows) * tiles_m,)](
+                    x, y, run.ids, run.steepness, of_role, flags[role.term], flags.stride(1), out, found[number],
+                    run.stride_of_terms, run.d, top, left, tiles_m, SYMMETRIC=role.symmetric, SPLIT=parts == 2, **constants,
                 )  # fmt: skip
                 block = weights[:, :height, :width]
                 if for_rows:
-                    along += found.sum(dtype=torch.float64)
                     some = slice(top - stripe.start, top - stripe.start + height)
-                    _add_pull(run, sums[role.owner], some, block, y, slice(left, left + width))
+                    _add_pull(sums[role.owner], some, block, points[role.partner], slice(left, left + width))
                 if for_columns:
                     some = slice(left - stripe.start, left - stripe.start + width)
-                    _add_pull(run, sums[role.partner], some, block.mT, x, slice(top, top + height))
+                    _add_pull(sums[role.partner], some, block.mT, points[role.owner], slice(top, top + height))
+            if stripe.start <= top < stripe.stop:
+                along += found.sum(dtype=torch.float64)
     for side, (pull, time) in zip(run.sides, sums, strict=True):
         pull /= side.scale[stripe, None]
         time /= side.scale[stripe]
     return run.from_remoteness(along)
 
 
-def _add_pull(run: Run, sums: Sums, some: slice, weights: Tensor, side: Side, others: slice) -> None:
+def _add_pull(sums: Sums, some: slice, weights: Tensor, points: Operand, others: slice) -> None:
     """Add the pulls that rows ``others`` of a side exert on ``some`` rows by weights (p r k)."""
-    sums.pull[some] += _multiply(weights, side.vectors[others])
-    if run.geometry != "cosine":
-        ratio = split(side.ratio[others], weights.dtype)
+    sums.pull[some] += _multiply(weights, points.vectors[others])
+    if points.ratio is not None:
         for part in weights:
-            sums.time[some] += _product(part, ratio).sum(1)
+            sums.time[some] += _product(part, points.ratio[others]).sum(1)
 
 
 def _parts_of_weights(run: Run) -> int:

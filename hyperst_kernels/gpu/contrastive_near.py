@@ -69,8 +69,8 @@ def _near_log_sum_exps(xs, ys, c_ptr, ids_ptr, steepness_ptr, flags, out_ptrs, l
     flag_ptr = pick(flags.ptrs, t)
     first = tl.program_id(0).to(tl.int64) * TILE
     n = pick(ns, t)
-    m = tl.where(first < n, pick(ys.lengths, t), 0)
     rows, block = first + tl.arange(0, TILE), first // EXACT.FLAG_N
+    m = tl.where(tl.load(pick(flags.counts, t) + block, first < n, other=0) > 0, pick(ys.lengths, t), 0)
     k, steepness = sqrt_rn(tl.load(c_ptr)), load_steepness(steepness_ptr)
     x = points_of(xs, t, rows, n, longest, DTYPE)
     offset, total = tl.full([TILE], FARTHEST, DTYPE), tl.zeros([TILE], DTYPE)
@@ -101,8 +101,8 @@ def _near_gradient(
     column_lse_ptr, column_grad_ptr = pick(upstream.column_lse, t), pick(upstream.column_grad, t)
     first = top + tl.program_id(0).to(tl.int64) * TILE
     n = tl.minimum(pick(xs.lengths, t), last)
-    m = tl.where(first < n, pick(ys.lengths, t), 0)
     rows, block = first + tl.arange(0, TILE), first // EXACT.FLAG_N
+    m = tl.where(tl.load(pick(flags.counts, t) + block, first < n, other=0) > 0, pick(ys.lengths, t), 0)
     k, scale, steepness = sqrt_rn(tl.load(c_ptr)), tl.load(scale_ptr), load_steepness(steepness_ptr)
     x = points_of(xs, t, rows, n, longest, DTYPE)
     row_lse, row_grad = (

@@ -160,14 +160,14 @@ def add_tile(
 
 @triton.jit
 def _pull_of_rows(
-    xs, ys, ratio_y_ptrs, ids_ptr, steepness_ptr, upstream, flags, flagged_ptrs, sums, along_ptrs, others, longest, d,
-    top, last, FORM: tl.constexpr, TILING: tl.constexpr,
+    xs, ys, ratio_y_ptrs, ids_ptr, steepness_ptr, upstream, flags, sums, along_ptrs, others, longest, d, top, last,
+    FORM: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """Add sum_j G_ij s_j y_j (r d) and sum_j G_ij t_j (r) to those of a block of rows.
 
     Of the rows from ``top`` to before ``last``; results begin with the first of them. ALONG: also store sum_j share_ij
-    remoteness_ij. ATOMIC: adds the same for the columns to ``others``, in whatever order programs
-    come. ``flagged`` counts the flags of each row of flagged blocks; t / s of a key comes as the sum of PARTS numbers.
+    remoteness_ij. ATOMIC: adds the same for the columns to ``others``, in whatever order programs come. t / s of a key comes as
+    the sum of PARTS numbers.
     """
     BLOCK_N: tl.constexpr = TILING.BLOCK_N
     BLOCK_M: tl.constexpr = TILING.BLOCK_M
@@ -195,7 +195,7 @@ def _pull_of_rows(
     )  # fmt: skip
     careful = first + BLOCK_N > n
     if FORM.FLAG_N > 0:
-        careful = careful | (tl.max(tl.load(pick(flagged_ptrs, t) + rows // FORM.FLAG_N, rows < n, other=0)) > 0)
+        careful = careful | (tl.max(tl.load(pick(flags.counts, t) + rows // FORM.FLAG_N, rows < n, other=0)) > 0)
     if TILING.GEOMETRY == 0 and tl.float64 != DTYPE:
         careful = careful | (2 * (tl.max(terms.time) * largest_of(y_terms, longest) + tl.max(terms.excess)) > OVERFLOWS)
     tile = rows_of(owned.ptr, first, 0, owned.stride, n, d, TILING, BLOCK_N)
@@ -251,7 +251,6 @@ def pull_by_rows(
     upstream = upstream.for_pulls(run)
     along = run.c.new_zeros(len(run.queries), stripe.stop - stripe.start)
     parts = [split(side.ratio, run.dtype) for side in run.sides]
-    flagged = [flags.sum(axis, dtype=torch.int32) for axis in (2, 1)]
     constants = run.product({**table, "inner": launch.bucket(run.d)})
     for roles in _launches(run, atomic):
         symmetric, swapped = roles[0].symmetric, roles[0].swapped
@@ -263,9 +262,9 @@ def pull_by_rows(
         rows = min(along.shape[1], max(role.n for role in roles))
         _pull_of_rows[(triton.cdiv(rows, table["rows"]), len(roles))](
             *views_of(roles), tuple(parts[r.partner] for r in roles), run.ids, run.steepness, upstream.of(roles), own,
-            tuple(flagged[int(swapped)][role.term] for role in roles), sums_of(sums, [r.owner for r in roles]),
-            tuple(along[r.term] for r in roles), sums_of(sums, [r.partner for r in roles]), run.stride_of_terms, run.d,
-            stripe.start, stripe.stop, FORM=form, **constants,
+            sums_of(sums, [r.owner for r in roles]), tuple(along[r.term] for r in roles),
+            sums_of(sums, [r.partner for r in roles]), run.stride_of_terms, run.d, stripe.start, stripe.stop,
+            FORM=form, **constants,
         )  # fmt: skip
     return run.from_remoteness(along.sum(dtype=torch.float64))
 

@@ -97,6 +97,15 @@ class Flags(NamedTuple):
     column_stride: int
 
 
+class Flagged(NamedTuple):
+    """`Flags` that are read, and how many each row of tiles has: along most rows there are none to look for."""
+
+    ptrs: tuple[Tensor, ...]
+    counts: tuple[Tensor, ...]
+    row_stride: int
+    column_stride: int
+
+
 class Sums(NamedTuple):
     """Of some rows, in the unit of the run: the sum of weighted points (r d) that pull on each, and of their weighted times (r)."""
 
@@ -216,13 +225,15 @@ class Run:
         )
         return {"TILING": tiling, "num_warps": table["warps"], "num_stages": table["stages"], **launch.OPTIONS}
 
-    def flagged(self, roles: Sequence[Role], flags: Tensor) -> tuple[Flags, dict[str, int]]:
+    def flagged(self, roles: Sequence[Role], flags: Tensor) -> tuple[Flagged, dict[str, int]]:
         """Of kernels that read flags: each role's, and constants with the block sizes of their tiles."""
         rows, columns = self.table["rows"], self.table["columns"]
-        strides = (flags.stride(1), 1)
+        strides, axis = (flags.stride(1), 1), 2
         if roles[0].swapped:
-            rows, columns, strides = columns, rows, strides[::-1]
-        return Flags(tuple(flags[r.term] for r in roles), *strides), {"FLAG_N": rows, "FLAG_M": columns}
+            rows, columns, strides, axis = columns, rows, strides[::-1], 1
+        counts = flags.sum(axis, dtype=torch.int32)
+        own = Flagged(tuple(flags[r.term] for r in roles), tuple(counts[r.term] for r in roles), *strides)
+        return own, {"FLAG_N": rows, "FLAG_M": columns}
 
     def from_remoteness(self, along: Tensor) -> Tensor:
         """s dL/ds from the sum of remoteness times what pulls."""
