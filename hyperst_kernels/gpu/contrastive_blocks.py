@@ -5,6 +5,7 @@ For features too wide for the accumulators of `contrastive_pull`, and for float3
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -115,16 +116,20 @@ def _weights(
 
 
 class Operand(NamedTuple):
-    """What weights of one side are multiplied with: vectors, and numbers (r PARTS) whose sums are t / s; None if cosine."""
+    """Some rows of a side as weights are multiplied with them.
 
-    vectors: Tensor
+    ``parts``: matrices (r d) in the weights' dtype whose sum the rows are; ``ratio`` (r PARTS): numbers whose sums are t / s, None
+    in the cosine geometry.
+    """
+
+    parts: tuple[Tensor, ...]
     ratio: Tensor | None
 
 
 def pull_in_blocks(run: Run, upstream: Upstream, flags: Tensor, stripe: slice, sums: Sequence[Sums]) -> Tensor:
     """Add the pulls on some rows, whole blocks, of all features, and return the queries' share of s dL/ds.
 
-    A block is a dozen launches, which take longer to make than to run if there are many more.
+    Whatever can be is computed outside the loop over blocks: a GPU waits for a CPU that launches much more for each.
     """
     c, upstream = run.c, upstream.for_pulls(run)
     rows, columns = run.table["rows"], run.table["columns"]
@@ -132,12 +137,18 @@ def pull_in_blocks(run: Run, upstream: Upstream, flags: Tensor, stripe: slice, s
     dtype = torch.bfloat16 if parts else c.dtype
     weights = torch.empty(max(1, parts), min(BLOCK, run.n), min(BLOCK, run.m), dtype=dtype, device=c.device)
     out = Weights(weights, weights.stride(0), weights.stride(1))
-    points = [Operand(s.vectors, None if run.geometry == "cosine" else split(s.ratio, dtype)) for s in run.sides]
+    ratios = [None if run.geometry == "cosine" else split(side.ratio, dtype) for side in run.sides]
+
+    def operand(side: int, rows: slice) -> Operand:
+        ratio = ratios[side]
+        return Operand(_parts(run.sides[side].vectors[rows], weights), None if ratio is None else ratio[rows])
+
     constants = run.product(run.table)
     along = c.new_zeros((), dtype=torch.float64)
     for role in run.queries:
         x, y, of_role = view_of(role.x), view_of(role.y), Upstream(*(v[role.term] for v in upstream))
         for top in range(0, role.n, BLOCK):
+            of_rows = operand(role.owner, slice(top, top + BLOCK))
             found = c.new_zeros(triton.cdiv(role.m, BLOCK), triton.cdiv(BLOCK, rows) * triton.cdiv(BLOCK, columns))
             for number, left in enumerate(range(0, role.m, BLOCK)):
                 for_rows, for_columns = (stripe.start <= first < stripe.stop for first in (top, left))
@@ -152,10 +163,10 @@ def pull_in_blocks(run: Run, upstream: Upstream, flags: Tensor, stripe: slice, s
                 block = weights[:, :height, :width]
                 if for_rows:
                     some = slice(top - stripe.start, top - stripe.start + height)
-                    _add_pull(sums[role.owner], some, block, points[role.partner], slice(left, left + width))
+                    _add_pull(sums[role.owner], some, block, operand(role.partner, slice(left, left + width)))
                 if for_columns:
                     some = slice(left - stripe.start, left - stripe.start + width)
-                    _add_pull(sums[role.partner], some, block.mT, points[role.owner], slice(top, top + height))
+                    _add_pull(sums[role.partner], some, block.mT, of_rows)
             if stripe.start <= top < stripe.stop:
                 along += found.sum(dtype=torch.float64)
     for side, (pull, time) in zip(run.sides, sums, strict=True):
@@ -164,12 +175,12 @@ def pull_in_blocks(run: Run, upstream: Upstream, flags: Tensor, stripe: slice, s
     return run.from_remoteness(along)
 
 
-def _add_pull(sums: Sums, some: slice, weights: Tensor, points: Operand, others: slice) -> None:
-    """Add the pulls that rows ``others`` of a side exert on ``some`` rows by weights (p r k)."""
-    sums.pull[some] += _multiply(weights, points.vectors[others])
-    if points.ratio is not None:
+def _add_pull(sums: Sums, some: slice, weights: Tensor, others: Operand) -> None:
+    """Add the pulls that other rows exert on ``some`` rows by weights (p r k)."""
+    sums.pull[some] += _multiply(weights, others.parts)
+    if others.ratio is not None:
         for part in weights:
-            sums.time[some] += _product(part, points.ratio[others]).sum(1)
+            sums.time[some] += _product(part, others.ratio).sum(1)
 
 
 def _parts_of_weights(run: Run) -> int:
@@ -183,15 +194,18 @@ def _parts_of_weights(run: Run) -> int:
     return 0 if run.c.dtype == torch.float64 or run.precision == "ieee" or torch.version.hip else 2
 
 
-def _multiply(weight: Tensor, vectors: Tensor) -> Tensor:
-    """Weights, the sum of their parts (p r k), times vectors (k d); but for the product of the smallest parts."""
-    if weight.dtype != torch.bfloat16:
-        return weight[0] @ vectors.to(weight)
-    high = vectors.bfloat16()
-    if len(weight) == 1:
-        return _product(weight[0], high)
-    low = (vectors - high.to(torch.promote_types(vectors.dtype, torch.float32))).bfloat16()
-    return _product(weight[0], high) + (_product(weight[0], low) + _product(weight[1], high))
+def _parts(vectors: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    """Vectors (k d) as the sum of as many matrices as there are parts of weights (p r k), in their dtype."""
+    high = vectors.to(weights.dtype)
+    if len(weights) == 1:
+        return (high,)
+    return high, (vectors - high.to(torch.promote_types(vectors.dtype, torch.float32))).to(weights.dtype)
+
+
+def _multiply(weights: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """Weights, the sum of their parts (p r k), times the sum of p matrices (k d); but for the product of the smallest parts."""
+    products = [_product(w, part) for k, w in enumerate(weights) for part in parts[: len(parts) - k]]
+    return functools.reduce(Tensor.add_, reversed(products))
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:

@@ -70,11 +70,14 @@ def _near_log_sum_exps(xs, ys, c_ptr, ids_ptr, steepness_ptr, flags, out_ptrs, l
     first = tl.program_id(0).to(tl.int64) * TILE
     n = pick(ns, t)
     rows, block = first + tl.arange(0, TILE), first // EXACT.FLAG_N
-    m = tl.where(tl.load(pick(flags.counts, t) + block, first < n, other=0) > 0, pick(ys.lengths, t), 0)
+    m = pick(ys.lengths, t)
+    end = tl.where(first < n, m, 0)
+    if tl.float64 != DTYPE:  # which has no register left for this
+        end = tl.where(tl.load(pick(flags.counts, t) + block, first < n, other=0) > 0, m, 0)
     k, steepness = sqrt_rn(tl.load(c_ptr)), load_steepness(steepness_ptr)
     x = points_of(xs, t, rows, n, longest, DTYPE)
     offset, total = tl.full([TILE], FARTHEST, DTYPE), tl.zeros([TILE], DTYPE)
-    for start in range(0, m, TILE):
+    for start in range(0, end, TILE):
         if tl.load(flag_ptr + block * flags.row_stride + start // EXACT.FLAG_M * flags.column_stride) != 0:
             columns = tl.cast(start, tl.int64) + tl.arange(0, TILE)
             y = points_of(ys, t, columns, m, longest, DTYPE)
@@ -102,14 +105,15 @@ def _near_gradient(
     first = top + tl.program_id(0).to(tl.int64) * TILE
     n = tl.minimum(pick(xs.lengths, t), last)
     rows, block = first + tl.arange(0, TILE), first // EXACT.FLAG_N
-    m = tl.where(tl.load(pick(flags.counts, t) + block, first < n, other=0) > 0, pick(ys.lengths, t), 0)
+    m = pick(ys.lengths, t)
+    end = tl.where(tl.load(pick(flags.counts, t) + block, first < n, other=0) > 0, m, 0)
     k, scale, steepness = sqrt_rn(tl.load(c_ptr)), tl.load(scale_ptr), load_steepness(steepness_ptr)
     x = points_of(xs, t, rows, n, longest, DTYPE)
     row_lse, row_grad = (
         load_each(pick(upstream.row_lse, t), rows, n, DTYPE), load_each(pick(upstream.row_grad, t), rows, n, DTYPE)
     )  # fmt: skip
     total = tl.zeros([TILE], DTYPE)
-    for start in range(0, m, TILE):
+    for start in range(0, end, TILE):
         if tl.load(flag_ptr + block * flags.row_stride + start // EXACT.FLAG_M * flags.column_stride) != 0:
             columns = tl.cast(start, tl.int64) + tl.arange(0, TILE)
             y = points_of(ys, t, columns, m, longest, DTYPE)

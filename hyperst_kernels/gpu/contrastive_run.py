@@ -246,6 +246,8 @@ class Run:
     def exactly(self, size: dict[str, int]) -> dict:
         """Constants of a kernel that works feature by feature: with other numbers of warps its dozen numbers per pair spill."""
         warps = 4 if self.c.dtype == torch.float64 else 8
-        known = {key: self.constants[key] for key in ("GEOMETRY", "EXCLUDE", "DTYPE")}
-        exact = Exact(**known, TANGENT=self.tangent, TILE=self.near_tile, **size)
+        exact = Exact(
+            self.constants["GEOMETRY"], self.constants["EXCLUDE"], self.constants["DTYPE"], self.tangent, self.near_tile,
+            size["FLAG_N"], size["FLAG_M"],
+        )  # fmt: skip
         return {"EXACT": exact, "num_warps": warps, **launch.OPTIONS}

@@ -163,3 +163,10 @@ def test_gradients_in_half_precision_are_summed_in_stripes(monkeypatch):
     small, large = (launches(k * n, monkeypatch, dtype=torch.bfloat16, d=d) for k in (1, 2))
     gradients = 2 * n * d * 2
     assert large.backward.peak - small.backward.peak - gradients <= 2 * n * (d // 4) * 4
+
+
+def test_a_block_of_weights_is_few_calls(monkeypatch):
+    """What a block asks of PyTorch: a GPU waited for a CPU that split the keys' time parts again in every block."""
+    monkeypatch.setattr(contrastive_blocks, "BLOCK", 1024)
+    small, large = (launches(k * 1024, monkeypatch, d=128) for k in (1, 4))
+    assert large.backward.calls - small.backward.calls <= 15 * 250

@@ -37,7 +37,9 @@ def pytest_sessionstart() -> None:
         def launched(*arguments, **options) -> None:
             bundles = [value._asdict() for value in options.values() if hasattr(value, "_asdict")]
             known = {key: value for found in (options, *bundles) for key, value in found.items()}
-            constants = {key: str(value) for key, value in known.items() if key.isupper() and not hasattr(value, "_asdict")}
+            constants = {
+                key: str(value) for key, value in known.items() if key.isupper() and not hasattr(value, "_asdict")
+            }
             _found.add(json.dumps([name, constants], sort_keys=True))
 
         return launched
