@@ -51,7 +51,8 @@ def contrastive_loss(
         reduction: "mean", "sum" (0-d) or "none" (n,).
         precision: the matrix product a GPU kernel may use; has no effect elsewhere.
         deterministic: False lets a GPU add the gradient in whatever order its programs finish: less work, and another
-            last digit from run to run. Refused under ``torch.use_deterministic_algorithms``.
+            last digit from run to run; no difference where that is no faster. Refused under
+            ``torch.use_deterministic_algorithms``.
         query_scale, key_scale: factors > 0 of the queries and of the keys, floats or 0-d tensors that may require grad:
             exp(alpha) of a learnable lift, so that encoder output goes straight in.
 

@@ -92,6 +92,16 @@ def test_candidates_near_the_setting_in_use_come_first():
     assert [tune.distance_of(values, shipped) for values in (shipped, near, both, far, none)] == [0, 1, 2, 3, 4]
 
 
+def test_candidates_of_the_gradient_keep_whether_one_pass_may_serve_both_sides():
+    shipped = {"rows": 64, "columns": 64, "warps": 4, "stages": 2, "atomic": 0}
+    blocks, *by_rows = tune._pull_candidates(shipped)
+    assert blocks == {}
+    assert shipped in by_rows
+    assert {values["atomic"] for values in by_rows} == {0}
+    assert tune.distance_of(tune.ordered(by_rows, shipped)[0], shipped) < 1
+    assert all("atomic" not in values for values in tune._pull_candidates({}))
+
+
 @interpreted
 def test_the_setting_in_use_is_measured_first_and_all_others_once(small):
     measured = []
