@@ -17,9 +17,8 @@ from benchmarks import peers, textbook
 from benchmarks.measure import AGAIN
 from benchmarks.problem import OURS
 from benchmarks.results import Row
-from hyperst.alignment import Alignment, AlignmentConfig
-from hyperst.model import HyperST, ModelConfig
-from hyperst.training import parameter_groups
+from hyperst.model import Alignment, AlignmentConfig, HyperST, ModelConfig
+from hyperst.train import parameter_groups
 
 STEP = "HyperST step"
 WIDTH, GENES, FEATURES, CROP = 256, 200, 1024, 64

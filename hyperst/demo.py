@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hyperst.checkpoints import Epoch
-from hyperst.configuration import RunConfig
+from hyperst.config import RunConfig
 from hyperst.data import read_section
 from hyperst.evaluation import Evaluation, evaluate
 from hyperst.files import write_h5ad_atomic, write_json_atomic
-from hyperst.prediction import load_run, predict_image
+from hyperst.predict import predict_image
+from hyperst.run import load_run
 from hyperst.synthetic import write_tissue
-from hyperst.training import TrainingSummary, fit
+from hyperst.train import Epoch, TrainingSummary, fit
 
 __all__ = ["DemoResult", "demo_config", "run_demo"]
 
@@ -63,7 +63,7 @@ def run_demo(
     Args:
         folder: new or empty, or that of an earlier demonstration, which is then replaced.
         on_step: called with one line before each step. on_training: called with the configuration when training starts;
-            on_epoch: see :func:`hyperst.training.fit`.
+            on_epoch: see :func:`hyperst.train.fit.fit`.
 
     Raises:
         FileExistsError: ``folder`` holds something else.

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from hyperst.baselines import ridge_floor, training_mean
-from hyperst.data import Section, SpotDataset, align_genes, transform
-from hyperst.encoders import build_backbone
+from hyperst.data import Section, align_genes, transform
 from hyperst.files import atomic_path, write_json_atomic
 from hyperst.metrics import mae, mse, per_gene_pearson, top_k_mean
-from hyperst.prediction import Run, as_trained
+from hyperst.model import build_backbone
+from hyperst.predict import over_spots
+from hyperst.run import Run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -206,31 +207,17 @@ def _read_images(run: Run, section: Section, progress: _Count) -> dict[str, np.n
     Features of the spot and of the niche crop stand side by side. Stain features need crops, so they are missing with
     precomputed features.
     """
-    config = run.config
-    dataset = SpotDataset(
-        [as_trained(run, section)],
-        [],
-        config.crop,
-        config.data.target,
-        feature_key=config.data.feature_key,
-        cache_bytes=0,
-        counts=False,
-    )
-    levels = ("spot_image", "niche_image") if config.data.feature_key is None else ("spot_features", "niche_features")
+    crops = run.config.data.feature_key is None
+    levels = ("spot_image", "niche_image") if crops else ("spot_features", "niche_features")
     encoders = {"own": run.model.backbone}
-    if config.data.feature_key is None:
+    if crops:
         encoders["stain"] = build_backbone("stain").to(run.device)
-    parts: dict[str, list[np.ndarray]] = {}
-    with torch.inference_mode():
-        for batch in DataLoader(dataset, 64):
-            on_device = {name: value.to(run.device) for name, value in batch.items()}
-            found = {"prediction": run.model.predict(on_device)}
-            for name, encoder in encoders.items():
-                found[name] = torch.cat([encoder(on_device[level]) for level in levels], dim=1)
-            for name, value in found.items():
-                parts.setdefault(name, []).append(value.float().cpu().numpy())
-            progress.add(len(batch["spot"]))
-    return {name: np.concatenate(values) for name, values in parts.items()}
+
+    def compute(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        features = {name: torch.cat([encode(batch[level]) for level in levels], 1) for name, encode in encoders.items()}
+        return {"prediction": run.model.predict(batch), **features}
+
+    return over_spots(run, section, compute, progress.add)
 
 
 def _null_scores(prediction: np.ndarray, measured: np.ndarray, seed: int) -> Scores:

@@ -17,10 +17,10 @@ from scipy import sparse
 
 from hyperst.data.grid import Grid, detect_grid
 from hyperst.data.images import IMAGE_SUFFIXES, SlideImage, open_image
-from hyperst.data.read_h5ad import read_h5ad_features, read_h5ad_table
-from hyperst.data.read_legacy import is_legacy, legacy_name, read_legacy_table
-from hyperst.data.read_spaceranger import is_spaceranger, read_spaceranger_table, spaceranger_name
-from hyperst.data.table import Scale, SpotTable, check_positions, empty_counts
+from hyperst.data.readers.h5ad import read_h5ad_features, read_h5ad_table
+from hyperst.data.readers.legacy import is_legacy, legacy_name, read_legacy_table
+from hyperst.data.readers.spaceranger import is_spaceranger, read_spaceranger_table, spaceranger_name
+from hyperst.data.readers.table import Scale, SpotTable, check_positions, empty_counts
 
 __all__ = ["Section", "find_sections", "image_section", "read_section"]
 

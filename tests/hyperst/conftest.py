@@ -34,7 +34,7 @@ def sections(section_paths):
 @pytest.fixture(scope="session")
 def tiny_config():
     """A configuration that trains in seconds."""
-    from hyperst.configuration import RunConfig
+    from hyperst.config import RunConfig
 
     config = RunConfig()
     return replace(
@@ -49,7 +49,7 @@ def tiny_config():
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_config, sections) -> Path:
     """Folder of a finished run on the first two sections."""
-    from hyperst.training import fit
+    from hyperst.train import fit
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     fit(tiny_config, sections[:2], folder)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hyperst.augmentation import jitter_stain
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
+from hyperst.train.augmentation import jitter_stain
 
 MEAN, STD = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
 

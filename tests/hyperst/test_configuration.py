@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperst.configuration import PRESETS, RunConfig, preset, read_config, update, with_ablation, write_config
+from hyperst.config import PRESETS, RunConfig, preset, read_config, update, with_ablation, write_config
 
 ABLATIONS = (
     "full",

@@ -20,7 +20,8 @@ from hyperst.evaluation import (
     score,
     summarise,
 )
-from hyperst.prediction import load_run, predict_values
+from hyperst.predict import predict_values
+from hyperst.run import load_run
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import statistics
 import pytest
 import torch
 
-from hyperst.alignment import ABLATIONS, Alignment, AlignmentConfig
-from hyperst.encoders import build_backbone
 from hyperst.model import HyperST, ModelConfig
+from hyperst.model.alignment import ABLATIONS, Alignment, AlignmentConfig
+from hyperst.model.backbones import build_backbone
 
 N_GENES, WIDTH = 200, 1024
 

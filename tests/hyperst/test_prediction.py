@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import torch
 
-from hyperst.checkpoints import load_checkpoint
 from hyperst.data import Grid
 from hyperst.files import write_h5ad_atomic
-from hyperst.prediction import as_trained, load_run, predict_image, predict_section, predict_values, read_spots
+from hyperst.predict import predict_image, predict_section, predict_values, read_spots
+from hyperst.run import as_trained, load_checkpoint, load_run
 
 
 @pytest.fixture(scope="module")

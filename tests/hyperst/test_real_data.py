@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from hyperst.cli import app
 from hyperst.data import read_section
 from hyperst.evaluation import MEAN, NULL, OURS, RIDGE_STAIN, evaluate
-from hyperst.prediction import load_run
+from hyperst.run import load_run
 
 SHORT = ["--image-size", "48", "--width", "64", "--epochs", "6", "--n-genes", "60"]
 

@@ -17,12 +17,10 @@ import pandas as pd
 import pytest
 import torch
 
-from hyperst import checkpoints
-from hyperst.checkpoints import load_checkpoint
-from hyperst.configuration import read_config
+from hyperst.config import read_config
 from hyperst.data import select_genes
-from hyperst.run_folder import RunFolder
-from hyperst.training import fit, parameter_groups
+from hyperst.run import RunFolder, load_checkpoint
+from hyperst.train import checkpoints, fit, parameter_groups
 
 
 def weights(folder: Path, name: str = "best") -> dict[str, torch.Tensor]:
@@ -140,7 +138,7 @@ def test_an_interruption_before_the_first_epoch_resumes_too(trained, tiny_config
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("hyperst.training._Module.training_step", interrupt)
+        patch.setattr("hyperst.train.step.TrainingStep.training_step", interrupt)
         with pytest.raises(KeyboardInterrupt, match="after epoch 0"):
             fit(tiny_config, sections[:2], tmp_path / "run")
     fit(tiny_config, sections[:2], tmp_path / "run", resume=True)
@@ -250,8 +248,8 @@ def test_a_loss_that_breaks_stops_the_run_with_a_remedy(tiny_config, sections, t
 
 
 def test_no_weight_decay_on_scales_and_temperature(tiny_config):
-    from hyperst.alignment import Alignment
-    from hyperst.training import build_model
+    from hyperst.model.alignment import Alignment
+    from hyperst.run import build_model
 
     model = torch.nn.ModuleList(
         [build_model(tiny_config, 12), Alignment(tiny_config.alignment, tiny_config.model.width)]

@@ -352,7 +352,7 @@ def test_a_mean_over_no_rows_is_refused():
 
 
 def modules() -> list[nn.Module]:
-    from hyperst.alignment import Alignment, AlignmentConfig
+    from hyperst.model.alignment import Alignment, AlignmentConfig
 
     return [
         hk.LorentzLift(4),

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hyperst.data.images import SlideImage, _pil_to_rgb, plausible_mpp
+from hyperst.data.images.base import SlideImage, plausible_mpp
+from hyperst.data.images.pil import to_rgb
 
 __all__ = ["OpenSlideImage"]
 
@@ -53,7 +54,7 @@ class OpenSlideImage(SlideImage):
             self._open()
         factor = self._factors[level]
         region = self._slide.read_region((round(x0 * factor), round(y0 * factor)), level, (x1 - x0, y1 - y0))
-        return _pil_to_rgb(region)
+        return to_rgb(region)
 
     def close(self) -> None:
         if self._slide is not None:

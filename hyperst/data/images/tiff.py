@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperst.data.images import SlideImage, plausible_mpp
+from hyperst.data.images.base import SlideImage, plausible_mpp
 
 __all__ = ["TiffImage"]
 

@@ -1,9 +1,9 @@
-"""From an image to expression: load a trained run, predict at spots or on a grid over the tissue, write an AnnData."""
+"""From an image to expression: predict at spots or on a grid over the tissue, as an AnnData."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,74 +11,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hyperst.checkpoints import load_checkpoint
-from hyperst.configuration import RunConfig, read_config
-from hyperst.data import Section, SpotDataset, image_section, open_image, read_section, tile_grid
-from hyperst.model import HyperST
-from hyperst.run_folder import RunFolder, Split
-from hyperst.training import build_model, frozen_weights
+from hyperst.data import Section, image_section, open_image, read_section, tile_grid
+from hyperst.run import Run, RunFolder, as_trained, load_run, spot_dataset
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Run", "load_run", "predict_image", "predict_section", "predict_values", "read_spots"]
+__all__ = ["Run", "load_run", "over_spots", "predict_image", "predict_section", "predict_values", "read_spots"]
 
 UNITS = {
     "log1p_cp10k": "ln(1 + 10000 * count / total count of the spot)",
     "log2": "log2(1 + count)",
 }
 _THUMBNAIL_PX = 1000
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained run, ready to predict.
-
-    Attributes:
-        folder: where it lies.
-        config, genes, split: what it was trained with; the model's outputs are in the order of ``genes``.
-        model: in evaluation mode, on ``device``, with the weights of the best epoch.
-        best_epoch: that epoch, counted from 1.
-    """
-
-    folder: Path
-    config: RunConfig
-    genes: list[str]
-    split: Split
-    model: HyperST
-    device: torch.device
-    best_epoch: int
-
-
-def load_run(folder: str | Path, *, device: str | None = None) -> Run:
-    """Load the best checkpoint of a run; a run that is still training, or was interrupted, can be loaded too.
-
-    Args:
-        device: ``"cpu"``, ``"cuda"``, ...; default: the GPU if there is one.
-
-    Raises:
-        FileNotFoundError: no run in ``folder``, or none of its epochs is finished.
-        ValueError: a damaged checkpoint, or one that does not belong to the configuration beside it.
-    """
-    place = RunFolder(folder)
-    place.require()
-    config, genes, split = read_config(place.config), place.read_genes(), place.read_split()
-    checkpoint = load_checkpoint(place.best)
-    copy = "averaged.module." if config.training.averaging else "model."
-    stored = checkpoint["state_dict"].items()
-    weights = {name.removeprefix(copy): value for name, value in stored if name.startswith(copy)}
-    try:
-        model = build_model(config, len(genes), weights["image_projectors.spot.weight"].shape[1])
-        problems = model.load_state_dict(weights, strict=False)
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(f"{place.best} does not fit {place.config}: {error}") from error
-    wrong = sorted({*problems.missing_keys, *problems.unexpected_keys} - frozen_weights(model))
-    if wrong:
-        raise ValueError(f"{place.best} does not fit {place.config}: {', '.join(wrong[:3])} do not match")
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, int(checkpoint["epoch"]) + 1)
 
 
 def predict_values(
@@ -97,28 +45,42 @@ def predict_values(
     Raises:
         ValueError: the crops the run was trained with cannot be sized on this image (um/px unknown).
     """
-    dataset = SpotDataset(
-        [as_trained(run, section)],
-        [],
-        run.config.crop,
-        run.config.data.target,
-        feature_key=run.config.data.feature_key,
-        cache_bytes=0,
-        counts=False,
-    )
-    parts = []
-    with torch.inference_mode():
-        for batch in DataLoader(dataset, batch_size):
-            on_device = {name: value.to(run.device) for name, value in batch.items()}
-            parts.append(run.model.predict(on_device).float().cpu().numpy())
-            if on_progress is not None:
-                on_progress(sum(map(len, parts)), len(dataset))
-    values = np.concatenate(parts)
+    done = 0
+
+    def count(spots: int) -> None:
+        nonlocal done
+        done += spots
+        if on_progress is not None:
+            on_progress(done, section.n_spots)
+
+    found = over_spots(run, section, lambda batch: {"prediction": run.model.predict(batch)}, count, batch_size)
+    values = found["prediction"]
     if not np.isfinite(values).all():
         raise FloatingPointError(
             f"the prediction for {section.name} is not finite; the run in {run.folder} is damaged, train again"
         )
     return values
+
+
+def over_spots(
+    run: Run,
+    section: Section,
+    compute: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    on_batch: Callable[[int], None],
+    batch_size: int = 64,
+) -> dict[str, np.ndarray]:
+    """Collect what ``compute`` makes of each batch of a section's images, float32 (spot ...); counts are not looked at.
+
+    ``on_batch`` is called with the number of spots of each batch.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    with torch.inference_mode():
+        for batch in DataLoader(spot_dataset(run.config, [as_trained(run, section)]), batch_size):
+            found = compute({name: value.to(run.device) for name, value in batch.items()})
+            for name, value in found.items():
+                parts.setdefault(name, []).append(value.float().cpu().numpy())
+            on_batch(len(batch["spot"]))
+    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def predict_section(run: Run, section: Section, *, on_progress: Callable[[int, int], None] | None = None) -> AnnData:
@@ -154,13 +116,6 @@ def predict_image(
     """
     section = _section_on(run, Path(image), spots, mpp)
     return predict_section(run, section, on_progress=on_progress)
-
-
-def as_trained(run: Run, section: Section) -> Section:
-    """``section`` with its scale left out if the run was trained without one: then widths follow the spot grid."""
-    if run.config.crop.niche_um is not None or section.grid.um_per_px is None:
-        return section
-    return replace(section, grid=replace(section.grid, um_per_px=None, pitch_um=None))
 
 
 def read_spots(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:

@@ -1,8 +1,4 @@
-"""Histology images behind one small interface: size, scale, and a region resized to what a network needs.
-
-``open_image`` returns a :class:`SlideImage`. JPEG, PNG and the like are decoded once and kept; TIFF is read tile by tile, so
-a whole-slide image never has to fit in memory; scanner formats go through openslide. Every region is RGB uint8.
-"""
+"""What every image can do: size, scale, and a region resized to what a network needs."""
 
 from __future__ import annotations
 
@@ -14,13 +10,7 @@ from types import TracebackType
 import numpy as np
 from PIL import Image
 
-__all__ = ["IMAGE_SUFFIXES", "SlideImage", "open_image"]
-
-_PIL_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-_TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".qptiff")
-_OPENSLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif")
-IMAGE_SUFFIXES = _TIFF_SUFFIXES + _PIL_SUFFIXES + _OPENSLIDE_SUFFIXES
-"""File name endings that :func:`open_image` knows, in the order in which a section's image is looked for."""
+__all__ = ["SlideImage", "plausible_mpp"]
 
 _PLAUSIBLE_UM_PER_PX = (0.05, 20.0)
 _WHITE = 255
@@ -116,99 +106,9 @@ class SlideImage(ABC):
         return f"{type(self).__name__}({self.path.name}, {self.width} x {self.height} px, {scale})"
 
 
-class DecodedImage(SlideImage):
-    """JPEG, PNG, BMP, WebP: decoded whole on the first read and kept until :meth:`close`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with _pil_open(path) as image:
-            _check_pil_mode(image, path)
-            self.width, self.height = image.size
-        self._pixels: np.ndarray | None = None
-
-    def _levels(self) -> list[float]:
-        return [1.0]
-
-    def _read_level(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        if self._pixels is None:
-            try:
-                with _pil_open(self.path) as image:
-                    self._pixels = _pil_to_rgb(image)
-            except OSError as error:
-                raise ValueError(f"{self.path} is damaged or cut short ({error}); copy or export it again") from error
-        return self._pixels[y0:y1, x0:x1]
-
-    def close(self) -> None:
-        self._pixels = None
-
-
-def open_image(path: str | Path) -> SlideImage:
-    """Open a histology image without decoding it.
-
-    Args:
-        path: .tif .tiff .btf .qptiff (tile by tile with tifffile), .jpg .jpeg .png .bmp .webp (Pillow), .svs .ndpi
-            .mrxs .scn .vms .bif (openslide). Grey images are repeated over RGB, transparency is laid over white.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: unknown kind of image, damaged file, or pixels that are not 8 bit grey / RGB / RGBA.
-        ImportError: the reader for this kind is not installed.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "slide.png"
-    ...     Image.new("RGB", (40, 30), "purple").save(path)
-    ...     with open_image(path) as image:
-    ...         image.width, image.height, image.read(-5.5, 0, 20, 20, size=8).shape
-    (40, 30, (8, 8, 3))
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"image {path} does not exist" if not path.exists() else f"image {path} is a folder")
-    suffix = path.suffix.lower()
-    if suffix in _OPENSLIDE_SUFFIXES:
-        from hyperst.data.openslide_image import OpenSlideImage
-
-        return OpenSlideImage(path)
-    if suffix in _TIFF_SUFFIXES:
-        from hyperst.data.tiff_image import TiffImage
-
-        return TiffImage(path)
-    if suffix in _PIL_SUFFIXES:
-        return DecodedImage(path)
-    raise ValueError(f"image {path}: unknown kind {suffix!r}; convert it to one of {', '.join(IMAGE_SUFFIXES)}")
-
-
 def plausible_mpp(value: float | None) -> float | None:
     """``value`` if it can be the um/px of a histology image (0.05 to 20), else None: many files carry screen dpi."""
     if value is None or not math.isfinite(value):
         return None
     low, high = _PLAUSIBLE_UM_PER_PX
     return float(value) if low <= value <= high else None
-
-
-def _pil_open(path: Path) -> Image.Image:
-    # Pillow refuses images above 179 million pixels as a guard against hostile web uploads. Histology images are that
-    # large by nature and come from the user's own disk, so the guard is lifted, for the moment of opening only.
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        return Image.open(path)
-    except OSError as error:
-        raise ValueError(f"{path} is no readable image ({error}); copy or export it again") from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-def _check_pil_mode(image: Image.Image, path: Path) -> None:
-    if image.mode not in {"RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr"}:
-        raise ValueError(
-            f"image {path}: pixels of mode {image.mode!r} (16 bit or floating point) are not H&E; convert to 8 bit RGB"
-        )
-
-
-def _pil_to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode in {"RGBA", "LA"} or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))
-    return np.asarray(image.convert("RGB"))

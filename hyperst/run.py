@@ -1,4 +1,4 @@
-"""The folder of a run: which files it holds, and what is recorded about the data and the code that made it.
+"""A run: its folder, what is recorded about the data and the code that made it, and how its model is loaded. No Lightning.
 
 ``config.yaml`` is written last when a run starts, so a folder that has one has everything else too.
 """
@@ -6,18 +6,33 @@
 from __future__ import annotations
 
 import json
+import pickle
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hyperst.data import Section, read_section
-from hyperst.files import write_json_atomic
+import torch
 
-__all__ = ["RunFolder", "SectionRecord", "Split", "code_versions"]
+from hyperst.config import RunConfig, read_config
+from hyperst.data import Section, SpotDataset, read_section
+from hyperst.files import write_json_atomic
+from hyperst.model import HyperST
+
+__all__ = [
+    "Run",
+    "RunFolder",
+    "SectionRecord",
+    "Split",
+    "as_trained",
+    "build_model",
+    "code_versions",
+    "load_checkpoint",
+    "load_run",
+]
 
 
 @dataclass(frozen=True)
@@ -184,3 +199,111 @@ def _git_commit(folder: Path) -> str | None:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def build_model(config: RunConfig, n_genes: int, backbone_width: int | None = None) -> HyperST:
+    """The untrained model of a run; ``backbone_width`` is the width of precomputed features."""
+    return HyperST(n_genes, config.model, backbone_width=backbone_width, image_size=config.crop.image_size)
+
+
+def frozen_weights(model: HyperST) -> set[str]:
+    """Names of the parameters that training does not change."""
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+def spot_dataset(
+    config: RunConfig,
+    sections: Sequence[Section],
+    genes: Sequence[str] = (),
+    *,
+    augment: bool = False,
+    indices: Sequence[tuple[int, int]] | None = None,
+    keep: bool = False,
+) -> SpotDataset:
+    """Spots as a run sees them; without ``genes`` images alone. Crops are kept in memory only where they ``keep`` serving."""
+    return SpotDataset(
+        sections,
+        genes,
+        config.crop,
+        config.data.target,
+        augment=augment,
+        feature_key=config.data.feature_key,
+        indices=indices,
+        cache_bytes=int(config.data.cache_gib * 2**30) if keep else 0,
+        counts=len(genes) > 0,
+    )
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU with ``weights_only=True``.
+
+    Raises:
+        FileNotFoundError: the run has no such checkpoint (its first epoch was not finished).
+        ValueError: the file is damaged, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"checkpoint {path} does not exist: the run has no finished epoch yet; continue it with --resume"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"checkpoint {path} is damaged or not of this library ({reason}); train again") from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run, ready to predict.
+
+    Attributes:
+        folder: where it lies.
+        config, genes, split: what it was trained with; the model's outputs are in the order of ``genes``.
+        model: in evaluation mode, on ``device``, with the weights of the best epoch.
+        best_epoch: that epoch, counted from 1.
+    """
+
+    folder: Path
+    config: RunConfig
+    genes: list[str]
+    split: Split
+    model: HyperST
+    device: torch.device
+    best_epoch: int
+
+
+def load_run(folder: str | Path, *, device: str | None = None) -> Run:
+    """Load the best checkpoint of a run; a run that is still training, or was interrupted, can be loaded too.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"``, ...; default: the GPU if there is one.
+
+    Raises:
+        FileNotFoundError: no run in ``folder``, or none of its epochs is finished.
+        ValueError: a damaged checkpoint, or one that does not belong to the configuration beside it.
+    """
+    place = RunFolder(folder)
+    place.require()
+    config, genes, split = read_config(place.config), place.read_genes(), place.read_split()
+    checkpoint = load_checkpoint(place.best)
+    copy = "averaged.module." if config.training.averaging else "model."
+    stored = checkpoint["state_dict"].items()
+    weights = {name.removeprefix(copy): value for name, value in stored if name.startswith(copy)}
+    try:
+        model = build_model(config, len(genes), weights["image_projectors.spot.weight"].shape[1])
+        problems = model.load_state_dict(weights, strict=False)
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{place.best} does not fit {place.config}: {error}") from error
+    wrong = sorted({*problems.missing_keys, *problems.unexpected_keys} - frozen_weights(model))
+    if wrong:
+        raise ValueError(f"{place.best} does not fit {place.config}: {', '.join(wrong[:3])} do not match")
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, int(checkpoint["epoch"]) + 1)
+
+
+def as_trained(run: Run, section: Section) -> Section:
+    """``section`` with its scale left out if the run was trained without one: then widths follow the spot grid."""
+    if run.config.crop.niche_um is not None or section.grid.um_per_px is None:
+        return section
+    return replace(section, grid=replace(section.grid, um_per_px=None, pitch_um=None))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hyperst.data.table import (
+from hyperst.data.readers.table import (
     Scale,
     SpotTable,
     check_counts,

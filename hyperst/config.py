@@ -1,7 +1,7 @@
 """One run's configuration: what is predicted, what the model sees, how it learns; read from and written to YAML.
 
 The four parts live with the code they steer (:class:`~hyperst.data.CropConfig`, :class:`~hyperst.model.ModelConfig`,
-:class:`~hyperst.alignment.AlignmentConfig`) or here (:class:`DataConfig`, :class:`TrainingConfig`);
+:class:`~hyperst.model.alignment.AlignmentConfig`) or here (:class:`DataConfig`, :class:`TrainingConfig`);
 :class:`RunConfig` puts them together. Presets give a starting point, a YAML file or command-line options change it.
 """
 
@@ -17,10 +17,10 @@ from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 
-from hyperst.alignment import ABLATIONS, AlignmentConfig
 from hyperst.data import CropConfig, Target
 from hyperst.files import write_text_atomic
 from hyperst.model import ModelConfig
+from hyperst.model.alignment import ABLATIONS, AlignmentConfig
 
 __all__ = [
     "PRESETS",
@@ -79,7 +79,7 @@ class TrainingConfig:
         gradient_clip: largest gradient norm; 0 switches clipping off.
         averaging: validation and prediction use an exponential moving average of the weights, which keeps this part of
             itself per step; 0 uses the weights as they are (the paper). With few spots the average errs clearly less.
-        stain_jitter: strength of random staining in training, see :func:`hyperst.augmentation.jitter_stain`; 0 switches
+        stain_jitter: strength of random staining in training, see :func:`hyperst.train.augmentation.jitter_stain`; 0 switches
             it off (the paper). Between slides stained apart it decides whether a model is of use.
         patience: epochs without a better validation error before training stops.
         precision: Lightning's name: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"``, ``"64-true"``.

@@ -11,8 +11,8 @@ import pandas as pd
 from PIL import Image
 from scipy import sparse
 
-from hyperst.data.read_h5ad import VISIUM_PITCH_UM, VISIUM_SPOT_UM, _positive
-from hyperst.data.table import Scale, SpotTable, check_counts, check_positions, check_unique, empty_counts
+from hyperst.data.readers.h5ad import VISIUM_PITCH_UM, VISIUM_SPOT_UM, _positive
+from hyperst.data.readers.table import Scale, SpotTable, check_counts, check_positions, check_unique, empty_counts
 
 __all__ = ["is_spaceranger", "read_spaceranger_table", "spaceranger_name"]
 

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from hyperst.data.grid import is_staggered
-from hyperst.data.read_h5ad import LEGACY_PITCH_UM, LEGACY_SPOT_UM
-from hyperst.data.table import Scale, SpotTable, check_counts, check_positions, check_unique
+from hyperst.data.readers.h5ad import LEGACY_PITCH_UM, LEGACY_SPOT_UM
+from hyperst.data.readers.table import Scale, SpotTable, check_counts, check_positions, check_unique
 
 __all__ = ["is_legacy", "legacy_name", "read_legacy_table"]
 

@@ -1,19 +1,17 @@
-"""Checkpoints: when one is kept, what is recorded beside it, and how it is read back without running code."""
+"""Checkpoints: when one is kept, and what is recorded beside it."""
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from hyperst.configuration import TrainingConfig
+from hyperst.config import TrainingConfig
 from hyperst.files import atomic_path, write_text_atomic
 from hyperst.imports import prepare_torchvision
-from hyperst.run_folder import RunFolder
+from hyperst.run import RunFolder, load_checkpoint
 
 prepare_torchvision()
 
@@ -21,7 +19,7 @@ import lightning  # noqa: E402
 from lightning.fabric.plugins import TorchCheckpointIO  # noqa: E402
 from lightning.pytorch.callbacks import Checkpoint  # noqa: E402
 
-__all__ = ["AtomicCheckpoints", "Epoch", "Recorder", "load_checkpoint", "not_finite"]
+__all__ = ["AtomicCheckpoints", "Epoch", "Recorder", "not_finite"]
 
 Epoch = dict[str, float]
 """One row of ``metrics.csv``: epoch (from 1), losses of the training spots, errors on the validation spots, scales."""
@@ -106,22 +104,3 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
         return load_checkpoint(path)
-
-
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU with ``weights_only=True``.
-
-    Raises:
-        FileNotFoundError: the run has no such checkpoint (its first epoch was not finished).
-        ValueError: the file is damaged, or holds more than tensors and plain values.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"checkpoint {path} does not exist: the run has no finished epoch yet; continue it with --resume"
-        )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path} is damaged or not of this library ({reason}); train again") from error

@@ -1,4 +1,4 @@
-"""Training: what one step computes, when a checkpoint is kept, when to stop, and how to go on after an interruption."""
+"""Train a run: start or resume it, and go on until it is done."""
 
 from __future__ import annotations
 
@@ -10,38 +10,36 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor
 
-from hyperst.alignment import Alignment
-from hyperst.augmentation import jitter_stain
-from hyperst.checkpoints import AtomicCheckpoints, Epoch, Recorder, load_checkpoint, not_finite
-from hyperst.configuration import RunConfig, TrainingConfig, read_config, write_config
-from hyperst.data import (
-    Section,
-    SpotDataset,
-    align_genes,
-    resolve_crops,
-    select_genes,
-    spot_validation_split,
-    transform,
-)
+from hyperst.config import RunConfig, TrainingConfig, read_config, write_config
+from hyperst.data import Section, align_genes, resolve_crops, select_genes, spot_validation_split, transform
 from hyperst.files import write_json_atomic, write_text_atomic
 from hyperst.imports import prepare_torchvision
-from hyperst.metrics import per_gene_pearson
-from hyperst.model import HyperST
-from hyperst.run_folder import RunFolder, SectionRecord, Split, code_versions, section_indices
+from hyperst.model import Alignment
+from hyperst.run import (
+    RunFolder,
+    SectionRecord,
+    Split,
+    build_model,
+    code_versions,
+    load_checkpoint,
+    section_indices,
+    spot_dataset,
+)
+from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
+from hyperst.train.loaders import Loaders, make_loaders
+from hyperst.train.step import TrainingStep
 
 prepare_torchvision()
 
 import lightning  # noqa: E402
 
-__all__ = ["Epoch", "TrainingSummary", "build_model", "fit", "parameter_groups"]
+__all__ = ["Epoch", "TrainingSummary", "fit"]
 
 
 @dataclass(frozen=True)
@@ -110,11 +108,11 @@ def fit(
     if resume and (finished := place.read_summary()) is not None:
         return TrainingSummary(**finished)
 
-    loaders = _loaders(config, genes, split, sections, validation_sections)
+    loaders = make_loaders(config, genes, split, sections, validation_sections)
     lightning.seed_everything(config.training.seed, verbose=False)
     model = build_model(config, len(genes), _feature_width(config, sections[0]))
     model.initialise_output(_mean_target(config, genes, sections, split))
-    module = _Module(model, Alignment(config.alignment, config.model.width), config)
+    module = TrainingStep(model, Alignment(config.alignment, config.model.width), config)
     recorder = Recorder(place, config.training, on_epoch)
     started = time.perf_counter()
     _run_trainer(config.training, module, loaders, recorder)
@@ -131,55 +129,11 @@ def fit(
     return summary
 
 
-def build_model(config: RunConfig, n_genes: int, backbone_width: int | None = None) -> HyperST:
-    """The untrained model of a run; ``backbone_width`` is the width of precomputed features."""
-    return HyperST(n_genes, config.model, backbone_width=backbone_width, image_size=config.crop.image_size)
-
-
 def _feature_width(config: RunConfig, section: Section) -> int | None:
     """Width of the precomputed features, None where crops are used."""
     if config.data.feature_key is None:
         return None
-    spot = SpotDataset([section], [], config.crop, feature_key=config.data.feature_key, counts=False, indices=[(0, 0)])
-    return len(spot[0]["spot_features"])
-
-
-def averaged_model(model: HyperST, decay: float) -> AveragedModel:
-    """A copy of ``model`` whose weights and buffers are an exponential moving average of those of ``model``.
-
-    The first steps count less: after n updates the average keeps min(decay, (1 + n) / (10 + n)) of itself.
-    """
-
-    def average(averaged: Any, current: Any, updates: Any) -> None:
-        kept = min(decay, (1 + float(updates)) / (10 + float(updates)))
-        for mean, value in zip(averaged, current, strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - kept)
-            else:
-                mean.copy_(value)
-
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
-
-
-def frozen_weights(model: HyperST) -> set[str]:
-    """Names of the parameters that training does not change."""
-    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters for AdamW: decay for weight matrices and kernels only.
-
-    Biases, norms, log curvature, lift scales and the temperature (all with fewer than two axes) are not decayed: zero
-    is no neutral value for them.
-
-    >>> [len(group["params"]) for group in parameter_groups(nn.Linear(3, 2), 0.01)]
-    [1, 1]
-    """
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return [
-        {"params": [entry for entry in parameters if entry.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [entry for entry in parameters if entry.ndim < 2], "weight_decay": 0.0},
-    ]
+    return len(spot_dataset(config, [section], indices=[(0, 0)])[0]["spot_features"])
 
 
 def _start(
@@ -232,77 +186,6 @@ def _check_same_sections(split: Split, sections: Sequence[Section], validation: 
         raise ValueError(f"cannot resume: the run was started with (section, role, spots) {stored}, now given {given}")
 
 
-@dataclass(frozen=True)
-class _Loaders:
-    training: DataLoader
-    validation: DataLoader
-    order: _EpochOrder
-
-
-class _EpochOrder(Sampler[int]):
-    """Spots in random order, a function of the seed and the epoch alone, so that a resumed run sees the same order.
-
-    ``generator`` also seeds the loader's worker processes and starts afresh with every epoch.
-    """
-
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed, self.epoch = n, seed, 0
-        self.generator = torch.Generator()
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of every epoch."""
-        self.epoch = epoch
-        self.generator.manual_seed(self.seed * 1_000_003 + epoch)
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Iterator[int]:
-        order = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(self.n, generator=order).tolist())
-
-
-def _loaders(
-    config: RunConfig,
-    genes: list[str],
-    split: Split,
-    sections: Sequence[Section],
-    validation_sections: Sequence[Section],
-) -> _Loaders:
-    """Augmented training spots in random order, validation spots as they are."""
-    cache = int(config.data.cache_gib * 2**30)
-
-    def dataset(of: Sequence[Section], augment: bool, indices: list[tuple[int, int]] | None) -> SpotDataset:
-        return SpotDataset(
-            of,
-            genes,
-            config.crop,
-            config.data.target,
-            augment=augment,
-            feature_key=config.data.feature_key,
-            indices=indices,
-            cache_bytes=cache,
-        )
-
-    if validation_sections:
-        training, validation = dataset(sections, True, None), dataset(validation_sections, False, None)
-    else:
-        training = dataset(sections, True, section_indices(sections, split.validation_spots, inside=False))
-        validation = dataset(sections, False, section_indices(sections, split.validation_spots, inside=True))
-    settings = config.training
-    if len(training) < 2:
-        raise ValueError(f"{len(training)} training spots are left; contrastive training needs at least 2")
-    size = min(settings.batch_size, len(training))
-    order = _EpochOrder(len(training), settings.seed)
-    common: dict[str, Any] = {"num_workers": settings.workers, "pin_memory": torch.cuda.is_available()}
-    return _Loaders(
-        DataLoader(training, size, sampler=order, drop_last=True, generator=order.generator, **common),
-        DataLoader(validation, settings.batch_size, **common),
-        order,
-    )
-
-
 def _mean_target(config: RunConfig, genes: list[str], sections: Sequence[Section], split: Split) -> Tensor:
     """Mean over the training spots, float32 (gene,), on the target scale: where the prediction starts."""
     pairs = np.asarray(section_indices(sections, split.validation_spots, inside=False))
@@ -315,63 +198,7 @@ def _mean_target(config: RunConfig, genes: list[str], sections: Sequence[Section
     return torch.from_numpy(np.concatenate(values).mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
-class _Module(lightning.LightningModule):
-    """One step: prediction error plus the weighted alignment of images and genes in hyperbolic space."""
-
-    def __init__(self, model: HyperST, alignment: Alignment, config: RunConfig) -> None:
-        super().__init__()
-        self.model = model
-        self.alignment = alignment
-        self.settings = config.training
-        self.left_out = frozen_weights(model) if config.model.weights is not None else set()
-        self.strict_loading = not self.left_out
-        self.averaged = averaged_model(model, config.training.averaging) if config.training.averaging else None
-        self._validation: list[tuple[Tensor, Tensor]] = []
-
-    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        if "spot_image" in batch:
-            crops = jitter_stain([batch["spot_image"], batch["niche_image"]], self.settings.stain_jitter)
-            batch = {**batch, "spot_image": crops[0], "niche_image": crops[1]}
-        outputs = self.model(batch)
-        error = nn.functional.mse_loss(outputs["prediction"], batch["target"])
-        if error.device.type == "cpu" and not torch.isfinite(error):  # on a GPU the epoch's mean tells, without a stop
-            raise not_finite(["training_mse"], self.current_epoch + 1)
-        alignment = self.alignment(outputs, batch["block_id"])
-        loss = error + alignment["loss"]
-        scores = {"training_loss": loss, "training_mse": error}
-        scores |= {name: alignment[name] for name in ("contrastive", "entailment")}
-        self.log_dict(scores, on_step=False, on_epoch=True, batch_size=len(batch["target"]))
-        return loss
-
-    def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], index: int) -> None:
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
-
-    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        model = self.model if self.averaged is None else cast(HyperST, self.averaged.module)
-        self._validation.append((model.predict(batch).float(), batch["target"]))
-
-    def on_validation_epoch_end(self) -> None:
-        """Errors over all validation spots at once: correlation has no mean over batches."""
-        prediction, target = (torch.cat(parts) for parts in zip(*self._validation, strict=True))
-        self._validation.clear()
-        correlation = per_gene_pearson(prediction, target)
-        finite = correlation[torch.isfinite(correlation)]
-        self.log("validation_mse", nn.functional.mse_loss(prediction, target))
-        self.log("validation_pcc", finite.mean() if len(finite) else torch.zeros(()))
-        self.log_dict({name: float(value) for name, value in self.alignment.report().items()})
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Frozen weights stay where they came from: they are large, and not ours to pass on."""
-        for copy in ("model.", "averaged.module."):
-            for name in self.left_out:
-                checkpoint["state_dict"].pop(copy + name, None)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameter_groups(self, self.settings.weight_decay), lr=self.settings.learning_rate)
-
-
-def _run_trainer(settings: TrainingConfig, module: _Module, loaders: _Loaders, recorder: Recorder) -> None:
+def _run_trainer(settings: TrainingConfig, module: TrainingStep, loaders: Loaders, recorder: Recorder) -> None:
     """Train until done; go on from the last checkpoint where there is one."""
     last = recorder.place.last
     if last.is_file():

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from hyperst.checkpoints import Epoch
     from hyperst.data import Section
+    from hyperst.train import Epoch
 
 __all__ = ["EpochProgress", "SpotProgress", "make_console", "print_error", "print_sections"]
 

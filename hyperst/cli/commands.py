@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from hyperst.console import EpochProgress, SpotProgress, make_console, print_error, print_sections
+from hyperst.cli.console import EpochProgress, SpotProgress, make_console, print_error, print_sections
 
 if TYPE_CHECKING:
-    from hyperst.configuration import RunConfig
+    from hyperst.config import RunConfig
     from hyperst.data import Section
     from hyperst.evaluation import Evaluation
-    from hyperst.training import TrainingSummary
+    from hyperst.train import TrainingSummary
 
 # The commands import what they need themselves: `hyperst --help` must not wait for PyTorch.
 
@@ -195,8 +195,8 @@ def train(
     if feature_key is not None:
         changes.setdefault("model", {}).setdefault("backbone", "precomputed")
 
-    from hyperst.configuration import preset, read_config, update, with_ablation
-    from hyperst.training import fit
+    from hyperst.config import preset, read_config, update, with_ablation
+    from hyperst.train import fit
 
     if resume:
         config, training, validation = _read_run_sections(output)
@@ -246,7 +246,7 @@ def evaluate_command(
     """Compare predictions with measured expression, beside ridge regression, the training mean and shuffled images."""
     console = make_console()
     from hyperst.evaluation import evaluate, summarise
-    from hyperst.prediction import load_run
+    from hyperst.run import load_run
 
     run = load_run(run_folder, device=device)
     test = _read_sections(sections, images, image, mpp, run.config.data.feature_key is None)
@@ -291,7 +291,8 @@ def predict(
     if output is not None and output.suffix != ".h5ad":
         raise typer.BadParameter(f"{output} must end in .h5ad", param_hint="--output")
     from hyperst.files import write_h5ad_atomic
-    from hyperst.prediction import load_run, predict_image
+    from hyperst.predict import predict_image
+    from hyperst.run import load_run
 
     run = load_run(run_folder, device=device)
     with SpotProgress(console, "spots") as progress:
@@ -355,8 +356,8 @@ def _read_sections(
 
 def _read_run_sections(folder: Path) -> tuple[RunConfig, list[Section], list[Section]]:
     """Configuration, training and validation sections of a started run."""
-    from hyperst.configuration import read_config
-    from hyperst.run_folder import RunFolder
+    from hyperst.config import read_config
+    from hyperst.run import RunFolder
 
     place = RunFolder(folder)
     place.require()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hyperst.encoders import build_backbone
+from hyperst.model.backbones import build_backbone
 
 __all__ = ["HyperST", "ModelConfig"]
 
@@ -19,7 +19,7 @@ class ModelConfig:
     """What the model is made of.
 
     Attributes:
-        backbone: "conv", "stain", "conv+stain", "timm:NAME" or "precomputed"; see :func:`hyperst.encoders.build_backbone`.
+        backbone: "conv", "stain", "conv+stain", "timm:NAME" or "precomputed"; see :func:`hyperst.model.backbones.build_backbone`.
         weights: local file of the backbone's weights, for "timm:NAME".
         lora: train a timm vision transformer through low-rank adapters.
         width: of the features (1024 in the paper).

@@ -1,0 +1,58 @@
+"""Histology images behind one small interface.
+
+``open_image`` returns a :class:`SlideImage`. JPEG, PNG and the like are decoded once and kept; TIFF is read tile by tile, so
+a whole-slide image never has to fit in memory; scanner formats go through openslide. Every region is RGB uint8.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hyperst.data.images.base import SlideImage
+from hyperst.data.images.pil import DecodedImage
+
+__all__ = ["IMAGE_SUFFIXES", "SlideImage", "open_image"]
+
+_PIL_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".qptiff")
+_OPENSLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif")
+IMAGE_SUFFIXES = _TIFF_SUFFIXES + _PIL_SUFFIXES + _OPENSLIDE_SUFFIXES
+"""File name endings that :func:`open_image` knows, in the order in which a section's image is looked for."""
+
+
+def open_image(path: str | Path) -> SlideImage:
+    """Open a histology image without decoding it.
+
+    Args:
+        path: .tif .tiff .btf .qptiff (tile by tile with tifffile), .jpg .jpeg .png .bmp .webp (Pillow), .svs .ndpi
+            .mrxs .scn .vms .bif (openslide). Grey images are repeated over RGB, transparency is laid over white.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unknown kind of image, damaged file, or pixels that are not 8 bit grey / RGB / RGBA.
+        ImportError: the reader for this kind is not installed.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "slide.png"
+    ...     Image.new("RGB", (40, 30), "purple").save(path)
+    ...     with open_image(path) as image:
+    ...         image.width, image.height, image.read(-5.5, 0, 20, 20, size=8).shape
+    (40, 30, (8, 8, 3))
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"image {path} does not exist" if not path.exists() else f"image {path} is a folder")
+    suffix = path.suffix.lower()
+    if suffix in _OPENSLIDE_SUFFIXES:
+        from hyperst.data.images.openslide import OpenSlideImage
+
+        return OpenSlideImage(path)
+    if suffix in _TIFF_SUFFIXES:
+        from hyperst.data.images.tiff import TiffImage
+
+        return TiffImage(path)
+    if suffix in _PIL_SUFFIXES:
+        return DecodedImage(path)
+    raise ValueError(f"image {path}: unknown kind {suffix!r}; convert it to one of {', '.join(IMAGE_SUFFIXES)}")

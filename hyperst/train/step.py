@@ -1,0 +1,112 @@
+"""What one step of training computes, and the weights that are kept of it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from hyperst.config import RunConfig
+from hyperst.imports import prepare_torchvision
+from hyperst.metrics import per_gene_pearson
+from hyperst.model import Alignment, HyperST
+from hyperst.run import frozen_weights
+from hyperst.train.augmentation import jitter_stain
+from hyperst.train.checkpoints import not_finite
+
+prepare_torchvision()
+
+import lightning  # noqa: E402
+
+__all__ = ["TrainingStep", "averaged_model", "parameter_groups"]
+
+
+class TrainingStep(lightning.LightningModule):
+    """One step: prediction error plus the weighted alignment of images and genes in hyperbolic space."""
+
+    def __init__(self, model: HyperST, alignment: Alignment, config: RunConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.alignment = alignment
+        self.settings = config.training
+        self.frozen = frozen_weights(model) if config.model.weights is not None else set()
+        self.strict_loading = not self.frozen
+        self.averaged = averaged_model(model, config.training.averaging) if config.training.averaging else None
+        self._validation: list[tuple[Tensor, Tensor]] = []
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        if "spot_image" in batch:
+            crops = jitter_stain([batch["spot_image"], batch["niche_image"]], self.settings.stain_jitter)
+            batch = {**batch, "spot_image": crops[0], "niche_image": crops[1]}
+        outputs = self.model(batch)
+        error = nn.functional.mse_loss(outputs["prediction"], batch["target"])
+        if error.device.type == "cpu" and not torch.isfinite(error):  # on a GPU the epoch's mean tells, without a stop
+            raise not_finite(["training_mse"], self.current_epoch + 1)
+        alignment = self.alignment(outputs, batch["block_id"])
+        loss = error + alignment["loss"]
+        scores = {"training_loss": loss, "training_mse": error}
+        scores |= {name: alignment[name] for name in ("contrastive", "entailment")}
+        self.log_dict(scores, on_step=False, on_epoch=True, batch_size=len(batch["target"]))
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], index: int) -> None:
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        model = self.model if self.averaged is None else cast(HyperST, self.averaged.module)
+        self._validation.append((model.predict(batch).float(), batch["target"]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Errors over all validation spots at once: correlation has no mean over batches."""
+        prediction, target = (torch.cat(parts) for parts in zip(*self._validation, strict=True))
+        self._validation.clear()
+        correlation = per_gene_pearson(prediction, target)
+        finite = correlation[torch.isfinite(correlation)]
+        self.log("validation_mse", nn.functional.mse_loss(prediction, target))
+        self.log("validation_pcc", finite.mean() if len(finite) else torch.zeros(()))
+        self.log_dict({name: float(value) for name, value in self.alignment.report().items()})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Frozen weights stay where they came from: they are large, and not ours to pass on."""
+        for copy in ("model.", "averaged.module."):
+            for name in self.frozen:
+                checkpoint["state_dict"].pop(copy + name, None)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameter_groups(self, self.settings.weight_decay), lr=self.settings.learning_rate)
+
+
+def averaged_model(model: HyperST, decay: float) -> AveragedModel:
+    """A copy of ``model`` whose weights and buffers are an exponential moving average of those of ``model``.
+
+    The first steps count less: after n updates the average keeps min(decay, (1 + n) / (10 + n)) of itself.
+    """
+
+    def average(averaged: Any, current: Any, updates: Any) -> None:
+        kept = min(decay, (1 + float(updates)) / (10 + float(updates)))
+        for mean, value in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - kept)
+            else:
+                mean.copy_(value)
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters for AdamW: decay for weight matrices and kernels only.
+
+    Biases, norms, log curvature, lift scales and the temperature (all with fewer than two axes) are not decayed: zero
+    is no neutral value for them.
+
+    >>> [len(group["params"]) for group in parameter_groups(nn.Linear(3, 2), 0.01)]
+    [1, 1]
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [
+        {"params": [entry for entry in parameters if entry.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [entry for entry in parameters if entry.ndim < 2], "weight_decay": 0.0},
+    ]
