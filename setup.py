@@ -1,12 +1,21 @@
 """Builds the package; all but the native CPU kernel is declared in pyproject.toml."""
 
+import runpy
+
 from setuptools import Extension, setup
 
-# Loaded with ctypes, see hyperst_kernels/cpu/native.py. Optional: without a compiler the PyTorch code runs instead.
+CONSTANTS = runpy.run_path("hyperst_kernels/_constants.py")
+NATIVE = "hyperst_kernels/cpu/native/"
+
+# Loaded with ctypes, see bindings.py beside it. Optional: without a compiler the PyTorch code runs instead.
 native = Extension(
-    "hyperst_kernels.cpu._native",
-    ["hyperst_kernels/cpu/native.cpp"],
-    depends=[f"hyperst_kernels/cpu/native_{part}.h" for part in ("tile", "operands", "pairs", "maps")],
+    "hyperst_kernels.cpu.native._library",
+    [NATIVE + "library.cpp"],
+    depends=["hyperst_kernels/_constants.py", *(f"{NATIVE}{part}.h" for part in ("tile", "operands", "rows", "maps"))],
+    define_macros=[
+        ("GEOMETRIES", ", ".join(name.upper() for name in CONSTANTS["GEOMETRIES"])),
+        *((name, str(CONSTANTS[name])) for name in ("CHUNK", "SIGNATURES")),
+    ],
     extra_compile_args=["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"],
     extra_link_args=["-fopenmp"],
     optional=True,

@@ -27,7 +27,7 @@ import torch
 import hyperst_kernels as hk
 from benchmarks import tables
 from benchmarks.results import FOLDER, REPOSITORY, Row, append, read_since
-from hyperst_kernels.cpu import native
+from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.reference import scalars
 from tests.kernels.oracle import SCALARS
 
@@ -172,12 +172,12 @@ def of_machine_code() -> Iterator[Function]:
 
     def run(name: str, x: np.ndarray) -> np.ndarray:
         at, out = torch.from_numpy(x), torch.empty(len(x))
-        getattr(native.library(), f"hyperst_{name}")(at.data_ptr(), out.data_ptr(), len(x))
+        getattr(bindings.library(), f"hyperst_{name}")(at.data_ptr(), out.data_ptr(), len(x))
         return out.numpy()
 
     def of_matrices(which: int, x: np.ndarray) -> np.ndarray:
         at, out = torch.from_numpy(x), torch.empty(2, len(x))
-        native.call("distances", at, len(x), 1.0, out[0], 1.0, out[1])
+        bindings.call("distances", at, len(x), 1.0, out[0], 1.0, out[1])
         return out[which].numpy()
 
     root = lambda z: np.sqrt(z) * np.sqrt(1 + z)  # noqa: E731
@@ -292,10 +292,10 @@ def main() -> None:
                 [sys.executable, "-m", "benchmarks.ulps", *sys.argv[1:]],
                 {**os.environ, **ENVIRONMENT[given.path]},
             )
-        if given.path == CODE and native.library() is None:
+        if given.path == CODE and bindings.library() is None:
             parser.error("the package was installed without a C++ compiler: there is no machine code to measure")
         if given.path == CALLS:
-            native.usable = lambda x: False
+            bindings.usable = lambda x: False
         run = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
         for function in functions(given.path):
             if not given.names or function.name in given.names:

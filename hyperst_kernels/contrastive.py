@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels import _checks
-from hyperst_kernels.distance import GEOMETRIES, INPUTS, PRECISIONS
+from hyperst_kernels._constants import GEOMETRIES, INPUTS, PRECISIONS
 from hyperst_kernels.entailment import REDUCTIONS
 from hyperst_kernels.operators import contrastive as operators
 from hyperst_kernels.reference.contrastive import Pairing

@@ -10,13 +10,10 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels import _checks
+from hyperst_kernels._constants import GEOMETRIES, INPUTS, PRECISIONS
 from hyperst_kernels.operators import distance as operators
 from hyperst_kernels.operators.register import in_reverse
 from hyperst_kernels.reference import flat
-
-INPUTS = ("tangent", "lorentz")
-PRECISIONS = ("ieee", "bf16x3", "tf32", "bf16")
-GEOMETRIES = ("lorentz", "cosine", "euclidean")
 
 
 def inner(x: Tensor, y: Tensor, c: float | Tensor = 1.0) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hyperst_kernels import _checks
-from hyperst_kernels.distance import INPUTS
+from hyperst_kernels._constants import INPUTS
 from hyperst_kernels.operators import entailment as operators
 
 REDUCTIONS = ("mean", "sum", "none")

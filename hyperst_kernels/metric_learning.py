@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from hyperst_kernels._checks import choice, geometry_dtype
+from hyperst_kernels._constants import INPUTS
 from hyperst_kernels.curvature import Curvature, current, hold
-from hyperst_kernels.distance import INPUTS, distance, pairwise_distance
+from hyperst_kernels.distance import distance, pairwise_distance
 
 try:
     from pytorch_metric_learning.distances import BaseDistance

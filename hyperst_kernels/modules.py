@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from hyperst_kernels import _checks, contrastive, distributed
 from hyperst_kernels._checks import choice, geometry_dtype, positive_number, real_number
+from hyperst_kernels._constants import GEOMETRIES, INPUTS, PRECISIONS
 from hyperst_kernels.contrastive import DIRECTIONS
 from hyperst_kernels.curvature import Curvature, current, hold
-from hyperst_kernels.distance import GEOMETRIES, INPUTS, PRECISIONS, similarity
+from hyperst_kernels.distance import similarity
 from hyperst_kernels.entailment import entailment_hinges, entailment_loss
 from hyperst_kernels.maps import scaled_exp_map0
 from hyperst_kernels.operators.register import in_reverse

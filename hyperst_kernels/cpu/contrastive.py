@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels._precision import LARGEST_LOGIT
-from hyperst_kernels.cpu import memory, native
-from hyperst_kernels.cpu.epilogue import Epilogue, NativeEpilogue, PortableEpilogue, Upstream, wide
+from hyperst_kernels.cpu import memory
 from hyperst_kernels.cpu.geometry import geometry_of
+from hyperst_kernels.cpu.native import bindings
+from hyperst_kernels.cpu.online_softmax import NativeOnlineSoftmax, OnlineSoftmax, PortableOnlineSoftmax, Upstream, wide
 from hyperst_kernels.cpu.tiles import NEAR_WIDENED, NeedsFloat64, Tiles
 from hyperst_kernels.reference.contrastive import Pairing, softplus
 
@@ -140,9 +141,9 @@ class _Pass(Tiles):
         self.scale = float(logit_scale)
         self.ids, self.symmetric = exclude_ids, symmetric
         shared = geometry_of(geometry, c, tangent)
-        kind = NativeEpilogue if native.usable(queries) else PortableEpilogue
-        self.epilogue: Epilogue = kind(shared, queries, len(queries), len(keys), self.scale, symmetric)
-        super().__init__(shared, queries, keys, near, self.epilogue.shape)
+        kind = NativeOnlineSoftmax if bindings.usable(queries) else PortableOnlineSoftmax
+        self.softmax: OnlineSoftmax = kind(shared, queries, len(queries), len(keys), self.scale, symmetric)
+        super().__init__(shared, queries, keys, near, self.softmax.shape)
 
     def _leave_out(self, rows: slice, columns: slice, z: Tensor) -> None:
         """Move the positives and the excluded keys of a tile to infinity."""
@@ -159,11 +160,11 @@ class _Pass(Tiles):
         for rows, columns, buffers in self.visit(0 if keep else 1):
             z = kept[rows, columns] if keep else self._product(rows, columns, buffers[0])
             self._leave_out(rows, columns, z)
-            near = self.cancelled(rows, columns, z, self.epilogue.minima(z))
+            near = self.cancelled(rows, columns, z, self.softmax.minima(z))
             if near is not None:
                 z[near] = self.geometry.product(self.exact(rows, columns, near))
-            self.epilogue.add(rows, columns, z)
-        row_negatives, column_negatives = self.epilogue.log_sum_exps()
+            self.softmax.add(rows, columns, z)
+        row_negatives, column_negatives = self.softmax.log_sum_exps()
         positives = self._positive_distances()
         logits = row_negatives, column_negatives[: self.n], -self.scale * positives.to(wide(positives))
         if positives.dtype == torch.float32 and _exceed(logits, LARGEST_LOGIT[torch.float32]):
@@ -190,7 +191,9 @@ class _Pass(Tiles):
         upstream = self._upstream(grad_rows, grad_columns, row_negatives, column_negatives, positives)
         keep = kept.numel() > 0
         d_left = self.left.new_empty(self.shape[0], self.left.shape[1])
-        d_right, d_queries, d_keys = (native.large(t.new_empty(t.shape)) for t in (self.right, self.queries, self.keys))
+        d_right, d_queries, d_keys = (
+            bindings.large(t.new_empty(t.shape)) for t in (self.right, self.queries, self.keys)
+        )
         d_queries.zero_()
         d_keys.zero_()
         d_scale = 0.0
@@ -198,12 +201,12 @@ class _Pass(Tiles):
             z = kept[rows, columns] if keep else self._product(rows, columns, weights)
             if not keep:
                 self._leave_out(rows, columns, z)
-            near = self.cancelled(rows, columns, z, self.epilogue.minima(z))
+            near = self.cancelled(rows, columns, z, self.softmax.minima(z))
             if near is not None:
                 d_scale -= self._near_gradients(rows, columns, near, upstream, d_queries, d_keys)
                 z = weights.copy_(z)
                 z[near] = torch.inf
-            d_scale -= self.epilogue.weigh(rows, columns, z, upstream, weights)
+            d_scale -= self.softmax.weigh(rows, columns, z, upstream, weights)
             grad = d_left[: len(weights)]
             torch.addmm(grad, weights, self.right[columns], beta=float(columns.start > 0), out=grad)
             d_right[columns].addmm_(weights.T, self.left[rows], beta=float(rows.start > 0))

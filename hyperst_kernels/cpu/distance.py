@@ -1,65 +1,74 @@
-"""The matrix of all distances: blocked products, accurate for near pairs too, in O(n m) memory instead of O(n m d)."""
+"""Distances of matching float32 rows in machine code (`native/rows.h`), and what the other functions of such rows share.
+
+    H = sinh^2(delta/2) + sinh p sinh q s^2,    s = sin(theta/2)          d = (2/sqrt c) asinh(sqrt H)
+
+as in `reference.distance`. A row is read twice, and once more for its gradient; everything is summed and computed in float64.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from hyperst_kernels._checks import geometry_dtype
-from hyperst_kernels.cpu.geometry import Lorentz, inner
-from hyperst_kernels.cpu.tiles import NEAR_WIDENED, NeedsFloat64, Tiles
+from hyperst_kernels.cpu.native import bindings
 
 
-def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision: str) -> Tensor:
-    """(n d), (m d) -> (n m) in the geometry's dtype. ``precision`` is for kernels that have a choice."""
-    if x.numel() == 0 or y.numel() == 0:  # there are no tiles of nothing
-        return c.new_empty(x.shape[0], y.shape[0])
-
-    def fill(tiles: Tiles) -> Tensor:
-        matrix = c.new_empty(tiles.n, tiles.m)
-        for rows, columns, (z, out, work) in tiles.visit(3):
-            tiles.distances(rows, columns, z, out, None, work)
-            matrix[rows, columns] = out
-        return matrix
-
-    return _in_enough_precision(fill, x, y, c, tangent)
+def usable(x: Tensor) -> bool:
+    """Whether the operators below take rows like these."""
+    return x.device.type == "cpu" and geometry_dtype(x) == torch.float32 and bindings.library() is not None
 
 
-def pairwise_distance_backward(
-    grad: Tensor, x: Tensor, y: Tensor, c: Tensor, distance: Tensor, tangent: bool, precision: str
+def distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> Tensor:
+    """(r d), (r d) -> (r)."""
+    return row_values("distance", x, y, c, tangent)
+
+
+def distance_backward(grad: Tensor, x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, y (r d) and c () from that of the distances (r)."""
+    return row_gradients("distance_slopes", grad, x, y, c, tangent)
+
+
+def add_distance_gradients(
+    weights: Tensor, x: Tensor, y: Tensor, c: Tensor, tangent: bool, dx: Tensor, dy: Tensor
+) -> Tensor:
+    """Add weights (r) times the gradients of the distances to dx and dy, all float32; returns that of c, row by row."""
+    return _add("distance_slopes", weights, x, y, c, tangent, (), dx, dy)
+
+
+def _shared(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple:
+    return x, x.stride(0), y, y.stride(0), *x.shape, float(c) ** 0.5, tangent
+
+
+def row_values(name: str, x: Tensor, y: Tensor, c: Tensor, tangent: bool, *cone: float) -> Tensor:
+    wide_x, wide_y = bindings.rows(x.float()), bindings.rows(y.float())
+    out = wide_x.new_empty(len(x))
+    bindings.call(name, *_shared(wide_x, wide_y, c, tangent), *cone, out)
+    return out.to(x.dtype)
+
+
+def _add(
+    name: str,
+    weights: Tensor,
+    x: Tensor,
+    y: Tensor,
+    c: Tensor,
+    tangent: bool,
+    cone: Sequence[float],
+    dx: Tensor,
+    dy: Tensor,
+) -> Tensor:
+    x, y, weights = bindings.rows(x.float()), bindings.rows(y.float()), weights.contiguous()
+    dc = x.new_empty(len(x), dtype=torch.float64)
+    bindings.call(name, *_shared(x, y, c, tangent), *cone, weights, dx, dx.stride(0), dy, dy.stride(0), dc)
+    return dc
+
+
+def row_gradients(
+    name: str, grad: Tensor, x: Tensor, y: Tensor, c: Tensor, tangent: bool, *cone: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (n d), y (m d) and c () from that of the matrix (n m)."""
-    if grad.numel() == 0:
-        return torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(c)
-
-    def sweep(tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
-        d_left, d_right = torch.zeros_like(tiles.left), torch.zeros_like(tiles.right)
-        dx, dy = (t.new_zeros(t.shape) for t in (tiles.queries, tiles.keys))
-        for rows, columns, (z, out, slope, work, weights) in tiles.visit(5):
-            near = tiles.distances(rows, columns, z, out, slope, work)
-            weights.copy_(grad[rows, columns])
-            if near is not None:
-                tiles.add_exact_gradients(rows, columns, near, weights[near], dx, dy)
-                slope[near] = torch.inf
-            weights.div_(slope)
-            d_left[rows].addmm_(weights, tiles.right[columns])
-            d_right[columns].addmm_(weights.T, tiles.left[rows])
-        tiles.geometry.add_left_gradient(tiles.queries, tiles.terms(d_left), dx)
-        tiles.geometry.add_right_gradient(tiles.keys, tiles.terms(d_right), dy)
-        # d is homogeneous in the features and 1/sqrt(c)
-        total = float(inner(grad, distance).sum(dtype=torch.float64))
-        dc = (tiles.homogeneity(dx, dy) - total) / (2 * float(c))
-        return dx.to(x.dtype), dy.to(y.dtype), c.new_tensor(dc)
-
-    return _in_enough_precision(sweep, x, y, c, tangent)
-
-
-def _in_enough_precision(compute: Callable, x: Tensor, y: Tensor, c: Tensor, tangent: bool):
-    """``compute`` on tiles in the geometry's dtype; in float64 where too much of the product cancels, or overflows."""
-    dtype = geometry_dtype(x)
-    try:
-        return compute(Tiles(Lorentz(c, tangent), x.to(dtype), y.to(dtype)))
-    except NeedsFloat64:
-        return compute(Tiles(Lorentz(c.double(), tangent), x.double(), y.double(), NEAR_WIDENED))
+    dx, dy = (torch.zeros(t.shape, dtype=torch.float32, device=t.device) for t in (x, y))
+    dc = _add(name, grad.float(), x, y, c, tangent, cone, dx, dy)
+    return dx.to(x.dtype), dy.to(y.dtype), dc.sum().to(c.dtype)

@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hyperst_kernels.cpu import native, pairs
+from hyperst_kernels.cpu import distance as rows
+from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.reference.contrastive import dissimilarity
 from hyperst_kernels.reference.distance import distance_gradients
 from hyperst_kernels.reference.flat import length, unit
@@ -25,6 +26,7 @@ CHUNK_NUMBERS = 1 << 19
 class Geometry(Protocol):
     """n queries, m keys, d features; operands have k = d + extra columns."""
 
+    name: str
     extra: int
 
     def left(self, features: Tensor, out: Tensor) -> None:
@@ -61,6 +63,7 @@ class Geometry(Protocol):
 class Lorentz:
     """z = H = sinh^2(sqrt(c) d / 2) = (a b + a + b - X.Y) / 2, with X = sqrt(c) x and a = sqrt(1 + |X|^2) - 1."""
 
+    name = "lorentz"
     extra = 2
 
     def __init__(self, c: Tensor, tangent: bool):
@@ -69,7 +72,7 @@ class Lorentz:
 
     def _rows(self, features: Tensor) -> tuple:
         """Arguments of the functions in machine code."""
-        features = native.rows(features)
+        features = bindings.rows(features)
         return features, features.stride(0), *features.shape, float(self.c) ** 0.5, self.tangent
 
     def _growth(self, square: Tensor) -> Tensor:
@@ -77,30 +80,30 @@ class Lorentz:
         return self.c.sqrt() * sinhc(self.c * square) if self.tangent else self.c.sqrt().expand_as(square)
 
     def left(self, features: Tensor, out: Tensor) -> None:
-        if native.usable(features):
-            native.call("operand", *self._rows(features), True, out, out.stride(0))
+        if bindings.usable(features):
+            bindings.call("operand", *self._rows(features), True, out, out.stride(0))
             return
         half_X = torch.mul(features, -self._growth(_square(features)) / 2, out=out[:, :-2])
         out[:, -2:-1] = _excess(4 * _square(half_X)) / 2
         out[:, -1] = 0.5
 
     def right(self, features: Tensor, out: Tensor) -> None:
-        if native.usable(features):
-            native.call("operand", *self._rows(features), False, out, out.stride(0))
+        if bindings.usable(features):
+            bindings.call("operand", *self._rows(features), False, out, out.stride(0))
             return
         Y = torch.mul(features, self._growth(_square(features)), out=out[:, :-2])
         out[:, -1:] = _excess(_square(Y))
         torch.add(out[:, -1], 1, out=out[:, -2])
 
     def add_left_gradient(self, features: Tensor, grad: Tensor, out: Tensor) -> None:
-        if native.usable(features):
-            native.call("operand_slopes", *self._rows(features), True, grad, grad.stride(0), out, out.stride(0))
+        if bindings.usable(features):
+            bindings.call("operand_slopes", *self._rows(features), True, grad, grad.stride(0), out, out.stride(0))
         else:
             self._add_gradient(features, grad[:, :-2], -0.5, grad[:, -2:-1] / 2, out)
 
     def add_right_gradient(self, features: Tensor, grad: Tensor, out: Tensor) -> None:
-        if native.usable(features):
-            native.call("operand_slopes", *self._rows(features), False, grad, grad.stride(0), out, out.stride(0))
+        if bindings.usable(features):
+            bindings.call("operand_slopes", *self._rows(features), False, grad, grad.stride(0), out, out.stride(0))
         else:
             self._add_gradient(features, grad[:, :-2], 1, grad[:, -2:-1] + grad[:, -1:], out)
 
@@ -121,8 +124,8 @@ class Lorentz:
         return left[:, -2:-1] * right[:, -2] + right[:, -1] / 2
 
     def distance(self, z: Tensor, out: Tensor, slope: Tensor | None, work: Tensor) -> None:
-        if native.usable(z):
-            native.call("distances", z, z.numel(), 2 * self.unit, out, 1 / self.unit, slope)
+        if bindings.usable(z):
+            bindings.call("distances", z, z.numel(), 2 * self.unit, out, 1 / self.unit, slope)
             return
         # asinh(sqrt z) = log1p(sqrt z + z / (1 + sqrt(1 + z))), accurate for the smallest z
         torch.sqrt(z, out=work)
@@ -136,13 +139,13 @@ class Lorentz:
         return torch.sinh(distance / (2 * self.unit)) ** 2
 
     def exact(self, x: Tensor, y: Tensor) -> Tensor:
-        if native.usable(x):
-            return pairs.distance(x, y, self.c, self.tangent)
+        if bindings.usable(x):
+            return rows.distance(x, y, self.c, self.tangent)
         return dissimilarity(x, y, self.c, "tangent" if self.tangent else "lorentz", "lorentz", pairwise=False)
 
     def add_exact_gradients(self, weights: Tensor, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> None:
-        if native.usable(x):
-            pairs.add_distance_gradients(weights, x, y, self.c, self.tangent, dx, dy)
+        if bindings.usable(x):
+            rows.add_distance_gradients(weights, x, y, self.c, self.tangent, dx, dy)
         else:
             of_x, of_y = distance_gradients(x, y, self.c, self.tangent)[:2]
             dx.addcmul_(weights[:, None], of_x)
@@ -152,6 +155,7 @@ class Lorentz:
 class Euclidean:
     """z = d^2 = |x|^2 + |y|^2 - 2 x.y."""
 
+    name = "euclidean"
     extra = 2
 
     def left(self, features: Tensor, out: Tensor) -> None:
@@ -194,6 +198,7 @@ class Euclidean:
 class Cosine:
     """z = d = 1 - cos(x, y): logits are the cosine similarity times the logit scale, less a constant."""
 
+    name = "cosine"
     extra = 1
 
     def left(self, features: Tensor, out: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Exponential and logarithmic maps of float32 rows in machine code (`native_maps.h`): a few sweeps over each row while it
+"""Exponential and logarithmic maps of float32 rows in machine code (`native/maps.h`): a few sweeps over each row while it
 is in cache, in float64 but for what is read and stored.
 """
 
@@ -7,9 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hyperst_kernels.cpu import native
-
-_KINDS = ("exp_map0", "log_map0", "exp_map", "log_map")  # in the order of native_maps.h
+from hyperst_kernels.cpu.native import bindings
 
 
 def exp_map0(v: Tensor, scale: Tensor, c: Tensor) -> Tensor:
@@ -56,15 +54,15 @@ def log_map_backward(grad: Tensor, x: Tensor, y: Tensor, c: Tensor) -> tuple[Ten
     return dx, dy, dc
 
 
-def _shared(name: str, x: Tensor, y: Tensor | None, c: Tensor, scale: float) -> tuple:
-    x = native.rows(x.float())
-    y = None if y is None else native.rows(y.float())
-    return _KINDS.index(name), x, x.stride(0), y, 0 if y is None else y.stride(0), *x.shape, float(c), scale
+def _shared(x: Tensor, y: Tensor | None, c: Tensor, scale: float) -> tuple:
+    x = bindings.rows(x.float())
+    y = None if y is None else bindings.rows(y.float())
+    return x, x.stride(0), y, 0 if y is None else y.stride(0), *x.shape, float(c), scale
 
 
 def _value(name: str, x: Tensor, y: Tensor | None, c: Tensor, scale: float = 1.0) -> Tensor:
-    out = native.large(torch.empty(x.shape, dtype=torch.float32, device=x.device))
-    native.call("map", *_shared(name, x, y, c, scale), out)
+    out = bindings.large(torch.empty(x.shape, dtype=torch.float32, device=x.device))
+    bindings.call(name, *_shared(x, y, c, scale), out)
     return out.to(x.dtype)
 
 
@@ -73,9 +71,9 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of x, y (or an empty tensor), scale and c."""
     grad = grad.float().contiguous()
-    dx = native.large(grad.new_empty(x.shape))
-    dy = native.large(grad.new_empty(0 if y is None else y.shape))
+    dx = bindings.large(grad.new_empty(x.shape))
+    dy = bindings.large(grad.new_empty(0 if y is None else y.shape))
     scalars = grad.new_empty(len(x), 2, dtype=torch.float64)
-    native.call("map_slopes", *_shared(name, x, y, c, scale), grad, dx, dy, scalars)
+    bindings.call(f"{name}_slopes", *_shared(x, y, c, scale), grad, dx, dy, scalars)
     dscale, dc = scalars.sum(0).to(c.dtype)
     return dx.to(x.dtype), dy.to(x.dtype), dscale, dc

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hyperst_kernels.cpu import native
+from hyperst_kernels.cpu.native import bindings
 
 # A batch of 8192. A plain global: torch.compile guards on it.
 kept_bytes = 256 << 20
@@ -34,7 +34,7 @@ def borrow(shape: Sequence[int], like: Tensor) -> Tensor:
     with _lock:
         buffer = _spare.pop() if _spare else None
     if buffer is None or buffer.numel() < numbers:
-        buffer = native.large(torch.empty(numbers, dtype=torch.float32, device="cpu"))
+        buffer = bindings.large(torch.empty(numbers, dtype=torch.float32, device="cpu"))
     # the storage of the tensor below owns this array and nothing else does, so that its end is the end of the loan
     lent = buffer.numpy()
     weakref.finalize(lent, _give_back, buffer).atexit = False

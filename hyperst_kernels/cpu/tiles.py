@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from hyperst_kernels.cpu import native
 from hyperst_kernels.cpu.geometry import CHUNK_NUMBERS, Geometry, inner
+from hyperst_kernels.cpu.native import bindings
 
 # Measured on two cores: larger tiles fall out of the second-level cache, smaller ones pay per call.
 TILE_ROWS, TILE_COLUMNS = 256, 1024
@@ -62,7 +62,7 @@ class Tiles:
             self.left.fill_(torch.nan)  # what cannot be computed is not a number
 
     def _operand(self, fill: Callable[[Tensor, Tensor], None], features: Tensor) -> Tensor:
-        operand = native.large(features.new_empty(len(features), -(-self.width // 8) * 8))
+        operand = bindings.large(features.new_empty(len(features), -(-self.width // 8) * 8))
         fill(features, self.terms(operand))
         operand[:, self.width :] = 0
         return operand
@@ -86,7 +86,7 @@ class Tiles:
     def visit(self, n_buffers: int) -> Iterator[tuple[slice, slice, list[Tensor]]]:
         """Rows, columns and ``n_buffers`` buffers of the tile's shape, which the next tile uses again."""
         height, width = min(self.shape[0], self.n), min(self.shape[1], self.m)
-        buffers = native.large(self.queries.new_empty(n_buffers, height * width))
+        buffers = bindings.large(self.queries.new_empty(n_buffers, height * width))
         for i in range(0, self.n, height):
             for j in range(0, self.m, width):
                 rows, columns = slice(i, min(i + height, self.n)), slice(j, min(j + width, self.m))

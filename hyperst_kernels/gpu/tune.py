@@ -23,7 +23,7 @@ import torch
 import triton
 
 from hyperst_kernels._version import __version__
-from hyperst_kernels.gpu import contrastive, distance, launch, maps, pairwise
+from hyperst_kernels.gpu import contrastive, distance, distance_matrix, launch, maps
 from hyperst_kernels.reference.contrastive import Pairing
 
 Settings = dict[str, int]
@@ -114,7 +114,7 @@ def _problems(d: int, dtype: torch.dtype, device: str) -> Iterator[Problem]:
 
     def product(precision: str) -> Callable[[], object]:
         _, _, x, y, _, c = given()
-        return lambda: pairwise.pairwise_distance(x, y, c, True, precision)
+        return lambda: distance_matrix.pairwise_distance(x, y, c, True, precision)
 
     flags = ([Pairing(0, 1, True)], "lorentz", True, "bf16x3")
 

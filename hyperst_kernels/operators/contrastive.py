@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hyperst_kernels.cpu import contrastive as cpu_contrastive
 from hyperst_kernels.cpu import memory
-from hyperst_kernels.cpu.epilogue import wide
+from hyperst_kernels.cpu.online_softmax import wide
 from hyperst_kernels.operators.register import (
     INTERPRETED,
     PORTABLE,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels._checks import geometry_dtype
-from hyperst_kernels.cpu import distance as cpu_matrix
-from hyperst_kernels.cpu import pairs as cpu
+from hyperst_kernels.cpu import distance as cpu
+from hyperst_kernels.cpu import distance_matrix as cpu_matrix
 from hyperst_kernels.operators.register import (
     PORTABLE,
     TRITON,
@@ -37,9 +37,9 @@ def _gpu():
 @functools.cache
 def _gpu_matrix():
     """Return the module of the Triton kernels of matrices, imported when one of them is first called."""
-    from hyperst_kernels.gpu import pairwise
+    from hyperst_kernels.gpu import distance_matrix
 
-    return pairwise
+    return distance_matrix
 
 
 inner = row_wise(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels._checks import geometry_dtype
-from hyperst_kernels.cpu import pairs as cpu
+from hyperst_kernels.cpu import entailment as cpu
 from hyperst_kernels.operators.register import (
     PORTABLE,
     TRITON,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._ops import OpOverloadPacket
 
 from hyperst_kernels._checks import geometry_dtype
-from hyperst_kernels.cpu.pairs import usable
+from hyperst_kernels.cpu.distance import usable
 from hyperst_kernels.operators.register import (
     PORTABLE,
     TRITON,

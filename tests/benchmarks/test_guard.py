@@ -17,9 +17,10 @@ from triton.runtime.jit import JITFunction
 from benchmarks import contrastive, peers
 from benchmarks.measure import errors
 from benchmarks.problem import OURS
-from hyperst_kernels.cpu import epilogue, memory, native, tiles
+from hyperst_kernels.cpu import memory, online_softmax, tiles
+from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.gpu import contrastive as gpu
-from hyperst_kernels.gpu import contrastive_blocks
+from hyperst_kernels.gpu.contrastive import backward_blocks
 from hyperst_kernels.reference.contrastive import Pairing
 from tests.benchmarks.counting import Counts, count
 from tests.kernels import ahead_of_time
@@ -49,8 +50,10 @@ def features(n: int, d: int) -> int:
 
 def visits(n: int) -> int:
     """Tiles that forward and backward go through."""
-    used = native.library() is not None
-    rows, columns = (epilogue.NATIVE_ROWS, epilogue.NATIVE_COLUMNS) if used else (tiles.TILE_ROWS, tiles.TILE_COLUMNS)
+    used = bindings.library() is not None
+    rows, columns = (
+        (online_softmax.NATIVE_ROWS, online_softmax.NATIVE_COLUMNS) if used else (tiles.TILE_ROWS, tiles.TILE_COLUMNS)
+    )
     return 2 * math.ceil(n / rows) * math.ceil(n / columns)
 
 
@@ -82,7 +85,7 @@ def test_calls_grow_with_the_tiles():
     """
     n = 8448
     small, large = step(OURS, n, 16), step(OURS, 2 * n, 16)
-    per_tile, small_step = (200, 3000) if native.library() is None else (120, 1000)
+    per_tile, small_step = (200, 3000) if bindings.library() is None else (120, 1000)
     assert (large.calls - small.calls) / (visits(2 * n) - visits(n)) <= per_tile
     assert step(OURS, 64, 16).calls <= small_step
 
@@ -158,7 +161,7 @@ def test_gradients_in_half_precision_are_summed_in_stripes(monkeypatch):
     """One stripe or two: beyond the gradients the backward pass holds a few numbers per row, not one in float32 per feature."""
     monkeypatch.setattr(gpu, "SUMS", 1)
     monkeypatch.setattr(gpu, "BLOCK", 1024)
-    monkeypatch.setattr(contrastive_blocks, "BLOCK", 1024)
+    monkeypatch.setattr(backward_blocks, "BLOCK", 1024)
     n, d = 1024, 256
     small, large = (launches(k * n, monkeypatch, dtype=torch.bfloat16, d=d) for k in (1, 2))
     gradients = 2 * n * d * 2
@@ -167,6 +170,6 @@ def test_gradients_in_half_precision_are_summed_in_stripes(monkeypatch):
 
 def test_a_block_of_weights_is_few_calls(monkeypatch):
     """What a block asks of PyTorch: a GPU waited for a CPU that split the keys' time parts again in every block."""
-    monkeypatch.setattr(contrastive_blocks, "BLOCK", 1024)
+    monkeypatch.setattr(backward_blocks, "BLOCK", 1024)
     small, large = (launches(k * 1024, monkeypatch, d=128) for k in (1, 4))
     assert large.backward.calls - small.backward.calls <= 15 * 250

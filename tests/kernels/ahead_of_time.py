@@ -22,7 +22,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from hyperst_kernels.gpu import contrastive, distance, entailment, launch, maps, pairwise
+from hyperst_kernels.gpu import contrastive, distance, distance_matrix, entailment, launch, maps
 from hyperst_kernels.reference.contrastive import Pairing
 
 VERSION = ".".join(triton.__version__.split(".")[:2])
@@ -165,9 +165,9 @@ def row_wise(d: int, dtype: torch.dtype, n: int = 64) -> None:
 def pairs(d: int, dtype: torch.dtype, precision: str, backward: bool = False, n: int = 256) -> None:
     """The matrix of distances, and its gradient."""
     x, c = torch.zeros(n, d, dtype=dtype), _scalar(dtype)
-    matrix = pairwise.pairwise_distance(x, x, c, True, precision)
+    matrix = distance_matrix.pairwise_distance(x, x, c, True, precision)
     if backward:
-        pairwise.pairwise_distance_backward(matrix, x, x, c, matrix, True, precision)
+        distance_matrix.pairwise_distance_backward(matrix, x, x, c, matrix, True, precision)
 
 
 PAIR = (Pairing(0, 1, True),)

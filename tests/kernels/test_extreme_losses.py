@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 import hyperst_kernels as hk
-from hyperst_kernels.cpu import native
+from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.contrastive import LARGEST_BY_ROWS
 from hyperst_kernels.reference import contrastive as reference
@@ -25,10 +25,10 @@ PATHS = list(VARIANTS) if AVAILABLE else ["native", "portable"]
 @pytest.fixture(params=PATHS)
 def loss(request, monkeypatch):
     """Losses of rows and columns, by one path."""
-    if request.param == "native" and native.library() is None:
+    if request.param == "native" and bindings.library() is None:
         pytest.skip("the package was installed without a compiler")
     if request.param == "portable":
-        monkeypatch.setattr(native, "usable", lambda x: False)
+        monkeypatch.setattr(bindings, "usable", lambda x: False)
 
     def compute(*arguments, **options):
         with contextlib.ExitStack() as stack:

@@ -10,22 +10,23 @@ import torch
 from torch.nn import functional as F
 
 import hyperst_kernels as hk
-from hyperst_kernels.cpu import contrastive, epilogue, memory, native, pairs
+from hyperst_kernels.cpu import contrastive, distance, memory, online_softmax
+from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.operators.entailment import reference_hinges
 from hyperst_kernels.operators.register import ops, use_reference
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference import distance as distance_reference
 from tests.kernels import cases, oracle
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="the package was installed without a compiler")
+pytestmark = pytest.mark.skipif(bindings.library() is None, reason="the package was installed without a compiler")
 EPS = torch.finfo(torch.float32).eps
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Several tiles in both directions, and several chunks in a tile."""
-    monkeypatch.setattr(epilogue, "NATIVE_ROWS", 24)
-    monkeypatch.setattr(epilogue, "NATIVE_COLUMNS", 300)
+    monkeypatch.setattr(online_softmax, "NATIVE_ROWS", 24)
+    monkeypatch.setattr(online_softmax, "NATIVE_COLUMNS", 300)
 
 
 def run(queries, keys, scale, dtype, compute=cases.contrastive_terms, **options):
@@ -71,12 +72,12 @@ def test_matches_the_float64_reference(geometry, input, directions, n, m, small_
 @pytest.mark.parametrize("geometry", ["lorentz", "euclidean", "cosine"])
 @pytest.mark.parametrize("radius", [1e-3, 1.0, 20.0])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_matches_the_portable_epilogue(geometry, radius, scale, small_tiles, monkeypatch):
+def test_matches_the_portable_online_softmax(geometry, radius, scale, small_tiles, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     queries, keys = (radius * F.normalize(torch.randn(r, 8, generator=generator), dim=-1) for r in (70, 333))
     keys[:9], keys[300] = queries[:9], queries[3]
     ours = run(queries, keys, scale, torch.float32, geometry=geometry)
-    monkeypatch.setattr(native, "usable", lambda x: False)
+    monkeypatch.setattr(bindings, "usable", lambda x: False)
     assert_close(ours, run(queries, keys, scale, torch.float32, geometry=geometry), scale, radius)
 
 
@@ -87,7 +88,7 @@ def test_kept_products_change_nothing(is_native, small_tiles, monkeypatch):
     queries, keys = queries[:, :64], keys[:, :64]  # neither has its rows in one piece
     keys[:5], keys[70] = queries[:5], queries[8]
     if not is_native:
-        monkeypatch.setattr(native, "usable", lambda x: False)
+        monkeypatch.setattr(bindings, "usable", lambda x: False)
     kept = run(queries, keys, 10.0, torch.float32, exclude_ids=torch.arange(100) // 2)
     monkeypatch.setattr(memory, "kept_bytes", 0)
     again = run(queries, keys, 10.0, torch.float32, exclude_ids=torch.arange(100) // 2)
@@ -140,7 +141,7 @@ def test_nan_stays_nan(geometry):
 
 def values(name, x):
     out = torch.empty_like(x)
-    getattr(native.library(), f"hyperst_{name}")(x.data_ptr(), out.data_ptr(), len(x))
+    getattr(bindings.library(), f"hyperst_{name}")(x.data_ptr(), out.data_ptr(), len(x))
     return out
 
 
@@ -181,10 +182,10 @@ def test_distances_match_the_float64_reference(tangent, radius, apart):
     (x, y, c), wide = rows_apart(tangent, radius, apart)
     input = "tangent" if tangent else "lorentz"
     torch.testing.assert_close(
-        pairs.distance(x, y, c, tangent).double(), distance_reference.distance(*wide, input), rtol=4 * EPS, atol=0
+        distance.distance(x, y, c, tangent).double(), distance_reference.distance(*wide, input), rtol=4 * EPS, atol=0
     )
     exact = distance_reference.distance_gradients(*wide, tangent)[:2]
-    for got, want in zip(pairs.distance_backward(torch.ones(40), x, y, c, tangent), exact, strict=False):
+    for got, want in zip(distance.distance_backward(torch.ones(40), x, y, c, tangent), exact, strict=False):
         assert ((got - want).norm(dim=-1) <= 16 * EPS * want.norm(dim=-1)).all()
 
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hyperst_kernels.cpu import maps, native, pairs
+from hyperst_kernels.cpu import distance, entailment, maps
+from hyperst_kernels.cpu.native import bindings
 from tests.kernels import examples
 from tests.kernels.cases import CASES, ROW_WISE
 from tests.kernels.triton import DEVICE, INTERPRETED, documented
@@ -93,10 +94,9 @@ def size(x):
 def both_ways():
     """Every case, and once more where the operator is not the reference on a CPU."""
     yield from ((name, False) for name in CASES)
-    if DEVICE == "cpu" and not INTERPRETED and native.library() is not None:
-        machine = [
-            name for name, case in CASES.items() if hasattr(maps, case.operator) or hasattr(pairs, case.operator)
-        ]
+    if DEVICE == "cpu" and not INTERPRETED and bindings.library() is not None:
+        rooms = (maps, distance, entailment)
+        machine = [name for name, case in CASES.items() if any(hasattr(room, case.operator) for room in rooms)]
         yield from ((name, True) for name in machine)
 
 

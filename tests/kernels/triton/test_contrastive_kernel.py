@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from hyperst_kernels.gpu import contrastive as kernels
-from hyperst_kernels.gpu import contrastive_blocks, launch
-from hyperst_kernels.gpu.contrastive_run import NEAR
-from hyperst_kernels.gpu.pairwise import NEAR_TILE
+from hyperst_kernels.gpu import launch
+from hyperst_kernels.gpu.contrastive import backward_blocks
+from hyperst_kernels.gpu.contrastive.inputs import NEAR
+from hyperst_kernels.gpu.distance_matrix import NEAR_TILE
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference import maps
 from hyperst_kernels.reference.contrastive import Pairing
@@ -128,7 +129,7 @@ def test_float32_against_the_float64_reference(n, more, d, seed, radius, scale, 
 )
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_float64_in_every_geometry(geometry, directions, variant, monkeypatch):
-    monkeypatch.setattr(contrastive_blocks, "BLOCK", 64)  # several blocks of weights, of whole tiles in float64
+    monkeypatch.setattr(backward_blocks, "BLOCK", 64)  # several blocks of weights, of whole tiles in float64
     monkeypatch.setattr(kernels, "WORKSPACE", 1)  # and strips of one tile of columns
     queries, keys = views(70, 100, 19, 0, 1.0, "tangent", torch.float64)
     if geometry == "cosine":  # whose gradient at the origin means nothing
@@ -198,7 +199,7 @@ def test_layouts_and_the_same_bits_twice(variant):
 @pytest.mark.any_arithmetic
 def test_memory_grows_with_the_batch_and_not_with_its_square(monkeypatch):
     """Numbers that one step allocates beside a block of weights: slope over B, for twice and four times the batch."""
-    monkeypatch.setattr(contrastive_blocks, "BLOCK", BLOCK)
+    monkeypatch.setattr(backward_blocks, "BLOCK", BLOCK)
 
     class Counted(torch.utils._python_dispatch.TorchDispatchMode):
         largest = 0
@@ -267,5 +268,5 @@ def test_settings_hold_whole_tiles():
             table = launch.settings("contrastive", d, dtype)
             wide = torch.float64 if dtype == torch.float64 else torch.float32
             for side in ("rows", "columns"):
-                assert contrastive_blocks.BLOCK % table[side] == 0
+                assert backward_blocks.BLOCK % table[side] == 0
                 assert table[side] % NEAR_TILE[wide] == 0

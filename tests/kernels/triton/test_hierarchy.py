@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyperst_kernels.gpu import contrastive, contrastive_blocks, launch
-from hyperst_kernels.gpu.contrastive_run import NEAR
+from hyperst_kernels.gpu import contrastive, launch
+from hyperst_kernels.gpu.contrastive import backward_blocks
+from hyperst_kernels.gpu.contrastive.inputs import NEAR
 from hyperst_kernels.operators.contrastive import contrastive_terms
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference.contrastive import Pairing
@@ -67,7 +68,7 @@ def exactly(vectors, pairings, seed, geometry="lorentz", ids=None):
 def small(monkeypatch):
     """Several blocks of weights, stripes of rows and strips of columns."""
     monkeypatch.setattr(contrastive, "BLOCK", BLOCK)
-    monkeypatch.setattr(contrastive_blocks, "BLOCK", BLOCK)
+    monkeypatch.setattr(backward_blocks, "BLOCK", BLOCK)
     monkeypatch.setattr(contrastive, "WORKSPACE", 1)
     monkeypatch.setattr(contrastive, "SUMS", 1)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import hyperst_kernels as hk
-from hyperst_kernels.gpu import launch, pairwise
+from hyperst_kernels.gpu import distance_matrix, launch
 from hyperst_kernels.reference import distance as reference
 from hyperst_kernels.reference import maps
 from tests.kernels import examples
@@ -63,7 +63,7 @@ def moved_by_product(x, y, upstream, tangent):
 
     def moved(signs):
         def compute(x, y, c):
-            return distance_from_halves(pairwise.NEAR[torch.float32], signs, x, y, c, NAMES[tangent])
+            return distance_from_halves(distance_matrix.NEAR[torch.float32], signs, x, y, c, NAMES[tangent])
 
         return run(compute, x.double(), y.double(), upstream)
 
@@ -223,7 +223,7 @@ def test_the_grid_grows_along_its_first_axis(monkeypatch):
             return self.kernel[grid]
 
     for name in ("_pairwise", "_repair", "_weights", "_near_gradient"):
-        monkeypatch.setattr(pairwise, name, Noted(getattr(pairwise, name)))
+        monkeypatch.setattr(distance_matrix, name, Noted(getattr(distance_matrix, name)))
     x, y = (torch.randn(n, 3, device=DEVICE, requires_grad=True) for n in (100, 300))
     hk.pairwise_distance(x, y, C, input="tangent").sum().backward()
     assert len(grids) == 5

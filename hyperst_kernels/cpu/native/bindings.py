@@ -1,4 +1,4 @@
-"""Functions in machine code (`native.cpp`), several times as fast as the same in a sequence of PyTorch calls.
+"""Functions in machine code (`library.cpp`), several times as fast as the same in a sequence of PyTorch calls.
 
 The library is built with the package where there is a C++ compiler, and loaded with ctypes. It knows float32 on the CPU;
 whoever calls it has PyTorch code for everything else.
@@ -14,13 +14,16 @@ import warnings
 import torch
 from torch import Tensor
 
+from hyperst_kernels._constants import SIGNATURES
+
+MAPS = ("exp_map0", "log_map0", "exp_map", "log_map")
+
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 _FLOAT, _DOUBLE = ctypes.c_float, ctypes.c_double
-_VERSION = 6  # of the signatures: native.cpp has the same
 _TILE = (_INT, _POINTER, _LONG, _LONG, _LONG, _FLOAT)
 _FEATURES = (_POINTER, _LONG, _LONG, _LONG, _DOUBLE, _INT, _INT)
 _ROWS = (_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _DOUBLE, _INT)
-_MAP = (_INT, _POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _DOUBLE, _DOUBLE)
+_MAP = (_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _DOUBLE, _DOUBLE)
 _SLOPES = (_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _INT)
 _SIGNATURES = {
     "hyperst_minima": (_POINTER, _LONG, _LONG, _LONG, _POINTER, _INT),
@@ -33,8 +36,8 @@ _SIGNATURES = {
     "hyperst_distance_slopes": (*_ROWS, *_SLOPES),
     "hyperst_hinge": (*_ROWS, _DOUBLE, _DOUBLE, _POINTER, _INT),
     "hyperst_hinge_slopes": (*_ROWS, _DOUBLE, _DOUBLE, *_SLOPES),
-    "hyperst_map": (*_MAP, _POINTER, _INT),
-    "hyperst_map_slopes": (*_MAP, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
+    **dict.fromkeys([f"hyperst_{name}" for name in MAPS], (*_MAP, _POINTER, _INT)),
+    **dict.fromkeys([f"hyperst_{name}_slopes" for name in MAPS], (*_MAP, *(_POINTER,) * 4, _INT)),
     "hyperst_large": (_POINTER, _LONG, _INT),
     "hyperst_exp2": (_POINTER, _POINTER, _LONG),
     "hyperst_log1p": (_POINTER, _POINTER, _LONG),
@@ -44,12 +47,12 @@ _SIGNATURES = {
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled functions, or None where they were not built."""
-    spec = importlib.util.find_spec("hyperst_kernels.cpu._native")
+    spec = importlib.util.find_spec("hyperst_kernels.cpu.native._library")
     if spec is None or spec.origin is None:
         return None
     try:
         loaded = ctypes.CDLL(spec.origin)
-        if loaded.hyperst_version() != _VERSION:
+        if loaded.hyperst_signatures() != SIGNATURES:
             raise OSError("it was built from other sources, install the package again")
     except (OSError, AttributeError) as error:
         warnings.warn(f"{spec.origin} does not load, PyTorch calls take its place: {error}", stacklevel=2)

@@ -23,12 +23,11 @@ from torch import Tensor
 
 from hyperst_kernels._precision import LARGEST_LOGIT
 from hyperst_kernels.gpu import launch
-from hyperst_kernels.gpu.contrastive_blocks import BLOCK, pull_in_blocks
-from hyperst_kernels.gpu.contrastive_near import _near_gradient, _near_log_sum_exps
-from hyperst_kernels.gpu.contrastive_positives import _positive_pulls, _positives
-from hyperst_kernels.gpu.contrastive_pull import pull_by_rows
-from hyperst_kernels.gpu.contrastive_rows import _to_features, _to_gradients
-from hyperst_kernels.gpu.contrastive_run import (
+from hyperst_kernels.gpu.contrastive.backward_blocks import BLOCK, pull_in_blocks
+from hyperst_kernels.gpu.contrastive.backward_rows import pull_by_rows
+from hyperst_kernels.gpu.contrastive.forward import FARTHEST, KeyViews, _log_sum_exps, _merge
+from hyperst_kernels.gpu.contrastive.geometry import _to_features, _to_gradients
+from hyperst_kernels.gpu.contrastive.inputs import (
     LN_2,
     NEAR,
     Flags,
@@ -40,7 +39,8 @@ from hyperst_kernels.gpu.contrastive_run import (
     rounds,
     views_of,
 )
-from hyperst_kernels.gpu.contrastive_tiles import FARTHEST, KeyViews, _log_sum_exps, _merge
+from hyperst_kernels.gpu.contrastive.near import _near_gradient, _near_log_sum_exps
+from hyperst_kernels.gpu.contrastive.positives import _positive_pulls, _positives
 from hyperst_kernels.reference.contrastive import Pairing
 
 WORKSPACE = 1 << 25  # numbers that the programs of the forward pass may hold for the columns

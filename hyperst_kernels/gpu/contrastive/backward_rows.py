@@ -16,17 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hyperst_kernels.gpu import launch
-from hyperst_kernels.gpu.contrastive_rows import EXCESS, RATIO, SCALE, largest_of
-from hyperst_kernels.gpu.contrastive_run import (
-    Role,
-    Run,
-    Sums,
-    Upstream,
-    rounds,
-    sums_of,
-    views_of,
-)
-from hyperst_kernels.gpu.contrastive_tiles import (
+from hyperst_kernels.gpu.contrastive.forward import (
     NOWHERE,
     OVERFLOWS,
     Keys,
@@ -39,6 +29,16 @@ from hyperst_kernels.gpu.contrastive_tiles import (
     row_terms,
     rows_of,
     tile_of_pairs,
+)
+from hyperst_kernels.gpu.contrastive.geometry import EXCESS, RATIO, SCALE, largest_of
+from hyperst_kernels.gpu.contrastive.inputs import (
+    Role,
+    Run,
+    Sums,
+    Upstream,
+    rounds,
+    sums_of,
+    views_of,
 )
 from hyperst_kernels.gpu.tile_math import load_each, pick
 

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from hyperst_kernels.gpu.contrastive_rows import EXCESS, SCALE, TIME
+from hyperst_kernels.gpu.contrastive.geometry import EXCESS, SCALE, TIME
 from hyperst_kernels.gpu.tile_math import INTERPRETED, load_each, pick, rounded_product
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyperst_kernels.gpu.contrastive_rows import factor_of
+from hyperst_kernels.gpu.contrastive.geometry import factor_of
 from hyperst_kernels.gpu.maps import block
 from hyperst_kernels.gpu.tile_math import (
     at_least,

@@ -14,9 +14,9 @@ import triton
 from torch import Tensor
 
 from hyperst_kernels.gpu import launch
-from hyperst_kernels.gpu.contrastive_rows import GEOMETRIES, Side, prepare
-from hyperst_kernels.gpu.contrastive_tiles import Exact, Tiling
-from hyperst_kernels.gpu.pairwise import NEAR_TILE
+from hyperst_kernels.gpu.contrastive.forward import Exact, Tiling
+from hyperst_kernels.gpu.contrastive.geometry import GEOMETRIES, Side, prepare
+from hyperst_kernels.gpu.distance_matrix import NEAR_TILE
 from hyperst_kernels.reference.contrastive import Pairing
 
 # z beside what it was subtracted from, below which a pair is near: it keeps 15 of 23 bits, and half of that error counts.

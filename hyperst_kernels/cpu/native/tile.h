@@ -1,6 +1,6 @@
 // What to make of a tile of products z, in one sweep while it is in cache. See docs/contrastive.md for the formulas.
 //
-// No include guard: native.cpp includes this file once per instruction set, each time in a namespace of its own.
+// No include guard: library.cpp includes this file once per instruction set, each time in a namespace of its own.
 // z = +inf marks a key that is no negative of its row: its logit is -inf and its weight 0. NaN stays NaN.
 
 constexpr float INF = __builtin_inff();

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hyperst_kernels.gpu import launch, maps
-from hyperst_kernels.gpu.pairwise import scale_and_excess
+from hyperst_kernels.gpu.distance_matrix import scale_and_excess
 from hyperst_kernels.gpu.tile_math import (
     at_least,
     dot,

@@ -1,6 +1,6 @@
 """The gradient over unflagged tiles from blocks of weights, which meet the points in library products.
 
-For features too wide for the accumulators of `contrastive_pull`, and for float32 ones.
+For features too wide for the accumulators of `backward_rows`, and for float32 ones.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyperst_kernels.gpu.contrastive_pull import shares, split
-from hyperst_kernels.gpu.contrastive_rows import EXCESS, SCALE, largest_of
-from hyperst_kernels.gpu.contrastive_run import Run, Sums, Upstream, view_of
-from hyperst_kernels.gpu.contrastive_tiles import (
+from hyperst_kernels.gpu.contrastive.backward_rows import shares, split
+from hyperst_kernels.gpu.contrastive.forward import (
     NOWHERE,
     OVERFLOWS,
     Keys,
@@ -28,6 +26,8 @@ from hyperst_kernels.gpu.contrastive_tiles import (
     row_terms,
     tile_of_pairs,
 )
+from hyperst_kernels.gpu.contrastive.geometry import EXCESS, SCALE, largest_of
+from hyperst_kernels.gpu.contrastive.inputs import Run, Sums, Upstream, view_of
 from hyperst_kernels.gpu.tile_math import load_each
 
 BLOCK = 8192  # rows and columns whose weights are in memory together

@@ -12,13 +12,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hyperst_kernels.cpu import native, tiles
+from hyperst_kernels._constants import CHUNK, GEOMETRIES
+from hyperst_kernels.cpu import tiles
 from hyperst_kernels.cpu.geometry import Euclidean, Geometry, Lorentz
+from hyperst_kernels.cpu.native import bindings
 
 # Measured on two cores: products want larger tiles than a sequence of PyTorch calls (`tiles`), and the native functions
 # keep what they need again in the first-level cache.
 NATIVE_ROWS, NATIVE_COLUMNS = 512, 4096
-CHUNK = 256  # columns of a tile that a thread takes at a time: that of native.cpp
 
 
 class Upstream(NamedTuple):
@@ -48,7 +49,7 @@ def relative_to_nearest(lse: Tensor, grad: Tensor, scale: float) -> tuple[Tensor
     return origin, grad * torch.exp(-scale * origin.to(lse.dtype) - lse).to(grad.dtype)
 
 
-class Epilogue(Protocol):
+class OnlineSoftmax(Protocol):
     """One pass over the tiles; ``shape`` is that of the tiles it is quickest on."""
 
     shape: tuple[int, int]
@@ -66,7 +67,7 @@ class Epilogue(Protocol):
         """out (r w) = dL/dz, in place of z or not; returns the sum of dL/dlogit times distance."""
 
 
-class PortableEpilogue:
+class PortableOnlineSoftmax:
     """In PyTorch calls on preallocated buffers of a tile's size."""
 
     def __init__(self, geometry: Geometry, like: Tensor, n: int, m: int, scale: float, symmetric: bool):
@@ -142,15 +143,16 @@ class _RunningLogSumExp:
         return torch.log(total) - self.scale * least
 
 
-class NativeEpilogue:
+class NativeOnlineSoftmax:
     """In machine code, float32 on the CPU. Sums are kept as (least distance, sum of 2^(exponent (distance - least)))."""
 
     def __init__(self, geometry: Geometry, like: Tensor, n: int, m: int, scale: float, symmetric: bool):
         # d = distance * what the kernel calls distance, dd/dz = slope * what it calls slope
+        self.kind = GEOMETRIES.index(geometry.name)
         if isinstance(geometry, Lorentz):
-            self.kind, self.distance, self.slope = 0, 2 * geometry.unit, geometry.unit
+            self.distance, self.slope = 2 * geometry.unit, geometry.unit
         else:
-            self.kind, self.distance, self.slope = (1, 1.0, 0.5) if isinstance(geometry, Euclidean) else (2, 1.0, 1.0)
+            self.distance, self.slope = 1.0, 0.5 if isinstance(geometry, Euclidean) else 1.0
         self.scale, self.symmetric = scale, symmetric
         self.exponent = float(
             torch.tensor(-scale * self.distance / math.log(2), dtype=torch.float32)
@@ -166,12 +168,12 @@ class NativeEpilogue:
 
     def minima(self, z: Tensor) -> Tensor:
         smallest = z.new_empty(len(z))
-        native.call("minima", z, z.stride(0), *z.shape, smallest)
+        bindings.call("minima", z, z.stride(0), *z.shape, smallest)
         return smallest
 
     def add(self, rows: slice, columns: slice, z: Tensor) -> None:
         of_columns = [t[columns] for t in self.columns] if self.symmetric else [None, None]
-        native.call("sums", *self._tile(z), *(t[rows] for t in self.rows), *of_columns, self.work)
+        bindings.call("sums", *self._tile(z), *(t[rows] for t in self.rows), *of_columns, self.work)
 
     def log_sum_exps(self) -> tuple[Tensor, Tensor]:
         rows, columns = (
@@ -187,7 +189,7 @@ class NativeEpilogue:
         if upstream.column_lse is not None and upstream.column_grad is not None:
             of_columns = relative_to_nearest(upstream.column_lse[columns], upstream.column_grad[columns], scale)
         pointers = (*of_rows, *of_columns, out, out.stride(0), self.partial)
-        native.call("weigh", *self._tile(z), -self.scale * self.slope, *pointers)
+        bindings.call("weigh", *self._tile(z), -self.scale * self.slope, *pointers)
         return self.distance * float(self.partial[: _chunks(z.shape[1])].sum())
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hyperst_kernels.gpu.contrastive_pull import shares
-from hyperst_kernels.gpu.contrastive_rows import NORM, factor_of
-from hyperst_kernels.gpu.contrastive_tiles import FARTHEST, NOWHERE, add_powers, load_steepness, log_sum
-from hyperst_kernels.gpu.pairwise import Points, add_pulls, compare_all, numbers_of
+from hyperst_kernels.gpu.contrastive.backward_rows import shares
+from hyperst_kernels.gpu.contrastive.forward import FARTHEST, NOWHERE, add_powers, load_steepness, log_sum
+from hyperst_kernels.gpu.contrastive.geometry import NORM, factor_of
+from hyperst_kernels.gpu.distance_matrix import Points, add_pulls, compare_all, numbers_of
 from hyperst_kernels.gpu.tile_math import (
     distance_of,
     load_each,

@@ -1,5 +1,5 @@
 // The contrastive loss, distance matrices and functions of rows on the CPU: threads, and the choice of the instruction set.
-// Loaded by native.py.
+// Loaded by bindings.py. CHUNK, GEOMETRIES and SIGNATURES are those of _constants.py: setup.py defines them.
 //
 // A tile is cut into chunks of columns of one width, whatever the number of threads, and what the chunks give is merged
 // in their order: results are the same from run to run.
@@ -11,9 +11,7 @@
 #include <sys/mman.h>
 #endif
 
-enum Geometry { LORENTZ, EUCLIDEAN, COSINE };
-
-constexpr long CHUNK = 256;  // epilogue.py has the same
+enum Geometry { GEOMETRIES };
 
 // A tile of products and what its logits are made of: exponent * distance(z), in base 2.
 struct Tile {
@@ -60,14 +58,14 @@ struct Kernels {
 #define INLINE static inline __attribute__((always_inline))
 
 namespace baseline {
-#include "native_tile.h"
+#include "tile.h"
 }
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace avx2 {
-#include "native_tile.h"
+#include "tile.h"
 }
 #pragma GCC pop_options
 static const Kernels &kernels =
@@ -76,9 +74,9 @@ static const Kernels &kernels =
 static const Kernels &kernels = baseline::kernels;
 #endif
 
-#include "native_operands.h"
-#include "native_pairs.h"
-#include "native_maps.h"
+#include "operands.h"
+#include "rows.h"
+#include "maps.h"
 
 // Two matrices of matching rows.
 struct Rows {
@@ -102,10 +100,27 @@ struct Rows {
 
 static long width_of(long columns, long first) { return columns - first < CHUNK ? columns - first : CHUNK; }
 
+static void map_rows(Map map, const float *x, long x_stride, const float *y, long y_stride, long rows, long d, double c,
+                     double scale, float *out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++)
+        map({x + i * x_stride, y ? y + i * y_stride : nullptr, nullptr, d, c, scale, out + i * d, nullptr, nullptr, nullptr});
+}
+
+// From grad, all (rows d) in one piece; scalars (rows 2) receives the gradients of the scale and the curvature.
+static void slopes_of_rows(Map slopes, const float *x, long x_stride, const float *y, long y_stride, long rows, long d,
+                           double c, double scale, const float *grad, float *dx, float *dy, double *scalars, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++) {
+        const float *of_y = y ? y + i * y_stride : nullptr;
+        float *out_y = y ? dy + i * d : nullptr;
+        slopes({x + i * x_stride, of_y, grad + i * d, d, c, scale, nullptr, dx + i * d, out_y, scalars + 2 * i});
+    }
+}
+
 extern "C" {
 
-// Of the signatures below: a library built from older sources must not be called. native.py has the same.
-int hyperst_version() { return 6; }
+int hyperst_signatures() { return SIGNATURES; }
 
 void hyperst_minima(const float *z, long stride, long rows, long columns, float *smallest, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -138,7 +153,7 @@ void hyperst_weigh(int geometry, const float *z, long stride, long rows, long co
         work[k] = kernels.weigh[geometry](tile, k * CHUNK, width_of(columns, k * CHUNK), upstream);
 }
 
-// Of n entries in one piece, see native_tile.h.
+// Of n entries in one piece, see tile.h.
 void hyperst_distances(const float *z, long n, float factor, float *out, float inverse_factor, float *inverse,
                        int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -202,27 +217,21 @@ void hyperst_hinge_slopes(const float *x, long x_stride, const float *y, long y_
     }
 }
 
-// A map by its place in ``maps``; y is null in maps of one row.
-void hyperst_map(int kind, const float *x, long x_stride, const float *y, long y_stride, long rows, long d, double c,
-                 double scale, float *out, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long i = 0; i < rows; i++) {
-        const float *of_y = y ? y + i * y_stride : nullptr;
-        maps[kind]({x + i * x_stride, of_y, nullptr, d, c, scale, out + i * d, nullptr, nullptr, nullptr});
+// Maps of rows, by name. y is null in maps of one row.
+#define MAP(name)                                                                                                        \
+    void hyperst_##name(const float *x, long x_stride, const float *y, long y_stride, long rows, long d, double c,       \
+                        double scale, float *out, int threads) {                                                         \
+        map_rows(name, x, x_stride, y, y_stride, rows, d, c, scale, out, threads);                                       \
+    }                                                                                                                    \
+    void hyperst_##name##_slopes(const float *x, long x_stride, const float *y, long y_stride, long rows, long d,        \
+                                 double c, double scale, const float *grad, float *dx, float *dy, double *scalars,       \
+                                 int threads) {                                                                          \
+        slopes_of_rows(name##_slopes, x, x_stride, y, y_stride, rows, d, c, scale, grad, dx, dy, scalars, threads);      \
     }
-}
-
-// Its gradients from grad, all (rows d) in one piece; scalars (rows 2) receives those of the scale and the curvature.
-void hyperst_map_slopes(int kind, const float *x, long x_stride, const float *y, long y_stride, long rows, long d,
-                        double c, double scale, const float *grad, float *dx, float *dy, double *scalars, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long i = 0; i < rows; i++) {
-        const float *of_y = y ? y + i * y_stride : nullptr;
-        float *out_y = y ? dy + i * d : nullptr;
-        slopes_of_maps[kind](
-            {x + i * x_stride, of_y, grad + i * d, d, c, scale, nullptr, dx + i * d, out_y, scalars + 2 * i});
-    }
-}
+MAP(exp_map0)
+MAP(log_map0)
+MAP(exp_map)
+MAP(log_map)
 
 // Ask for large pages: new memory is then cleared in a few pieces rather than 4096 bytes at a time.
 void hyperst_large(char *start, long bytes, int) {

@@ -139,5 +139,3 @@ static void log_map_slopes(const MapRow &r) {
 }
 
 using Map = void (*)(const MapRow &);
-static const Map maps[] = {exp_map0, log_map0, exp_map, log_map};
-static const Map slopes_of_maps[] = {exp_map0_slopes, log_map0_slopes, exp_map_slopes, log_map_slopes};

@@ -1,0 +1,11 @@
+"""Names and numbers that several rooms agree on. `setup.py` hands those of the machine code to its compiler as macros."""
+
+from __future__ import annotations
+
+INPUTS = ("tangent", "lorentz")
+PRECISIONS = ("ieee", "bf16x3", "tf32", "bf16")
+GEOMETRIES = ("lorentz", "euclidean", "cosine")  # compiled code knows a geometry by its place
+
+# Of the machine code for a CPU.
+CHUNK = 256  # columns of a tile that a thread takes at a time
+SIGNATURES = 7  # counts changes of its functions' arguments: a library built from other sources must not be called
