@@ -12,6 +12,7 @@ if INTERPRETED:
     from tests.kernels import arithmetic
 
     arithmetic.accept_any_numpy()
+    arithmetic.look_once()
     arithmetic.use(arithmetic.CHOSEN)
     APPROXIMATE = arithmetic.CHOSEN == "approximate"
 
