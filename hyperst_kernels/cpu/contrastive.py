@@ -69,7 +69,7 @@ def _forward(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symm
     try:
         return _Pass(*given).log_sum_exps(kept)
     except NeedsFloat64:
-        kept.zero_()  # all near: the backward pass will come to the same conclusion
+        kept.fill_(torch.nan)  # the backward pass takes float64 too
         return _widened(*given).log_sum_exps(kept[:0, :0])
 
 
@@ -107,6 +107,8 @@ def backward(
 def _backward(given: tuple, kept: Tensor, saved: Sequence[Tensor]) -> tuple[Tensor, Tensor, float, float]:
     """Gradients of one pairing's queries x, keys y and logit scale; <x, dL/dx> + <y, dL/dy>."""
     try:
+        if kept.numel() > 0 and bool(kept[0, 0].isnan()):
+            raise NeedsFloat64
         one = _Pass(*given)
         dx, dy, ds = one.gradients(kept, *saved)
     except NeedsFloat64:

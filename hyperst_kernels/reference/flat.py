@@ -36,7 +36,7 @@ def times(x: Tensor, power_of_two: Tensor) -> Tensor:
 
 def _row_scale(x: Tensor) -> Tensor:
     """A power of two for each row that brings its largest number to [1/2, 1): (... d) -> (... 1)."""
-    return _to_one(torch.linalg.vector_norm(x.detach(), ord=torch.inf, dim=-1, keepdim=True))
+    return _to_one(x.detach().abs().amax(-1, keepdim=True))
 
 
 def common_scale(*vectors: Tensor) -> Tensor:

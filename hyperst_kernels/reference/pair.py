@@ -51,7 +51,7 @@ _SQUARABLE = {
 def scale_of(x: Tensor) -> Tensor:
     """A power of two for each row that brings its squares into range: (... d) -> (... 1), 1 wherever that serves."""
     smallest, largest, up, down = _SQUARABLE[x.dtype]
-    size = torch.linalg.vector_norm(x.detach(), ord=torch.inf, dim=-1, keepdim=True)
+    size = x.detach().abs().amax(-1, keepdim=True)
     scale = torch.where(size < smallest, torch.full_like(size, up), torch.ones_like(size))
     return torch.where(size > largest, torch.full_like(size, down), scale)
 

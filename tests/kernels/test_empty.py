@@ -80,3 +80,11 @@ def test_no_rows_give_no_rows_or_an_error(name, path):
         assert out.numel() == 0
         for grad in torch.autograd.grad(out.sum(), inputs, allow_unused=True):
             assert grad is None or not grad.any()
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if not name.startswith(REFUSED)])
+def test_no_rows_compile(name):
+    call = CALLS[name]._replace(more=0)
+    torch._dynamo.reset()
+    inputs = [x.to(DEVICE) for x in call.inputs(0)]
+    assert torch.compile(call.function, backend="aot_eager")(*inputs).numel() == 0

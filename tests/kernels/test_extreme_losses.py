@@ -250,3 +250,28 @@ def test_flat_similarities_do_not_depend_on_the_unit(geometry, unit):
     )
     (slope,), (expected,) = torch.autograd.grad(got.sum(), moved), torch.autograd.grad(want.sum(), x)
     torch.testing.assert_close(slope * (1 if geometry == "euclidean" else unit), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("radius", [1e-1, 1e-2, 1e-3, 1e-5, 1e-8, 1e-12])
+def test_short_distances_at_a_large_scale(loss, radius):
+    """A distance has digits of its own, however short beside the unit 1/sqrt(c), which the limit of flat space brings about too."""
+    g = torch.Generator().manual_seed(0)
+    queries, keys = (radius * torch.randn(n, 8, generator=g) for n in (20, 24))
+    exact = exactly(queries, keys, 1 / radius)
+    found = loss(queries, keys, 1 / radius, torch.float32)
+    for got, want in zip(found[:2], exact[:2], strict=True):
+        assert (got - want).abs().max() <= 2e-5 * want.abs().max()
+    for got, want in zip(found[2:4], exact[2:4], strict=True):
+        assert (got - want).norm(dim=1).max() <= 1e-4 * want.norm(dim=1).max()
+    assert abs(found[5] - exact[5]) <= 1e-4 * abs(exact[5])
+
+
+@pytest.mark.parametrize("far", [1e2, 1e9, 1e10])
+def test_far_logits_beside_near_positives(loss, far):
+    """No pair but the positives counts: every gradient is 0, and none is that of the positive as its own negative."""
+    queries, keys = torch.tensor([[1.0, 0.0], [2.0, 0.3]]), torch.tensor([[1.0, 0.001], [2.0, 0.3001]])
+    found = loss(queries, keys, far, torch.float32)
+    exact = exactly(queries, keys, far)
+    for got, want in zip(found[:4], exact[:4], strict=True):
+        assert want.abs().max() < 1e-9
+        assert got.isnan().all() if AVAILABLE and far > 1e8 else (got - want).abs().max() <= 1e-9
