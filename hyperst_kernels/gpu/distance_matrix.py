@@ -47,9 +47,9 @@ from hyperst_kernels.gpu.tile_math import (
 )
 
 # Bits of the product that cancellation may take before a pair is computed from differences.
-NEAR = {torch.float32: 2.0**-6, torch.float64: 2.0**-12}
+CANCELLED = {torch.float32: 2.0**-6, torch.float64: 2.0**-12}
 # Rows and columns that the kernels of near pairs look at together: they hold a dozen numbers per pair.
-NEAR_TILE = {torch.float32: 32, torch.float64: 16}
+EXACT_TILE = {torch.float32: 32, torch.float64: 16}
 
 
 # -------------------------------------------------------------------------------------------------------- each row
@@ -183,13 +183,13 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
     near = torch.empty(tiles, dtype=torch.int8, device=x.device)
     numbers = {"DTYPE": launch.triton_dtype(c.dtype), **launch.OPTIONS}
     _pairwise[(tiles[0] * tiles[1],)](
-        x, y, c, scale_x, scale_y, a, b, out, near, x.stride(0), y.stride(0), n, m, d, NEAR[c.dtype],
+        x, y, c, scale_x, scale_y, a, b, out, near, x.stride(0), y.stride(0), n, m, d, CANCELLED[c.dtype],
         ROUNDED=precision == "bf16" and x.dtype == torch.float32, PRECISION=told, OPERAND=launch.operand_dtype(x.dtype),
         BLOCK_D=table["inner"], num_warps=table["warps"], num_stages=table["stages"], **numbers, **size,
     )  # fmt: skip
     _repair[(tiles[0] * tiles[1],)](
         Vectors(x, x.stride(0), n, norm_x), Vectors(y, y.stride(0), m, norm_y), c, out, near, d, TANGENT=tangent,
-        TILE=NEAR_TILE[c.dtype], num_warps=8 if c.dtype == torch.float64 else 4, **numbers, **size,
+        TILE=EXACT_TILE[c.dtype], num_warps=8 if c.dtype == torch.float64 else 4, **numbers, **size,
     )  # fmt: skip
     return out
 
@@ -337,7 +337,7 @@ def _weights(
 
 
 @triton.jit
-def add_pulls(x, y, dx_ptr, r, per_sum, leftover, per_length, along, across, d, top, DTYPE: tl.constexpr):
+def add_point_gradients(x, y, dx_ptr, r, per_sum, leftover, per_length, along, across, d, top, DTYPE: tl.constexpr):
     """dx_i += sum_j along_ij a_i + across_ij e_ij per_length_ij, a feature at a time, for rows that no other program writes.
 
     ``dx`` begins with row ``top``.
@@ -363,7 +363,7 @@ class Tiles(NamedTuple):
 
 
 @triton.jit
-def _near_gradient(
+def _cancelled_gradients(
     x, y, c_ptr, grads, weight_ptr, near, dx_ptr, d, TANGENT: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr
 ):
     """Add the gradients of near pairs to some rows of dx, which no other program writes. Weights lie as ``grads`` do."""
@@ -381,7 +381,7 @@ def _near_gradient(
             v = points_of(y, columns, DTYPE)
             r, half_chord, per_sum, leftover = compare_all(u, v, d, TILE, DTYPE)
             along, across = slopes_of_distance(u.norm[:, None], v.norm[None, :], r, half_chord, k, TANGENT)
-            add_pulls(
+            add_point_gradients(
                 u, v, dx_ptr, r, per_sum, leftover, per_chord(half_chord), grad * along, grad * across, d, 0, DTYPE
             )
 
@@ -398,20 +398,20 @@ def pairwise_distance_backward(
     # of the exact numbers, not of those a low precision rounded: the gradient is that of the true distance
     norm_x, scale_x, a = terms_of(x, c, tangent, "ieee")
     norm_y, scale_y, b = terms_of(y, c, tangent, "ieee")
-    tile = NEAR_TILE[c.dtype]
+    tile = EXACT_TILE[c.dtype]
     tiles = (triton.cdiv(n, tile), triton.cdiv(m, tile))
     weight, along = torch.empty_like(distance), c.new_empty(tiles)
     near = torch.empty(tiles, dtype=torch.int8, device=x.device)
     numbers = {"DTYPE": launch.triton_dtype(c.dtype), **launch.OPTIONS}
     _weights[(tiles[0] * tiles[1],)](
-        grad, distance, c, a, b, weight, near, along, n, m, NEAR[c.dtype], TILE=tile, **numbers
+        grad, distance, c, a, b, weight, near, along, n, m, CANCELLED[c.dtype], TILE=tile, **numbers
     )
     dx = _pull(weight, x, y, scale_x, scale_y, a, b, c, tangent)
     dy = _pull(weight.T, y, x, scale_y, scale_x, b, a, c, tangent)
     u, v = Vectors(x, x.stride(0), n, norm_x), Vectors(y, y.stride(0), m, norm_y)
     flags = {"TANGENT": tangent, "TILE": tile, "num_warps": 8, **numbers}
-    _near_gradient[(tiles[0],)](u, v, c, Tiles(grad, m, 1), weight, Tiles(near, tiles[1], 1), dx, d, **flags)
-    _near_gradient[(tiles[1],)](v, u, c, Tiles(grad, 1, m), weight, Tiles(near, 1, tiles[1]), dy, d, **flags)
+    _cancelled_gradients[(tiles[0],)](u, v, c, Tiles(grad, m, 1), weight, Tiles(near, tiles[1], 1), dx, d, **flags)
+    _cancelled_gradients[(tiles[1],)](v, u, c, Tiles(grad, 1, m), weight, Tiles(near, 1, tiles[1]), dy, d, **flags)
     # d is homogeneous in the vectors and 1/sqrt(c)
     homogeneity = sum((v.double() * dv).sum() for v, dv in ((x, dx), (y, dy))) - along.sum(dtype=torch.float64)
     return dx.to(x.dtype), dy.to(y.dtype), (homogeneity / (2 * c.double())).to(c.dtype)

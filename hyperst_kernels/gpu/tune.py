@@ -61,7 +61,7 @@ def _loss_candidates(d: int) -> Iterator[Settings]:
                         yield from ({**tile, "programs": programs} for programs in (132, 264))
 
 
-def _pull_candidates(shipped: Settings) -> Iterator[Settings]:
+def _backward_candidates(shipped: Settings) -> Iterator[Settings]:
     yield {}  # blocks of weights and library products
     # whether one pass may serve both sides is not measured here; with one stage Triton 3.6 compiles reads beyond shared memory
     kept = {"atomic": shipped["atomic"]} if "atomic" in shipped else {}
@@ -137,8 +137,8 @@ def _problems(d: int, dtype: torch.dtype, device: str) -> Iterator[Problem]:
     if dtype != torch.float64:
         yield Problem("contrastive", _loss_candidates(d), loss)
     if dtype == torch.bfloat16 and d <= 256:
-        shipped = launch.lookup("contrastive pull", d, dtype)
-        yield Problem("contrastive pull", _pull_candidates(shipped), pull)
+        shipped = launch.lookup("contrastive backward", d, dtype)
+        yield Problem("contrastive backward", _backward_candidates(shipped), pull)
 
 
 class Found(NamedTuple):

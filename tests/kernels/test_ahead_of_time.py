@@ -37,12 +37,13 @@ def test_a_broken_configuration_is_reported(tmp_path, monkeypatch):
 
 
 # from Triton 3.7 on, tiles of the gradient are half as wide: whole ones spill
-PULL_LIMIT = 28 if aot.VERSION == "3.6" else 33
+BACKWARD_LIMIT = 28 if aot.VERSION == "3.6" else 33
 
 
 @needs_a_table
 @pytest.mark.parametrize(
-    ("kernel", "kind", "limit"), [("log_sum_exps", "contrastive", 32), ("pull_of_rows", "contrastive pull", PULL_LIMIT)]
+    ("kernel", "kind", "limit"),
+    [("log_sum_exps", "contrastive", 32), ("grad_points", "contrastive backward", BACKWARD_LIMIT)],
 )
 def test_instructions_per_pair(kernel, kind, limit):
     """Of the tiles that neither meet the diagonal nor hold near or far pairs: nearly all of them."""

@@ -33,7 +33,7 @@ def loss(request, monkeypatch):
     def compute(*arguments, **options):
         with contextlib.ExitStack() as stack:
             if AVAILABLE:
-                stack.enter_context(launch.forced("contrastive pull", VARIANTS[request.param]))
+                stack.enter_context(launch.forced("contrastive backward", VARIANTS[request.param]))
             return run(cases.contrastive_terms, *arguments, atomic=request.param == "atomic", **options)
 
     # whether the backward pass takes other tiles of the product than the forward pass, which may round it differently

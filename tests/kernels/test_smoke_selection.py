@@ -51,7 +51,7 @@ def test_every_way_to_the_gradient_of_the_loss_is_taken(launched):
     for name, constants in launched:
         if name == "contrastive.backward_blocks._weights":
             taken.add(("blocks", constants["GEOMETRY"], constants["SYMMETRIC"], constants["EXCLUDE"]))
-        elif name == "contrastive.backward_rows._pull_of_rows":
+        elif name == "contrastive.backward_rows._grad_points":
             way = "atomic" if constants["ATOMIC"] == "True" else "rows"
             both = constants["ROW_SHARE"] == constants["COLUMN_SHARE"] == "True"
             taken.add((way, constants["GEOMETRY"], str(both), constants["EXCLUDE"]))
@@ -65,6 +65,4 @@ def test_kernels_compute_in_both_precisions(launched):
     for name, constants in launched:
         if "DTYPE" in constants:
             computed.setdefault(name, set()).add(constants["DTYPE"])
-    assert {name for name, dtypes in computed.items() if len(dtypes) == 1} == {
-        "contrastive.backward_rows._pull_of_rows"
-    }
+    assert {name for name, dtypes in computed.items() if len(dtypes) == 1} == {"contrastive.backward_rows._grad_points"}

@@ -3,13 +3,13 @@
 One tile of the product serves rows and columns. Positives never enter: they are computed row by row from exact
 differences, and the log-sum-exp runs over negatives only.
 
-A tile that holds a near pair, whose product has lost its digits, is flagged by the forward pass and left to kernels that
+A tile that holds a pair whose product has cancelled is flagged by the forward pass and left to kernels that
 work feature by feature. The flags are kept: every later pass splits the pairs in the same way, whatever its own rounding
 says.
 
-Backward, the launch table chooses: one kernel whose programs own rows, run for the queries and, arguments swapped, for the
-keys ("contrastive pull"); or, where its accumulators do not fit into registers, blocks of weights that meet the points in
-library products. All sums have a fixed order, unless ``atomic`` allows one run of the kernel to serve both sides.
+Backward, the launch table chooses: one kernel whose programs own rows, inputs for the queries and, arguments swapped, for the
+keys ("contrastive backward"); or, where its accumulators do not fit into registers, blocks of weights that meet the points in
+library products. All sums have a fixed order, unless ``atomic`` allows one inputs of the kernel to serve both sides.
 """
 
 from __future__ import annotations
@@ -23,24 +23,27 @@ from torch import Tensor
 
 from hyperst_kernels._precision import LARGEST_LOGIT
 from hyperst_kernels.gpu import launch
-from hyperst_kernels.gpu.contrastive.backward_blocks import BLOCK, pull_in_blocks
-from hyperst_kernels.gpu.contrastive.backward_rows import pull_by_rows
-from hyperst_kernels.gpu.contrastive.forward import FARTHEST, KeyViews, _log_sum_exps, _merge
-from hyperst_kernels.gpu.contrastive.geometry import _to_features, _to_gradients
+from hyperst_kernels.gpu.contrastive.backward_blocks import BLOCK, grad_points_by_blocks
+from hyperst_kernels.gpu.contrastive.backward_rows import grad_points_by_rows
+from hyperst_kernels.gpu.contrastive.exact import (
+    _cancelled_gradients,
+    _cancelled_log_sum_exps,
+    _positive_gradients,
+    _positives,
+)
+from hyperst_kernels.gpu.contrastive.forward import FARTHEST, KeyArgs, _log_sum_exps, _merge
+from hyperst_kernels.gpu.contrastive.geometry import LN_2, _to_features, _to_gradients, curvature_grad
 from hyperst_kernels.gpu.contrastive.inputs import (
-    LN_2,
-    NEAR,
+    CANCELLED,
     Flags,
-    Role,
-    Run,
+    LossInputs,
     Sums,
+    TermView,
     Upstream,
     flags_shape,
+    matrix_args,
     rounds,
-    views_of,
 )
-from hyperst_kernels.gpu.contrastive.near import _near_gradient, _near_log_sum_exps
-from hyperst_kernels.gpu.contrastive.positives import _positive_pulls, _positives
 from hyperst_kernels.reference.contrastive import Pairing
 
 WORKSPACE = 1 << 25  # numbers that the programs of the forward pass may hold for the columns
@@ -70,23 +73,23 @@ def forward(
     Sums and positives are logits in float64. What does not exist is -inf in the sums and 0 among the positives: columns
     without a loss, rows beyond a term's own.
     """
-    run = Run(features, factors, c, logit_scale, exclude_ids, pairings, geometry, tangent, precision)
-    shape = (len(pairings), run.n)
+    inputs = LossInputs(features, factors, c, logit_scale, exclude_ids, pairings, geometry, tangent, precision)
+    shape = (len(pairings), inputs.n)
     columns, positives = c.new_full(shape, -torch.inf, dtype=torch.float64), c.new_empty(shape, dtype=torch.float64)
     found: dict[int, Tensor] = {}
     flags = torch.zeros(flags_shape(features, pairings, geometry), dtype=torch.int8, device=c.device)
     for symmetric in (True, False):
-        roles = [role for role in run.queries if role.symmetric == symmetric]
-        if roles:
-            found.update(zip([role.term for role in roles], _log_sums(run, roles, flags, columns), strict=True))
+        terms = [term for term in inputs.queries if term.symmetric == symmetric]
+        if terms:
+            found.update(zip([term.number for term in terms], _log_sums(inputs, terms, flags, columns), strict=True))
     rows = torch.stack([found[t] for t in range(len(pairings))])
-    if run.near:
-        _add_near_sums(run, run.queries, flags, rows)
-        _add_near_sums(run, [role for role in run.keys if role.symmetric], flags, columns)
+    if inputs.cancels:
+        _add_cancelled_sums(inputs, inputs.queries, flags, rows)
+        _add_cancelled_sums(inputs, [term for term in inputs.keys if term.symmetric], flags, columns)
     launch.over_rows(
-        _positives, "pair", tuple(r.x.vectors for r in run.queries), *views_of(run.queries), c, logit_scale,
-        positives, run.stride_of_terms, run.n,
-        GEOMETRY=run.constants["GEOMETRY"], TANGENT=tangent,
+        _positives, "pair", tuple(t.x.vectors for t in inputs.queries), *matrix_args(inputs.queries), c, logit_scale,
+        positives, inputs.stats_stride, inputs.n,
+        GEOMETRY=inputs.constants["GEOMETRY"], TANGENT=tangent,
     )  # fmt: skip
     return _held(rows * LN_2, c.dtype), _held(columns * LN_2, c.dtype), positives, flags
 
@@ -98,50 +101,51 @@ def _held(logits: Tensor, dtype: torch.dtype) -> Tensor:
     return logits.masked_fill((logits.abs() > LARGEST) & (logits != -torch.inf), torch.nan)
 
 
-def _log_sums(run: Run, roles: Sequence[Role], flags: Tensor, columns: Tensor) -> Tensor:
-    """log2-sum-exps over unflagged tiles of terms that are all symmetric or all not, by strips of keys.
+def _log_sums(inputs: LossInputs, terms: Sequence[TermView], flags: Tensor, columns: Tensor) -> Tensor:
+    """log2-sum-exps over unflagged tiles of terms that are all symmetric or all not, a chunk of keys at a time.
 
     Returns those of the rows (r n), puts in place those of the columns (t n), and sets the flags.
     """
-    c, symmetric, step = run.c, roles[0].symmetric, run.table["columns"]
-    xs, ys = views_of(roles)
+    c, symmetric, step = inputs.c, terms[0].symmetric, inputs.table["columns"]
+    xs, ys = matrix_args(terms)
     n, m = max(xs.lengths), max(ys.lengths)
-    programs = min(triton.cdiv(n, run.table["rows"]), triton.cdiv(run.table["programs"], len(roles)))
-    strip = max(1, WORKSPACE // (2 * len(roles) * programs * step)) if symmetric else triton.cdiv(m, step)
+    programs = min(triton.cdiv(n, inputs.table["rows"]), triton.cdiv(inputs.table["programs"], len(terms)))
+    key_chunk = max(1, WORKSPACE // (2 * len(terms) * programs * step)) if symmetric else triton.cdiv(m, step)
     found = []
-    for first in range(0, triton.cdiv(m, step), strip):
-        found.append(c.new_full((len(roles), run.n), -torch.inf, dtype=torch.float64))
-        left, tiles = first * step, min(strip, triton.cdiv(m, step) - first)
-        workspace = c.new_zeros(len(roles), programs, tiles if symmetric else 0, 2, step)
+    for first in range(0, triton.cdiv(m, step), key_chunk):
+        found.append(c.new_full((len(terms), inputs.n), -torch.inf, dtype=torch.float64))
+        left, tiles = first * step, min(key_chunk, triton.cdiv(m, step) - first)
+        workspace = c.new_zeros(len(terms), programs, tiles if symmetric else 0, 2, step)
         workspace[:, :, :, 0] = FARTHEST.value
         keys = slice(left, left + tiles * step)
-        some = KeyViews(
-            tuple(r.y.vectors[keys] for r in roles), ys.strides, tuple(len(r.y.vectors[keys]) for r in roles),
-            tuple(r.y.scale[keys] for r in roles), tuple(r.y.excess[keys] for r in roles), tuple(r.y.largest for r in roles),
+        some = KeyArgs(
+            tuple(t.y.vectors[keys] for t in terms), ys.strides, tuple(len(t.y.vectors[keys]) for t in terms),
+            tuple(t.y.scale[keys] for t in terms), tuple(t.y.excess[keys] for t in terms), tuple(t.y.largest for t in terms),
         )  # fmt: skip
-        own = Flags(tuple(flags[r.term, :, first:] for r in roles), flags.stride(1), 1)
-        _log_sum_exps[(programs, len(roles))](
-            xs, some, run.ids, run.ids[keys], run.steepness, found[-1], workspace, own, run.stride_of_terms, run.n, run.d,
-            left, tiles, NEAR[c.dtype], SYMMETRIC=symmetric, WHOLE=run.d <= run.table["inner"], **run.product(run.table),
+        own = Flags(tuple(flags[t.number, :, first:] for t in terms), flags.stride(1), 1)
+        _log_sum_exps[(programs, len(terms))](
+            xs, some, inputs.ids, inputs.ids[keys], inputs.steepness, found[-1], workspace, own, inputs.stats_stride, inputs.n,
+            inputs.d, left, tiles, CANCELLED[c.dtype], SYMMETRIC=symmetric, WHOLE=inputs.d <= inputs.table["inner"],
+            **inputs.product(inputs.table),
         )  # fmt: skip
         if symmetric and left < n:
-            out = tuple(columns[role.term, left:] for role in roles)
-            inside = tuple(max(0, role.n - left) for role in roles)
-            _merge[(tiles, len(roles))](
-                workspace, out, programs, tiles, inside, DTYPE=run.constants["DTYPE"], BLOCK_M=step, **launch.OPTIONS
+            out = tuple(columns[term.number, left:] for term in terms)
+            inside = tuple(max(0, term.n - left) for term in terms)
+            _merge[(tiles, len(terms))](
+                workspace, out, programs, tiles, inside, DTYPE=inputs.constants["DTYPE"], BLOCK_M=step, **launch.OPTIONS
             )
     return functools.reduce(torch.logaddexp2, found)
 
 
-def _add_near_sums(run: Run, roles: Sequence[Role], flags: Tensor, sums: Tensor) -> None:
+def _add_cancelled_sums(inputs: LossInputs, terms: Sequence[TermView], flags: Tensor, sums: Tensor) -> None:
     """Take the pairs of flagged tiles into log2-sum-exps."""
-    if not roles:
+    if not terms:
         return
     exact = torch.full_like(sums, -torch.inf)
-    own, size = run.flagged(roles, flags)
-    _near_log_sum_exps[run.near_grid(roles, run.n)](
-        *views_of(roles), run.c, run.ids, run.exact_steepness, own, tuple(exact[r.term] for r in roles),
-        run.stride_of_terms, tuple(r.pairs for r in roles), run.d, **run.exactly(size),
+    own, size = inputs.flagged(terms, flags)
+    _cancelled_log_sum_exps[inputs.exact_grid(terms, inputs.n)](
+        *matrix_args(terms), inputs.c, inputs.ids, inputs.exact_steepness, own, tuple(exact[t.number] for t in terms),
+        inputs.stats_stride, tuple(t.pairs for t in terms), inputs.d, **inputs.exactly(size),
     )  # fmt: skip
     torch.logaddexp2(sums, exact, out=sums)
 
@@ -169,55 +173,55 @@ def backward(
     atomic: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     """Gradients of the features, factors (f, or 0), c () and logit_scale () from those of the row and column losses (t n)."""
-    run = Run(features, factors, c, logit_scale, exclude_ids, pairings, geometry, tangent, precision)
+    inputs = LossInputs(features, factors, c, logit_scale, exclude_ids, pairings, geometry, tangent, precision)
     gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in features]
-    table = launch.lookup("contrastive pull", run.d, run.dtype) if _multiplies(run.dtype) else {}
-    upstream = _upstream(run, grad_rows, grad_columns, row_negatives, column_negatives, positives, bool(table))
+    table = launch.lookup("contrastive backward", inputs.d, inputs.dtype) if _multiplies(inputs.dtype) else {}
+    upstream = _upstream(inputs, grad_rows, grad_columns, row_negatives, column_negatives, positives, bool(table))
     # of each pair of rows (i, i): minus its share of dL/dlogit
     by_row, by_column = (torch.sigmoid(v - positives).to(c.dtype) for v in (row_negatives, column_negatives))
     shares = grad_rows * by_row + grad_columns * by_column
-    along = -(shares.double() * positives.double()).sum()  # s dL/ds
+    scale_grad = -(shares.double() * positives.double()).sum()  # s dL/ds
     by_rows = c.new_zeros(len(features), max(map(len, features)))  # <x, dL/dx>
     atomic = atomic and bool(table.get("atomic", 1))  # 0: with a second product the kernel does not fit into registers
     of_positives = logit_scale * shares
-    for stripe in _stripes(run, atomic and bool(table)):
-        along += _add_stripe(run, upstream, flags, table, atomic, stripe, of_positives, gradients, by_rows)
+    for row_chunk in _row_chunks(inputs, atomic and bool(table)):
+        scale_grad += _add_row_chunk(
+            inputs, upstream, flags, table, atomic, row_chunk, of_positives, gradients, by_rows
+        )
     by_features = by_rows.sum(1, dtype=torch.float64)
-    dc = torch.zeros_like(c)
-    if geometry == "lorentz":  # d is homogeneous in the features and 1/sqrt(c)
-        dc = ((by_features.sum() - along) / (2 * c.double())).to(c.dtype)
+    dc = curvature_grad(geometry, by_features.sum(), scale_grad, c)
     d_factors = c.new_zeros(0) if factors is None else (by_features / factors).to(c.dtype)
-    return gradients, d_factors, dc, (along / logit_scale.double()).to(c.dtype)
+    return gradients, d_factors, dc, (scale_grad / logit_scale.double()).to(c.dtype)
 
 
-def _add_stripe(
-    run: Run, upstream: Upstream, flags: Tensor, table: dict[str, int], atomic: bool, stripe: slice, of_positives: Tensor,
-    gradients: Sequence[Tensor], by_rows: Tensor,
+def _add_row_chunk(
+    inputs: LossInputs, upstream: Upstream, flags: Tensor, table: dict[str, int], atomic: bool, row_chunk: slice,
+    of_positives: Tensor, gradients: Sequence[Tensor], by_rows: Tensor,
 ) -> Tensor:  # fmt: skip
     """Put the gradients of some rows in place, and return the queries' share of s dL/ds.
 
-    The sums of a stripe are let go of before those of the next one are there.
+    The sums of a chunk are let go of before those of the next one are there.
     """
-    sums = [_no_sums(run, k, stripe, gradient) for k, gradient in enumerate(gradients)]
+    sums = [_no_sums(inputs, k, row_chunk, gradient) for k, gradient in enumerate(gradients)]
     if table:
-        along = pull_by_rows(run, upstream, flags, table, atomic, stripe, sums)
+        scale_grad = grad_points_by_rows(inputs, upstream, flags, table, atomic, row_chunk, sums)
     else:
-        along = pull_in_blocks(run, upstream, flags, stripe, sums)
-    vectors = tuple(side.vectors[: stripe.stop] for side in run.sides)
-    terms, strides = tuple(side.terms for side in run.sides), tuple(x.stride(0) for x in vectors)
-    pulls = tuple(own.pull for own in sums)
+        scale_grad = grad_points_by_blocks(inputs, upstream, flags, row_chunk, sums)
+    vectors = tuple(side.vectors[: row_chunk.stop] for side in inputs.sides)
+    stats, strides = tuple(side.stats for side in inputs.sides), tuple(x.stride(0) for x in vectors)
+    points = tuple(own.points for own in sums)
     launch.over_rows(
-        _to_features, "map", vectors, vectors, terms, pulls, tuple(own.time for own in sums), run.c, strides,
-        run.stride_of_terms, stripe.start, GEOMETRY=run.constants["GEOMETRY"], TANGENT=run.tangent, UNIT=run.unit,
+        _to_features, "map", vectors, vectors, stats, points, tuple(own.times for own in sums), inputs.c, strides,
+        inputs.stats_stride, row_chunk.start, GEOMETRY=inputs.constants["GEOMETRY"], TANGENT=inputs.tangent, UNIT=inputs.unit,
     )  # fmt: skip
-    if run.near:
-        along += _add_near_gradients(run, upstream, flags, stripe, sums)
-    _add_positives(run, of_positives, stripe, sums)
+    if inputs.cancels:
+        scale_grad += _add_cancelled_gradients(inputs, upstream, flags, row_chunk, sums)
+    _add_positives(inputs, of_positives, row_chunk, sums)
     launch.over_rows(
-        _to_gradients, "map", vectors, vectors, terms, pulls, tuple(gradients), by_rows, strides,
-        run.stride_of_terms, by_rows.shape[1], stripe.start,
+        _to_gradients, "map", vectors, vectors, stats, points, tuple(gradients), by_rows, strides,
+        inputs.stats_stride, by_rows.shape[1], row_chunk.start,
     )  # fmt: skip
-    return along
+    return scale_grad
 
 
 def _multiplies(dtype: torch.dtype) -> bool:
@@ -225,11 +229,13 @@ def _multiplies(dtype: torch.dtype) -> bool:
     return dtype != torch.float64 or launch.architecture() == "interpreter"
 
 
-def _upstream(run: Run, grad_rows, grad_columns, row_negatives, column_negatives, positives, by_rows: bool) -> Upstream:
-    lse, grad = row_negatives.new_zeros(len(run.keys), run.m), grad_columns.new_zeros(len(run.keys), run.m)
-    for role in run.keys:
-        if role.symmetric:  # keys beyond the queries have no loss
-            t, n = role.term, role.m
+def _upstream(
+    inputs: LossInputs, grad_rows, grad_columns, row_negatives, column_negatives, positives, by_rows: bool
+) -> Upstream:
+    lse, grad = row_negatives.new_zeros(len(inputs.keys), inputs.m), grad_columns.new_zeros(len(inputs.keys), inputs.m)
+    for term in inputs.keys:
+        if term.symmetric:  # keys beyond the queries have no loss
+            t, n = term.number, term.m
             lse[t, :n] = torch.logaddexp(column_negatives[t, :n], positives[t, :n])
             grad[t, :n] = grad_columns[t, :n]
     largest = LARGEST_BY_ROWS if by_rows else LARGEST
@@ -250,41 +256,43 @@ def _rounded(lse: Tensor, grad: Tensor, largest: float) -> tuple[Tensor, Tensor]
     return rounded, grad * torch.exp2(rounded - lse).to(grad.dtype)
 
 
-def _stripes(run: Run, whole: bool) -> list[slice]:
+def _row_chunks(inputs: LossInputs, whole: bool) -> list[slice]:
     """Rows of all features whose gradients are summed together, whole blocks of them; all, where no memory can be saved."""
-    longest = max(len(side.vectors) for side in run.sides)
-    if whole or run.dtype == run.c.dtype:
+    longest = max(len(side.vectors) for side in inputs.sides)
+    if whole or inputs.dtype == inputs.c.dtype:
         return [slice(0, longest)]
-    height = max(1, SUMS // (len(run.sides) * run.d * BLOCK)) * BLOCK
+    height = max(1, SUMS // (len(inputs.sides) * inputs.d * BLOCK)) * BLOCK
     return [slice(top, min(top + height, longest)) for top in range(0, longest, height)]
 
 
-def _no_sums(run: Run, k: int, stripe: slice, gradient: Tensor) -> Sums:
+def _no_sums(inputs: LossInputs, k: int, row_chunk: slice, gradient: Tensor) -> Sums:
     """Zeros for one of the features: in place of its gradient, where that has the precision."""
-    mine = gradient[stripe]
-    pull = mine.zero_() if mine.dtype == run.c.dtype else run.c.new_zeros(mine.shape)
-    return Sums(pull, run.c.new_zeros(len(mine)))
+    mine = gradient[row_chunk]
+    points = mine.zero_() if mine.dtype == inputs.c.dtype else inputs.c.new_zeros(mine.shape)
+    return Sums(points, inputs.c.new_zeros(len(mine)))
 
 
-def _add_near_gradients(run: Run, upstream: Upstream, flags: Tensor, stripe: slice, sums: Sequence[Sums]) -> Tensor:
+def _add_cancelled_gradients(
+    inputs: LossInputs, upstream: Upstream, flags: Tensor, row_chunk: slice, sums: Sequence[Sums]
+) -> Tensor:
     """Add the gradients of the pairs of flagged tiles, and return their share of s dL/ds."""
-    along = run.c.new_zeros(2, len(run.queries), stripe.stop - stripe.start)
-    for roles in (*rounds(run.queries), *rounds(run.keys)):
-        own, size = run.flagged(roles, flags)
-        _near_gradient[run.near_grid(roles, along.shape[2])](
-            *views_of(roles), run.c, run.ids, run.scale, run.exact_steepness, own, upstream.of(roles),
-            tuple(sums[r.owner].pull for r in roles), tuple(along[int(r.swapped), r.term] for r in roles),
-            run.stride_of_terms, run.d, stripe.start, stripe.stop, **run.exactly(size),
+    scale_grad = inputs.c.new_zeros(2, len(inputs.queries), row_chunk.stop - row_chunk.start)
+    for terms in (*rounds(inputs.queries), *rounds(inputs.keys)):
+        own, size = inputs.flagged(terms, flags)
+        _cancelled_gradients[inputs.exact_grid(terms, scale_grad.shape[2])](
+            *matrix_args(terms), inputs.c, inputs.ids, inputs.scale, inputs.exact_steepness, own, upstream.of(terms),
+            tuple(sums[t.owner].points for t in terms), tuple(scale_grad[int(t.swapped), t.number] for t in terms),
+            inputs.stats_stride, inputs.d, row_chunk.start, row_chunk.stop, **inputs.exactly(size),
         )  # fmt: skip
-    return -run.scale * along[0].sum(dtype=torch.float64)
+    return -inputs.scale * scale_grad[0].sum(dtype=torch.float64)
 
 
-def _add_positives(run: Run, weights: Tensor, stripe: slice, sums: Sequence[Sums]) -> None:
-    """Add the gradients of the positives' own pulls."""
-    for roles in rounds([*run.queries, *run.keys]):
-        pairs = tuple(r.x.vectors[: min(r.pairs, stripe.stop)] for r in roles)
+def _add_positives(inputs: LossInputs, weights: Tensor, row_chunk: slice, sums: Sequence[Sums]) -> None:
+    """Add the gradients of the positives' own distances."""
+    for terms in rounds([*inputs.queries, *inputs.keys]):
+        pairs = tuple(t.x.vectors[: min(t.pairs, row_chunk.stop)] for t in terms)
         launch.over_rows(
-            _positive_pulls, "pair", pairs, *views_of(roles), run.c, tuple(weights[r.term] for r in roles),
-            tuple(sums[r.owner].pull for r in roles), run.stride_of_terms, stripe.start,
-            GEOMETRY=run.constants["GEOMETRY"], TANGENT=run.tangent,
+            _positive_gradients, "pair", pairs, *matrix_args(terms), inputs.c, tuple(weights[t.number] for t in terms),
+            tuple(sums[t.owner].points for t in terms), inputs.stats_stride, row_chunk.start,
+            GEOMETRY=inputs.constants["GEOMETRY"], TANGENT=inputs.tangent,
         )  # fmt: skip

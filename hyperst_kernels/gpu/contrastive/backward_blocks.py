@@ -17,17 +17,17 @@ from torch import Tensor
 from hyperst_kernels.gpu.contrastive.backward_rows import shares, split
 from hyperst_kernels.gpu.contrastive.forward import (
     NOWHERE,
-    OVERFLOWS,
     Keys,
     Rows,
     each_key,
+    is_extreme,
     load_steepness,
     remoteness_of,
-    row_terms,
+    row_stats,
     tile_of_pairs,
 )
 from hyperst_kernels.gpu.contrastive.geometry import EXCESS, SCALE, largest_of
-from hyperst_kernels.gpu.contrastive.inputs import Run, Sums, Upstream, view_of
+from hyperst_kernels.gpu.contrastive.inputs import LossInputs, Sums, Upstream, matrix_arg
 from hyperst_kernels.gpu.tile_math import load_each
 
 BLOCK = 8192  # rows and columns whose weights are in memory together
@@ -43,14 +43,14 @@ class Weights(NamedTuple):
 
 @triton.jit
 def weights_of_tile(
-    top, left, owned, keys, x_terms_ptr, ids_ptr, steepness_ptr, upstream, along_ptr, longest,
+    top, left, owned, keys, x_stats_ptr, ids_ptr, steepness_ptr, upstream, scale_grad_ptr, longest,
     CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """G_ij s_i s_j of a tile; stores its sum of share times remoteness."""
     DTYPE: tl.constexpr = TILING.DTYPE
     rows, steepness = top + tl.arange(0, TILING.BLOCK_N), load_steepness(steepness_ptr)
-    terms = row_terms(x_terms_ptr, ids_ptr, rows, longest, owned.n, TILING)
-    z, part, _, scale_y, _ = tile_of_pairs(rows, owned, keys, terms, top, left, 0, CAREFUL, False, TILING)
+    stats = row_stats(x_stats_ptr, ids_ptr, rows, longest, owned.n, TILING)
+    z, part, _, scale_y, _ = tile_of_pairs(rows, owned, keys, stats, top, left, 0, CAREFUL, False, TILING)
     remoteness, slope = remoteness_of(z, TILING.GEOMETRY, TILING.FAST, CAREFUL)
     remoteness = tl.where(part, remoteness, NOWHERE)
     lse, grad = load_each(upstream.row_lse, rows, owned.n, DTYPE), load_each(upstream.row_grad, rows, owned.n, DTYPE)
@@ -59,8 +59,8 @@ def weights_of_tile(
         each_key(upstream.column_grad, left, keys.m, CAREFUL, DTYPE, TILING.BLOCK_M),
     )
     share = shares(remoteness, steepness, lse, column_lse, grad, column_grad, True, SYMMETRIC)
-    tl.store(along_ptr, tl.sum(share * remoteness))
-    return share * slope * terms.scale[:, None] * scale_y[None, :]
+    tl.store(scale_grad_ptr, tl.sum(share * remoteness))
+    return share * slope * stats.scale[:, None] * scale_y[None, :]
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def store_weights(place, weight, inside, part_stride, SPLIT: tl.constexpr):
 
 @triton.jit
 def _weights(
-    x, y, ids_ptr, steepness_ptr, upstream, flag_ptr, flag_stride, weights, along_ptr, longest, d, first_row, first_column,
+    x, y, ids_ptr, steepness_ptr, upstream, flag_ptr, flag_stride, weights, scale_grad_ptr, longest, d, first_row, first_column,
     tiles_m, SPLIT: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """G_ij s_i s_j of a block of pairs, 0 in flagged tiles; and each tile's sum of share times remoteness.
@@ -90,26 +90,26 @@ def _weights(
     n, m = x.length, y.length
     inside = (i < n - top)[:, None] & (j < m - left)[None, :]
     owned = Rows(x.vectors, x.stride, n, d)
-    keys = Keys(y.vectors, y.stride, m, y.terms + SCALE * longest, y.terms + EXCESS * longest, ids_ptr)
+    keys = Keys(y.vectors, y.stride, m, y.stats + SCALE * longest, y.stats + EXCESS * longest, ids_ptr)
     flagged = False
-    if TILING.GEOMETRY != 2:
+    if TILING.CANCELS:
         flagged = tl.load(flag_ptr + top // BLOCK_N * flag_stride + left // BLOCK_M) != 0
     careful = (left < top + BLOCK_N) & (top < left + BLOCK_M) | (top + BLOCK_N > n) | (left + BLOCK_M > m)
-    if TILING.GEOMETRY == 0 and tl.float64 != TILING.DTYPE:
-        a, b = largest_of(x.terms, longest), largest_of(y.terms, longest)
-        careful = careful | (2 * (1 + a) * (1 + b) > OVERFLOWS)
+    if TILING.CANCELS:
+        a, b = largest_of(x.stats, longest), largest_of(y.stats, longest)
+        careful = careful | is_extreme(a + b + a * b, tl.load(steepness_ptr), TILING.GEOMETRY, TILING.DTYPE)
     if flagged:
-        tl.store(along_ptr + tl.program_id(0), 0.0)
+        tl.store(scale_grad_ptr + tl.program_id(0), 0.0)
         store_weights(place, tl.zeros([BLOCK_N, BLOCK_M], TILING.DTYPE), inside, weights.part_stride, SPLIT)
     elif careful:
         weight = weights_of_tile(
-            top, left, owned, keys, x.terms, ids_ptr, steepness_ptr, upstream, along_ptr + tl.program_id(0), longest,
+            top, left, owned, keys, x.stats, ids_ptr, steepness_ptr, upstream, scale_grad_ptr + tl.program_id(0), longest,
             True, SYMMETRIC, TILING,
         )  # fmt: skip
         store_weights(place, weight, inside, weights.part_stride, SPLIT)
     else:
         weight = weights_of_tile(
-            top, left, owned, keys, x.terms, ids_ptr, steepness_ptr, upstream, along_ptr + tl.program_id(0), longest,
+            top, left, owned, keys, x.stats, ids_ptr, steepness_ptr, upstream, scale_grad_ptr + tl.program_id(0), longest,
             False, SYMMETRIC, TILING,
         )  # fmt: skip
         store_weights(place, weight, None, weights.part_stride, SPLIT)
@@ -126,72 +126,74 @@ class Operand(NamedTuple):
     ratio: Tensor | None
 
 
-def pull_in_blocks(run: Run, upstream: Upstream, flags: Tensor, stripe: slice, sums: Sequence[Sums]) -> Tensor:
-    """Add the pulls on some rows, whole blocks, of all features, and return the queries' share of s dL/ds.
+def grad_points_by_blocks(
+    inputs: LossInputs, upstream: Upstream, flags: Tensor, row_chunk: slice, sums: Sequence[Sums]
+) -> Tensor:
+    """Add to the sums of some rows, whole blocks, of all features, and return the queries' share of s dL/ds.
 
     Whatever can be is computed outside the loop over blocks: a GPU waits for a CPU that launches much more for each.
     """
-    c, upstream = run.c, upstream.for_pulls(run)
-    rows, columns = run.table["rows"], run.table["columns"]
-    parts = _parts_of_weights(run)
+    c, upstream = inputs.c, upstream.for_points(inputs)
+    rows, columns = inputs.table["rows"], inputs.table["columns"]
+    parts = _parts_of_weights(inputs)
     dtype = torch.bfloat16 if parts else c.dtype
-    weights = torch.empty(max(1, parts), min(BLOCK, run.n), min(BLOCK, run.m), dtype=dtype, device=c.device)
+    weights = torch.empty(max(1, parts), min(BLOCK, inputs.n), min(BLOCK, inputs.m), dtype=dtype, device=c.device)
     out = Weights(weights, weights.stride(0), weights.stride(1))
-    ratios = [None if run.geometry == "cosine" else split(side.ratio, dtype) for side in run.sides]
+    ratios = [None if not inputs.cancels else split(side.ratio, dtype) for side in inputs.sides]
 
     def operand(side: int, rows: slice) -> Operand:
         ratio = ratios[side]
-        return Operand(_parts(run.sides[side].vectors[rows], weights), None if ratio is None else ratio[rows])
+        return Operand(_parts(inputs.sides[side].vectors[rows], weights), None if ratio is None else ratio[rows])
 
-    constants = run.product(run.table)
-    along = c.new_zeros((), dtype=torch.float64)
-    for role in run.queries:
-        x, y, of_role = view_of(role.x), view_of(role.y), Upstream(*(v[role.term] for v in upstream))
-        for top in range(0, role.n, BLOCK):
-            of_rows = operand(role.owner, slice(top, top + BLOCK))
-            found = c.new_zeros(triton.cdiv(role.m, BLOCK), triton.cdiv(BLOCK, rows) * triton.cdiv(BLOCK, columns))
-            for number, left in enumerate(range(0, role.m, BLOCK)):
-                for_rows, for_columns = (stripe.start <= first < stripe.stop for first in (top, left))
+    constants = inputs.product(inputs.table)
+    scale_grad = c.new_zeros((), dtype=torch.float64)
+    for term in inputs.queries:
+        x, y, of_term = matrix_arg(term.x), matrix_arg(term.y), Upstream(*(v[term.number] for v in upstream))
+        for top in range(0, term.n, BLOCK):
+            of_rows = operand(term.owner, slice(top, top + BLOCK))
+            found = c.new_zeros(triton.cdiv(term.m, BLOCK), triton.cdiv(BLOCK, rows) * triton.cdiv(BLOCK, columns))
+            for number, left in enumerate(range(0, term.m, BLOCK)):
+                for_rows, for_columns = (row_chunk.start <= first < row_chunk.stop for first in (top, left))
                 if not (for_rows or for_columns):
                     continue
-                height, width = min(BLOCK, role.n - top), min(BLOCK, role.m - left)
+                height, width = min(BLOCK, term.n - top), min(BLOCK, term.m - left)
                 tiles_m = triton.cdiv(width, columns)
                 _weights[(triton.cdiv(height, rows) * tiles_m,)](
-                    x, y, run.ids, run.steepness, of_role, flags[role.term], flags.stride(1), out, found[number],
-                    run.stride_of_terms, run.d, top, left, tiles_m, SYMMETRIC=role.symmetric, SPLIT=parts == 2, **constants,
+                    x, y, inputs.ids, inputs.steepness, of_term, flags[term.number], flags.stride(1), out, found[number],
+                    inputs.stats_stride, inputs.d, top, left, tiles_m, SYMMETRIC=term.symmetric, SPLIT=parts == 2, **constants,
                 )  # fmt: skip
                 block = weights[:, :height, :width]
                 if for_rows:
-                    some = slice(top - stripe.start, top - stripe.start + height)
-                    _add_pull(sums[role.owner], some, block, operand(role.partner, slice(left, left + width)))
+                    some = slice(top - row_chunk.start, top - row_chunk.start + height)
+                    _add_products(sums[term.owner], some, block, operand(term.partner, slice(left, left + width)))
                 if for_columns:
-                    some = slice(left - stripe.start, left - stripe.start + width)
-                    _add_pull(sums[role.partner], some, block.mT, of_rows)
-            if stripe.start <= top < stripe.stop:
-                along += found.sum(dtype=torch.float64)
-    for side, (pull, time) in zip(run.sides, sums, strict=True):
-        pull /= side.scale[stripe, None]
-        time /= side.scale[stripe]
-    return run.from_remoteness(along)
+                    some = slice(left - row_chunk.start, left - row_chunk.start + width)
+                    _add_products(sums[term.partner], some, block.mT, of_rows)
+            if row_chunk.start <= top < row_chunk.stop:
+                scale_grad += found.sum(dtype=torch.float64)
+    for side, (points, times) in zip(inputs.sides, sums, strict=True):
+        points /= side.scale[row_chunk, None]
+        times /= side.scale[row_chunk]
+    return inputs.from_remoteness(scale_grad)
 
 
-def _add_pull(sums: Sums, some: slice, weights: Tensor, others: Operand) -> None:
-    """Add the pulls that other rows exert on ``some`` rows by weights (p r k)."""
-    sums.pull[some] += _multiply(weights, others.parts)
+def _add_products(sums: Sums, some: slice, weights: Tensor, others: Operand) -> None:
+    """Add the products of weights (p r k) with other rows to the sums of ``some`` rows."""
+    sums.points[some] += _multiply(weights, others.parts)
     if others.ratio is not None:
         for part in weights:
-            sums.time[some] += _product(part, others.ratio).sum(1)
+            sums.times[some] += _product(part, others.ratio).sum(1)
 
 
-def _parts_of_weights(run: Run) -> int:
+def _parts_of_weights(inputs: LossInputs) -> int:
     """In how many bf16 numbers a weight is held; 0: in one of the geometry's dtype.
 
     bf16 has the range that weights of 1/n^2 need, float16 has not. Products of two parts take a third of the time of
     those in float32, where the device has them with results in float32.
     """
-    if run.dtype == torch.bfloat16:
+    if inputs.dtype == torch.bfloat16:
         return 1
-    return 0 if run.c.dtype == torch.float64 or run.precision == "ieee" or torch.version.hip else 2
+    return 0 if inputs.c.dtype == torch.float64 or inputs.precision == "ieee" or torch.version.hip else 2
 
 
 def _parts(vectors: Tensor, weights: Tensor) -> tuple[Tensor, ...]:

@@ -16,22 +16,22 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
-from triton.language.extra import libdevice
 
-from hyperst_kernels.gpu.contrastive.geometry import EXCESS, SCALE, TIME
+from hyperst_kernels.gpu.contrastive.geometry import EXCESS, SCALE, TIME, is_extreme, remoteness_of
 from hyperst_kernels.gpu.tile_math import INTERPRETED, load_each, pick, rounded_product
 
 
 class Tiling(NamedTuple):
     """What a kernel that multiplies tiles knows when it is compiled.
 
-    GEOMETRY as in `GEOMETRIES`; EXCLUDE: pairs of one id are left out; FAST: the instruction for logarithms of a GPU. Of the
-    product: ROUNDED features, PRECISION for ``tl.dot``, DTYPE of results, OPERAND that of tiles. Blocks of rows, columns and
-    features; EVEN: BLOCK_D divides d.
+    GEOMETRY: its place in `GEOMETRIES`; CANCELS: products lose digits, so that pairs are flagged, and rows have times; EXCLUDE:
+    pairs of one id are left out; FAST: the instruction for logarithms of a GPU. Of the product: ROUNDED features, PRECISION for
+    ``tl.dot``, DTYPE of results, OPERAND that of tiles. Blocks of rows, columns and features; EVEN: BLOCK_D divides d.
     """
 
     GEOMETRY: int
     EXCLUDE: bool
+    CANCELS: bool
     FAST: bool
     ROUNDED: bool
     PRECISION: str
@@ -76,7 +76,7 @@ class Keys(NamedTuple):
     ids_ptr: tl.tensor
 
 
-class RowTerms(NamedTuple):
+class RowStats(NamedTuple):
     """Numbers of each row of a block (BLOCK_N)."""
 
     scale: tl.tensor
@@ -87,48 +87,6 @@ class RowTerms(NamedTuple):
 
 FARTHEST = tl.constexpr(float("inf"))  # the smallest z, remoteness or offset of no pair
 NOWHERE = tl.constexpr(1e30)  # a remoteness whose power is 0, and 0 times it too
-OVERFLOWS = tl.constexpr(1e18)  # z whose square float32 cannot hold
-
-
-@triton.jit
-def log2(x, FAST: tl.constexpr):
-    if FAST:
-        return libdevice.fast_log2f(x)
-    return tl.log2(x)
-
-
-@triton.jit
-def log2_1p(w, FAST: tl.constexpr):
-    """log2(1 + w) of w >= 0, with few roundings of relative error: near 1 the sum has lost digits, and the instruction has none."""
-    grown = 1 + w
-    if w.dtype == tl.float64:
-        return tl.log2(grown) + 1.4426950408889634 * ((w - (grown - 1)) / grown)
-    # of degree 4 with the least relative error of log2(1 + w) / w up to 1/8: 8e-9
-    series = 0.48061303 + w * (-0.35410042 + w * 0.22490003)
-    series = w * (1.44269503 + w * (-0.72134313 + w * series))
-    return tl.where(w < 0.125, series, log2(grown, FAST))
-
-
-@triton.jit
-def remoteness_of(z, GEOMETRY: tl.constexpr, FAST: tl.constexpr, FAR: tl.constexpr):
-    """Remoteness of pairs, and its slope by z but for a factor 1/sqrt(c); FAR where z may pass OVERFLOWS, or be infinite."""
-    if GEOMETRY == 0:
-        # log(1 + z + sqrt(z (z + 2))) = acosh(1 + z)
-        near = z
-        if FAR:
-            near = tl.minimum(z, OVERFLOWS, propagate_nan=tl.PropagateNan.ALL)
-        square = near * (near + 2)
-        slope = tl.rsqrt(square)
-        growth = near + square * slope
-        if FAR:
-            LAST: tl.constexpr = 8.9e307 if z.dtype == tl.float64 else 1.7e38  # whose double is finite
-            growth = tl.where(z > OVERFLOWS, tl.where(z < LAST, 2 * z, float("nan")), growth)
-            slope = tl.where(z > OVERFLOWS, 1 / z, slope)
-        return log2_1p(growth, FAST), slope
-    if GEOMETRY == 1:
-        slope = tl.rsqrt(z)
-        return z * slope, slope * 0.5
-    return z, 1 + 0 * z
 
 
 @triton.jit
@@ -162,7 +120,7 @@ def each_key(pointer, start, m, MASKED: tl.constexpr, DTYPE: tl.constexpr, BLOCK
 
 @triton.jit
 def tile_of_pairs(
-    x_tile, rows, keys, terms, first, start, left, MASKED: tl.constexpr, WHOLE: tl.constexpr, TILING: tl.constexpr
+    x_tile, rows, keys, stats, first, start, left, MASKED: tl.constexpr, WHOLE: tl.constexpr, TILING: tl.constexpr
 ):
     """z of the pairs of a tile, which of them take part, the excesses b and scales of its keys, and the keys if WHOLE.
 
@@ -172,7 +130,7 @@ def tile_of_pairs(
     BLOCK_N: tl.constexpr = TILING.BLOCK_N
     BLOCK_M: tl.constexpr = TILING.BLOCK_M
     DTYPE: tl.constexpr = TILING.DTYPE
-    y = terms.ids
+    y = stats.ids
     if WHOLE:
         y = rows_of(keys.ptr, start, 0, keys.stride, keys.m, rows.d, TILING, BLOCK_M)
         product = tl.dot(x_tile, tl.trans(y), input_precision=TILING.PRECISION, out_dtype=DTYPE)
@@ -184,7 +142,7 @@ def tile_of_pairs(
             product = tl.dot(x, tl.trans(y_part), product, input_precision=TILING.PRECISION, out_dtype=DTYPE)
     scale_y = each_key(keys.scale_ptr, start, keys.m, MASKED, DTYPE, BLOCK_M)
     b = each_key(keys.excess_ptr, start, keys.m, MASKED, DTYPE, BLOCK_M)
-    z = (terms.time[:, None] * b[None, :] + terms.excess[:, None]) - product * terms.scale[:, None] * scale_y[None, :]
+    z = (stats.time[:, None] * b[None, :] + stats.excess[:, None]) - product * stats.scale[:, None] * scale_y[None, :]
     # not 0: slopes stay finite where the weight is 0
     z = tl.maximum(z, 1e-30, propagate_nan=tl.PropagateNan.ALL)
     part = tl.full([BLOCK_N, BLOCK_M], True, tl.int1)
@@ -194,28 +152,28 @@ def tile_of_pairs(
     if TILING.EXCLUDE:
         j = tl.arange(0, BLOCK_M)
         ids = tl.load(keys.ids_ptr + start + j, j < keys.m - start, other=0)
-        part = part & (terms.ids[:, None] != ids[None, :])
+        part = part & (stats.ids[:, None] != ids[None, :])
     return z, part, b, scale_y, y
 
 
 @triton.jit
-def row_terms(terms_ptr, ids_ptr, rows, longest, n, TILING: tl.constexpr):
+def row_stats(stats_ptr, ids_ptr, rows, longest, n, TILING: tl.constexpr):
     """Scale, time, excess and id of some rows."""
     ids = rows
     if TILING.EXCLUDE:
         ids = tl.load(ids_ptr + rows, rows < n, other=0)
-    return RowTerms(
-        load_each(terms_ptr + SCALE * longest, rows, n, TILING.DTYPE),
-        load_each(terms_ptr + TIME * longest, rows, n, TILING.DTYPE),
-        load_each(terms_ptr + EXCESS * longest, rows, n, TILING.DTYPE),
+    return RowStats(
+        load_each(stats_ptr + SCALE * longest, rows, n, TILING.DTYPE),
+        load_each(stats_ptr + TIME * longest, rows, n, TILING.DTYPE),
+        load_each(stats_ptr + EXCESS * longest, rows, n, TILING.DTYPE),
         ids,
     )
 
 
 @triton.jit
-def holds_near(nearest_z, terms, b, limit):
+def holds_cancelled(nearest_z, stats, b, limit):
     """Whether the smallest z of a row is below ``limit`` times the widest span of the tile."""
-    widest = terms.time * tl.max(b) + terms.excess
+    widest = stats.time * tl.max(b) + stats.excess
     return tl.max((nearest_z <= limit * widest).to(tl.int32)) != 0
 
 
@@ -253,27 +211,27 @@ def diagonal_tiles(row, m, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def add_tile(
-    offset, total, start, first, left, x_tile, rows, keys, terms, steepness, workspace_ptr, flag_ptr, limit, suspicious,
+    offset, total, start, first, left, x_tile, rows, keys, stats, steepness, workspace_ptr, flag_ptr, limit, suspicious,
     MASKED: tl.constexpr, CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, WHOLE: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """Flag a tile, or add it to the sums of its rows and, in the workspace (tiles 2 BLOCK_M), to those of its columns."""
     z, part, b, _, _ = tile_of_pairs(
-        x_tile, rows, keys, terms, first, tl.cast(start, tl.int64), left, MASKED, WHOLE, TILING
+        x_tile, rows, keys, stats, first, tl.cast(start, tl.int64), left, MASKED, WHOLE, TILING
     )
     BLOCK_M: tl.constexpr = TILING.BLOCK_M
     ALL: tl.constexpr = not (MASKED or TILING.EXCLUDE)
     smallest = tl.min(tl.where(part, z, FARTHEST), axis=1)
     remoteness, _ = remoteness_of(z, TILING.GEOMETRY, TILING.FAST, CAREFUL)
     remoteness = tl.where(part, remoteness, FARTHEST)
-    near = tl.cast(0, tl.int8)
-    if TILING.GEOMETRY != 2:
+    flag = tl.cast(0, tl.int8)
+    if TILING.CANCELS:
         if tl.min(smallest) <= suspicious:
-            near = holds_near(smallest, terms, b, limit).to(tl.int8)
-        tl.store(flag_ptr + start // BLOCK_M, near)
-    if near == 0:
+            flag = holds_cancelled(smallest, stats, b, limit).to(tl.int8)
+        tl.store(flag_ptr + start // BLOCK_M, flag)
+    if flag == 0:
         closest = tl.min(remoteness, axis=1)
         offset, total = add_powers(offset, total, remoteness, closest, steepness, ALL, 1)
-        if SYMMETRIC:  # noqa: SIM102 (known when compiled; the other when run)
+        if SYMMETRIC:  # noqa: SIM102 (known when compiled; the other when inputs)
             if start < rows.n - left:
                 j = tl.arange(0, BLOCK_M)
                 mine, inside = workspace_ptr + 2 * start + j, j < keys.m - start
@@ -295,8 +253,8 @@ def log_sum(offset, total):
     return tl.where(nothing, float("-inf"), digits)
 
 
-class KeyViews(NamedTuple):
-    """Some keys of each role of a launch: vectors with the stride from row to row and how many, a number each, the largest b."""
+class KeyArgs(NamedTuple):
+    """Some keys of each term of a launch: vectors with the stride from row to row and how many, a number each, the largest b."""
 
     vectors: tuple[tl.tensor, ...]
     strides: tuple[tl.tensor, ...]
@@ -319,7 +277,7 @@ def _log_sum_exps(
     BLOCK_M: tl.constexpr = TILING.BLOCK_M
     DTYPE: tl.constexpr = TILING.DTYPE
     t = tl.program_id(1)
-    x_terms, flag_ptr, n, m = pick(xs.terms, t), pick(flags.ptrs, t), pick(xs.lengths, t), pick(ys.lengths, t)
+    x_stats, flag_ptr, n, m = pick(xs.stats, t), pick(flags.ptrs, t), pick(xs.lengths, t), pick(ys.lengths, t)
     owned = Rows(pick(xs.vectors, t), pick(xs.strides, t), n, d)
     keys = Keys(pick(ys.vectors, t), pick(ys.strides, t), m, pick(ys.scales, t), pick(ys.excesses, t), ids_ptr)
     steepness, largest_ptr = load_steepness(steepness_ptr), pick(ys.largest, t)
@@ -328,21 +286,20 @@ def _log_sum_exps(
         first = tl.cast(block, tl.int64) * BLOCK_N
         rows = first + tl.arange(0, BLOCK_N)
         flags_of_block = flag_ptr + tl.cast(block, tl.int64) * flags.row_stride
-        terms = row_terms(x_terms, row_ids_ptr, rows, longest, n, TILING)
+        stats = row_stats(x_stats, row_ids_ptr, rows, longest, n, TILING)
         # no z is more than twice as large; loaded for each block: a register less in the loops over keys
-        widest = tl.max(terms.time) * tl.load(largest_ptr) + tl.max(terms.excess)
-        suspicious = limit * widest  # pairs with a smaller z may be near: look closer
+        widest = tl.max(stats.time) * tl.load(largest_ptr) + tl.max(stats.excess)
+        suspicious = limit * widest  # pairs with a smaller z may have cancelled: look closer
         careful = first + BLOCK_N > n
-        if TILING.GEOMETRY == 0 and tl.float64 != DTYPE:
-            careful = careful | (2 * widest > OVERFLOWS)
-        x_tile = terms.ids
+        careful = careful | is_extreme(widest, steepness, TILING.GEOMETRY, DTYPE)
+        x_tile = stats.ids
         if WHOLE:
             x_tile = rows_of(owned.ptr, first, 0, owned.stride, n, d, TILING, BLOCK_N)
         offset, total = tl.full([BLOCK_N], FARTHEST, DTYPE), tl.zeros([BLOCK_N], DTYPE)
         if careful:
             for start in range(0, m, BLOCK_M):
                 offset, total = add_tile(
-                    offset, total, start, first, left, x_tile, owned, keys, terms, steepness, mine, flags_of_block, limit,
+                    offset, total, start, first, left, x_tile, owned, keys, stats, steepness, mine, flags_of_block, limit,
                     suspicious, True, True, SYMMETRIC, WHOLE, TILING,
                 )  # fmt: skip
         else:
@@ -351,13 +308,13 @@ def _log_sum_exps(
             for step in range(0, whole - (high - low)):
                 tile = tl.where(step < low, step, step + high - low)
                 offset, total = add_tile(
-                    offset, total, tile * BLOCK_M, first, left, x_tile, owned, keys, terms, steepness, mine, flags_of_block, limit,
+                    offset, total, tile * BLOCK_M, first, left, x_tile, owned, keys, stats, steepness, mine, flags_of_block, limit,
                     suspicious, False, False, SYMMETRIC, WHOLE, TILING,
                 )  # fmt: skip
             for step in range(low, high + tl.cdiv(m, BLOCK_M) - whole):
                 tile = tl.where(step < high, step, whole)
                 offset, total = add_tile(
-                    offset, total, tile * BLOCK_M, first, left, x_tile, owned, keys, terms, steepness, mine, flags_of_block, limit,
+                    offset, total, tile * BLOCK_M, first, left, x_tile, owned, keys, stats, steepness, mine, flags_of_block, limit,
                     suspicious, True, False, SYMMETRIC, WHOLE, TILING,
                 )  # fmt: skip
         tl.store(row_ptr + tl.cast(t, tl.int64) * row_stride + rows, log_sum(offset, total), rows < n)

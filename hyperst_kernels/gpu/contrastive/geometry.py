@@ -1,4 +1,4 @@
-"""What each row of the features brings to the loss, and the way back from the pull on its point to its own gradient.
+"""What a geometry is to the kernels: rows as they enter products, distances of pairs, and the way back to the rows' gradients.
 
 All geometries are z_ij = t_i b_j + a_i - s_i s_j <x_i, y_j>: in the Lorentz model with the scale s from a given vector to
 sqrt(c) times its point, the time t and the excess a = b = t - 1. The factor of the features, the exp(alpha) of a lift, is
@@ -14,68 +14,109 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import libdevice
 
+from hyperst_kernels._constants import GEOMETRIES
 from hyperst_kernels.gpu import launch, maps
-from hyperst_kernels.gpu.distance_matrix import scale_and_excess
+from hyperst_kernels.gpu.distance_matrix import compare_all, numbers_of, scale_and_excess
 from hyperst_kernels.gpu.tile_math import (
     at_least,
+    compare,
+    distance_of,
     dot,
     kappa,
     load_each,
     load_rows,
     nonzero,
+    per_chord,
     pick,
     sinhc,
+    slopes_of_distance,
     sqrt_rn,
     store_each,
     store_rows,
 )
 
-GEOMETRIES = {"lorentz": 0, "euclidean": 1, "cosine": 2}
+LORENTZ, EUCLIDEAN, COSINE = (tl.constexpr(GEOMETRIES.index(name)) for name in ("lorentz", "euclidean", "cosine"))
+OVERFLOWS = tl.constexpr(1e18)  # z whose square float32 cannot hold
+# Elsewhere the digits that 1 + w loses move a logit by less than 1e-4, and are few beside a distance.
+STEEP, SHORT = tl.constexpr(512.0), tl.constexpr(2.0**-7)
 NORM, SCALE, TIME, EXCESS, RATIO, OTHER = (tl.constexpr(i) for i in range(6))
+LN_2 = 0.6931471805599453
 
 
-class Side(NamedTuple):
+def cancels(geometry: str) -> bool:
+    """Whether products of points lose the digits of near pairs; then points have times too, whose weighted sums count."""
+    return geometry != "cosine"
+
+
+def slope_of_logits(geometry: str, c: Tensor, logit_scale: Tensor) -> Tensor:
+    """Return minus the slope of a logit by what `remoteness_of` gives the slope of: in the Lorentz model sqrt(c) d, else d."""
+    return logit_scale / c.sqrt() if geometry == "lorentz" else logit_scale
+
+
+def unit_of_remoteness(geometry: str) -> float:
+    """Return what that is of a remoteness of 1."""
+    return LN_2 if geometry == "lorentz" else 1.0
+
+
+def unit_of_weights(geometry: str, tangent: bool, dtype: torch.dtype) -> float:
+    """Return what weights of points are multiplied with, a power of two, which rounds nothing.
+
+    They go like e^-(p + q): far out they would be subnormal numbers. float16 holds no points that far out, and not the unit.
+    """
+    far = geometry == "lorentz" and not tangent and dtype != torch.float16
+    return 2.0**48 if far else 1.0
+
+
+def curvature_grad(geometry: str, by_features: Tensor, scale_grad: Tensor, c: Tensor) -> Tensor:
+    """Return dL/dc from <x, dL/dx> of all features and s dL/ds: d is homogeneous in the features and 1/sqrt(c)."""
+    if geometry != "lorentz":
+        return torch.zeros_like(c)
+    return ((by_features - scale_grad) / (2 * c.double())).to(c.dtype)
+
+
+class PreparedFeatures(NamedTuple):
     """Queries or keys.
 
-    ``vectors`` (r d) as they were given; ``terms`` (6 longest) are the norm of each with its factor, s, t, a and t / s,
+    ``vectors`` (r d) as they were given; ``stats`` (6 longest) are the norm of each with its factor, s, t, a and t / s,
     and at the start of the last row the largest a and the factor.
     """
 
     vectors: Tensor
-    terms: Tensor
+    stats: Tensor
 
     @property
     def scale(self) -> Tensor:
-        return self.terms[SCALE.value, : len(self.vectors)]
+        return self.stats[SCALE.value, : len(self.vectors)]
 
     @property
     def excess(self) -> Tensor:
-        return self.terms[EXCESS.value, : len(self.vectors)]
+        return self.stats[EXCESS.value, : len(self.vectors)]
 
     @property
     def ratio(self) -> Tensor:
-        return self.terms[RATIO.value, : len(self.vectors)]
+        return self.stats[RATIO.value, : len(self.vectors)]
 
     @property
     def largest(self) -> Tensor:
-        return self.terms[OTHER.value, 0]
+        return self.stats[OTHER.value, 0]
 
 
 @triton.jit
-def largest_of(terms_ptr, longest):
+def largest_of(stats_ptr, longest):
     """The largest excess."""
-    return tl.load(terms_ptr + OTHER * longest)
+    return tl.load(stats_ptr + OTHER * longest)
 
 
 @triton.jit
-def factor_of(terms_ptr, longest):
-    return tl.load(terms_ptr + OTHER * longest + 1)
+def factor_of(stats_ptr, longest):
+    return tl.load(stats_ptr + OTHER * longest + 1)
 
 
 @triton.jit
-def _terms(
-    x_ptrs, factors_ptr, c_ptr, terms_ptr, x_strides, longest, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
+def _row_stats(
+    x_ptrs, factors_ptr, c_ptr, stats_ptr, x_strides, longest, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
     ROUNDED: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     k = tl.program_id(1)
@@ -88,14 +129,14 @@ def _terms(
     if ROUNDED:
         x = x.to(tl.bfloat16).to(DTYPE)
         length = tl.sqrt(dot(x, x))
-    if GEOMETRY == 0:
+    if GEOMETRY == LORENTZ:
         scale, excess = scale_and_excess(length, factor, tl.load(c_ptr), TANGENT)
         time = 1 + excess
-    elif GEOMETRY == 1:  # |x|^2 + |y|^2 - 2 <x, y>
+    elif GEOMETRY == EUCLIDEAN:  # |x|^2 + |y|^2 - 2 <x, y>
         scale, time, excess = 1.4142135623730951 * factor + 0 * norm, 1 + 0 * norm, factor * length * factor * length
     else:  # 1 - cos
         scale, time, excess = factor / at_least(factor * length, 1e-12), 1 + 0 * norm, 0.5 + 0 * norm
-    out = terms_ptr + tl.cast(k, tl.int64) * (OTHER + 1) * longest
+    out = stats_ptr + tl.cast(k, tl.int64) * (OTHER + 1) * longest
     store_each(out + NORM * longest, rows, norm, n)
     store_each(out + SCALE * longest, rows, scale, n)
     store_each(out + TIME * longest, rows, time, n)
@@ -107,18 +148,125 @@ def _terms(
 
 def prepare(
     features: Sequence[Tensor], factors: Tensor | None, c: Tensor, geometry: str, tangent: bool, precision: str
-) -> list[Side]:
+) -> list[PreparedFeatures]:
     """The sides of all features, in one launch."""
     features = [launch.unit_stride(x) for x in features]
-    longest = -(-max(map(len, features)) // 16) * 16  # every row of ``terms`` aligned for wide loads
-    terms = c.new_zeros(len(features), OTHER.value + 1, longest)  # no excess is below 0
+    longest = -(-max(map(len, features)) // 16) * 16  # every row of ``stats`` aligned for wide loads
+    stats = c.new_zeros(len(features), OTHER.value + 1, longest)  # no excess is below 0
     factors = c.new_ones(len(features)) if factors is None else factors.contiguous()
     rounded = precision == "bf16" and features[0].dtype == torch.float32
-    flags = {"GEOMETRY": GEOMETRIES[geometry], "TANGENT": tangent, "ROUNDED": rounded}
+    flags = {"GEOMETRY": GEOMETRIES.index(geometry), "TANGENT": tangent, "ROUNDED": rounded}
     strides = tuple(x.stride(0) for x in features)
-    launch.over_rows(_terms, "map", features, tuple(features), factors, c, terms, strides, longest, **flags)
-    torch.amax(terms[:, EXCESS.value], 1, out=terms[:, OTHER.value, 0])
-    return [Side(x, own) for x, own in zip(features, terms, strict=True)]
+    launch.over_rows(_row_stats, "map", features, tuple(features), factors, c, stats, strides, longest, **flags)
+    torch.amax(stats[:, EXCESS.value], 1, out=stats[:, OTHER.value, 0])
+    return [PreparedFeatures(x, own) for x, own in zip(features, stats, strict=True)]
+
+
+# ---------------------------------------------------------------------------- pairs, from products and from differences
+
+
+@triton.jit
+def log2(x, FAST: tl.constexpr):
+    if FAST:
+        return libdevice.fast_log2f(x)
+    return tl.log2(x)
+
+
+@triton.jit
+def log2_1p(w, FAST: tl.constexpr):
+    """log2(1 + w) of w >= 0 with the relative error of a few roundings: the sum has lost digits, and the instruction has none."""
+    if w.dtype == tl.float64:
+        grown = 1 + w
+        return tl.log2(grown) + 1.4426950408889634 * ((w - (grown - 1)) / grown)
+    # of degree 4 with the least relative error of log2(1 + w) / w up to 1/8: 8e-9
+    series = 0.48061303 + w * (-0.35410042 + w * 0.22490003)
+    series = w * (1.44269503 + w * (-0.72134313 + w * series))
+    return tl.where(w < 0.125, series, log2(1 + w, FAST))
+
+
+@triton.jit
+def is_extreme(widest, steepness, GEOMETRY: tl.constexpr, DTYPE: tl.constexpr):
+    """Whether distances of pairs with z up to 2 ``widest`` are for the careful `remoteness_of`."""
+    extreme = False
+    if GEOMETRY == LORENTZ:
+        extreme = (tl.abs(steepness) > STEEP) | (widest < SHORT)
+        if tl.float64 != DTYPE:
+            extreme = extreme | (2 * widest > OVERFLOWS)
+    return extreme
+
+
+@triton.jit
+def remoteness_of(z, GEOMETRY: tl.constexpr, FAST: tl.constexpr, CAREFUL: tl.constexpr):
+    """Remoteness of pairs, and its slope by z but for a factor 1/sqrt(c).
+
+    CAREFUL: z may pass OVERFLOWS, or be infinite; and the digits of short distances count.
+    """
+    if GEOMETRY == LORENTZ:
+        # log(1 + z + sqrt(z (z + 2))) = acosh(1 + z)
+        clipped = z
+        if CAREFUL:
+            clipped = tl.minimum(z, OVERFLOWS, propagate_nan=tl.PropagateNan.ALL)
+        square = clipped * (clipped + 2)
+        slope = tl.rsqrt(square)
+        growth = clipped + square * slope
+        if not CAREFUL:
+            return log2(1 + growth, FAST), slope
+        LAST: tl.constexpr = 8.9e307 if z.dtype == tl.float64 else 1.7e38  # whose double is finite
+        far = tl.where(z < LAST, 1 + log2(z, FAST), float("nan"))
+        return tl.where(z > OVERFLOWS, far, log2_1p(growth, FAST)), tl.where(z > OVERFLOWS, 1 / z, slope)
+    if GEOMETRY == EUCLIDEAN:
+        slope = tl.rsqrt(z)
+        return z * slope, slope * 0.5
+    return z, 1 + 0 * z
+
+
+@triton.jit
+def exact_pairs(x, y, k, d, GRADIENT: tl.constexpr, EXACT: tl.constexpr):
+    """Distances of all points x from all points y, and what `add_point_gradients` needs for their gradients."""
+    TILE: tl.constexpr = EXACT.TILE
+    DTYPE: tl.constexpr = EXACT.DTYPE
+    nothing = tl.zeros([TILE, TILE], DTYPE)
+    if EXACT.GEOMETRY == LORENTZ:
+        r, half_chord, per_sum, leftover = compare_all(x, y, d, TILE, DTYPE)
+        distance = distance_of(x.norm[:, None], y.norm[None, :], r, half_chord, k, EXACT.TANGENT)
+        if GRADIENT:
+            along, across = slopes_of_distance(x.norm[:, None], y.norm[None, :], r, half_chord, k, EXACT.TANGENT)
+            return distance, r, per_sum, leftover, per_chord(half_chord), along, across
+        return distance, nothing, nothing, nothing, nothing, nothing, nothing
+    square = nothing
+    for j in range(0, d):
+        u, v = numbers_of(x, j, DTYPE)[:, None], numbers_of(y, j, DTYPE)[None, :]
+        square += (u - v) * (u - v)
+    distance = tl.sqrt(square)
+    return distance, nothing, nothing + 0.5, nothing, nothing + 1, nothing, 1 / tl.where(distance == 0, 1, distance)
+
+
+@triton.jit
+def distance_of_rows(x, y, c_ptr, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr, DTYPE: tl.constexpr):
+    """d(x_i, y_i), from differences."""
+    if GEOMETRY == LORENTZ:
+        norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
+        return distance_of(norm_x, norm_y, r, half_chord, sqrt_rn(tl.load(c_ptr)), TANGENT)
+    if GEOMETRY == EUCLIDEAN:
+        return tl.sqrt(dot(x - y, x - y))
+    # a zero vector is orthogonal to everything
+    norm_x, norm_y = tl.sqrt(dot(x, x)), tl.sqrt(dot(y, y))
+    apart = x / at_least(norm_x, 1e-12)[:, None] - y / at_least(norm_y, 1e-12)[:, None]
+    return (dot(apart, apart) + (norm_x == 0).to(DTYPE) + (norm_y == 0).to(DTYPE)) * 0.5
+
+
+@triton.jit
+def slope_of_rows(x, y, c_ptr, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr):
+    """The gradient of d(x_i, y_i) by x_i."""
+    if GEOMETRY == LORENTZ:
+        norm_x, norm_y, a, _, r, e, half_chord = compare(x, y)
+        along, across = slopes_of_distance(norm_x, norm_y, r, half_chord, sqrt_rn(tl.load(c_ptr)), TANGENT)
+        return along[:, None] * a + across[:, None] * (per_chord(half_chord)[:, None] * e)
+    if GEOMETRY == EUCLIDEAN:
+        return (x - y) / nonzero(tl.sqrt(dot(x - y, x - y)))[:, None]
+    length = at_least(tl.sqrt(dot(x, x)), 1e-12)[:, None]
+    a, b = x / length, y / at_least(tl.sqrt(dot(y, y)), 1e-12)[:, None]
+    return (dot(a, b)[:, None] * a - b) / length
 
 
 # -------------------------------------------------------------------------------------------------- the way back
@@ -126,32 +274,32 @@ def prepare(
 
 @triton.jit
 def _to_features(
-    x_ptrs, terms_ptrs, pull_ptrs, time_ptrs, c_ptr, x_strides, longest, top, ns, d,
+    x_ptrs, stats_ptrs, points_ptrs, times_ptrs, c_ptr, x_strides, longest, top, ns, d,
     GEOMETRY: tl.constexpr, TANGENT: tl.constexpr, UNIT: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """In place of the pull on X, sum w Y: dL/dX = (sum w t) X / t - sum w Y, carried to the features times their factor.
+    """In place of sum w Y: dL/dX = (sum w t) X / t - sum w Y, carried to the features times their factor.
 
-    Pulls and times begin with row ``top``, and are UNIT times what they stand for.
+    Sums of points and of times begin with row ``top``, and are UNIT times what they stand for.
     """
     k = tl.program_id(1)
     n = pick(ns, k)
     rows, columns = maps.block(BLOCK_ROWS, BLOCK_D)
     rows += top
-    terms = pick(terms_ptrs, k)
+    stats = pick(stats_ptrs, k)
     x = load_rows(pick(x_ptrs, k), rows, columns, pick(x_strides, k), n, d, DTYPE)
-    target = pick(pull_ptrs, k)
-    pull = load_rows(target, rows - top, columns, d, n - top, d, DTYPE)
-    factor = factor_of(terms, longest)
-    if GEOMETRY == 2:
-        scale = load_each(terms + SCALE * longest, rows, n, DTYPE)
+    target = pick(points_ptrs, k)
+    points = load_rows(target, rows - top, columns, d, n - top, d, DTYPE)
+    factor = factor_of(stats, longest)
+    if GEOMETRY == COSINE:
+        scale = load_each(stats + SCALE * longest, rows, n, DTYPE)
         point = scale[:, None] * x
-        grad = (point * dot(point, pull)[:, None] - pull) * (scale / factor)[:, None]
+        grad = (point * dot(point, points)[:, None] - points) * (scale / factor)[:, None]
     else:
-        time = load_each(pick(time_ptrs, k), rows - top, n - top, DTYPE)
-        ratio = load_each(terms + RATIO * longest, rows, n, DTYPE)
-        grad = (time / nonzero(ratio))[:, None] * x - pull
-        if GEOMETRY == 1:
+        time = load_each(pick(times_ptrs, k), rows - top, n - top, DTYPE)
+        ratio = load_each(stats + RATIO * longest, rows, n, DTYPE)
+        grad = (time / nonzero(ratio))[:, None] * x - points
+        if GEOMETRY == EUCLIDEAN:
             grad *= 1.4142135623730951
         else:
             c = tl.load(c_ptr)
@@ -166,20 +314,20 @@ def _to_features(
 
 @triton.jit
 def _to_gradients(
-    x_ptrs, terms_ptrs, pull_ptrs, out_ptrs, along_ptr, x_strides, longest, along_stride, top, ns, d,
+    x_ptrs, stats_ptrs, points_ptrs, out_ptrs, by_rows_ptr, x_strides, longest, by_rows_stride, top, ns, d,
     DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dL/dx in the features' own dtype, and <x, dL/dx> of each row, from that of the features times their factor.
 
-    The results may take the place of the pulls.
+    The results may take the place of the sums of points.
     """
     k = tl.program_id(1)
     n = pick(ns, k)
     rows, columns = maps.block(BLOCK_ROWS, BLOCK_D)
     rows += top
     x = load_rows(pick(x_ptrs, k), rows, columns, pick(x_strides, k), n, d, DTYPE)
-    grad = load_rows(pick(pull_ptrs, k), rows - top, columns, d, n - top, d, DTYPE)
-    grad *= factor_of(pick(terms_ptrs, k), longest)
+    grad = load_rows(pick(points_ptrs, k), rows - top, columns, d, n - top, d, DTYPE)
+    grad *= factor_of(pick(stats_ptrs, k), longest)
     tl.debug_barrier()
     store_rows(pick(out_ptrs, k), rows, columns, grad, n, d)
-    store_each(along_ptr + tl.cast(k, tl.int64) * along_stride, rows, dot(x, grad), n)
+    store_each(by_rows_ptr + tl.cast(k, tl.int64) * by_rows_stride, rows, dot(x, grad), n)

@@ -1,4 +1,4 @@
-"""What forward and backward launch alike: prepared features, the terms seen from either side, constants of kernels.
+"""What the launches of forward and backward share: prepared features, terms seen from either side, constants of kernels.
 
 One launch serves all terms of a hierarchy that its compiled code fits: the second axis of its grid is that of the terms, and
 whatever differs between them comes as tuples.
@@ -13,26 +13,33 @@ import torch
 import triton
 from torch import Tensor
 
+from hyperst_kernels._constants import GEOMETRIES
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.contrastive.forward import Exact, Tiling
-from hyperst_kernels.gpu.contrastive.geometry import GEOMETRIES, Side, prepare
-from hyperst_kernels.gpu.distance_matrix import NEAR_TILE
+from hyperst_kernels.gpu.contrastive.geometry import (
+    LN_2,
+    PreparedFeatures,
+    cancels,
+    prepare,
+    slope_of_logits,
+    unit_of_remoteness,
+    unit_of_weights,
+)
+from hyperst_kernels.gpu.distance_matrix import EXACT_TILE
 from hyperst_kernels.reference.contrastive import Pairing
 
-# z beside what it was subtracted from, below which a pair is near: it keeps 15 of 23 bits, and half of that error counts.
-NEAR = {torch.float32: 2.0**-8, torch.float64: 2.0**-16}
-LN_2 = 0.6931471805599453
-UNIT = 2.0**48  # of the sums of pulls on points
+# z beside what it was subtracted from, below which a pair has cancelled: it keeps 15 of 23 bits, and half of that error counts.
+CANCELLED = {torch.float32: 2.0**-8, torch.float64: 2.0**-16}
 
 
-class Role(NamedTuple):
+class TermView(NamedTuple):
     """A term of the hierarchy seen from the features that own its rows: the queries, or the keys with all else swapped."""
 
-    term: int
+    number: int
     owner: int  # which features x are
     partner: int  # and which are y
-    x: Side
-    y: Side
+    x: PreparedFeatures
+    y: PreparedFeatures
     symmetric: bool
     swapped: bool
 
@@ -50,47 +57,48 @@ class Role(NamedTuple):
         return min(self.n, self.m)
 
 
-def rounds(roles: Sequence[Role]) -> Iterator[list[Role]]:
+def rounds(terms: Sequence[TermView]) -> Iterator[list[TermView]]:
     """Roles that may add to what they own in one launch: no two of a round own the same."""
-    while roles:
-        first = {role.owner: role for role in reversed(roles)}
-        yield [role for role in roles if first[role.owner] is role]
-        roles = [role for role in roles if first[role.owner] is not role]
+    while terms:
+        first = {term.owner: term for term in reversed(terms)}
+        yield [term for term in terms if first[term.owner] is term]
+        terms = [term for term in terms if first[term.owner] is not term]
 
 
-class Views(NamedTuple):
-    """One side of each role of a launch: its vectors, terms, the stride from row to row, and how many rows."""
+class MatrixArgs(NamedTuple):
+    """One side of each term of a launch: its vectors, stats, the stride from row to row, and how many rows."""
 
     vectors: tuple[Tensor, ...]
-    terms: tuple[Tensor, ...]
+    stats: tuple[Tensor, ...]
     strides: tuple[int, ...]
     lengths: tuple[int, ...]
 
 
-def views_of(roles: Sequence[Role]) -> tuple[Views, Views]:
+def matrix_args(terms: Sequence[TermView]) -> tuple[MatrixArgs, MatrixArgs]:
     """What most kernels begin with: the side of the rows and that of the columns."""
     x, y = (
-        zip(*(view_of(side) for side in sides), strict=True) for sides in ([r.x for r in roles], [r.y for r in roles])
+        zip(*(matrix_arg(side) for side in sides), strict=True)
+        for sides in ([t.x for t in terms], [t.y for t in terms])
     )
-    return Views(*x), Views(*y)
+    return MatrixArgs(*x), MatrixArgs(*y)
 
 
-class View(NamedTuple):
-    """`Views` of one."""
+class MatrixArg(NamedTuple):
+    """`MatrixArgs` of one."""
 
     vectors: Tensor
-    terms: Tensor
+    stats: Tensor
     stride: int
     length: int
 
 
-def view_of(side: Side) -> View:
+def matrix_arg(side: PreparedFeatures) -> MatrixArg:
     """One side as an argument of a launch."""
-    return View(side.vectors, side.terms, side.vectors.stride(0), len(side.vectors))
+    return MatrixArg(side.vectors, side.stats, side.vectors.stride(0), len(side.vectors))
 
 
 class Flags(NamedTuple):
-    """Flags of each role of a launch, one per tile, and their strides by row and column of tiles."""
+    """Flags of each term of a launch, one per tile, and their strides by row and column of tiles."""
 
     ptrs: tuple[Tensor, ...]
     row_stride: int
@@ -98,7 +106,7 @@ class Flags(NamedTuple):
 
 
 class Flagged(NamedTuple):
-    """`Flags` that are read, and how many each row of tiles has: along most rows there are none to look for."""
+    """`Flags` that are read, and how many each row of tiles has: scale_grad most rows there are none to look for."""
 
     ptrs: tuple[Tensor, ...]
     counts: tuple[Tensor, ...]
@@ -107,15 +115,15 @@ class Flagged(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Of some rows, in the unit of the run: the sum of weighted points (r d) that pull on each, and of their weighted times (r)."""
+    """Of some rows, sum_j G_ij s_j y_j (r d) and sum_j G_ij t_j (r) in `LossInputs.unit`: of which points' gradients are made."""
 
-    pull: Tensor
-    time: Tensor
+    points: Tensor
+    times: Tensor
 
 
 def sums_of(sums: Sequence[Sums], features: Sequence[int]) -> Sums:
     """`Sums` of these features, as an argument of a launch: a tuple of each."""
-    return Sums(tuple(sums[k].pull for k in features), tuple(sums[k].time for k in features))  # type: ignore[arg-type]
+    return Sums(tuple(sums[k].points for k in features), tuple(sums[k].times for k in features))  # type: ignore[arg-type]
 
 
 class Upstream(NamedTuple):
@@ -127,21 +135,21 @@ class Upstream(NamedTuple):
     column_lse: Tensor
     column_grad: Tensor
 
-    def for_pulls(self, run: Run) -> Upstream:
-        """With gradients times what turns a softmax weight into that of a pull, in the unit of its sums."""
-        factor = -run.slope * run.unit
+    def for_points(self, inputs: LossInputs) -> Upstream:
+        """With gradients times what turns a softmax weight into that of a point, in the unit of `Sums`."""
+        factor = -inputs.slope * inputs.unit
         return self._replace(row_grad=self.row_grad * factor, column_grad=self.column_grad * factor)
 
-    def of(self, roles: Sequence[Role]) -> UpstreamOf:
-        """As an argument: of each role's rows and of its columns."""
+    def of(self, terms: Sequence[TermView]) -> UpstreamOf:
+        """As an argument: of each term's rows and of its columns."""
         mine, other = (self.row_lse, self.row_grad), (self.column_lse, self.column_grad)
-        if roles[0].swapped:
+        if terms[0].swapped:
             mine, other = other, mine
-        return UpstreamOf(*(tuple(x[r.term] for r in roles) for x in (*mine, *other)))
+        return UpstreamOf(*(tuple(x[t.number] for t in terms) for x in (*mine, *other)))
 
 
 class UpstreamOf(NamedTuple):
-    """`Upstream` as each role of a launch sees it."""
+    """`Upstream` as each term of a launch sees it."""
 
     row_lse: tuple[Tensor, ...]
     row_grad: tuple[Tensor, ...]
@@ -151,20 +159,20 @@ class UpstreamOf(NamedTuple):
 
 @launch.on_own_device
 def flags_shape(features: Sequence[Tensor], pairings: Sequence[Pairing], geometry: str) -> tuple[int, int, int]:
-    """(t i j) of the flags that `forward` returns: one per tile of each term, none where no pair is near.
+    """(t i j) of the flags that `forward` returns: one per tile of each term, none where no product cancels.
 
     The last row and the last column are of no tile. Without them a small batch would have sizes of 1, which PyTorch treats
     apart when it traces a symbolic batch size: an exported program would serve small batches or large ones.
     """
-    if geometry == "cosine":
+    if not cancels(geometry):
         return len(pairings), 0, 0
     table = launch.settings("contrastive", features[0].shape[1], features[0].dtype)
     n, m = (max(features[number].shape[0] for number in side) for side in list(zip(*pairings, strict=True))[:2])
     return len(pairings), -(-n // table["rows"]) + 1, -(-m // table["columns"]) + 1
 
 
-class Run:
-    """One pass, forward or backward, over all terms."""
+class LossInputs:
+    """What one pass over all terms is given, forward or backward, and what follows from that."""
 
     def __init__(
         self,
@@ -180,39 +188,37 @@ class Run:
     ):
         first = features[0]
         self.c, self.scale, self.geometry, self.tangent = c, logit_scale, geometry, tangent
-        self.d, self.dtype, self.precision, self.near = first.shape[1], first.dtype, precision, geometry != "cosine"
+        self.d, self.dtype, self.precision, self.cancels = first.shape[1], first.dtype, precision, cancels(geometry)
         self.sides = prepare(features, factors, c, geometry, tangent, precision)
-        self.stride_of_terms = self.sides[0].terms.stride(0)
+        self.stats_stride = self.sides[0].stats.stride(0)
         self.queries = [self._role(t, p, False) for t, p in enumerate(pairings)]
         self.keys = [self._role(t, p, True) for t, p in enumerate(pairings)]
-        self.n, self.m = (max(role.n for role in roles) for roles in (self.queries, self.keys))
+        self.n, self.m = (max(term.n for term in terms) for terms in (self.queries, self.keys))
         self.ids = first.new_empty(0, dtype=torch.int64) if exclude_ids is None else exclude_ids.contiguous()
         # logit = -slope * (distance but for 1/sqrt(c)) = -steepness ln 2 * remoteness
-        self.slope = logit_scale / c.sqrt() if geometry == "lorentz" else logit_scale
-        self.steepness = self.slope if geometry == "lorentz" else self.slope / LN_2
-        # Weights of points go like e^-(p + q): far out they need a unit in which they are no subnormal numbers. A power of two
-        # rounds nothing. float16 holds no points that far out, and not the unit.
-        far = geometry == "lorentz" and not tangent and first.dtype != torch.float16
-        self.unit = UNIT if far else 1.0
+        self.slope = slope_of_logits(geometry, c, logit_scale)
+        self.steepness = self.slope * (unit_of_remoteness(geometry) / LN_2)
+        self.unit = unit_of_weights(geometry, tangent, first.dtype)
         self.exact_steepness = logit_scale / LN_2  # of distances that are computed feature by feature
         self.table = launch.settings("contrastive", self.d, self.dtype)
         self.constants = {
-            "GEOMETRY": GEOMETRIES[geometry],
+            "GEOMETRY": GEOMETRIES.index(geometry),
             "EXCLUDE": exclude_ids is not None,
             "DTYPE": launch.triton_dtype(c.dtype),
             **launch.OPTIONS,
         }
-        self.near_tile = NEAR_TILE[c.dtype]
+        self.exact_tile = EXACT_TILE[c.dtype]
 
-    def _role(self, t: int, pairing: Pairing, swapped: bool) -> Role:
+    def _role(self, t: int, pairing: Pairing, swapped: bool) -> TermView:
         owner, partner = (pairing.keys, pairing.queries) if swapped else (pairing.queries, pairing.keys)
-        return Role(t, owner, partner, self.sides[owner], self.sides[partner], pairing.symmetric, swapped)
+        return TermView(t, owner, partner, self.sides[owner], self.sides[partner], pairing.symmetric, swapped)
 
     def product(self, table: dict[str, int]) -> dict:
         """Constants of a kernel that multiplies tiles, and how it is launched."""
         tiling = Tiling(
             self.constants["GEOMETRY"],
             self.constants["EXCLUDE"],
+            CANCELS=self.cancels,
             FAST=self.c.dtype == torch.float32 and launch.architecture().startswith("cuda"),
             ROUNDED=self.precision == "bf16" and self.dtype == torch.float32,
             PRECISION=launch.product_precision(self.dtype, self.precision),
@@ -225,29 +231,29 @@ class Run:
         )
         return {"TILING": tiling, "num_warps": table["warps"], "num_stages": table["stages"], **launch.OPTIONS}
 
-    def flagged(self, roles: Sequence[Role], flags: Tensor) -> tuple[Flagged, dict[str, int]]:
-        """Of kernels that read flags: each role's, and constants with the block sizes of their tiles."""
+    def flagged(self, terms: Sequence[TermView], flags: Tensor) -> tuple[Flagged, dict[str, int]]:
+        """Of kernels that read flags: each term's, and constants with the block sizes of their tiles."""
         rows, columns = self.table["rows"], self.table["columns"]
         strides, axis = (flags.stride(1), 1), 2
-        if roles[0].swapped:
+        if terms[0].swapped:
             rows, columns, strides, axis = columns, rows, strides[::-1], 1
         counts = flags.sum(axis, dtype=torch.int32)
-        own = Flagged(tuple(flags[r.term] for r in roles), tuple(counts[r.term] for r in roles), *strides)
+        own = Flagged(tuple(flags[t.number] for t in terms), tuple(counts[t.number] for t in terms), *strides)
         return own, {"FLAG_N": rows, "FLAG_M": columns}
 
-    def from_remoteness(self, along: Tensor) -> Tensor:
-        """s dL/ds from the sum of remoteness times what pulls."""
-        return along * ((LN_2 if self.geometry == "lorentz" else 1) / self.unit)
+    def from_remoteness(self, scale_grad: Tensor) -> Tensor:
+        """s dL/ds from the sum of remoteness times the weights of points."""
+        return scale_grad * (unit_of_remoteness(self.geometry) / self.unit)
 
-    def near_grid(self, roles: Sequence[Role], rows: int) -> tuple[int, int]:
-        """Of kernels whose programs own ``near_tile`` of so many rows."""
-        return triton.cdiv(rows, self.near_tile), len(roles)
+    def exact_grid(self, terms: Sequence[TermView], rows: int) -> tuple[int, int]:
+        """Of kernels whose programs own ``exact_tile`` of so many rows."""
+        return triton.cdiv(rows, self.exact_tile), len(terms)
 
     def exactly(self, size: dict[str, int]) -> dict:
         """Constants of a kernel that works feature by feature: with other numbers of warps its dozen numbers per pair spill."""
         warps = 4 if self.c.dtype == torch.float64 else 8
         exact = Exact(
-            self.constants["GEOMETRY"], self.constants["EXCLUDE"], self.constants["DTYPE"], self.tangent, self.near_tile,
+            self.constants["GEOMETRY"], self.constants["EXCLUDE"], self.constants["DTYPE"], self.tangent, self.exact_tile,
             size["FLAG_N"], size["FLAG_M"],
         )  # fmt: skip
         return {"EXACT": exact, "num_warps": warps, **launch.OPTIONS}

@@ -183,4 +183,4 @@ def test_hierarchy_with_factors(way, ids, dtype, approximate):
 def test_the_table_is_that_of_the_architecture():
     with running():
         assert launch.architecture() == "cuda:80"
-        assert launch.lookup("contrastive pull", 24, SINGLE) == {}
+        assert launch.lookup("contrastive backward", 24, SINGLE) == {}

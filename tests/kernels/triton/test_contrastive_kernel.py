@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from hyperst_kernels.gpu import contrastive as kernels
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.contrastive import backward_blocks
-from hyperst_kernels.gpu.contrastive.inputs import NEAR
-from hyperst_kernels.gpu.distance_matrix import NEAR_TILE
+from hyperst_kernels.gpu.contrastive.inputs import CANCELLED
+from hyperst_kernels.gpu.distance_matrix import EXACT_TILE
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference import maps
 from hyperst_kernels.reference.contrastive import Pairing
@@ -63,7 +63,7 @@ def fused(queries, keys, scale, upstream, variant="blocks", **options):
     if options.get("exclude_ids") is not None:
         options = {**options, "exclude_ids": options["exclude_ids"].to(DEVICE)}
     compute = functools.partial(cases.contrastive_terms, atomic=variant == "atomic")
-    with launch.forced("contrastive pull", VARIANTS[variant]):
+    with launch.forced("contrastive backward", VARIANTS[variant]):
         return run(compute, queries.to(DEVICE), keys.to(DEVICE), scale, upstream, **options)
 
 
@@ -75,7 +75,7 @@ def moved_by_product(queries, keys, scale, upstream, **options):
     """`exactly`, but for what a product of bf16 halves leaves open where it is one."""
     if not APPROXIMATE:
         return []
-    return moved_losses(lambda: exactly(queries, keys, scale, upstream, **options), NEAR[torch.float32])
+    return moved_losses(lambda: exactly(queries, keys, scale, upstream, **options), CANCELLED[torch.float32])
 
 
 def assert_close(ours, exact, moved, scale, radius, upstream, relative=1e-4, cancelling=0.0):
@@ -269,4 +269,4 @@ def test_settings_hold_whole_tiles():
             wide = torch.float64 if dtype == torch.float64 else torch.float32
             for side in ("rows", "columns"):
                 assert backward_blocks.BLOCK % table[side] == 0
-                assert table[side] % NEAR_TILE[wide] == 0
+                assert table[side] % EXACT_TILE[wide] == 0

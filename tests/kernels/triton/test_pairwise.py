@@ -63,7 +63,7 @@ def moved_by_product(x, y, upstream, tangent):
 
     def moved(signs):
         def compute(x, y, c):
-            return distance_from_halves(distance_matrix.NEAR[torch.float32], signs, x, y, c, NAMES[tangent])
+            return distance_from_halves(distance_matrix.CANCELLED[torch.float32], signs, x, y, c, NAMES[tangent])
 
         return run(compute, x.double(), y.double(), upstream)
 
@@ -91,7 +91,7 @@ def test_float32_against_the_float64_reference(n, m, d, seed, radius, tangent):
     for got in ours:
         assert torch.isfinite(got).all()
     known = 2 * torch.stack([(other[0] - exact[0]).abs() for other in moved]).amax(0)
-    # a product keeps all but the digits that NEAR lets it lose
+    # a product keeps all but the digits that CANCELLED lets it lose
     assert ((ours[0] - exact[0]).abs() <= 5e-5 * exact[0] + known).all()
     for i in (1, 2):
         change = 2 * torch.stack([(other[i] - exact[i]).norm(dim=1) for other in moved]).amax(0)
@@ -222,7 +222,7 @@ def test_the_grid_grows_along_its_first_axis(monkeypatch):
             grids.append(grid)
             return self.kernel[grid]
 
-    for name in ("_pairwise", "_repair", "_weights", "_near_gradient"):
+    for name in ("_pairwise", "_repair", "_weights", "_cancelled_gradients"):
         monkeypatch.setattr(distance_matrix, name, Noted(getattr(distance_matrix, name)))
     x, y = (torch.randn(n, 3, device=DEVICE, requires_grad=True) for n in (100, 300))
     hk.pairwise_distance(x, y, C, input="tangent").sum().backward()

@@ -94,12 +94,12 @@ def test_candidates_near_the_setting_in_use_come_first():
 
 def test_candidates_of_the_gradient_keep_whether_one_pass_may_serve_both_sides():
     shipped = {"rows": 64, "columns": 64, "warps": 4, "stages": 2, "atomic": 0}
-    blocks, *by_rows = tune._pull_candidates(shipped)
+    blocks, *by_rows = tune._backward_candidates(shipped)
     assert blocks == {}
     assert shipped in by_rows
     assert {values["atomic"] for values in by_rows} == {0}
     assert tune.distance_of(tune.ordered(by_rows, shipped)[0], shipped) < 1
-    assert all("atomic" not in values for values in tune._pull_candidates({}))
+    assert all("atomic" not in values for values in tune._backward_candidates({}))
 
 
 @interpreted

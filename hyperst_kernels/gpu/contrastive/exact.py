@@ -1,4 +1,4 @@
-"""Kernels over the flagged tiles: pairs so near that a product has lost their digits, computed feature by feature."""
+"""Pairs whose distances come from differences: those that have cancelled in a product, tile by tile, and positives, row by row."""
 
 from __future__ import annotations
 
@@ -7,39 +7,10 @@ import triton.language as tl
 
 from hyperst_kernels.gpu.contrastive.backward_rows import shares
 from hyperst_kernels.gpu.contrastive.forward import FARTHEST, NOWHERE, add_powers, load_steepness, log_sum
-from hyperst_kernels.gpu.contrastive.geometry import NORM, factor_of
-from hyperst_kernels.gpu.distance_matrix import Points, add_pulls, compare_all, numbers_of
-from hyperst_kernels.gpu.tile_math import (
-    distance_of,
-    load_each,
-    per_chord,
-    pick,
-    rounded_product,
-    slopes_of_distance,
-    sqrt_rn,
-    store_each,
-)
-
-
-@triton.jit
-def exact_pairs(x, y, k, d, GRADIENT: tl.constexpr, EXACT: tl.constexpr):
-    """Distances of all points x from all points y, and what `add_pulls` needs for their gradients."""
-    TILE: tl.constexpr = EXACT.TILE
-    DTYPE: tl.constexpr = EXACT.DTYPE
-    nothing = tl.zeros([TILE, TILE], DTYPE)
-    if EXACT.GEOMETRY == 0:
-        r, half_chord, per_sum, leftover = compare_all(x, y, d, TILE, DTYPE)
-        distance = distance_of(x.norm[:, None], y.norm[None, :], r, half_chord, k, EXACT.TANGENT)
-        if GRADIENT:
-            along, across = slopes_of_distance(x.norm[:, None], y.norm[None, :], r, half_chord, k, EXACT.TANGENT)
-            return distance, r, per_sum, leftover, per_chord(half_chord), along, across
-        return distance, nothing, nothing, nothing, nothing, nothing, nothing
-    square = nothing
-    for j in range(0, d):
-        u, v = numbers_of(x, j, DTYPE)[:, None], numbers_of(y, j, DTYPE)[None, :]
-        square += (u - v) * (u - v)
-    distance = tl.sqrt(square)
-    return distance, nothing, nothing + 0.5, nothing, nothing + 1, nothing, 1 / tl.where(distance == 0, 1, distance)
+from hyperst_kernels.gpu.contrastive.geometry import NORM, distance_of_rows, exact_pairs, factor_of, slope_of_rows
+from hyperst_kernels.gpu.distance_matrix import Points, add_point_gradients
+from hyperst_kernels.gpu.maps import block
+from hyperst_kernels.gpu.tile_math import load_each, load_rows, pick, rounded_product, sqrt_rn, store_each
 
 
 @triton.jit
@@ -55,13 +26,15 @@ def taking_part(ids_ptr, rows, columns, n, m, EXCLUDE: tl.constexpr):
 @triton.jit
 def points_of(views, t, rows, n, longest, DTYPE: tl.constexpr):
     """Some of the first n rows of a side of term t."""
-    terms = pick(views.terms, t)
-    norm = load_each(terms + NORM * longest, rows, n, DTYPE)
-    return Points(pick(views.vectors, t), pick(views.strides, t), n, rows, norm, factor_of(terms, longest))
+    stats = pick(views.stats, t)
+    norm = load_each(stats + NORM * longest, rows, n, DTYPE)
+    return Points(pick(views.vectors, t), pick(views.strides, t), n, rows, norm, factor_of(stats, longest))
 
 
 @triton.jit
-def _near_log_sum_exps(xs, ys, c_ptr, ids_ptr, steepness_ptr, flags, out_ptrs, longest, ns, d, EXACT: tl.constexpr):
+def _cancelled_log_sum_exps(
+    xs, ys, c_ptr, ids_ptr, steepness_ptr, flags, out_ptrs, longest, ns, d, EXACT: tl.constexpr
+):
     """Log-sum-exp of some of the first n rows over the pairs of flagged tiles."""
     TILE: tl.constexpr = EXACT.TILE
     DTYPE: tl.constexpr = EXACT.DTYPE
@@ -89,8 +62,8 @@ def _near_log_sum_exps(xs, ys, c_ptr, ids_ptr, steepness_ptr, flags, out_ptrs, l
 
 
 @triton.jit
-def _near_gradient(
-    xs, ys, c_ptr, ids_ptr, scale_ptr, steepness_ptr, flags, upstream, dx_ptrs, along_ptrs, longest, d, top, last,
+def _cancelled_gradients(
+    xs, ys, c_ptr, ids_ptr, scale_ptr, steepness_ptr, flags, upstream, dx_ptrs, scale_grad_ptrs, longest, d, top, last,
     EXACT: tl.constexpr,
 ):  # fmt: skip
     """Add the gradients of the pairs of flagged tiles to the rows of dx, from row ``top`` to before row ``last``.
@@ -127,5 +100,49 @@ def _near_gradient(
             )
             total += tl.sum(rounded_product(share, distance), axis=1)
             along, across = -scale * share * along, -scale * share * across
-            add_pulls(x, y, dx_ptr, r, per_sum, leftover, per_length, along, across, d, top, DTYPE)
-    store_each(pick(along_ptrs, t), rows - top, total, n - top)
+            add_point_gradients(x, y, dx_ptr, r, per_sum, leftover, per_length, along, across, d, top, DTYPE)
+    store_each(pick(scale_grad_ptrs, t), rows - top, total, n - top)
+
+
+@triton.jit
+def features_of(views, t, rows, columns, longest, n, d, DTYPE: tl.constexpr):
+    """Some rows times their factor, rounded: unrounded, two equal rows would differ by what rounding takes from one."""
+    x = load_rows(pick(views.vectors, t), rows, columns, pick(views.strides, t), n, d, DTYPE)
+    return rounded_product(factor_of(pick(views.stats, t), longest), x)
+
+
+@triton.jit
+def _positives(
+    xs, ys, c_ptr, scale_ptr, out_ptr, longest, out_stride, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Logits of the positives of each term, in float64; 0 beyond its own rows."""
+    t = tl.program_id(1)
+    n = pick(ns, t)
+    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    x = features_of(xs, t, rows, columns, longest, n, d, DTYPE)
+    y = features_of(ys, t, rows, columns, longest, n, d, DTYPE)
+    distance = distance_of_rows(x, y, c_ptr, GEOMETRY, TANGENT, DTYPE)
+    logits = tl.where(rows < n, -tl.load(scale_ptr).to(tl.float64) * distance.to(tl.float64), 0)
+    store_each(out_ptr + tl.cast(t, tl.int64) * out_stride, rows, logits, out_stride)
+
+
+@triton.jit
+def _positive_gradients(
+    xs, ys, c_ptr, weight_ptrs, dx_ptrs, longest, top, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """dx_i += weight_i times the gradient of d(x_i, y_i) by x_i, for the rows from ``top`` on; dx begins there."""
+    t = tl.program_id(1)
+    n = pick(ns, t)
+    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows += top
+    x = features_of(xs, t, rows, columns, longest, n, d, DTYPE)
+    y = features_of(ys, t, rows, columns, longest, n, d, DTYPE)
+    slope = slope_of_rows(x, y, c_ptr, GEOMETRY, TANGENT)
+    change = load_each(pick(weight_ptrs, t), rows, n, DTYPE)[:, None] * slope
+    place = pick(dx_ptrs, t) + (rows - top)[:, None] * d + columns[None, :]
+    inside = (rows < n)[:, None] & (columns < d)[None, :]
+    total = tl.load(place, inside, other=0) + change
+    tl.debug_barrier()  # in place: several threads may have read what one of them writes
+    tl.store(place, total, inside)
