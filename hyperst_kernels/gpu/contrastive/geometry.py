@@ -211,9 +211,12 @@ def remoteness_of(z, GEOMETRY: tl.constexpr, FAST: tl.constexpr, CAREFUL: tl.con
         growth = clipped + square * slope
         if not CAREFUL:
             return log2(1 + growth, FAST), slope
-        LAST: tl.constexpr = 8.9e307 if z.dtype == tl.float64 else 1.7e38  # whose double is finite
-        far = tl.where(z < LAST, 1 + log2(z, FAST), float("nan"))
-        return tl.where(z > OVERFLOWS, far, log2_1p(growth, FAST)), tl.where(z > OVERFLOWS, 1 / z, slope)
+        slope = tl.where(z > OVERFLOWS, 1 / z, slope)
+        if z.dtype == tl.float64:  # one logarithm for both: each takes many registers
+            growth = tl.where(z > OVERFLOWS, tl.where(z < 8.9e307, 2 * z, float("nan")), growth)
+            return log2_1p(growth, FAST), slope
+        far = tl.where(z < 1.7e38, 1 + log2(z, FAST), float("nan"))
+        return tl.where(z > OVERFLOWS, far, log2_1p(growth, FAST)), slope
     if GEOMETRY == EUCLIDEAN:
         slope = tl.rsqrt(z)
         return z * slope, slope * 0.5
