@@ -35,12 +35,12 @@ from hyperst_kernels.gpu.tile_math import (
 @triton.jit
 def _distance(
     x_ptr, y_ptr, c_ptr, out_ptr, x_stride, y_stride, n, d,
-    TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    TANGENT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     k = sqrt_rn(tl.load(c_ptr))
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    y = load_rows(y_ptr, rows, columns, y_stride, n, d, ROWS.DTYPE)
     norm_x, norm_y, _, _, r, _, half_chord = compare(x, y)
     store_each(out_ptr, rows, distance_of(norm_x, norm_y, r, half_chord, k, TANGENT), n)
 
@@ -48,14 +48,14 @@ def _distance(
 @triton.jit
 def _distance_backward(
     grad_ptr, x_ptr, y_ptr, c_ptr, dx_ptr, dy_ptr, dc_ptr, x_stride, y_stride, n, d,
-    TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    TANGENT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
     k = sqrt_rn(c)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    grad = load_each(grad_ptr, rows, n, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    y = load_rows(y_ptr, rows, columns, y_stride, n, d, ROWS.DTYPE)
+    grad = load_each(grad_ptr, rows, n, ROWS.DTYPE)
     norm_x, norm_y, a, b, r, e, half_chord = compare(x, y)
     p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
     A_x, A_y, _, _, D = slopes(p, q, delta, half_chord)
@@ -101,12 +101,12 @@ def _of_pairs_backward(
 @triton.jit
 def _inner(
     x_ptr, y_ptr, c_ptr, out_ptr, x_stride, y_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    y = load_rows(y_ptr, rows, columns, y_stride, n, d, ROWS.DTYPE)
     k = sqrt_rn(c)
     root = div_rn(root_between(x, y, k), k)  # of which the square fits
     store_each(out_ptr, rows, -div_rn(1.0, c) - 2 * root * root, n)
@@ -115,13 +115,13 @@ def _inner(
 @triton.jit
 def _inner_backward(
     grad_ptr, x_ptr, y_ptr, c_ptr, dx_ptr, dy_ptr, dc_ptr, x_stride, y_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    grad = load_each(grad_ptr, rows, n, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    y = load_rows(y_ptr, rows, columns, y_stride, n, d, ROWS.DTYPE)
+    grad = load_each(grad_ptr, rows, n, ROWS.DTYPE)
     _, to_x, to_y, times, _ = haversine_gradient(x, y, sqrt_rn(c))
     store_rows(dx_ptr, rows, columns, -grad[:, None] * to_x, n, d)
     store_rows(dy_ptr, rows, columns, -grad[:, None] * to_y, n, d)
@@ -141,11 +141,11 @@ def inner_backward(grad: Tensor, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tenso
 @triton.jit
 def _distance0(
     x_ptr, c_ptr, out_ptr, x_stride, n, d,
-    TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    TANGENT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     k = sqrt_rn(tl.load(c_ptr))
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
     length = norm(x)
     if TANGENT:
         store_each(out_ptr, rows, length, n)
@@ -156,13 +156,13 @@ def _distance0(
 @triton.jit
 def _distance0_backward(
     grad_ptr, x_ptr, c_ptr, dx_ptr, dc_ptr, x_stride, n, d,
-    TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    TANGENT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
     k = sqrt_rn(c)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    grad = load_each(grad_ptr, rows, n, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    grad = load_each(grad_ptr, rows, n, ROWS.DTYPE)
     length = norm(x)
     X = k * length
     slope = grad

@@ -66,30 +66,55 @@ def scale_and_excess(length, factor, c, TANGENT: tl.constexpr):
 
 
 @triton.jit
-def _terms(
+def _row_stats(
     x_ptr, c_ptr, norm_ptr, scale_ptr, excess_ptr, x_stride, n, d,
-    TANGENT: tl.constexpr, ROUNDED: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    TANGENT: tl.constexpr, ROUNDED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = maps.block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = maps.block(ROWS)
     c = tl.load(c_ptr)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
     store_each(norm_ptr, rows, sqrt_rn(dot(x, x)), n)
     if ROUNDED:
-        x = x.to(tl.bfloat16).to(DTYPE)
+        x = x.to(tl.bfloat16).to(ROWS.DTYPE)
     scale, excess = scale_and_excess(tl.sqrt(dot(x, x)), 1, c, TANGENT)
     store_each(scale_ptr, rows, scale, n)
     store_each(excess_ptr, rows, excess, n)
 
 
-def terms_of(x: Tensor, c: Tensor, tangent: bool, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+def row_stats(x: Tensor, c: Tensor, tangent: bool, precision: str) -> tuple[Tensor, Tensor, Tensor]:
     """|x|, s and a of each row, from the numbers that enter the product."""
     norm, scale, excess = (launch.scalars_like(x, len(x)) for _ in range(3))
     rounded = precision == "bf16" and x.dtype == torch.float32
-    launch.over_rows(_terms, "map", x, x, c, norm, scale, excess, x.stride(0), TANGENT=tangent, ROUNDED=rounded)
+    launch.over_rows(_row_stats, "map", x, x, c, norm, scale, excess, x.stride(0), TANGENT=tangent, ROUNDED=rounded)
     return norm, scale, excess
 
 
 # --------------------------------------------------------------------------------------------------------- product
+
+
+class Operand(NamedTuple):
+    """A matrix (n d) of a product: its stride from row to row, how many rows, and s and a of each."""
+
+    ptr: tl.tensor
+    stride: tl.tensor
+    n: tl.tensor
+    scale_ptr: tl.tensor
+    excess_ptr: tl.tensor
+
+
+class Tiling(NamedTuple):
+    """What the kernel of products knows when it is compiled.
+
+    ROUNDED features, PRECISION for ``tl.dot``, DTYPE of results, OPERAND that of tiles; blocks of rows, columns and features.
+    """
+
+    ROUNDED: bool
+    PRECISION: str
+    DTYPE: tl.dtype
+    OPERAND: tl.dtype
+    BLOCK_N: int
+    BLOCK_M: int
+    BLOCK_D: int
 
 
 @triton.jit
@@ -106,14 +131,12 @@ def tile_of(n, m, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def operand(
-    pointer, first, start, stride, n, d, ROUNDED: tl.constexpr, OPERAND: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):  # fmt: skip
+def operand(matrix, first, start, d, BLOCK: tl.constexpr, TILING: tl.constexpr):
     """Some features of the rows from ``first`` (64 bit) on; within the tile 32 bits are enough for an offset."""
-    features = start + tl.arange(0, BLOCK_D)
-    tile = load_rows(pointer + first * stride, tl.arange(0, BLOCK), features, stride, n - first, d, OPERAND)
-    if ROUNDED:
+    features = start + tl.arange(0, TILING.BLOCK_D)
+    place = matrix.ptr + first * matrix.stride
+    tile = load_rows(place, tl.arange(0, BLOCK), features, matrix.stride, matrix.n - first, d, TILING.OPERAND)
+    if TILING.ROUNDED:
         tile = tile.to(tl.bfloat16)
         if INTERPRETED:  # which cannot multiply bf16
             tile = tile.to(tl.float32)
@@ -121,17 +144,15 @@ def operand(
 
 
 @triton.jit
-def products(
-    x_ptr, y_ptr, first_row, first_column, x_stride, y_stride, n, m, d,
-    ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+def products(x, y, first_row, first_column, d, TILING: tl.constexpr):
     """<x_i, y_j> of a tile of rows of x (n d) and y (m d), accumulated in DTYPE."""
-    tile = tl.zeros([BLOCK_N, BLOCK_M], DTYPE)
-    for start in range(0, d, BLOCK_D):
-        x = operand(x_ptr, first_row, start, x_stride, n, d, ROUNDED, OPERAND, BLOCK_N, BLOCK_D)
-        y = operand(y_ptr, first_column, start, y_stride, m, d, ROUNDED, OPERAND, BLOCK_M, BLOCK_D)
-        tile = tl.dot(x, tl.trans(y), tile, input_precision=PRECISION, out_dtype=DTYPE)
+    BLOCK_N: tl.constexpr = TILING.BLOCK_N
+    BLOCK_M: tl.constexpr = TILING.BLOCK_M
+    tile = tl.zeros([BLOCK_N, BLOCK_M], TILING.DTYPE)
+    for start in range(0, d, TILING.BLOCK_D):
+        left = operand(x, first_row, start, d, BLOCK_N, TILING)
+        right = operand(y, first_column, start, d, BLOCK_M, TILING)
+        tile = tl.dot(left, tl.trans(right), tile, input_precision=TILING.PRECISION, out_dtype=TILING.DTYPE)
     return tile
 
 
@@ -142,22 +163,17 @@ def span_of(a, b):
 
 
 @triton.jit
-def _pairwise(
-    x_ptr, y_ptr, c_ptr, scale_x_ptr, scale_y_ptr, a_ptr, b_ptr, out_ptr, near_ptr, x_stride, y_stride, n, m, d, limit,
-    ROUNDED: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, OPERAND: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    i, j, rows, columns = tile_of(n, m, BLOCK_N, BLOCK_M)
-    product = products(
-        x_ptr, y_ptr, i * BLOCK_N, j * BLOCK_M, x_stride, y_stride, n, m, d,
-        ROUNDED, PRECISION, DTYPE, OPERAND, BLOCK_N, BLOCK_M, BLOCK_D,
-    )  # fmt: skip
-    scale_x, scale_y = load_each(scale_x_ptr, rows, n, DTYPE), load_each(scale_y_ptr, columns, m, DTYPE)
-    span = span_of(load_each(a_ptr, rows, n, DTYPE), load_each(b_ptr, columns, m, DTYPE))
+def _pairwise(x, y, c_ptr, out_ptr, near_ptr, d, limit, TILING: tl.constexpr):
+    DTYPE: tl.constexpr = TILING.DTYPE
+    n, m = x.n, y.n
+    i, j, rows, columns = tile_of(n, m, TILING.BLOCK_N, TILING.BLOCK_M)
+    product = products(x, y, i * TILING.BLOCK_N, j * TILING.BLOCK_M, d, TILING)
+    scale_x, scale_y = load_each(x.scale_ptr, rows, n, DTYPE), load_each(y.scale_ptr, columns, m, DTYPE)
+    span = span_of(load_each(x.excess_ptr, rows, n, DTYPE), load_each(y.excess_ptr, columns, m, DTYPE))
     delta = at_least(span - product * scale_x[:, None] * scale_y[None, :], 0)
     inside = (rows < n)[:, None] & (columns < m)[None, :]
     near = inside & (delta <= limit * span)
-    tl.store(near_ptr + i * tl.cdiv(m, BLOCK_M) + j, tl.max(near.to(tl.int32)).to(tl.int8))
+    tl.store(near_ptr + i * tl.cdiv(m, TILING.BLOCK_M) + j, tl.max(near.to(tl.int32)).to(tl.int8))
     # near pairs are marked by the sign: the second kernel must not judge by a rounded distance
     distance = log1p(delta + tl.sqrt(delta) * tl.sqrt(delta + 2)) / sqrt_rn(tl.load(c_ptr))
     tl.store(out_ptr + rows[:, None] * m + columns[None, :], tl.where(near, -1, distance), inside)
@@ -173,8 +189,8 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
         return out
     if d == 0:
         return out.zero_()
-    norm_x, scale_x, a = terms_of(x, c, tangent, precision)
-    norm_y, scale_y, b = terms_of(y, c, tangent, precision)
+    norm_x, scale_x, a = row_stats(x, c, tangent, precision)
+    norm_y, scale_y, b = row_stats(y, c, tangent, precision)
     told = launch.product_precision(x.dtype, precision)
     # without tensor cores a tile's accumulator and operands need twice the registers
     table = launch.settings("plain product" if told == "ieee" and x.element_size() >= 4 else "product", d, x.dtype)
@@ -182,10 +198,13 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
     tiles = (triton.cdiv(n, size["BLOCK_N"]), triton.cdiv(m, size["BLOCK_M"]))
     near = torch.empty(tiles, dtype=torch.int8, device=x.device)
     numbers = {"DTYPE": launch.triton_dtype(c.dtype), **launch.OPTIONS}
+    tiling = Tiling(
+        ROUNDED=precision == "bf16" and x.dtype == torch.float32, PRECISION=told, DTYPE=numbers["DTYPE"],
+        OPERAND=launch.operand_dtype(x.dtype), BLOCK_D=table["inner"], **size,
+    )  # fmt: skip
     _pairwise[(tiles[0] * tiles[1],)](
-        x, y, c, scale_x, scale_y, a, b, out, near, x.stride(0), y.stride(0), n, m, d, CANCELLED[c.dtype],
-        ROUNDED=precision == "bf16" and x.dtype == torch.float32, PRECISION=told, OPERAND=launch.operand_dtype(x.dtype),
-        BLOCK_D=table["inner"], num_warps=table["warps"], num_stages=table["stages"], **numbers, **size,
+        Operand(x, x.stride(0), n, scale_x, a), Operand(y, y.stride(0), m, scale_y, b), c, out, near, d, CANCELLED[c.dtype],
+        TILING=tiling, num_warps=table["warps"], num_stages=table["stages"], **launch.OPTIONS,
     )  # fmt: skip
     _repair[(tiles[0] * tiles[1],)](
         Vectors(x, x.stride(0), n, norm_x), Vectors(y, y.stride(0), m, norm_y), c, out, near, d, TANGENT=tangent,
@@ -396,8 +415,8 @@ def pairwise_distance_backward(
     if grad.numel() == 0 or d == 0:
         return torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(c)
     # of the exact numbers, not of those a low precision rounded: the gradient is that of the true distance
-    norm_x, scale_x, a = terms_of(x, c, tangent, "ieee")
-    norm_y, scale_y, b = terms_of(y, c, tangent, "ieee")
+    norm_x, scale_x, a = row_stats(x, c, tangent, "ieee")
+    norm_y, scale_y, b = row_stats(y, c, tangent, "ieee")
     tile = EXACT_TILE[c.dtype]
     tiles = (triton.cdiv(n, tile), triton.cdiv(m, tile))
     weight, along = torch.empty_like(distance), c.new_empty(tiles)

@@ -48,10 +48,10 @@ def aperture(X, K: tl.constexpr):
 @triton.jit
 def _half_aperture(
     x_ptr, c_ptr, out_ptr, x_stride, n, d,
-    K: tl.constexpr, TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    K: tl.constexpr, TANGENT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    rows, columns = block(ROWS)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
     X = sqrt_rn(tl.load(c_ptr)) * norm(x)
     if TANGENT:
         X = sinh(X)
@@ -62,13 +62,13 @@ def _half_aperture(
 @triton.jit
 def _half_aperture_backward(
     grad_ptr, x_ptr, c_ptr, dx_ptr, dc_ptr, x_stride, n, d,
-    K: tl.constexpr, TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    K: tl.constexpr, TANGENT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
     k = sqrt_rn(c)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    grad = load_each(grad_ptr, rows, n, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    grad = load_each(grad_ptr, rows, n, ROWS.DTYPE)
     length = norm(x)
     by_norm, by_c = aperture_slopes(length, c, k, K, TANGENT)
     store_rows(dx_ptr, rows, columns, (grad * by_norm)[:, None] * (x * (1 / nonzero(length))[:, None]), n, d)
@@ -174,12 +174,12 @@ def angle_gradient(norm_x, norm_y, r, a, b, half_chord, p, q, delta, c, k, TANGE
 @triton.jit
 def _exterior_angle(
     x_ptr, y_ptr, c_ptr, out_ptr, x_stride, y_stride, n, d,
-    TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    TANGENT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     k = sqrt_rn(tl.load(c_ptr))
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    y = load_rows(y_ptr, rows, columns, y_stride, n, d, ROWS.DTYPE)
     norm_x, norm_y, a, b, r, _, half_chord = compare(x, y)
     p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
     store_each(out_ptr, rows, exterior(norm_x, sine_of(a, b, half_chord), half_chord, p, q, delta), n)
@@ -188,14 +188,14 @@ def _exterior_angle(
 @triton.jit
 def _exterior_angle_backward(
     grad_ptr, x_ptr, y_ptr, c_ptr, dx_ptr, dy_ptr, dc_ptr, x_stride, y_stride, n, d,
-    TANGENT: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    TANGENT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
     k = sqrt_rn(c)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    grad = load_each(grad_ptr, rows, n, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    y = load_rows(y_ptr, rows, columns, y_stride, n, d, ROWS.DTYPE)
+    grad = load_each(grad_ptr, rows, n, ROWS.DTYPE)
     norm_x, norm_y, a, b, r, e, half_chord = compare(x, y)
     p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
     along_x, turn_x, along_y, turn_y, by_c = angle_gradient(
@@ -236,13 +236,13 @@ def exterior_angle_backward(
 def _hinges(
     x_ptrs, y_ptrs, c_ptr, out_ptr, x_strides, y_strides, n, d,
     ETAS: tl.constexpr, K: tl.constexpr, TANGENT: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     k = sqrt_rn(tl.load(c_ptr))
     for i in tl.static_range(len(ETAS)):
-        x = load_rows(x_ptrs[i], rows, columns, x_strides[i], n, d, DTYPE)
-        y = load_rows(y_ptrs[i], rows, columns, y_strides[i], n, d, DTYPE)
+        x = load_rows(x_ptrs[i], rows, columns, x_strides[i], n, d, ROWS.DTYPE)
+        y = load_rows(y_ptrs[i], rows, columns, y_strides[i], n, d, ROWS.DTYPE)
         norm_x, norm_y, a, b, r, _, half_chord = compare(x, y)
         p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
         angle = exterior(norm_x, sine_of(a, b, half_chord), half_chord, p, q, delta)
@@ -254,19 +254,19 @@ def _hinges(
 def _hinges_backward(
     grad_ptr, x_ptrs, y_ptrs, c_ptr, dx_ptrs, dy_ptrs, dc_ptr, x_strides, y_strides, n, d,
     ETAS: tl.constexpr, K: tl.constexpr, TANGENT: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
     k = sqrt_rn(c)
     for i in tl.static_range(len(ETAS)):
-        x = load_rows(x_ptrs[i], rows, columns, x_strides[i], n, d, DTYPE)
-        y = load_rows(y_ptrs[i], rows, columns, y_strides[i], n, d, DTYPE)
+        x = load_rows(x_ptrs[i], rows, columns, x_strides[i], n, d, ROWS.DTYPE)
+        y = load_rows(y_ptrs[i], rows, columns, y_strides[i], n, d, ROWS.DTYPE)
         norm_x, norm_y, a, b, r, e, half_chord = compare(x, y)
         p, q, delta = rapidity(norm_x, norm_y, r, k, TANGENT)
         angle = exterior(norm_x, sine_of(a, b, half_chord), half_chord, p, q, delta)
         cone, _ = aperture(sinh(p) if TANGENT else k * norm_x, K)
-        grad = load_each(grad_ptr + tl.cast(n, tl.int64) * i, rows, n, DTYPE)
+        grad = load_each(grad_ptr + tl.cast(n, tl.int64) * i, rows, n, ROWS.DTYPE)
         grad = tl.where(angle <= ETAS[i] * cone, 0, grad)
         along_x, turn_x, along_y, turn_y, by_c = angle_gradient(
             norm_x, norm_y, r, a, b, half_chord, p, q, delta, c, k, TANGENT

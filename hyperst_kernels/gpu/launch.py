@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import triton
@@ -166,11 +167,19 @@ def unit_stride(x: Tensor) -> Tensor:
     return x if fits else x.contiguous()
 
 
+class RowBlock(NamedTuple):
+    """What a kernel that owns blocks of whole rows knows when it is compiled: in what it computes, and the size of a block."""
+
+    DTYPE: tl.dtype
+    BLOCK_ROWS: int
+    BLOCK_D: int
+
+
 def over_rows(kernel: triton.JITFunction, kind: str, like: Tensor | Sequence[Tensor], *arguments, **constants) -> None:
     """Launch a kernel whose programs own blocks of whole rows of ``like`` (n d), or of each of several such matrices.
 
-    The kernel takes ``arguments``, then n (for several: a tuple), d, and the constants DTYPE, BLOCK_ROWS, BLOCK_D beside
-    ``constants``. The second axis of the grid is that of the matrices.
+    The kernel takes ``arguments``, then n (for several: a tuple), d, and a `RowBlock` named ROWS beside ``constants``.
+    The second axis of the grid is that of the matrices.
     """
     several = [like] if isinstance(like, Tensor) else like
     lengths, d = tuple(len(x) for x in several), several[0].shape[1]
@@ -187,9 +196,7 @@ def over_rows(kernel: triton.JITFunction, kind: str, like: Tensor | Sequence[Ten
             *arguments,
             longest if isinstance(like, Tensor) else lengths,
             d,
-            DTYPE=triton_dtype(first.dtype),
-            BLOCK_ROWS=rows,
-            BLOCK_D=block_d,
+            ROWS=RowBlock(triton_dtype(first.dtype), rows, block_d),
             num_warps=table["warps"],
             **OPTIONS,
             **constants,

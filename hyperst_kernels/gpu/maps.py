@@ -44,10 +44,10 @@ from hyperst_kernels.gpu.tile_math import (
 
 
 @triton.jit
-def block(BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+def block(ROWS: tl.constexpr):
     """Rows and columns of this program's block."""
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    return rows, tl.arange(0, BLOCK_D)
+    rows = tl.program_id(0).to(tl.int64) * ROWS.BLOCK_ROWS + tl.arange(0, ROWS.BLOCK_ROWS)
+    return rows, tl.arange(0, ROWS.BLOCK_D)
 
 
 def summed(partial: Tensor, like: Tensor) -> Tensor:
@@ -61,23 +61,23 @@ def summed(partial: Tensor, like: Tensor) -> Tensor:
 @triton.jit
 def _exp_map0(
     v_ptr, scale_ptr, c_ptr, out_ptr, v_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     scale, c = tl.load(scale_ptr), tl.load(c_ptr)
-    u = scale * load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
+    u = scale * load_rows(v_ptr, rows, columns, v_stride, n, d, ROWS.DTYPE)
     store_rows(out_ptr, rows, columns, sinhc(c * dot(u, u))[:, None] * u, n, d)
 
 
 @triton.jit
 def _exp_map0_backward(
     grad_ptr, v_ptr, scale_ptr, c_ptr, dv_ptr, dscale_ptr, dc_ptr, v_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     scale, c = tl.load(scale_ptr), tl.load(c_ptr)
-    v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
-    grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
+    v = load_rows(v_ptr, rows, columns, v_stride, n, d, ROWS.DTYPE)
+    grad = load_rows(grad_ptr, rows, columns, d, n, d, ROWS.DTYPE)
     square, along = scale * scale * dot(v, v), dot(v, grad)
     t_squared = c * square
     stretch, bend = sinhc(t_squared), kappa(t_squared)
@@ -106,22 +106,22 @@ def exp_map0_backward(grad: Tensor, v: Tensor, scale: Tensor, c: Tensor) -> tupl
 @triton.jit
 def _log_map0(
     x_ptr, c_ptr, out_ptr, x_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    rows, columns = block(ROWS)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
     store_rows(out_ptr, rows, columns, asinhc_at(sqrt_rn(tl.load(c_ptr)) * norm(x))[:, None] * x, n, d)
 
 
 @triton.jit
 def _log_map0_backward(
     grad_ptr, x_ptr, c_ptr, dx_ptr, dc_ptr, x_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    grad = load_rows(grad_ptr, rows, columns, d, n, d, ROWS.DTYPE)
     length = norm(x)
     z, a = sqrt_rn(c) * length, x * (1 / nonzero(length))[:, None]
     along, across = split(grad, a)
@@ -165,10 +165,10 @@ def time_of(length, k):
 @triton.jit
 def _lift(
     x_ptr, c_ptr, out_ptr, x_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    rows, columns = block(ROWS)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
     inside = (rows < n)[:, None] & (columns < d)[None, :]
     element = out_ptr.dtype.element_ty
     tl.store(out_ptr + rows * (d + 1), time_of(norm(x), sqrt_rn(tl.load(c_ptr))).to(element), rows < n)
@@ -178,13 +178,13 @@ def _lift(
 @triton.jit
 def _lift_backward(
     grad_ptr, x_ptr, c_ptr, dx_ptr, dc_ptr, x_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    grad = load_rows(grad_ptr + 1, rows, columns, d + 1, n, d, DTYPE)
-    grad_time = tl.load(grad_ptr + rows * (d + 1), rows < n, other=0).to(DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    grad = load_rows(grad_ptr + 1, rows, columns, d + 1, n, d, ROWS.DTYPE)
+    grad_time = tl.load(grad_ptr + rows * (d + 1), rows < n, other=0).to(ROWS.DTYPE)
     per_time = grad_time / time_of(norm(x), sqrt_rn(c))
     store_rows(dx_ptr, rows, columns, grad + per_time[:, None] * x, n, d)
     store_each(dc_ptr, rows, -per_time / (2 * c * c), n)
@@ -205,10 +205,10 @@ def lift_backward(grad: Tensor, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 @triton.jit
 def _lorentz_to_poincare(
     x_ptr, c_ptr, out_ptr, x_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
+    rows, columns = block(ROWS)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
     time = hypot1(sqrt_rn(tl.load(c_ptr)) * norm(x))
     store_rows(out_ptr, rows, columns, div_rn(1.0, 1 + time)[:, None] * x, n, d)
 
@@ -216,12 +216,12 @@ def _lorentz_to_poincare(
 @triton.jit
 def _lorentz_to_poincare_backward(
     grad_ptr, x_ptr, c_ptr, dx_ptr, dc_ptr, x_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    grad = load_rows(grad_ptr, rows, columns, d, n, d, ROWS.DTYPE)
     length = norm(x)
     X, a = sqrt_rn(c) * length, x * (1 / nonzero(length))[:, None]
     if x.shape[1] == 1:
@@ -246,10 +246,10 @@ def lorentz_to_poincare_backward(grad: Tensor, x: Tensor, c: Tensor) -> tuple[Te
 @triton.jit
 def _poincare_to_lorentz(
     p_ptr, c_ptr, out_ptr, p_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
-    p = load_rows(p_ptr, rows, columns, p_stride, n, d, DTYPE)
+    rows, columns = block(ROWS)
+    p = load_rows(p_ptr, rows, columns, p_stride, n, d, ROWS.DTYPE)
     root = sqrt_rn(tl.load(c_ptr)) * sqrt_rn(dot(p, p))
     store_rows(out_ptr, rows, columns, p * (2 / ((1 - root) * (1 + root)))[:, None], n, d)
 
@@ -257,12 +257,12 @@ def _poincare_to_lorentz(
 @triton.jit
 def _poincare_to_lorentz_backward(
     grad_ptr, p_ptr, c_ptr, dp_ptr, dc_ptr, p_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
-    p = load_rows(p_ptr, rows, columns, p_stride, n, d, DTYPE)
-    grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
+    p = load_rows(p_ptr, rows, columns, p_stride, n, d, ROWS.DTYPE)
+    grad = load_rows(grad_ptr, rows, columns, d, n, d, ROWS.DTYPE)
     square, along = dot(p, p), dot(p, grad)
     root = sqrt_rn(c) * sqrt_rn(square)
     stretch = 2 / ((1 - root) * (1 + root))
@@ -287,12 +287,12 @@ def poincare_to_lorentz_backward(grad: Tensor, p: Tensor, c: Tensor) -> tuple[Te
 @triton.jit
 def _exp_map(
     x_ptr, v_ptr, c_ptr, out_ptr, x_stride, v_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    v = load_rows(v_ptr, rows, columns, v_stride, n, d, ROWS.DTYPE)
     k = sqrt_rn(c)
     a, across, _, _, _, t_squared, _, R, _ = _geodesic(x, v, k)
     out = (R / k)[:, None] * a + sinhc(t_squared)[:, None] * across
@@ -327,14 +327,14 @@ def _geodesic(x, v, k):
 @triton.jit
 def _exp_map_backward(
     grad_ptr, x_ptr, v_ptr, c_ptr, dx_ptr, dv_ptr, dc_ptr, x_stride, v_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
     k = sqrt_rn(c)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
-    grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    v = load_rows(v_ptr, rows, columns, v_stride, n, d, ROWS.DTYPE)
+    grad = load_rows(grad_ptr, rows, columns, d, n, d, ROWS.DTYPE)
     a, across, sinh_p, cosh_p, nu, t_squared, inwards, _, E = _geodesic(x, v, k)
     g_a, g_across = split(grad, a)
     half, stretch, bend = sinhc(t_squared * 0.25), sinhc(t_squared), kappa(t_squared)
@@ -365,12 +365,12 @@ def exp_map_backward(grad: Tensor, x: Tensor, v: Tensor, c: Tensor) -> tuple[Ten
 @triton.jit
 def _log_map(
     x_ptr, y_ptr, c_ptr, out_ptr, x_stride, y_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    y = load_rows(y_ptr, rows, columns, y_stride, n, d, ROWS.DTYPE)
     root = root_between(x, y, sqrt_rn(c))  # sinh(D/2)
     cosh_half, half = hypot1(root), asinhc_at(root)
     out = (half / cosh_half)[:, None] * (y - x) - (2 * (half * root) * (root / cosh_half))[:, None] * x
@@ -380,13 +380,13 @@ def _log_map(
 @triton.jit
 def _log_map_backward(
     grad_ptr, x_ptr, y_ptr, c_ptr, dx_ptr, dy_ptr, dc_ptr, x_stride, y_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    y = load_rows(y_ptr, rows, columns, y_stride, n, d, ROWS.DTYPE)
+    grad = load_rows(grad_ptr, rows, columns, d, n, d, ROWS.DTYPE)
     root, to_x, to_y, _, radial = haversine_gradient(x, y, sqrt_rn(c))
     # What H is a factor of, or divides, goes by its root, once for each: far apart H does not fit.
     near, tanh_half, cosh_half, half = root < 1, root / hypot1(root), hypot1(root), asinhc_at(root)
@@ -457,12 +457,12 @@ def _shares(v_a, v_b, turn, s, sinh_p, cosh_p, cosh_q, h, over_h):
 @triton.jit
 def _parallel_transport(
     x_ptr, y_ptr, v_ptr, c_ptr, out_ptr, x_stride, y_stride, v_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
-    v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
+    rows, columns = block(ROWS)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    y = load_rows(y_ptr, rows, columns, y_stride, n, d, ROWS.DTYPE)
+    v = load_rows(v_ptr, rows, columns, v_stride, n, d, ROWS.DTYPE)
     a, b, chord, half_chord, sinh_p, _, cosh_p, cosh_q, _, h, over_h = _carried(x, y, sqrt_rn(tl.load(c_ptr)))
     scale, unscale = scale_of(v)  # the result is linear in v
     v *= scale[:, None]
@@ -476,23 +476,23 @@ def _parallel_transport(
 @triton.jit
 def _parallel_transport_backward(
     grad_ptr, x_ptr, y_ptr, v_ptr, c_ptr, dx_ptr, dy_ptr, dv_ptr, dc_ptr, x_stride, y_stride, v_stride, n, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
     k = sqrt_rn(c)
-    x = load_rows(x_ptr, rows, columns, x_stride, n, d, DTYPE)
-    y = load_rows(y_ptr, rows, columns, y_stride, n, d, DTYPE)
+    x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
+    y = load_rows(y_ptr, rows, columns, y_stride, n, d, ROWS.DTYPE)
     a, b, chord, half_chord, sinh_p, sinh_q, cosh_p, cosh_q, sinh_delta, h, over_h = _carried(x, y, k)
     sinh_p_h, sinh_q_h, cosh_p_h, cosh_q_h, sinh_delta_h = over_h
-    v = load_rows(v_ptr, rows, columns, v_stride, n, d, DTYPE)
+    v = load_rows(v_ptr, rows, columns, v_stride, n, d, ROWS.DTYPE)
     scale, unscale = scale_of(v)
     v *= scale[:, None]
     v_a, across = split(v, a)
     s, turn = half_chord * half_chord, dot(chord, across)
     v_b = dot(v, b)
     mu_h, K_T, times_h, across_origin = _shares(v_a, v_b, turn, s, sinh_p, cosh_p, cosh_q, h, over_h)
-    grad = load_rows(grad_ptr, rows, columns, d, n, d, DTYPE)
+    grad = load_rows(grad_ptr, rows, columns, d, n, d, ROWS.DTYPE)
     g_a, g_across_a = split(grad, a)
     g_b, g_across_b = split(grad, b)
     # the names and formulas are those of reference/transport.py

@@ -114,15 +114,15 @@ def features_of(views, t, rows, columns, longest, n, d, DTYPE: tl.constexpr):
 @triton.jit
 def _positives(
     xs, ys, c_ptr, scale_ptr, out_ptr, longest, out_stride, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     """Logits of the positives of each term, in float64; 0 beyond its own rows."""
     t = tl.program_id(1)
     n = pick(ns, t)
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
-    x = features_of(xs, t, rows, columns, longest, n, d, DTYPE)
-    y = features_of(ys, t, rows, columns, longest, n, d, DTYPE)
-    distance = distance_of_rows(x, y, c_ptr, GEOMETRY, TANGENT, DTYPE)
+    rows, columns = block(ROWS)
+    x = features_of(xs, t, rows, columns, longest, n, d, ROWS.DTYPE)
+    y = features_of(ys, t, rows, columns, longest, n, d, ROWS.DTYPE)
+    distance = distance_of_rows(x, y, c_ptr, GEOMETRY, TANGENT, ROWS.DTYPE)
     logits = tl.where(rows < n, -tl.load(scale_ptr).to(tl.float64) * distance.to(tl.float64), 0)
     store_each(out_ptr + tl.cast(t, tl.int64) * out_stride, rows, logits, out_stride)
 
@@ -130,17 +130,17 @@ def _positives(
 @triton.jit
 def _positive_gradients(
     xs, ys, c_ptr, weight_ptrs, dx_ptrs, longest, top, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     """dx_i += weight_i times the gradient of d(x_i, y_i) by x_i, for the rows from ``top`` on; dx begins there."""
     t = tl.program_id(1)
     n = pick(ns, t)
-    rows, columns = block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = block(ROWS)
     rows += top
-    x = features_of(xs, t, rows, columns, longest, n, d, DTYPE)
-    y = features_of(ys, t, rows, columns, longest, n, d, DTYPE)
+    x = features_of(xs, t, rows, columns, longest, n, d, ROWS.DTYPE)
+    y = features_of(ys, t, rows, columns, longest, n, d, ROWS.DTYPE)
     slope = slope_of_rows(x, y, c_ptr, GEOMETRY, TANGENT)
-    change = load_each(pick(weight_ptrs, t), rows, n, DTYPE)[:, None] * slope
+    change = load_each(pick(weight_ptrs, t), rows, n, ROWS.DTYPE)[:, None] * slope
     place = pick(dx_ptrs, t) + (rows - top)[:, None] * d + columns[None, :]
     inside = (rows < n)[:, None] & (columns < d)[None, :]
     total = tl.load(place, inside, other=0) + change

@@ -117,17 +117,17 @@ def factor_of(stats_ptr, longest):
 @triton.jit
 def _row_stats(
     x_ptrs, factors_ptr, c_ptr, stats_ptr, x_strides, longest, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
-    ROUNDED: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROUNDED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     k = tl.program_id(1)
     n = pick(ns, k)
-    rows, columns = maps.block(BLOCK_ROWS, BLOCK_D)
-    x = load_rows(pick(x_ptrs, k), rows, columns, pick(x_strides, k), n, d, DTYPE)
+    rows, columns = maps.block(ROWS)
+    x = load_rows(pick(x_ptrs, k), rows, columns, pick(x_strides, k), n, d, ROWS.DTYPE)
     factor = tl.load(factors_ptr + k)
     length = sqrt_rn(dot(x, x))
     norm = factor * length
     if ROUNDED:
-        x = x.to(tl.bfloat16).to(DTYPE)
+        x = x.to(tl.bfloat16).to(ROWS.DTYPE)
         length = tl.sqrt(dot(x, x))
     if GEOMETRY == LORENTZ:
         scale, excess = scale_and_excess(length, factor, tl.load(c_ptr), TANGENT)
@@ -279,7 +279,7 @@ def slope_of_rows(x, y, c_ptr, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr):
 def _to_features(
     x_ptrs, stats_ptrs, points_ptrs, times_ptrs, c_ptr, x_strides, longest, top, ns, d,
     GEOMETRY: tl.constexpr, TANGENT: tl.constexpr, UNIT: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     """In place of sum w Y: dL/dX = (sum w t) X / t - sum w Y, carried to the features times their factor.
 
@@ -287,20 +287,20 @@ def _to_features(
     """
     k = tl.program_id(1)
     n = pick(ns, k)
-    rows, columns = maps.block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = maps.block(ROWS)
     rows += top
     stats = pick(stats_ptrs, k)
-    x = load_rows(pick(x_ptrs, k), rows, columns, pick(x_strides, k), n, d, DTYPE)
+    x = load_rows(pick(x_ptrs, k), rows, columns, pick(x_strides, k), n, d, ROWS.DTYPE)
     target = pick(points_ptrs, k)
-    points = load_rows(target, rows - top, columns, d, n - top, d, DTYPE)
+    points = load_rows(target, rows - top, columns, d, n - top, d, ROWS.DTYPE)
     factor = factor_of(stats, longest)
     if GEOMETRY == COSINE:
-        scale = load_each(stats + SCALE * longest, rows, n, DTYPE)
+        scale = load_each(stats + SCALE * longest, rows, n, ROWS.DTYPE)
         point = scale[:, None] * x
         grad = (point * dot(point, points)[:, None] - points) * (scale / factor)[:, None]
     else:
-        time = load_each(pick(times_ptrs, k), rows - top, n - top, DTYPE)
-        ratio = load_each(stats + RATIO * longest, rows, n, DTYPE)
+        time = load_each(pick(times_ptrs, k), rows - top, n - top, ROWS.DTYPE)
+        ratio = load_each(stats + RATIO * longest, rows, n, ROWS.DTYPE)
         grad = (time / nonzero(ratio))[:, None] * x - points
         if GEOMETRY == EUCLIDEAN:
             grad *= 1.4142135623730951
@@ -318,7 +318,7 @@ def _to_features(
 @triton.jit
 def _to_gradients(
     x_ptrs, stats_ptrs, points_ptrs, out_ptrs, by_rows_ptr, x_strides, longest, by_rows_stride, top, ns, d,
-    DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     """dL/dx in the features' own dtype, and <x, dL/dx> of each row, from that of the features times their factor.
 
@@ -326,10 +326,10 @@ def _to_gradients(
     """
     k = tl.program_id(1)
     n = pick(ns, k)
-    rows, columns = maps.block(BLOCK_ROWS, BLOCK_D)
+    rows, columns = maps.block(ROWS)
     rows += top
-    x = load_rows(pick(x_ptrs, k), rows, columns, pick(x_strides, k), n, d, DTYPE)
-    grad = load_rows(pick(points_ptrs, k), rows - top, columns, d, n - top, d, DTYPE)
+    x = load_rows(pick(x_ptrs, k), rows, columns, pick(x_strides, k), n, d, ROWS.DTYPE)
+    grad = load_rows(pick(points_ptrs, k), rows - top, columns, d, n - top, d, ROWS.DTYPE)
     grad *= factor_of(pick(stats_ptrs, k), longest)
     tl.debug_barrier()
     store_rows(pick(out_ptrs, k), rows, columns, grad, n, d)
