@@ -20,14 +20,20 @@ from hyperst_kernels import gpu
 _found: set[str] = set()  # lines of JSON
 
 
-def kernels() -> dict[str, JITFunction | InterpretedFunction]:
-    """By "module.name": all functions of Triton in the library that no other one calls."""
+def functions_of_triton() -> dict[str, JITFunction | InterpretedFunction]:
+    """By "module.name": all of the library."""
     functions = {}
     for place in pkgutil.walk_packages(gpu.__path__, f"{gpu.__name__}."):
         module = importlib.import_module(place.name)
         for name, value in vars(module).items():
             if isinstance(value, (JITFunction, InterpretedFunction)) and value.fn.__module__ == module.__name__:
                 functions[f"{place.name.removeprefix(gpu.__name__ + '.')}.{name}"] = value
+    return functions
+
+
+def kernels() -> dict[str, JITFunction | InterpretedFunction]:
+    """Those that no other one calls."""
+    functions = functions_of_triton()
     called = {id(f.fn.__globals__.get(name)) for f in functions.values() for name in f.fn.__code__.co_names}
     return {name: f for name, f in functions.items() if id(f) not in called}
 

@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from hyperst_kernels.gpu import launch
+from tests.kernels.launched import functions_of_triton
 
 
 @pytest.fixture
@@ -77,3 +78,10 @@ def test_the_device_of_the_tensors_is_current_while_the_table_is_read(monkeypatc
     called = launch.on_own_device(lambda *_: seen.append(("table",)))
     called(*arguments)
     assert seen == [("current", 2), ("table",), ("left",)]
+
+
+def test_what_belongs_together_is_one_parameter():
+    """15: pointers, strides and gradients of three matrices, and the bundles. Kernels had 51 before they took bundles."""
+    counts = {name: len(function.arg_names) for name, function in functions_of_triton().items()}
+    assert len(counts) > 100
+    assert {name: count for name, count in counts.items() if count > 15} == {}

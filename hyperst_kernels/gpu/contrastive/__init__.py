@@ -31,7 +31,7 @@ from hyperst_kernels.gpu.contrastive.exact import (
     _positive_gradients,
     _positives,
 )
-from hyperst_kernels.gpu.contrastive.forward import FARTHEST, KeyArgs, _log_sum_exps, _merge
+from hyperst_kernels.gpu.contrastive.forward import FARTHEST, KeyArgs, LogSums, _log_sum_exps, _merge
 from hyperst_kernels.gpu.contrastive.geometry import LN_2, _to_features, _to_gradients, curvature_grad
 from hyperst_kernels.gpu.contrastive.inputs import (
     CANCELLED,
@@ -42,6 +42,7 @@ from hyperst_kernels.gpu.contrastive.inputs import (
     Upstream,
     flags_shape,
     matrix_args,
+    matrix_args_of,
     rounds,
 )
 from hyperst_kernels.reference.contrastive import Pairing
@@ -88,7 +89,7 @@ def forward(
         _add_cancelled_sums(inputs, [term for term in inputs.keys if term.symmetric], flags, columns)
     launch.over_rows(
         _positives, "pair", tuple(t.x.vectors for t in inputs.queries), *matrix_args(inputs.queries), c, logit_scale,
-        positives, inputs.stats_stride, inputs.n,
+        positives, inputs.n,
         GEOMETRY=inputs.constants["GEOMETRY"], TANGENT=tangent,
     )  # fmt: skip
     return _held(rows * LN_2, c.dtype), _held(columns * LN_2, c.dtype), positives, flags
@@ -121,12 +122,12 @@ def _log_sums(inputs: LossInputs, terms: Sequence[TermView], flags: Tensor, colu
         some = KeyArgs(
             tuple(t.y.vectors[keys] for t in terms), ys.strides, tuple(len(t.y.vectors[keys]) for t in terms),
             tuple(t.y.scale[keys] for t in terms), tuple(t.y.excess[keys] for t in terms), tuple(t.y.largest for t in terms),
+            inputs.ids[keys], left, tiles,
         )  # fmt: skip
         own = Flags(tuple(flags[t.number, :, first:] for t in terms), flags.stride(1), 1)
         _log_sum_exps[(programs, len(terms))](
-            xs, some, inputs.ids, inputs.ids[keys], inputs.steepness, found[-1], workspace, own, inputs.stats_stride, inputs.n,
-            inputs.d, left, tiles, CANCELLED[c.dtype], SYMMETRIC=symmetric, WHOLE=inputs.d <= inputs.table["inner"],
-            **inputs.product(inputs.table),
+            xs, some, inputs.ids, inputs.steepness, LogSums(found[-1], inputs.n, workspace), own, CANCELLED[c.dtype],
+            SYMMETRIC=symmetric, WHOLE=inputs.d <= inputs.table["inner"], **inputs.product(inputs.table),
         )  # fmt: skip
         if symmetric and left < n:
             out = tuple(columns[term.number, left:] for term in terms)
@@ -145,7 +146,7 @@ def _add_cancelled_sums(inputs: LossInputs, terms: Sequence[TermView], flags: Te
     own, size = inputs.flagged(terms, flags)
     _cancelled_log_sum_exps[inputs.exact_grid(terms, inputs.n)](
         *matrix_args(terms), inputs.c, inputs.ids, inputs.exact_steepness, own, tuple(exact[t.number] for t in terms),
-        inputs.stats_stride, tuple(t.pairs for t in terms), inputs.d, **inputs.exactly(size),
+        tuple(t.pairs for t in terms), **inputs.exactly(size),
     )  # fmt: skip
     torch.logaddexp2(sums, exact, out=sums)
 
@@ -207,20 +208,18 @@ def _add_row_chunk(
         scale_grad = grad_points_by_rows(inputs, upstream, flags, table, atomic, row_chunk, sums)
     else:
         scale_grad = grad_points_by_blocks(inputs, upstream, flags, row_chunk, sums)
-    vectors = tuple(side.vectors[: row_chunk.stop] for side in inputs.sides)
-    stats, strides = tuple(side.stats for side in inputs.sides), tuple(x.stride(0) for x in vectors)
+    vectors, xs = tuple(side.vectors[: row_chunk.stop] for side in inputs.sides), matrix_args_of(inputs.sides)
     points = tuple(own.points for own in sums)
     launch.over_rows(
-        _to_features, "map", vectors, vectors, stats, points, tuple(own.times for own in sums), inputs.c, strides,
-        inputs.stats_stride, row_chunk.start, GEOMETRY=inputs.constants["GEOMETRY"], TANGENT=inputs.tangent, UNIT=inputs.unit,
+        _to_features, "map", vectors, xs, points, tuple(own.times for own in sums), inputs.c, row_chunk.start,
+        GEOMETRY=inputs.constants["GEOMETRY"], TANGENT=inputs.tangent, UNIT=inputs.unit,
     )  # fmt: skip
     if inputs.cancels:
         scale_grad += _add_cancelled_gradients(inputs, upstream, flags, row_chunk, sums)
     _add_positives(inputs, of_positives, row_chunk, sums)
     launch.over_rows(
-        _to_gradients, "map", vectors, vectors, stats, points, tuple(gradients), by_rows, strides,
-        inputs.stats_stride, by_rows.shape[1], row_chunk.start,
-    )  # fmt: skip
+        _to_gradients, "map", vectors, xs, points, tuple(gradients), by_rows, by_rows.shape[1], row_chunk.start
+    )
     return scale_grad
 
 
@@ -282,7 +281,7 @@ def _add_cancelled_gradients(
         _cancelled_gradients[inputs.exact_grid(terms, scale_grad.shape[2])](
             *matrix_args(terms), inputs.c, inputs.ids, inputs.scale, inputs.exact_steepness, own, upstream.of(terms),
             tuple(sums[t.owner].points for t in terms), tuple(scale_grad[int(t.swapped), t.number] for t in terms),
-            inputs.stats_stride, inputs.d, row_chunk.start, row_chunk.stop, **inputs.exactly(size),
+            row_chunk.start, row_chunk.stop, **inputs.exactly(size),
         )  # fmt: skip
     return -inputs.scale * scale_grad[0].sum(dtype=torch.float64)
 
@@ -293,6 +292,6 @@ def _add_positives(inputs: LossInputs, weights: Tensor, row_chunk: slice, sums: 
         pairs = tuple(t.x.vectors[: min(t.pairs, row_chunk.stop)] for t in terms)
         launch.over_rows(
             _positive_gradients, "pair", pairs, *matrix_args(terms), inputs.c, tuple(weights[t.number] for t in terms),
-            tuple(sums[t.owner].points for t in terms), inputs.stats_stride, row_chunk.start,
+            tuple(sums[t.owner].points for t in terms), row_chunk.start,
             GEOMETRY=inputs.constants["GEOMETRY"], TANGENT=inputs.tangent,
         )  # fmt: skip

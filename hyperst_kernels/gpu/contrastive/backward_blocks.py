@@ -33,6 +33,14 @@ from hyperst_kernels.gpu.tile_math import load_each
 BLOCK = 8192  # rows and columns whose weights are in memory together
 
 
+class BlockOfPairs(NamedTuple):
+    """Pairs whose weights are in memory together: the first row and column, and how many tiles of columns."""
+
+    row: tl.tensor
+    column: tl.tensor
+    tiles: tl.tensor
+
+
 class Weights(NamedTuple):
     """A block of weights (parts height width) and the strides between its parts and rows."""
 
@@ -43,13 +51,13 @@ class Weights(NamedTuple):
 
 @triton.jit
 def weights_of_tile(
-    top, left, owned, keys, x_stats_ptr, ids_ptr, steepness_ptr, upstream, scale_grad_ptr, longest,
+    top, left, owned, keys, x, ids_ptr, steepness_ptr, upstream, scale_grad_ptr,
     CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """G_ij s_i s_j of a tile; stores its sum of share times remoteness."""
     DTYPE: tl.constexpr = TILING.DTYPE
     rows, steepness = top + tl.arange(0, TILING.BLOCK_N), load_steepness(steepness_ptr)
-    stats = row_stats(x_stats_ptr, ids_ptr, rows, longest, owned.n, TILING)
+    stats = row_stats(x.stats, ids_ptr, rows, x.longest, owned.n, TILING)
     z, part, _, scale_y, _ = tile_of_pairs(rows, owned, keys, stats, top, left, 0, CAREFUL, False, TILING)
     remoteness, slope = remoteness_of(z, TILING.GEOMETRY, TILING.FAST, CAREFUL)
     remoteness = tl.where(part, remoteness, NOWHERE)
@@ -73,8 +81,8 @@ def store_weights(place, weight, inside, part_stride, SPLIT: tl.constexpr):
 
 @triton.jit
 def _weights(
-    x, y, ids_ptr, steepness_ptr, upstream, flag_ptr, flag_stride, weights, scale_grad_ptr, longest, d, first_row, first_column,
-    tiles_m, SPLIT: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
+    x, y, ids_ptr, steepness_ptr, upstream, flag_ptr, flag_stride, weights, scale_grad_ptr, block,
+    SPLIT: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """G_ij s_i s_j of a block of pairs, 0 in flagged tiles; and each tile's sum of share times remoteness.
 
@@ -82,15 +90,15 @@ def _weights(
     """
     BLOCK_N: tl.constexpr = TILING.BLOCK_N
     BLOCK_M: tl.constexpr = TILING.BLOCK_M
-    height, width = tl.program_id(0) // tiles_m * BLOCK_N, tl.program_id(0) % tiles_m * BLOCK_M
-    top, left = tl.cast(first_row + height, tl.int64), tl.cast(first_column + width, tl.int64)
+    height, width = tl.program_id(0) // block.tiles * BLOCK_N, tl.program_id(0) % block.tiles * BLOCK_M
+    top, left = tl.cast(block.row + height, tl.int64), tl.cast(block.column + width, tl.int64)
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
     corner = weights.ptr + tl.cast(height, tl.int64) * weights.stride + width
     place = corner + (i[:, None] * weights.stride + j[None, :])
-    n, m = x.length, y.length
+    n, m, longest = x.length, y.length, x.longest
     inside = (i < n - top)[:, None] & (j < m - left)[None, :]
-    owned = Rows(x.vectors, x.stride, n, d)
-    keys = Keys(y.vectors, y.stride, m, y.stats + SCALE * longest, y.stats + EXCESS * longest, ids_ptr)
+    owned = Rows(x.vectors, x.stride, n, x.d)
+    keys = Keys(y.vectors, y.stride, m, y.stats + SCALE * longest, y.stats + EXCESS * longest, ids_ptr, 0)
     flagged = False
     if TILING.CANCELS:
         flagged = tl.load(flag_ptr + top // BLOCK_N * flag_stride + left // BLOCK_M) != 0
@@ -103,13 +111,13 @@ def _weights(
         store_weights(place, tl.zeros([BLOCK_N, BLOCK_M], TILING.DTYPE), inside, weights.part_stride, SPLIT)
     elif careful:
         weight = weights_of_tile(
-            top, left, owned, keys, x.stats, ids_ptr, steepness_ptr, upstream, scale_grad_ptr + tl.program_id(0), longest,
+            top, left, owned, keys, x, ids_ptr, steepness_ptr, upstream, scale_grad_ptr + tl.program_id(0),
             True, SYMMETRIC, TILING,
         )  # fmt: skip
         store_weights(place, weight, inside, weights.part_stride, SPLIT)
     else:
         weight = weights_of_tile(
-            top, left, owned, keys, x.stats, ids_ptr, steepness_ptr, upstream, scale_grad_ptr + tl.program_id(0), longest,
+            top, left, owned, keys, x, ids_ptr, steepness_ptr, upstream, scale_grad_ptr + tl.program_id(0),
             False, SYMMETRIC, TILING,
         )  # fmt: skip
         store_weights(place, weight, None, weights.part_stride, SPLIT)
@@ -160,7 +168,7 @@ def grad_points_by_blocks(
                 tiles_m = triton.cdiv(width, columns)
                 _weights[(triton.cdiv(height, rows) * tiles_m,)](
                     x, y, inputs.ids, inputs.steepness, of_term, flags[term.number], flags.stride(1), out, found[number],
-                    inputs.stats_stride, inputs.d, top, left, tiles_m, SYMMETRIC=term.symmetric, SPLIT=parts == 2, **constants,
+                    BlockOfPairs(top, left, tiles_m), SYMMETRIC=term.symmetric, SPLIT=parts == 2, **constants,
                 )  # fmt: skip
                 block = weights[:, :height, :width]
                 if for_rows:

@@ -82,7 +82,7 @@ class Form(NamedTuple):
 
 
 class OwnedBlock(NamedTuple):
-    """The block of rows that a program owns: where it begins, its features, and numbers of each row."""
+    """The block of rows that a program owns: where it begins, its features, numbers of each row, and steepness."""
 
     first: tl.tensor
     tile: tl.tensor
@@ -90,6 +90,7 @@ class OwnedBlock(NamedTuple):
     lse: tl.tensor
     grad: tl.tensor
     ratio: tl.tensor
+    steepness: tl.tensor
 
 
 class KeySums(NamedTuple):
@@ -112,7 +113,7 @@ class KeyUpstream(NamedTuple):
 
 @triton.jit
 def add_tile(
-    points, times, scale_grad, start, block, owned, keys, of_keys, other, steepness,
+    points, times, scale_grad, start, block, owned, keys, of_keys, other,
     MASKED: tl.constexpr, CAREFUL: tl.constexpr, FORM: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """Add what the keys of one tile give to the rows; to ``other``, if ATOMIC, what the rows give to the keys.
@@ -136,7 +137,7 @@ def add_tile(
         flags = tl.load(place, (rows < n)[:, None] & (columns < m)[None, :], other=0)
         remoteness = tl.where(flags == 0, remoteness, NOWHERE)
     share = shares(
-        remoteness, steepness, block.lse, each_key(of_keys.lse_ptr, start, m, MASKED, DTYPE, BLOCK_M), block.grad,
+        remoteness, block.steepness, block.lse, each_key(of_keys.lse_ptr, start, m, MASKED, DTYPE, BLOCK_M), block.grad,
         each_key(of_keys.grad_ptr, start, m, MASKED, DTYPE, BLOCK_M), FORM.ROW_SHARE, FORM.COLUMN_SHARE,
     )  # fmt: skip
     if FORM.SCALE_GRAD:
@@ -160,7 +161,7 @@ def add_tile(
 
 @triton.jit
 def _grad_points(
-    xs, ys, ratio_y_ptrs, ids_ptr, steepness_ptr, upstream, flags, sums, scale_grad_ptrs, others, longest, d, top, last,
+    xs, ys, ratio_y_ptrs, ids_ptr, steepness_ptr, upstream, flags, sums, scale_grad_ptrs, others, top, last,
     FORM: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """Add sum_j G_ij s_j y_j (r d) and sum_j G_ij t_j (r) to those of a block of rows.
@@ -173,14 +174,14 @@ def _grad_points(
     BLOCK_M: tl.constexpr = TILING.BLOCK_M
     BLOCK_D: tl.constexpr = TILING.BLOCK_D
     DTYPE: tl.constexpr = TILING.DTYPE
-    t = tl.program_id(1)
+    t, longest, d = tl.program_id(1), xs.longest, xs.d
     x_stats, y_stats = pick(xs.stats, t), pick(ys.stats, t)
     first = top + tl.program_id(0).to(tl.int64) * BLOCK_N
     n = tl.minimum(pick(xs.lengths, t), last)
     m = tl.where(first < n, pick(ys.lengths, t), 0)
     owned = Rows(pick(xs.vectors, t), pick(xs.strides, t), n, d)
     keys = Keys(
-        pick(ys.vectors, t), pick(ys.strides, t), m, y_stats + SCALE * longest, y_stats + EXCESS * longest, ids_ptr
+        pick(ys.vectors, t), pick(ys.strides, t), m, y_stats + SCALE * longest, y_stats + EXCESS * longest, ids_ptr, 0
     )  # fmt: skip
     of_keys = KeyUpstream(
         pick(upstream.column_lse, t), pick(upstream.column_grad, t), pick(ratio_y_ptrs, t), pick(flags.ptrs, t),
@@ -202,26 +203,26 @@ def _grad_points(
     ratio = lse
     if FORM.ATOMIC:
         ratio = load_each(x_stats + RATIO * longest, rows, n, DTYPE)
-    block = OwnedBlock(first, tile, stats, lse, grad, ratio)
+    block = OwnedBlock(first, tile, stats, lse, grad, ratio, steepness)
     points, times = tl.zeros([BLOCK_N, BLOCK_D], DTYPE), tl.zeros([BLOCK_N, PARTS], DTYPE)
     scale_grad = tl.zeros([BLOCK_N], DTYPE)
     if careful:
         for start in range(0, m, BLOCK_M):
             points, times, scale_grad = add_tile(
-                points, times, scale_grad, start, block, owned, keys, of_keys, other, steepness, True, True, FORM, TILING
+                points, times, scale_grad, start, block, owned, keys, of_keys, other, True, True, FORM, TILING
             )  # fmt: skip
     else:
         whole, low, high = diagonal_tiles(first, m, BLOCK_N, BLOCK_M)
         for step in range(0, whole - (high - low)):
             number = tl.where(step < low, step, step + high - low)
             points, times, scale_grad = add_tile(
-                points, times, scale_grad, number * BLOCK_M, block, owned, keys, of_keys, other, steepness, False, False, FORM,
+                points, times, scale_grad, number * BLOCK_M, block, owned, keys, of_keys, other, False, False, FORM,
                 TILING,
             )  # fmt: skip
         for step in range(low, high + tl.cdiv(m, BLOCK_M) - whole):
             number = tl.where(step < high, step, whole)
             points, times, scale_grad = add_tile(
-                points, times, scale_grad, number * BLOCK_M, block, owned, keys, of_keys, other, steepness, True, False, FORM,
+                points, times, scale_grad, number * BLOCK_M, block, owned, keys, of_keys, other, True, False, FORM,
                 TILING,
             )  # fmt: skip
     place = pick(sums.points, t) + (rows - top)[:, None] * d + features[None, :]
@@ -265,7 +266,7 @@ def grad_points_by_rows(
         _grad_points[(triton.cdiv(rows, table["rows"]), len(terms))](
             *matrix_args(terms), tuple(parts[t.partner] for t in terms), inputs.ids, inputs.steepness, upstream.of(terms), own,
             sums_of(sums, [t.owner for t in terms]), tuple(scale_grad[t.number] for t in terms),
-            sums_of(sums, [t.partner for t in terms]), inputs.stats_stride, inputs.d, row_chunk.start, row_chunk.stop,
+            sums_of(sums, [t.partner for t in terms]), row_chunk.start, row_chunk.stop,
             FORM=form, **constants,
         )  # fmt: skip
     return inputs.from_remoteness(scale_grad.sum(dtype=torch.float64))

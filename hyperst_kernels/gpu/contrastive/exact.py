@@ -24,17 +24,16 @@ def taking_part(ids_ptr, rows, columns, n, m, EXCLUDE: tl.constexpr):
 
 
 @triton.jit
-def points_of(views, t, rows, n, longest, DTYPE: tl.constexpr):
+def points_of(matrices, t, rows, n, DTYPE: tl.constexpr):
     """Some of the first n rows of a side of term t."""
-    stats = pick(views.stats, t)
-    norm = load_each(stats + NORM * longest, rows, n, DTYPE)
-    return Points(pick(views.vectors, t), pick(views.strides, t), n, rows, norm, factor_of(stats, longest))
+    stats = pick(matrices.stats, t)
+    norm = load_each(stats + NORM * matrices.longest, rows, n, DTYPE)
+    factor = factor_of(stats, matrices.longest)
+    return Points(pick(matrices.vectors, t), pick(matrices.strides, t), n, rows, norm, factor)
 
 
 @triton.jit
-def _cancelled_log_sum_exps(
-    xs, ys, c_ptr, ids_ptr, steepness_ptr, flags, out_ptrs, longest, ns, d, EXACT: tl.constexpr
-):
+def _cancelled_log_sum_exps(xs, ys, c_ptr, ids_ptr, steepness_ptr, flags, out_ptrs, ns, EXACT: tl.constexpr):
     """Log-sum-exp of some of the first n rows over the pairs of flagged tiles."""
     TILE: tl.constexpr = EXACT.TILE
     DTYPE: tl.constexpr = EXACT.DTYPE
@@ -48,13 +47,13 @@ def _cancelled_log_sum_exps(
     if tl.float64 != DTYPE:  # which has no register left for this
         end = tl.where(tl.load(pick(flags.counts, t) + block, first < n, other=0) > 0, m, 0)
     k, steepness = sqrt_rn(tl.load(c_ptr)), load_steepness(steepness_ptr)
-    x = points_of(xs, t, rows, n, longest, DTYPE)
+    x = points_of(xs, t, rows, n, DTYPE)
     offset, total = tl.full([TILE], FARTHEST, DTYPE), tl.zeros([TILE], DTYPE)
     for start in range(0, end, TILE):
         if tl.load(flag_ptr + block * flags.row_stride + start // EXACT.FLAG_M * flags.column_stride) != 0:
             columns = tl.cast(start, tl.int64) + tl.arange(0, TILE)
-            y = points_of(ys, t, columns, m, longest, DTYPE)
-            distance, _, _, _, _, _, _ = exact_pairs(x, y, k, d, False, EXACT)
+            y = points_of(ys, t, columns, m, DTYPE)
+            distance, _, _, _, _, _, _ = exact_pairs(x, y, k, xs.d, False, EXACT)
             part = taking_part(ids_ptr, rows, columns, n, m, EXACT.EXCLUDE)
             distance = tl.where(part, distance, FARTHEST)
             offset, total = add_powers(offset, total, distance, tl.min(distance, axis=1), steepness, False, 1)
@@ -63,7 +62,7 @@ def _cancelled_log_sum_exps(
 
 @triton.jit
 def _cancelled_gradients(
-    xs, ys, c_ptr, ids_ptr, scale_ptr, steepness_ptr, flags, upstream, dx_ptrs, scale_grad_ptrs, longest, d, top, last,
+    xs, ys, c_ptr, ids_ptr, scale_ptr, steepness_ptr, flags, upstream, dx_ptrs, scale_grad_ptrs, top, last,
     EXACT: tl.constexpr,
 ):  # fmt: skip
     """Add the gradients of the pairs of flagged tiles to the rows of dx, from row ``top`` to before row ``last``.
@@ -81,7 +80,7 @@ def _cancelled_gradients(
     m = pick(ys.lengths, t)
     end = tl.where(tl.load(pick(flags.counts, t) + block, first < n, other=0) > 0, m, 0)
     k, scale, steepness = sqrt_rn(tl.load(c_ptr)), tl.load(scale_ptr), load_steepness(steepness_ptr)
-    x = points_of(xs, t, rows, n, longest, DTYPE)
+    x = points_of(xs, t, rows, n, DTYPE)
     row_lse, row_grad = (
         load_each(pick(upstream.row_lse, t), rows, n, DTYPE), load_each(pick(upstream.row_grad, t), rows, n, DTYPE)
     )  # fmt: skip
@@ -89,8 +88,8 @@ def _cancelled_gradients(
     for start in range(0, end, TILE):
         if tl.load(flag_ptr + block * flags.row_stride + start // EXACT.FLAG_M * flags.column_stride) != 0:
             columns = tl.cast(start, tl.int64) + tl.arange(0, TILE)
-            y = points_of(ys, t, columns, m, longest, DTYPE)
-            distance, r, per_sum, leftover, per_length, along, across = exact_pairs(x, y, k, d, True, EXACT)
+            y = points_of(ys, t, columns, m, DTYPE)
+            distance, r, per_sum, leftover, per_length, along, across = exact_pairs(x, y, k, xs.d, True, EXACT)
             part = taking_part(ids_ptr, rows, columns, n, m, EXACT.EXCLUDE)
             column_lse, column_grad = (
                 load_each(column_lse_ptr, columns, m, DTYPE), load_each(column_grad_ptr, columns, m, DTYPE)
@@ -100,28 +99,28 @@ def _cancelled_gradients(
             )
             total += tl.sum(rounded_product(share, distance), axis=1)
             along, across = -scale * share * along, -scale * share * across
-            add_point_gradients(x, y, dx_ptr, r, per_sum, leftover, per_length, along, across, d, top, DTYPE)
+            add_point_gradients(x, y, dx_ptr, r, per_sum, leftover, per_length, along, across, xs.d, top, DTYPE)
     store_each(pick(scale_grad_ptrs, t), rows - top, total, n - top)
 
 
 @triton.jit
-def features_of(views, t, rows, columns, longest, n, d, DTYPE: tl.constexpr):
+def features_of(matrices, t, rows, columns, n, DTYPE: tl.constexpr):
     """Some rows times their factor, rounded: unrounded, two equal rows would differ by what rounding takes from one."""
-    x = load_rows(pick(views.vectors, t), rows, columns, pick(views.strides, t), n, d, DTYPE)
-    return rounded_product(factor_of(pick(views.stats, t), longest), x)
+    x = load_rows(pick(matrices.vectors, t), rows, columns, pick(matrices.strides, t), n, matrices.d, DTYPE)
+    return rounded_product(factor_of(pick(matrices.stats, t), matrices.longest), x)
 
 
 @triton.jit
 def _positives(
-    xs, ys, c_ptr, scale_ptr, out_ptr, longest, out_stride, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
+    xs, ys, c_ptr, scale_ptr, out_ptr, out_stride, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
     """Logits of the positives of each term, in float64; 0 beyond its own rows."""
     t = tl.program_id(1)
     n = pick(ns, t)
     rows, columns = block(ROWS)
-    x = features_of(xs, t, rows, columns, longest, n, d, ROWS.DTYPE)
-    y = features_of(ys, t, rows, columns, longest, n, d, ROWS.DTYPE)
+    x = features_of(xs, t, rows, columns, n, ROWS.DTYPE)
+    y = features_of(ys, t, rows, columns, n, ROWS.DTYPE)
     distance = distance_of_rows(x, y, c_ptr, GEOMETRY, TANGENT, ROWS.DTYPE)
     logits = tl.where(rows < n, -tl.load(scale_ptr).to(tl.float64) * distance.to(tl.float64), 0)
     store_each(out_ptr + tl.cast(t, tl.int64) * out_stride, rows, logits, out_stride)
@@ -129,7 +128,7 @@ def _positives(
 
 @triton.jit
 def _positive_gradients(
-    xs, ys, c_ptr, weight_ptrs, dx_ptrs, longest, top, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
+    xs, ys, c_ptr, weight_ptrs, dx_ptrs, top, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
     """dx_i += weight_i times the gradient of d(x_i, y_i) by x_i, for the rows from ``top`` on; dx begins there."""
@@ -137,8 +136,8 @@ def _positive_gradients(
     n = pick(ns, t)
     rows, columns = block(ROWS)
     rows += top
-    x = features_of(xs, t, rows, columns, longest, n, d, ROWS.DTYPE)
-    y = features_of(ys, t, rows, columns, longest, n, d, ROWS.DTYPE)
+    x = features_of(xs, t, rows, columns, n, ROWS.DTYPE)
+    y = features_of(ys, t, rows, columns, n, ROWS.DTYPE)
     slope = slope_of_rows(x, y, c_ptr, GEOMETRY, TANGENT)
     change = load_each(pick(weight_ptrs, t), rows, n, ROWS.DTYPE)[:, None] * slope
     place = pick(dx_ptrs, t) + (rows - top)[:, None] * d + columns[None, :]

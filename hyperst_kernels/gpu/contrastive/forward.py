@@ -66,7 +66,7 @@ class Rows(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """A matrix (m d) whose rows a program walks through, and a number each: scale, excess and id."""
+    """A matrix (m d) whose rows a program walks through, numbers of each, and which of all keys is its first row."""
 
     ptr: tl.tensor
     stride: tl.tensor
@@ -74,6 +74,24 @@ class Keys(NamedTuple):
     scale_ptr: tl.tensor
     excess_ptr: tl.tensor
     ids_ptr: tl.tensor
+    first: tl.tensor
+
+
+class OwnedRows(NamedTuple):
+    """The block of rows whose sums a program takes.
+
+    Where the block begins, its features if they are kept, and its stats; steepness, the limit of z beside what it was subtracted
+    from, and the z below which a pair may be under it; where flags go, and sums of columns (tiles 2 BLOCK_M).
+    """
+
+    first: tl.tensor
+    tile: tl.tensor
+    stats: RowStats
+    steepness: tl.tensor
+    limit: tl.tensor
+    suspicious: tl.tensor
+    flag_ptr: tl.tensor
+    workspace_ptr: tl.tensor
 
 
 class RowStats(NamedTuple):
@@ -211,12 +229,12 @@ def diagonal_tiles(row, m, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def add_tile(
-    offset, total, start, first, left, x_tile, rows, keys, stats, steepness, workspace_ptr, flag_ptr, limit, suspicious,
+    offset, total, start, block, rows, keys,
     MASKED: tl.constexpr, CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, WHOLE: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """Flag a tile, or add it to the sums of its rows and, in the workspace (tiles 2 BLOCK_M), to those of its columns."""
     z, part, b, _, _ = tile_of_pairs(
-        x_tile, rows, keys, stats, first, tl.cast(start, tl.int64), left, MASKED, WHOLE, TILING
+        block.tile, rows, keys, block.stats, block.first, tl.cast(start, tl.int64), keys.first, MASKED, WHOLE, TILING
     )
     BLOCK_M: tl.constexpr = TILING.BLOCK_M
     ALL: tl.constexpr = not (MASKED or TILING.EXCLUDE)
@@ -225,19 +243,19 @@ def add_tile(
     remoteness = tl.where(part, remoteness, FARTHEST)
     flag = tl.cast(0, tl.int8)
     if TILING.CANCELS:
-        if tl.min(smallest) <= suspicious:
-            flag = holds_cancelled(smallest, stats, b, limit).to(tl.int8)
-        tl.store(flag_ptr + start // BLOCK_M, flag)
+        if tl.min(smallest) <= block.suspicious:
+            flag = holds_cancelled(smallest, block.stats, b, block.limit).to(tl.int8)
+        tl.store(block.flag_ptr + start // BLOCK_M, flag)
     if flag == 0:
         closest = tl.min(remoteness, axis=1)
-        offset, total = add_powers(offset, total, remoteness, closest, steepness, ALL, 1)
+        offset, total = add_powers(offset, total, remoteness, closest, block.steepness, ALL, 1)
         if SYMMETRIC:  # noqa: SIM102 (known when compiled; the other when inputs)
-            if start < rows.n - left:
+            if start < rows.n - keys.first:
                 j = tl.arange(0, BLOCK_M)
-                mine, inside = workspace_ptr + 2 * start + j, j < keys.m - start
+                mine, inside = block.workspace_ptr + 2 * start + j, j < keys.m - start
                 closest_row = tl.min(remoteness, axis=0)
                 before, sums = tl.load(mine, inside, other=FARTHEST), tl.load(mine + BLOCK_M, inside, other=0)
-                before, sums = add_powers(before, sums, remoteness, closest_row, steepness, ALL, 0)
+                before, sums = add_powers(before, sums, remoteness, closest_row, block.steepness, ALL, 0)
                 tl.store(mine + BLOCK_M, sums, inside)
                 tl.store(mine, before, inside)
     return offset, total
@@ -254,7 +272,10 @@ def log_sum(offset, total):
 
 
 class KeyArgs(NamedTuple):
-    """Some keys of each term of a launch: vectors with the stride from row to row and how many, a number each, the largest b."""
+    """Some keys of each term of a launch.
+
+    Vectors with the stride from row to row and how many, a number each, the largest b; ids of keys, which of all keys is the
+    first, and how many tiles they are."""
 
     vectors: tuple[tl.tensor, ...]
     strides: tuple[tl.tensor, ...]
@@ -262,31 +283,44 @@ class KeyArgs(NamedTuple):
     scales: tuple[tl.tensor, ...]
     excesses: tuple[tl.tensor, ...]
     largest: tuple[tl.tensor, ...]
+    ids_ptr: tl.tensor
+    first: tl.tensor
+    tiles: tl.tensor
+
+
+class LogSums(NamedTuple):
+    """Where log-sum-exps of the rows of each term go, with the stride from term to term; and sums of columns, for each program."""
+
+    ptr: tl.tensor
+    stride: tl.tensor
+    workspace_ptr: tl.tensor
 
 
 @triton.jit
 def _log_sum_exps(
-    xs, ys, row_ids_ptr, ids_ptr, steepness_ptr, row_ptr, workspace_ptr, flags, longest, row_stride, d, left, tiles, limit,
+    xs, ys, ids_ptr, steepness_ptr, sums, flags, limit,
     SYMMETRIC: tl.constexpr, WHOLE: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
-    """For the keys of ``tiles`` tiles from ``left`` on.
+    """Log-sum-exps over some keys.
 
     A program owns blocks of rows, and a workspace (tiles 2 BLOCK_M) for the columns: offset and total of each.
     """
     BLOCK_N: tl.constexpr = TILING.BLOCK_N
     BLOCK_M: tl.constexpr = TILING.BLOCK_M
     DTYPE: tl.constexpr = TILING.DTYPE
-    t = tl.program_id(1)
+    t, longest, d = tl.program_id(1), xs.longest, xs.d
     x_stats, flag_ptr, n, m = pick(xs.stats, t), pick(flags.ptrs, t), pick(xs.lengths, t), pick(ys.lengths, t)
     owned = Rows(pick(xs.vectors, t), pick(xs.strides, t), n, d)
-    keys = Keys(pick(ys.vectors, t), pick(ys.strides, t), m, pick(ys.scales, t), pick(ys.excesses, t), ids_ptr)
+    keys = Keys(
+        pick(ys.vectors, t), pick(ys.strides, t), m, pick(ys.scales, t), pick(ys.excesses, t), ys.ids_ptr, ys.first
+    )  # fmt: skip
     steepness, largest_ptr = load_steepness(steepness_ptr), pick(ys.largest, t)
-    mine = workspace_ptr + (tl.cast(t, tl.int64) * tl.num_programs(0) + tl.program_id(0)) * tiles * 2 * BLOCK_M
-    for block in range(tl.program_id(0), tl.cdiv(n, BLOCK_N), tl.num_programs(0)):
-        first = tl.cast(block, tl.int64) * BLOCK_N
+    mine = sums.workspace_ptr + (tl.cast(t, tl.int64) * tl.num_programs(0) + tl.program_id(0)) * ys.tiles * 2 * BLOCK_M
+    for number in range(tl.program_id(0), tl.cdiv(n, BLOCK_N), tl.num_programs(0)):
+        first = tl.cast(number, tl.int64) * BLOCK_N
         rows = first + tl.arange(0, BLOCK_N)
-        flags_of_block = flag_ptr + tl.cast(block, tl.int64) * flags.row_stride
-        stats = row_stats(x_stats, row_ids_ptr, rows, longest, n, TILING)
+        flags_of_block = flag_ptr + tl.cast(number, tl.int64) * flags.row_stride
+        stats = row_stats(x_stats, ids_ptr, rows, longest, n, TILING)
         # no z is more than twice as large; loaded for each block: a register less in the loops over keys
         widest = tl.max(stats.time) * tl.load(largest_ptr) + tl.max(stats.excess)
         suspicious = limit * widest  # pairs with a smaller z may have cancelled: look closer
@@ -295,29 +329,27 @@ def _log_sum_exps(
         x_tile = stats.ids
         if WHOLE:
             x_tile = rows_of(owned.ptr, first, 0, owned.stride, n, d, TILING, BLOCK_N)
+        block = OwnedRows(first, x_tile, stats, steepness, limit, suspicious, flags_of_block, mine)
         offset, total = tl.full([BLOCK_N], FARTHEST, DTYPE), tl.zeros([BLOCK_N], DTYPE)
         if careful:
             for start in range(0, m, BLOCK_M):
                 offset, total = add_tile(
-                    offset, total, start, first, left, x_tile, owned, keys, stats, steepness, mine, flags_of_block, limit,
-                    suspicious, True, True, SYMMETRIC, WHOLE, TILING,
+                    offset, total, start, block, owned, keys, True, True, SYMMETRIC, WHOLE, TILING,
                 )  # fmt: skip
         else:
             # tiles that meet the diagonal, and one that may reach beyond the end: the others need no masks
-            whole, low, high = diagonal_tiles(first - left, m, BLOCK_N, BLOCK_M)
+            whole, low, high = diagonal_tiles(first - ys.first, m, BLOCK_N, BLOCK_M)
             for step in range(0, whole - (high - low)):
                 tile = tl.where(step < low, step, step + high - low)
                 offset, total = add_tile(
-                    offset, total, tile * BLOCK_M, first, left, x_tile, owned, keys, stats, steepness, mine, flags_of_block, limit,
-                    suspicious, False, False, SYMMETRIC, WHOLE, TILING,
+                    offset, total, tile * BLOCK_M, block, owned, keys, False, False, SYMMETRIC, WHOLE, TILING,
                 )  # fmt: skip
             for step in range(low, high + tl.cdiv(m, BLOCK_M) - whole):
                 tile = tl.where(step < high, step, whole)
                 offset, total = add_tile(
-                    offset, total, tile * BLOCK_M, first, left, x_tile, owned, keys, stats, steepness, mine, flags_of_block, limit,
-                    suspicious, True, False, SYMMETRIC, WHOLE, TILING,
+                    offset, total, tile * BLOCK_M, block, owned, keys, True, False, SYMMETRIC, WHOLE, TILING,
                 )  # fmt: skip
-        tl.store(row_ptr + tl.cast(t, tl.int64) * row_stride + rows, log_sum(offset, total), rows < n)
+        tl.store(sums.ptr + tl.cast(t, tl.int64) * sums.stride + rows, log_sum(offset, total), rows < n)
 
 
 @triton.jit

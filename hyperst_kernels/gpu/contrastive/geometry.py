@@ -277,7 +277,7 @@ def slope_of_rows(x, y, c_ptr, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr):
 
 @triton.jit
 def _to_features(
-    x_ptrs, stats_ptrs, points_ptrs, times_ptrs, c_ptr, x_strides, longest, top, ns, d,
+    xs, points_ptrs, times_ptrs, c_ptr, top, ns, d,
     GEOMETRY: tl.constexpr, TANGENT: tl.constexpr, UNIT: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -289,18 +289,18 @@ def _to_features(
     n = pick(ns, k)
     rows, columns = maps.block(ROWS)
     rows += top
-    stats = pick(stats_ptrs, k)
-    x = load_rows(pick(x_ptrs, k), rows, columns, pick(x_strides, k), n, d, ROWS.DTYPE)
+    stats = pick(xs.stats, k)
+    x = load_rows(pick(xs.vectors, k), rows, columns, pick(xs.strides, k), n, d, ROWS.DTYPE)
     target = pick(points_ptrs, k)
     points = load_rows(target, rows - top, columns, d, n - top, d, ROWS.DTYPE)
-    factor = factor_of(stats, longest)
+    factor = factor_of(stats, xs.longest)
     if GEOMETRY == COSINE:
-        scale = load_each(stats + SCALE * longest, rows, n, ROWS.DTYPE)
+        scale = load_each(stats + SCALE * xs.longest, rows, n, ROWS.DTYPE)
         point = scale[:, None] * x
         grad = (point * dot(point, points)[:, None] - points) * (scale / factor)[:, None]
     else:
         time = load_each(pick(times_ptrs, k), rows - top, n - top, ROWS.DTYPE)
-        ratio = load_each(stats + RATIO * longest, rows, n, ROWS.DTYPE)
+        ratio = load_each(stats + RATIO * xs.longest, rows, n, ROWS.DTYPE)
         grad = (time / nonzero(ratio))[:, None] * x - points
         if GEOMETRY == EUCLIDEAN:
             grad *= 1.4142135623730951
@@ -317,7 +317,7 @@ def _to_features(
 
 @triton.jit
 def _to_gradients(
-    x_ptrs, stats_ptrs, points_ptrs, out_ptrs, by_rows_ptr, x_strides, longest, by_rows_stride, top, ns, d,
+    xs, points_ptrs, out_ptrs, by_rows_ptr, by_rows_stride, top, ns, d,
     ROWS: tl.constexpr,
 ):  # fmt: skip
     """dL/dx in the features' own dtype, and <x, dL/dx> of each row, from that of the features times their factor.
@@ -328,9 +328,9 @@ def _to_gradients(
     n = pick(ns, k)
     rows, columns = maps.block(ROWS)
     rows += top
-    x = load_rows(pick(x_ptrs, k), rows, columns, pick(x_strides, k), n, d, ROWS.DTYPE)
+    x = load_rows(pick(xs.vectors, k), rows, columns, pick(xs.strides, k), n, d, ROWS.DTYPE)
     grad = load_rows(pick(points_ptrs, k), rows - top, columns, d, n - top, d, ROWS.DTYPE)
-    grad *= factor_of(pick(stats_ptrs, k), longest)
+    grad *= factor_of(pick(xs.stats, k), xs.longest)
     tl.debug_barrier()
     store_rows(pick(out_ptrs, k), rows, columns, grad, n, d)
     store_each(by_rows_ptr + tl.cast(k, tl.int64) * by_rows_stride, rows, dot(x, grad), n)

@@ -66,21 +66,25 @@ def rounds(terms: Sequence[TermView]) -> Iterator[list[TermView]]:
 
 
 class MatrixArgs(NamedTuple):
-    """One side of each term of a launch: its vectors, stats, the stride from row to row, and how many rows."""
+    """One side of each term of a launch: its vectors, stats, strides from row to row, and lengths; the stride of stats, and d."""
 
     vectors: tuple[Tensor, ...]
     stats: tuple[Tensor, ...]
     strides: tuple[int, ...]
     lengths: tuple[int, ...]
+    longest: int
+    d: int
 
 
 def matrix_args(terms: Sequence[TermView]) -> tuple[MatrixArgs, MatrixArgs]:
-    """What most kernels begin with: the side of the rows and that of the columns."""
-    x, y = (
-        zip(*(matrix_arg(side) for side in sides), strict=True)
-        for sides in ([t.x for t in terms], [t.y for t in terms])
-    )
-    return MatrixArgs(*x), MatrixArgs(*y)
+    """Return what most kernels begin with: the side of the rows and that of the columns."""
+    return matrix_args_of([t.x for t in terms]), matrix_args_of([t.y for t in terms])
+
+
+def matrix_args_of(sides: Sequence[PreparedFeatures]) -> MatrixArgs:
+    """Return several sides as an argument of a launch."""
+    vectors, stats, strides, lengths, longest, d = zip(*map(matrix_arg, sides), strict=True)
+    return MatrixArgs(vectors, stats, strides, lengths, longest[0], d[0])
 
 
 class MatrixArg(NamedTuple):
@@ -90,11 +94,14 @@ class MatrixArg(NamedTuple):
     stats: Tensor
     stride: int
     length: int
+    longest: int
+    d: int
 
 
 def matrix_arg(side: PreparedFeatures) -> MatrixArg:
     """One side as an argument of a launch."""
-    return MatrixArg(side.vectors, side.stats, side.vectors.stride(0), len(side.vectors))
+    n, d = side.vectors.shape
+    return MatrixArg(side.vectors, side.stats, side.vectors.stride(0), n, side.stats.stride(0), d)
 
 
 class Flags(NamedTuple):
@@ -190,7 +197,6 @@ class LossInputs:
         self.c, self.scale, self.geometry, self.tangent = c, logit_scale, geometry, tangent
         self.d, self.dtype, self.precision, self.cancels = first.shape[1], first.dtype, precision, cancels(geometry)
         self.sides = prepare(features, factors, c, geometry, tangent, precision)
-        self.stats_stride = self.sides[0].stats.stride(0)
         self.queries = [self._role(t, p, False) for t, p in enumerate(pairings)]
         self.keys = [self._role(t, p, True) for t, p in enumerate(pairings)]
         self.n, self.m = (max(term.n for term in terms) for terms in (self.queries, self.keys))
