@@ -217,13 +217,13 @@ class _Pass(Tiles):
         self.geometry.add_left_gradient(self.queries, self.terms(self.left), d_queries)
         self.geometry.add_right_gradient(self.keys, self.terms(d_right), d_keys)
 
-        pull = grad_rows * torch.sigmoid(row_negatives - positives).to(grad_rows)
+        grad_logit = grad_rows * torch.sigmoid(row_negatives - positives).to(grad_rows)
         if self.symmetric:
-            pull = pull + grad_columns * torch.sigmoid(column_negatives - positives).to(grad_columns)
+            grad_logit = grad_logit + grad_columns * torch.sigmoid(column_negatives - positives).to(grad_columns)
         for some in self.chunks(self.n):
             pairs = self.queries[some], self.keys[some], d_queries[some], d_keys[some]
-            self.geometry.add_exact_gradients(self.scale * pull[some], *pairs)
-        d_scale -= float(torch.dot(pull.double(), positives.double())) / self.scale
+            self.geometry.add_exact_gradients(self.scale * grad_logit[some], *pairs)
+        d_scale -= float(torch.dot(grad_logit.double(), positives.double())) / self.scale
         return d_queries, d_keys, d_scale
 
     def _upstream(
@@ -265,11 +265,13 @@ class _Pass(Tiles):
         i, j = near
         distance = self.exact(rows, columns, near)
         logits = -self.scale * distance.to(wide(distance))
-        pull = torch.exp(logits - upstream.row_lse[rows][i]).to(distance) * upstream.row_grad[rows][i]
+        grad_logit = torch.exp(logits - upstream.row_lse[rows][i]).to(distance) * upstream.row_grad[rows][i]
         if upstream.column_lse is not None and upstream.column_grad is not None:
-            pull += torch.exp(logits - upstream.column_lse[columns][j]).to(distance) * upstream.column_grad[columns][j]
-        self.add_exact_gradients(rows, columns, near, -self.scale * pull, d_queries, d_keys)
-        return float(torch.dot(pull, distance))
+            grad_logit += (
+                torch.exp(logits - upstream.column_lse[columns][j]).to(distance) * upstream.column_grad[columns][j]
+            )
+        self.add_exact_gradients(rows, columns, near, -self.scale * grad_logit, d_queries, d_keys)
+        return float(torch.dot(grad_logit, distance))
 
 
 def _widened(

@@ -114,8 +114,8 @@ class Lorentz:
         of_features = excess * growth / torch.sqrt(1 + growth * growth * square)
         if self.tangent:
             # d growth / dx = c sqrt(c) kappa x, times <x, dL/dX>
-            pull = factor * inner(features, along) + of_features * square
-            of_features = growth * of_features + self.c * self.c.sqrt() * kappa(self.c * square) * pull
+            radial = factor * inner(features, along) + of_features * square
+            of_features = growth * of_features + self.c * self.c.sqrt() * kappa(self.c * square) * radial
         else:
             of_features = growth * of_features
         out.addcmul_(factor * growth, along).addcmul_(of_features, features)

@@ -104,18 +104,18 @@ class PortableOnlineSoftmax:
         return self.rows.value(), self.columns.value()
 
     def weigh(self, rows: slice, columns: slice, z: Tensor, upstream: Upstream, out: Tensor) -> float:
-        distance, slope, powers, work, pull = self._buffers(z)
+        distance, slope, powers, work, grad_logit = self._buffers(z)
         far = self._distances(z, distance, slope, (powers, work))
         # dL/dlogit = softmax over the row, times its upstream gradient, plus the same for the column
         origin, grad = relative_to_nearest(upstream.row_lse[rows], upstream.row_grad[rows], self.scale)
-        torch.sub(distance, origin[:, None], out=pull).mul_(-self.scale).exp_().mul_(grad[:, None])
+        torch.sub(distance, origin[:, None], out=grad_logit).mul_(-self.scale).exp_().mul_(grad[:, None])
         if upstream.column_lse is not None and upstream.column_grad is not None:
             of_columns = upstream.column_lse[columns], upstream.column_grad[columns]
             origin, grad = relative_to_nearest(*of_columns, self.scale)
-            pull.add_(torch.sub(distance, origin, out=powers).mul_(-self.scale).exp_().mul_(grad))
-        torch.div(pull, slope, out=out).mul_(-self.scale)
+            grad_logit.add_(torch.sub(distance, origin, out=powers).mul_(-self.scale).exp_().mul_(grad))
+        torch.div(grad_logit, slope, out=out).mul_(-self.scale)
         distance.masked_fill_(far, 0)
-        return float(torch.dot(pull.reshape(-1), distance.reshape(-1)))
+        return float(torch.dot(grad_logit.reshape(-1), distance.reshape(-1)))
 
 
 class _RunningLogSumExp:

@@ -450,7 +450,7 @@ def _pull(
     """Gradient of x (n d) in the geometry's dtype from the weights (n m) of all pairs but the near ones."""
     dtype = geometry_dtype(x)
     points = scale_y[:, None] * y.to(dtype)
-    pull = (weight @ (1 + b) * (scale_x / (1 + a)))[:, None] * x.to(dtype) - weight @ points
+    grad_points = (weight @ (1 + b) * (scale_x / (1 + a)))[:, None] * x.to(dtype) - weight @ points
     if not tangent:
-        return pull * c.sqrt()
-    return maps.exp_map0_backward(pull * c.sqrt(), x.to(dtype), torch.ones_like(c), c)[0]
+        return grad_points * c.sqrt()
+    return maps.exp_map0_backward(grad_points * c.sqrt(), x.to(dtype), torch.ones_like(c), c)[0]

@@ -122,7 +122,7 @@ def _problems(d: int, dtype: torch.dtype, device: str) -> Iterator[Problem]:
         _, _, x, y, _, c = given()
         return lambda: contrastive.forward([x, y], None, c, c, None, *flags)
 
-    def pull() -> Callable[[], object]:
+    def backward() -> Callable[[], object]:
         _, _, x, y, _, c = given()
         found = contrastive.forward([x, y], None, c, c, None, *flags)
         upstream = torch.ones_like(found[0], dtype=c.dtype)  # sums are kept in float64, gradients are not
@@ -138,7 +138,7 @@ def _problems(d: int, dtype: torch.dtype, device: str) -> Iterator[Problem]:
         yield Problem("contrastive", _loss_candidates(d), loss)
     if dtype == torch.bfloat16 and d <= 256:
         shipped = launch.lookup("contrastive backward", d, dtype)
-        yield Problem("contrastive backward", _backward_candidates(shipped), pull)
+        yield Problem("contrastive backward", _backward_candidates(shipped), backward)
 
 
 class Found(NamedTuple):
