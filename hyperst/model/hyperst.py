@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, get_args
 
 import torch
+from einops import rearrange
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -125,13 +126,14 @@ class HyperST(nn.Module):
 
     def _predict(self, features: dict[str, Tensor]) -> Tensor:
         levels = [features[f"image_{level}"] for level in self.config.head_inputs]
-        return self.output(self.head(torch.cat(levels, dim=1)))
+        return self.output(self.head(rearrange(levels, "level b width -> b (level width)")))
 
     def _image_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         kind = "features" if "spot_features" in batch else "image"
         images = [batch[f"{level}_{kind}"] for level in LEVELS]
         # one backbone for both levels, in one call
-        raw = self.backbone(torch.cat(images)).chunk(2)
+        raw = self.backbone(rearrange(images, "level b ... -> (level b) ..."))
+        raw = rearrange(raw, "(level b) width -> level b width", level=len(LEVELS))
         return {
             f"image_{level}": self.image_projection(self.image_encoders[level](self.image_projectors[level](x)))
             for level, x in zip(LEVELS, raw, strict=True)
