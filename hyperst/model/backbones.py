@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
-from hyperst.imports import prepare_torchvision
 
 __all__ = ["build_backbone"]
 
@@ -188,8 +187,11 @@ def _with_lora(model: nn.Module) -> nn.Module:
 
 def _import_timm():
     try:
-        prepare_torchvision()
         import timm
     except ModuleNotFoundError as error:
-        raise ImportError('timm backbones need timm: pip install "hyperst-kernels[st]"') from error
+        raise ImportError('timm backbones need timm: pip install "hyperst-kernels[timm]"') from error
+    except RuntimeError as error:  # what torchvision raises beside another PyTorch
+        raise ImportError(
+            f"timm cannot be imported: {error}; install a torchvision of the same build as PyTorch {torch.__version__}"
+        ) from error
     return timm
