@@ -1,11 +1,11 @@
-# make demo | test | triton | torch | lint | bench | gpu | docs: each works from a clean clone.
+# make demo | test | timm | triton | torch | lint | bench | gpu | docs: each works from a clean clone.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL := -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
-.PHONY: demo test triton torch lint bench gpu docs clean
+.PHONY: demo test timm triton torch lint bench gpu docs clean
 
 $(STAMP): pyproject.toml .ci/torch_for_this_machine.py .ci/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,6 +19,15 @@ demo: $(STAMP)
 # A file at a time, in two processes.
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# What brings torchvision is kept out of $(VENV).
+build/with-%/.installed: $(STAMP) .ci/on_top.py
+	$(BIN)/python .ci/on_top.py $(@D) $*
+	touch $@
+
+# Backbones of timm, which `make test` leaves out.
+timm: build/with-timm/.installed
+	build/with-timm/bin/python -m pytest -q tests/hyperst/test_timm.py
 
 # Under another version of Triton: every kernel compiled for every architecture, and the first tests in its interpreter.
 TRITON ?= 3.9.0
@@ -47,8 +56,8 @@ lint: $(STAMP)
 
 # Peers that cannot be installed are rows that say so.
 bench: $(STAMP)
-	-$(BIN)/python $(INSTALL) -e ".[peers]"
-	$(BIN)/python -m benchmarks.run
+	-$(MAKE) --no-print-directory build/with-peers/.installed
+	build/with-peers/bin/python -m benchmarks.run
 
 # An interpreter that reaches the GPU and has what the tests need is taken as it is; else one is installed, where there is a GPU.
 ENVIRONMENT = $(MAKE) --no-print-directory "$(STAMP)"

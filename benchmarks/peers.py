@@ -176,7 +176,7 @@ def keops_loss() -> Function:
 
 def open_clip_loss() -> Function:
     """open_clip's ClipLoss: dot products in place of distances, on the same shapes."""
-    from hyperst.imports import prepare_torchvision
+    from benchmarks.torchvision_of_another_build import prepare_torchvision
 
     prepare_torchvision()
     from open_clip.loss import ClipLoss

@@ -7,20 +7,21 @@ The four parts live with the code they steer (:class:`~hyperst.data.CropConfig`,
 
 from __future__ import annotations
 
-import difflib
-import types
-import typing
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from hyperst.data import CropConfig, Target
 from hyperst.files import write_text_atomic
 from hyperst.model import ModelConfig
 from hyperst.model.alignment import ABLATIONS, AlignmentConfig
+from hyperst.validation import STRICT, Count, NonNegative, Positive, Real, friendly
 
 __all__ = [
     "PRESETS",
@@ -37,10 +38,8 @@ __all__ = [
 GeneSelection = Literal["hmhvg", "hvg"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
 
-T = TypeVar("T")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class DataConfig:
     """What is predicted and from which data.
 
@@ -55,19 +54,13 @@ class DataConfig:
     """
 
     target: Target = "log1p_cp10k"
-    n_genes: int = 200
+    n_genes: Count = 200
     gene_selection: GeneSelection = "hmhvg"
     feature_key: str | None = None
-    cache_gib: float = 2.0
-
-    def __post_init__(self) -> None:
-        _require_choice("data.target", self.target, get_args(Target))
-        _require_choice("data.gene_selection", self.gene_selection, get_args(GeneSelection))
-        _require("data.n_genes", self.n_genes, self.n_genes >= 1, "at least 1 gene")
-        _require("data.cache_gib", self.cache_gib, self.cache_gib >= 0, "0 or more GiB")
+    cache_gib: NonNegative = 2.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class TrainingConfig:
     """How the model learns.
 
@@ -90,37 +83,22 @@ class TrainingConfig:
         seed: fixes the split, the initial weights, the order of the spots, augmentation and dropout.
     """
 
-    epochs: int = 40
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    gradient_clip: float = 1.0
-    averaging: float = 0.98
-    stain_jitter: float = 0.2
-    patience: int = 10
+    epochs: Count = 40
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    learning_rate: Positive = 1e-3
+    weight_decay: NonNegative = 0.01
+    gradient_clip: NonNegative = 1.0
+    averaging: Annotated[Real, Field(ge=0, lt=1)] = 0.98
+    stain_jitter: Annotated[Real, Field(ge=0, le=1)] = 0.2
+    patience: Count = 10
     precision: Precision = "32-true"
     accelerator: str = "auto"
-    workers: int = 0
-    validation_fraction: float = 0.15
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _require("training.epochs", self.epochs, self.epochs >= 1, "at least 1")
-        _require("training.batch_size", self.batch_size, self.batch_size >= 2, "at least 2 (contrastive terms)")
-        _require("training.learning_rate", self.learning_rate, self.learning_rate > 0, "a positive number")
-        _require("training.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
-        _require("training.gradient_clip", self.gradient_clip, self.gradient_clip >= 0, "0 (off) or a positive norm")
-        _require("training.averaging", self.averaging, 0 <= self.averaging < 1, "0 (off) or a fraction below 1")
-        _require("training.stain_jitter", self.stain_jitter, 0 <= self.stain_jitter <= 1, "between 0 (off) and 1")
-        _require("training.patience", self.patience, self.patience >= 1, "at least 1 epoch")
-        _require_choice("training.precision", self.precision, get_args(Precision))
-        _require("training.workers", self.workers, self.workers >= 0, "0 or more processes")
-        fraction = self.validation_fraction
-        _require("training.validation_fraction", fraction, 0 < fraction < 0.9, "a fraction between 0 and 0.9")
-        _require("training.seed", self.seed, 0 <= self.seed < 2**32, "a whole number in [0, 2^32)")
+    workers: Annotated[int, Field(ge=0)] = 0
+    validation_fraction: Annotated[Real, Field(gt=0, lt=0.9)] = 0.15
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class RunConfig:
     """Everything that, with the sections and the seed, determines a run.
 
@@ -140,6 +118,9 @@ class RunConfig:
                 f"model.backbone is {self.model.backbone!r} and data.feature_key is {self.data.feature_key!r}: "
                 "precomputed features need both, backbone 'precomputed' and the name of the obsm entries as feature_key"
             )
+
+
+_RUN_CONFIG = TypeAdapter(RunConfig)
 
 
 def _paper() -> RunConfig:
@@ -175,7 +156,7 @@ def preset(name: str) -> RunConfig:
     >>> preset("paper").training.batch_size
     128
     """
-    _require_choice("preset", name, tuple(PRESETS))
+    _require_known("preset", name, PRESETS)
     return PRESETS[name]()
 
 
@@ -188,7 +169,7 @@ def with_ablation(config: RunConfig, name: str) -> RunConfig:
     >>> with_ablation(RunConfig(), "spot_head").model.head_inputs
     ('spot',)
     """
-    _require_choice("ablation", name, tuple(ABLATIONS))
+    _require_known("ablation", name, ABLATIONS)
     alignment, head_inputs = ABLATIONS[name]
     return replace(config, alignment=alignment, model=replace(config.model, head_inputs=head_inputs))
 
@@ -216,76 +197,33 @@ def read_config(path: str | Path, base: RunConfig | None = None) -> RunConfig:
 
 def write_config(config: RunConfig, path: str | Path) -> Path:
     """Write ``config`` as YAML, atomically; :func:`read_config` gives the same configuration back."""
-    return write_text_atomic(path, yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+    return write_text_atomic(path, yaml.safe_dump(_RUN_CONFIG.dump_python(config, mode="json"), sort_keys=False))
 
 
-def update(config: T, changes: Mapping[str, Any], where: str = "") -> T:
-    """A copy of the dataclass ``config`` with the (nested) ``changes`` applied and checked.
+def update(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """Return a copy of ``config`` with the nested ``changes`` applied and checked.
+
+    Raises:
+        ValueError: an unknown key (the nearest known one is named), or a value that cannot be.
+        TypeError: a value of the wrong kind.
 
     >>> update(RunConfig(), {"training": {"epochs": 3}}).training.epochs
     3
     """
     if not isinstance(changes, Mapping):
-        raise TypeError(f"{where or 'the configuration'} must be a mapping of keys to values, got {changes!r}")
-    assert is_dataclass(config)
-    assert not isinstance(config, type)
-    kinds = typing.get_type_hints(type(config))
-    known = [entry.name for entry in fields(config)]
-    values: dict[str, Any] = {}
-    for key, value in changes.items():
-        label = f"{where}.{key}" if where else str(key)
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown configuration key {label!r}; {hint}known here: {', '.join(known)}")
-        current = getattr(config, key)
-        values[key] = update(current, value, label) if is_dataclass(current) else _convert(label, value, kinds[key])
+        raise TypeError(f"the configuration must be a mapping of keys to values, got {changes!r}")
+    known = asdict(config)
+    changed = {
+        name: {**known[name], **section} if name in known and isinstance(section, Mapping) else section
+        for name, section in changes.items()
+    }
     try:
-        return replace(config, **values)
-    except (ValueError, TypeError) as error:
-        if where and where not in str(error):
-            raise type(error)(f"{where}: {error}") from error
-        raise
+        # as JSON, where a list stands for a tuple and a mapping for a section although the types are strict
+        return _RUN_CONFIG.validate_json(json.dumps({**known, **changed}, default=str))
+    except ValidationError as error:
+        raise friendly(error, known) from error
 
 
-def _convert(label: str, value: Any, kind: Any) -> Any:
-    """``value`` as the annotated ``kind``: YAML reads 1e-4 as text and tuples as lists."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _convert(label, value, next(entry for entry in arguments if entry is not type(None)))
-    if origin is typing.Literal:
-        _require_choice(label, value, arguments)
-        return value
-    if origin in (tuple, list):
-        if not isinstance(value, list | tuple):
-            raise TypeError(f"{label} must be a list, got {value!r}")
-        return origin(value)
-    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            raise TypeError(f"{label} must be a number, got {value!r}") from None
-    if isinstance(kind, type) and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):
-        raise TypeError(f"{label} must be of type {kind.__name__}, got {value!r}")
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, so that safe YAML can hold them."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value
-
-
-def _require(label: str, value: Any, holds: bool, needed: str) -> None:
-    if not holds:
-        raise ValueError(f"{label} is {value!r}; it must be {needed}")
-
-
-def _require_choice(label: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{label} is {value!r}; choose one of {', '.join(map(repr, choices))}")
+def _require_known(what: str, name: str, known: Mapping[str, Any]) -> None:
+    if name not in known:
+        raise ValueError(f"{what} is {name!r}; choose one of {', '.join(map(repr, known))}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,6 @@ class Evaluation:
     caveats: list[str]
     folder: Path
     figure: Path
-    notes: dict[str, Any] = field(default_factory=dict)
 
     def table(self) -> Table:
         """The scores as a rich table."""

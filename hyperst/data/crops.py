@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from hyperst.data.grid import Grid
 from hyperst.data.images import SlideImage
 from hyperst.data.sections import Section
+from hyperst.validation import STRICT, Positive
 
 __all__ = ["CropConfig", "crop_widths_px", "read_crops", "resolve_crops"]
 
 _SMALLEST_SPOT_UM = 112.0  # 224 px at 0.5 um/px: what the common histology backbones were trained on
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class CropConfig:
     """Widths of the two crops and the side to which both are resized.
 
@@ -27,17 +31,9 @@ class CropConfig:
         image_size: side of both crops in pixels after resizing.
     """
 
-    spot_um: float | None = None
-    niche_um: float | None = None
-    image_size: int = 224
-
-    def __post_init__(self) -> None:
-        for key in ("spot_um", "niche_um"):
-            value = getattr(self, key)
-            if value is not None and not (np.isfinite(value) and value > 0):
-                raise ValueError(f"{key}: got {value!r}, need a positive width in um, or None")
-        if self.image_size < 8:
-            raise ValueError(f"image_size: got {self.image_size}, need at least 8 pixels")
+    spot_um: Positive | None = None
+    niche_um: Positive | None = None
+    image_size: Annotated[int, Field(ge=8)] = 224
 
 
 def crop_widths_px(grid: Grid, spot_diameter_px: float | None, config: CropConfig) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -152,9 +153,8 @@ class SpotDataset(Dataset):
 
 def normalise_image(image: np.ndarray) -> Tensor:
     """uint8 (... h w 3) to float32 (... 3 h w) with ImageNet mean and standard deviation."""
-    pixels = torch.from_numpy(np.array(image, copy=True)).movedim(-1, -3).float() / 255
-    mean = torch.tensor(IMAGENET_MEAN)[:, None, None]
-    std = torch.tensor(IMAGENET_STD)[:, None, None]
+    pixels = rearrange(torch.from_numpy(np.array(image, copy=True)), "... h w rgb -> ... rgb h w").float() / 255
+    mean, std = (rearrange(torch.tensor(values), "rgb -> rgb 1 1") for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels - mean) / std
 
 

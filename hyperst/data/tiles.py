@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from einops import rearrange, reduce
 
 from hyperst.data.images import SlideImage
 
@@ -22,13 +23,13 @@ def tile_grid(image: SlideImage, pitch_px: float, tissue_only: bool = True) -> n
     if not 0 < pitch_px <= min(image.width, image.height):
         raise ValueError(f"pitch_px must be positive and at most the image's side, got {pitch_px} for {image}")
     columns, rows = int(image.width // pitch_px), int(image.height // pitch_px)
-    x, y = np.meshgrid((np.arange(columns) + 0.5) * pitch_px, (np.arange(rows) + 0.5) * pitch_px)
-    centres = np.stack([x.ravel(), y.ravel()], axis=1)
+    xy = np.meshgrid((np.arange(columns) + 0.5) * pitch_px, (np.arange(rows) + 0.5) * pitch_px)
+    centres = rearrange(list(xy), "xy row column -> (row column) xy")
     if not tissue_only:
         return centres
     thumbnail = image.thumbnail(1500).astype(np.float32)
     scale = thumbnail.shape[1] / image.width
-    saturation = thumbnail.max(axis=2) - thumbnail.min(axis=2)
+    saturation = reduce(thumbnail, "h w rgb -> h w", "max") - reduce(thumbnail, "h w rgb -> h w", "min")
     tissue = saturation > _otsu(saturation)
     kept = [centre for centre in centres if _window(tissue, centre * scale, pitch_px * scale).mean() >= _LEAST_TISSUE]
     if not kept:

@@ -6,11 +6,14 @@ Every row of the paper's ablation (Zhang et al. 2025, table 4) is a configuratio
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from hyperst.model.hyperst import LEVELS, Level
+from hyperst.validation import STRICT, NonNegative
 from hyperst_kernels import HierarchicalAlignmentLoss, LorentzLift
 from hyperst_kernels.modules import (
     HYPERST_CONTRASTIVE,
@@ -37,7 +40,7 @@ _ENTAILMENT = {
 _LARGEST_LOGIT_SCALE = 100.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class AlignmentConfig:
     """Which alignment terms are used, and their weights.
 
@@ -50,41 +53,29 @@ class AlignmentConfig:
         mask_neighbours: spots of one 2 x 2-pitch block are no negatives of each other.
     """
 
-    weight: float = 0.2
-    entailment_weight: float = 0.4
-    contrastive: str = "hierarchical"
-    entailment: str = "all"
-    geometry: str = "lorentz"
+    weight: NonNegative = 0.2
+    entailment_weight: NonNegative = 0.4
+    contrastive: Literal["hierarchical", "spot", "none"] = "hierarchical"
+    entailment: Literal["all", "levels", "spot", "none"] = "all"
+    geometry: Literal["lorentz", "euclidean", "cosine"] = "lorentz"
     mask_neighbours: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("contrastive", _CONTRASTIVE),
-            ("entailment", _ENTAILMENT),
-            ("geometry", ("lorentz", "euclidean", "cosine")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"alignment.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.geometry != "lorentz" and self.entailment != "none":
             raise ValueError(
                 f"alignment.entailment is {self.entailment!r} with geometry {self.geometry!r}: cones need 'lorentz'"
             )
-        if self.weight < 0 or self.entailment_weight < 0:
-            raise ValueError(
-                "alignment.weight and alignment.entailment_weight must be 0 or more, "
-                f"got {self.weight} and {self.entailment_weight}"
-            )
 
 
 #: name -> (alignment, inputs of the prediction head): the rows of the paper's ablation.
-ABLATIONS: dict[str, tuple[AlignmentConfig, tuple[str, ...]]] = {
-    "full": (AlignmentConfig(), ("spot", "niche")),
-    "no_gene_image_hea": (AlignmentConfig(entailment="levels"), ("spot", "niche")),
-    "no_hea": (AlignmentConfig(entailment="none"), ("spot", "niche")),
-    "no_hca_hea": (AlignmentConfig(contrastive="none", entailment="none"), ("spot", "niche")),
-    "euclidean": (AlignmentConfig(entailment="none", geometry="euclidean"), ("spot", "niche")),
-    "meru": (AlignmentConfig(contrastive="spot", entailment="spot"), ("spot", "niche")),
-    "clip": (AlignmentConfig(contrastive="spot", entailment="none", geometry="cosine"), ("spot", "niche")),
+ABLATIONS: dict[str, tuple[AlignmentConfig, tuple[Level, ...]]] = {
+    "full": (AlignmentConfig(), LEVELS),
+    "no_gene_image_hea": (AlignmentConfig(entailment="levels"), LEVELS),
+    "no_hea": (AlignmentConfig(entailment="none"), LEVELS),
+    "no_hca_hea": (AlignmentConfig(contrastive="none", entailment="none"), LEVELS),
+    "euclidean": (AlignmentConfig(entailment="none", geometry="euclidean"), LEVELS),
+    "meru": (AlignmentConfig(contrastive="spot", entailment="spot"), LEVELS),
+    "clip": (AlignmentConfig(contrastive="spot", entailment="none", geometry="cosine"), LEVELS),
     "spot_head": (AlignmentConfig(), ("spot",)),
     "niche_head": (AlignmentConfig(), ("niche",)),
 }

@@ -10,11 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
-from hyperst.imports import prepare_torchvision
 
 __all__ = ["build_backbone"]
 
@@ -77,7 +77,7 @@ class _Convolutional(Backbone):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x).mean((2, 3))
+        return reduce(self.layers(x), "b c h w -> b c", "mean")
 
 
 class _Stain(Backbone):
@@ -91,21 +91,22 @@ class _Stain(Backbone):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+        self.register_buffer("mean", rearrange(torch.tensor(IMAGENET_MEAN), "rgb -> rgb 1 1"), persistent=False)
+        self.register_buffer("std", rearrange(torch.tensor(IMAGENET_STD), "rgb -> rgb 1 1"), persistent=False)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        density = -torch.log((x.float() * self.std + self.mean).clamp(0.02, 1))  # b c h w
-        flat = density.flatten(2)
+        density = -torch.log((x.float() * self.std + self.mean).clamp(0.02, 1))
+        flat = rearrange(density, "b c h w -> b c (h w)")
         quantiles = torch.quantile(flat, flat.new_tensor([0.05, 0.25, 0.5, 0.75, 0.95]), dim=2)  # q b c
         parts = [flat.mean(2), flat.std(2), *quantiles]
         for scale in self._SCALES:
             pooled = F.avg_pool2d(density, scale)
-            slopes = pooled.diff(dim=2).abs().mean((2, 3)) + pooled.diff(dim=3).abs().mean((2, 3))
-            parts += [pooled.flatten(2).std(2), slopes]
-        bins = (density.mean(1).flatten(1) / 2 * self._BINS).long().clamp(0, self._BINS - 1)
-        parts.append(F.one_hot(bins, self._BINS).float().mean(1))
+            slopes = [reduce(pooled.diff(dim=dim).abs(), "b c h w -> b c", "mean") for dim in (2, 3)]
+            parts += [rearrange(pooled, "b c h w -> b c (h w)").std(2), slopes[0] + slopes[1]]
+        darkness = reduce(density, "b c h w -> b (h w)", "mean")
+        bins = (darkness / 2 * self._BINS).long().clamp(0, self._BINS - 1)
+        parts.append(reduce(F.one_hot(bins, self._BINS).float(), "b pixel bin -> b bin", "mean"))
         return torch.cat(parts, dim=1)
 
 
@@ -186,8 +187,11 @@ def _with_lora(model: nn.Module) -> nn.Module:
 
 def _import_timm():
     try:
-        prepare_torchvision()
         import timm
     except ModuleNotFoundError as error:
-        raise ImportError('timm backbones need timm: pip install "hyperst-kernels[st]"') from error
+        raise ImportError('timm backbones need timm: pip install "hyperst-kernels[timm]"') from error
+    except RuntimeError as error:  # what torchvision raises beside another PyTorch
+        raise ImportError(
+            f"timm cannot be imported: {error}; install a torchvision of the same build as PyTorch {torch.__version__}"
+        ) from error
     return timm

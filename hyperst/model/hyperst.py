@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
 
 import torch
+from einops import rearrange
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from hyperst.model.backbones import build_backbone
+from hyperst.validation import STRICT, Count, Real
 
 __all__ = ["HyperST", "ModelConfig"]
 
-LEVELS = ("spot", "niche")
+Level = Literal["spot", "niche"]
+LEVELS: tuple[Level, ...] = get_args(Level)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ModelConfig:
     """What the model is made of.
 
@@ -30,18 +35,13 @@ class ModelConfig:
     backbone: str = "conv+stain"
     weights: str | None = None
     lora: bool = False
-    width: int = 256
-    dropout: float = 0.1
-    head_inputs: tuple[str, ...] = LEVELS
+    width: Count = 256
+    dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.1
+    head_inputs: Annotated[tuple[Level, ...], Field(strict=False)] = LEVELS  # a list is welcome
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "head_inputs", tuple(self.head_inputs))
-        if not self.head_inputs or set(self.head_inputs) - set(LEVELS):
-            raise ValueError(f"model.head_inputs must name 'spot', 'niche' or both, got {self.head_inputs}")
-        if self.width < 1 or not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"model.width must be positive and model.dropout in [0, 1), got {self.width}, {self.dropout}"
-            )
+        if not self.head_inputs:
+            raise ValueError("model.head_inputs must name 'spot', 'niche' or both, got none")
 
 
 class ResidualMLP(nn.Module):
@@ -126,13 +126,14 @@ class HyperST(nn.Module):
 
     def _predict(self, features: dict[str, Tensor]) -> Tensor:
         levels = [features[f"image_{level}"] for level in self.config.head_inputs]
-        return self.output(self.head(torch.cat(levels, dim=1)))
+        return self.output(self.head(rearrange(levels, "level b width -> b (level width)")))
 
     def _image_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         kind = "features" if "spot_features" in batch else "image"
         images = [batch[f"{level}_{kind}"] for level in LEVELS]
         # one backbone for both levels, in one call
-        raw = self.backbone(torch.cat(images)).chunk(2)
+        raw = self.backbone(rearrange(images, "level b ... -> (level b) ..."))
+        raw = rearrange(raw, "(level b) width -> level b width", level=len(LEVELS))
         return {
             f"image_{level}": self.image_projection(self.image_encoders[level](self.image_projectors[level](x)))
             for level, x in zip(LEVELS, raw, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
@@ -28,7 +29,7 @@ def jitter_stain(images: list[Tensor], strength: float) -> list[Tensor]:
     shape = (len(images[0]), 3, 1, 1)
     uniform = 2 * torch.rand(2, *shape, device=images[0].device) - 1
     gain, shift = 1 + strength * uniform[0], strength / 2 * uniform[1]
-    mean, std = (images[0].new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (rearrange(images[0].new_tensor(v), "rgb -> rgb 1 1") for v in (IMAGENET_MEAN, IMAGENET_STD))
     changed = []
     for image in images:
         density = -torch.log((image * std + mean).clamp(_DARKEST, 1))

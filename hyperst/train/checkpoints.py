@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import lightning
 import numpy as np
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
 
 from hyperst.config import TrainingConfig
 from hyperst.files import atomic_path, write_text_atomic
-from hyperst.imports import prepare_torchvision
 from hyperst.run import RunFolder, load_checkpoint
-
-prepare_torchvision()
-
-import lightning  # noqa: E402
-from lightning.fabric.plugins import TorchCheckpointIO  # noqa: E402
-from lightning.pytorch.callbacks import Checkpoint  # noqa: E402
 
 __all__ = ["AtomicCheckpoints", "Epoch", "Recorder", "not_finite"]
 

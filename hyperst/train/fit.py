@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import lightning
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ from torch import Tensor
 from hyperst.config import RunConfig, TrainingConfig, read_config, write_config
 from hyperst.data import Section, align_genes, resolve_crops, select_genes, spot_validation_split, transform
 from hyperst.files import write_json_atomic, write_text_atomic
-from hyperst.imports import prepare_torchvision
 from hyperst.model import Alignment
 from hyperst.run import (
     RunFolder,
@@ -34,10 +34,6 @@ from hyperst.run import (
 from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
 from hyperst.train.loaders import Loaders, make_loaders
 from hyperst.train.step import TrainingStep
-
-prepare_torchvision()
-
-import lightning  # noqa: E402
 
 __all__ = ["Epoch", "TrainingSummary", "fit"]
 

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import lightning
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from hyperst.config import RunConfig
-from hyperst.imports import prepare_torchvision
 from hyperst.metrics import per_gene_pearson
 from hyperst.model import Alignment, HyperST
 from hyperst.run import frozen_weights
 from hyperst.train.augmentation import jitter_stain
 from hyperst.train.checkpoints import not_finite
-
-prepare_torchvision()
-
-import lightning  # noqa: E402
 
 __all__ = ["TrainingStep", "averaged_model", "parameter_groups"]
 

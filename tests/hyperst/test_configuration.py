@@ -22,6 +22,48 @@ ABLATIONS = (
     "niche_head",
 )
 
+OLD_RUN = """\
+data:
+  target: log1p_cp10k
+  n_genes: 200
+  gene_selection: hmhvg
+  feature_key: uni
+  cache_gib: 2.0
+crop:
+  spot_um: 112.0
+  niche_um: 255.123
+  image_size: 96
+model:
+  backbone: precomputed
+  weights: null
+  lora: false
+  width: 256
+  dropout: 0.1
+  head_inputs:
+  - niche
+alignment:
+  weight: 0.2
+  entailment_weight: 0.4
+  contrastive: spot
+  entailment: none
+  geometry: cosine
+  mask_neighbours: false
+training:
+  epochs: 40
+  batch_size: 32
+  learning_rate: 1.0e-05
+  weight_decay: 0.01
+  gradient_clip: 1.0
+  averaging: 0.98
+  stain_jitter: 0.2
+  patience: 10
+  precision: 32-true
+  accelerator: auto
+  workers: 0
+  validation_fraction: 0.15
+  seed: 0
+"""
+
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_yaml_round_trip_of_presets(tmp_path, name):
@@ -92,6 +134,14 @@ def test_an_empty_file_is_the_default(tmp_path):
         ("data: {target: counts}", ValueError, ["data.target is 'counts'", "'log1p_cp10k'", "'log2'"]),
         ("data: {feature_key: uni}", ValueError, ["precomputed", "feature_key"]),
         ("crop: {spot_um: -3}", ValueError, ["spot_um"]),
+        ("crop: {spot_um: .nan}", ValueError, ["crop.spot_um is nan", "finite"]),
+        ("model: {lora: 1}", TypeError, ["model.lora is 1", "bool"]),
+        ("model: {head_inputs: spot}", TypeError, ["model.head_inputs must be a list, got 'spot'"]),
+        ("model: {head_inputs: [cell]}", ValueError, ["model.head_inputs.0 is 'cell'", "'spot' or 'niche'"]),
+        ("model: {head_inputs: []}", ValueError, ["model.head_inputs", "got none"]),
+        ("training: {epochs: 0, patience: 0}", ValueError, ["training.epochs is 0", "training.patience is 0"]),
+        ("training: {3: 4}", ValueError, ["unknown configuration key 'training.3'"]),
+        ("- training", TypeError, ["the configuration must be a mapping"]),
         ("a: [", ValueError, ["not a YAML file"]),
     ],
 )
@@ -103,6 +153,21 @@ def test_what_is_wrong_is_named_with_the_file(tmp_path, text, kind, words):
     assert str(path) in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_dataclass_is_checked_as_it_is_made():
+    with pytest.raises(ValueError, match="epochs"):
+        replace(RunConfig().training, epochs=0)
+
+
+def test_a_run_of_an_older_version_is_read(tmp_path):
+    """Keys are those that runs had before pydantic checked them, with some keys at other values than the default."""
+    path = tmp_path / "config.yaml"
+    path.write_text(OLD_RUN)
+    config = read_config(path)
+    assert (config.crop.niche_um, config.training.learning_rate) == (255.123, 1e-5)
+    assert (config.model.head_inputs, config.alignment) == (("niche",), with_ablation(RunConfig(), "clip").alignment)
+    assert config.training == replace(RunConfig().training, learning_rate=1e-5)
 
 
 def test_a_missing_file_is_named(tmp_path):

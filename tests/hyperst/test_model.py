@@ -91,25 +91,6 @@ def test_prediction_needs_the_image_alone_and_survives_autocast():
     assert (rounded.float() - exact).abs().max() <= 12 * 2**-8 * (exact - mean).abs().max() + 4 * 2**-8
 
 
-def test_timm_backbone_with_lora_trains_adapters_only(tmp_path):
-    torch.manual_seed(0)
-    options = {"image_size": 32}
-    plain = build_backbone("timm:vit_tiny_patch16_224", **options)
-    assert not any(p.requires_grad for p in plain.parameters())
-    adapted = build_backbone("timm:vit_tiny_patch16_224", lora=True, **options)
-    trained = [n for n, p in adapted.named_parameters() if p.requires_grad]
-    assert trained
-    assert all("lora" in n for n in trained)
-    assert {int(n.split("blocks.")[1].split(".")[0]) for n in trained} == set(range(6, 12))  # last 11/24 of 12 blocks
-    weights = tmp_path / "weights.pt"
-    torch.save(plain.model.state_dict(), weights)
-    loaded = build_backbone("timm:vit_tiny_patch16_224", weights=str(weights), **options)
-    image = torch.randn(2, 3, 32, 32)
-    assert torch.equal(loaded.eval()(image), plain.eval()(image))
-    with pytest.raises(FileNotFoundError, match="nothing is downloaded"):
-        build_backbone("timm:vit_tiny_patch16_224", weights=str(tmp_path / "none.pt"), **options)
-
-
 @pytest.mark.parametrize("name", ["conv", "stain", "conv+stain"])
 def test_backbone_widths(name):
     backbone = build_backbone(name)

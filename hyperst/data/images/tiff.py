@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import repeat
 
 from hyperst.data.images.base import SlideImage, plausible_mpp
 
@@ -151,7 +152,7 @@ def _to_rgb(pixels: np.ndarray) -> np.ndarray:
     """(h w 1|3|4) uint8 -> RGB; grey is repeated, transparency laid over white."""
     channels = pixels.shape[-1]
     if channels == 1:
-        return np.repeat(pixels, 3, axis=-1)
+        return repeat(pixels, "h w 1 -> h w rgb", rgb=3)
     if channels == 4:
         alpha = pixels[..., 3:].astype(np.float32) / 255
         return np.rint(pixels[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)

@@ -1,0 +1,36 @@
+"""Make FOLDER, an environment on top of the one that runs this, with the requirements of one EXTRA of this package.
+
+    .venv/bin/python .ci/on_top.py build/with-timm timm
+
+For extras that bring torchvision: it fits one build of PyTorch, and Lightning and peft import whichever they find. So it
+comes from where PyTorch does, and stays out of the environment below.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from torch_for_this_machine import PIP, install
+
+
+def main(folder: Path, extra: str) -> None:
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = str(folder / "bin" / "python")
+    ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = Path(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip())
+    (packages / "below.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    minor = int(metadata.version("torch").split(".")[1])
+    install(python, "--no-deps", f"torchvision==0.{minor + 15}.*")  # 0.28 goes with 2.13
+    found = [Requirement(line) for line in metadata.requires("hyperst-kernels") or ()]
+    wanted = [each for each in found if each.marker and each.marker.evaluate({"extra": extra})]
+    names = [f"{each.name}{each.specifier}" for each in wanted if not each.marker.evaluate({"extra": ""})]
+    subprocess.run([python, *PIP, "-c", ".ci/constraints.txt", *names], check=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
