@@ -14,11 +14,10 @@ import mpmath
 import torch
 from torch import Tensor
 
-from benchmarks import contrastive, distance, peers
+from benchmarks import contrastive, distance, oracle, peers
 from benchmarks.measure import describe, error, errors
 from benchmarks.problem import OURS, Problem, Step
 from benchmarks.results import Row
-from tests.kernels import oracle
 
 RADII = (1e-3, 1e-2, 0.1, 1.0, 3.0, 5.0, 10.0, 20.0)
 SEPARATIONS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)

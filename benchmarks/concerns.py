@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.kernels.cases import CASES
+from benchmarks.cases import CASES
 
 HINGES, PAIRS = "entailment_loss", "pairwise_distance"
 LOSS, HIERARCHY = "contrastive_loss", "hierarchical_contrastive_loss"

@@ -11,7 +11,6 @@ from torch import Tensor
 import hyperst_kernels as hk
 from benchmarks import peers, textbook
 from benchmarks.problem import OURS, Function, Problem, pairs
-from tests.kernels import meru
 
 TESTS = ("tests/kernels/test_contrastive.py", "tests/kernels/test_native.py")
 OPERATIONS = ("contrastive_loss",)
@@ -40,8 +39,8 @@ def setup(
         return Problem([image, text, *niches, c, scale], together)
     factories: dict[str, Callable[[], Function]] = {
         OURS: lambda: hk.contrastive_loss,
-        peers.EAGER: lambda: meru.contrastive_loss,
-        peers.COMPILED: lambda: peers.compiled(meru.single_matrix_loss),
+        peers.EAGER: lambda: textbook.contrastive_loss,
+        peers.COMPILED: lambda: peers.compiled(textbook.single_matrix_loss),
         peers.CHUNKED: lambda: textbook.chunked_loss,
         peers.OPEN_CLIP: peers.open_clip_loss,
         peers.PRODUCTS: lambda: peers.products(n, d, image),

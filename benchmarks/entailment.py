@@ -10,7 +10,6 @@ from torch import Tensor
 import hyperst_kernels as hk
 from benchmarks import peers, textbook
 from benchmarks.problem import OURS, Function, Problem, pairs
-from tests.kernels import meru
 
 TESTS = ("tests/kernels/test_geometry.py", "tests/kernels/test_row_wise.py")
 OPERATIONS = ("half_aperture", "exterior_angle", "entailment_loss")
@@ -33,7 +32,7 @@ def setup(operation: str, n: int, d: int, *, radius: float = 1.0, separation: fl
 
     def textbook_formula(*tangents: Tensor) -> Tensor:
         c = tangents[0].new_ones(())
-        return _TEXTBOOK[operation](*(meru.exp_map0(w, c) for w in tangents), c)
+        return _TEXTBOOK[operation](*(textbook.exp_map0(w, c) for w in tangents), c)
 
     factories: dict[str, Callable[[], Function]] = {OURS: lambda: _OURS[operation], **peers.textbook(textbook_formula)}
     return Problem([u] if operation == "half_aperture" else [u, v], factories)

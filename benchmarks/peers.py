@@ -157,8 +157,7 @@ def keops_loss() -> Function:
     """The symmetric loss as two KeOps reductions over a symbolic matrix of distances; made for few features."""
     from pykeops.torch import LazyTensor
 
-    from benchmarks.textbook import distance, time
-    from tests.kernels.meru import exp_map0
+    from benchmarks.textbook import distance, exp_map0, time
 
     def loss(image: Tensor, text: Tensor, c: Tensor, logit_scale: Tensor) -> Tensor:
         x, y = exp_map0(image, c), exp_map0(text, c)

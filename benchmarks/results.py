@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "benchmarks" / "results"
 _PACKAGES = ("torch", "triton", "geoopt", "hyperbolix", "hypll", "pykeops", "open_clip_torch")
 # what a commit has to say about a result: changes elsewhere do not matter
-_SOURCES = ("hyperst_kernels", "hyperst", "benchmarks/*.py", "tests/kernels/meru.py", "docs/examples")
+_SOURCES = ("hyperst_kernels", "hyperst", "benchmarks/*.py", "docs/examples")
 
 
 @dataclass(frozen=True)

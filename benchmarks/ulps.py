@@ -26,10 +26,10 @@ import torch
 
 import hyperst_kernels as hk
 from benchmarks import tables
+from benchmarks.oracle import SCALARS
 from benchmarks.results import FOLDER, REPOSITORY, Row, append, read_since
 from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.reference import scalars
-from tests.kernels.oracle import SCALARS
 
 CODE, CALLS, GPU = "machine code", "PyTorch", "GPU arithmetic"
 ENVIRONMENT = {CODE: {}, CALLS: {}, GPU: {"TRITON_INTERPRET": "1", "HYPERST_TEST_ARITHMETIC": "approximate"}}
@@ -211,8 +211,10 @@ def of_the_gpu() -> Iterator[Function]:
     import triton
     import triton.language as tl
 
-    import tests.kernels.triton  # noqa: F401  the arithmetic
+    from benchmarks import gpu_arithmetic
     from hyperst_kernels.gpu import tile_math
+
+    gpu_arithmetic.install()
 
     @triton.jit
     def each(function: tl.constexpr, x_ptr, out_ptr, n, SIZE: tl.constexpr):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import ulps
-from tests.kernels.oracle import SCALARS
+from benchmarks.oracle import SCALARS
 
 
 def test_units_of_known_errors():

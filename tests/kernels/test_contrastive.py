@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import hyperst_kernels as hk
+from benchmarks import cases, textbook
 from hyperst_kernels.cpu import tiles
 from hyperst_kernels.operators.register import ops
 from hyperst_kernels.reference import contrastive as reference
-from tests.kernels import cases, meru
 
 
 @st.composite
@@ -128,13 +128,13 @@ def test_eager_meru_fails_where_we_do_not():
     with hk.use_reference():
         exact = hk.contrastive_loss(image.double(), text.double(), 1.0, 1.0)
     ours = hk.contrastive_loss(image, text, 1.0, 1.0)
-    theirs = meru.contrastive_loss(image, text, torch.tensor(1.0), torch.tensor(1.0))
+    theirs = textbook.contrastive_loss(image, text, torch.tensor(1.0), torch.tensor(1.0))
     assert float(ours) == pytest.approx(float(exact), rel=1e-5)
     far = torch.cat([image[:32], 14 * F.normalize(torch.randn(32, 64), dim=-1)])
     with hk.use_reference():
         exact_far = hk.contrastive_loss(image.double(), far.double(), 1.0, 20.0)
     assert float(hk.contrastive_loss(image, far, 1.0, 20.0)) == pytest.approx(float(exact_far), rel=1e-5)
-    wrong = float(meru.contrastive_loss(image, far, torch.tensor(1.0), torch.tensor(20.0)))
+    wrong = float(textbook.contrastive_loss(image, far, torch.tensor(1.0), torch.tensor(20.0)))
     assert abs(wrong - float(exact_far)) > 0.02 * float(exact_far)
     assert math.isfinite(float(theirs))
 

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 import hyperst_kernels as hk
-from tests.kernels import oracle
-from tests.kernels.cases import ROW_WISE
+from benchmarks import oracle
+from benchmarks.cases import ROW_WISE
 from tests.kernels.triton import DEVICE, INTERPRETED, documented
 
 C = 0.75  # which float32 holds exactly

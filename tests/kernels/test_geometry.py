@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hyperst_kernels as hk
-from tests.kernels import oracle
+from benchmarks import oracle
 
 EPS = torch.finfo(torch.float32).eps
 

@@ -10,13 +10,13 @@ import torch
 from torch.nn import functional as F
 
 import hyperst_kernels as hk
+from benchmarks import cases, oracle
 from hyperst_kernels.cpu import contrastive, distance, memory, online_softmax
 from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.operators.entailment import reference_hinges
 from hyperst_kernels.operators.register import ops, use_reference
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference import distance as distance_reference
-from tests.kernels import cases, oracle
 
 pytestmark = pytest.mark.skipif(bindings.library() is None, reason="the package was installed without a compiler")
 EPS = torch.finfo(torch.float32).eps

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import hyperst_kernels as hk
-from tests.kernels.cases import CASES, ROW_WISE
+from benchmarks.cases import CASES, ROW_WISE
 
 WITHOUT_TRITON = """
 import sys, torch, hyperst_kernels as hk

@@ -7,10 +7,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.cases import CASES, ROW_WISE
 from hyperst_kernels.cpu import distance, entailment, maps
 from hyperst_kernels.cpu.native import bindings
 from tests.kernels import examples
-from tests.kernels.cases import CASES, ROW_WISE
 from tests.kernels.triton import DEVICE, INTERPRETED, documented
 
 EPS = torch.finfo(torch.float32).eps

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.cases import CASES, ROW_WISE, Case, angle_slopes, aperture_slope, tangents
 from hyperst_kernels.operators.entailment import reference_hinges
 from hyperst_kernels.operators.register import ops
 from tests.kernels import test_row_wise as row_wise
-from tests.kernels.cases import CASES, ROW_WISE, Case, angle_slopes, aperture_slope, tangents
 from tests.kernels.ptx.launch import running
 from tests.kernels.triton import test_pairwise as pairwise
 

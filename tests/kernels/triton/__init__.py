@@ -9,12 +9,10 @@ DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 AVAILABLE = INTERPRETED or torch.cuda.is_available()
 APPROXIMATE = AVAILABLE and not INTERPRETED
 if INTERPRETED:
-    from tests.kernels import arithmetic
+    from benchmarks import gpu_arithmetic
 
-    arithmetic.accept_any_numpy()
-    arithmetic.look_once()
-    arithmetic.use(arithmetic.CHOSEN)
-    APPROXIMATE = arithmetic.CHOSEN == "approximate"
+    gpu_arithmetic.install()
+    APPROXIMATE = gpu_arithmetic.CHOSEN == "approximate"
 
 
 def documented(instructions: int) -> float:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from benchmarks import cases
 from hyperst_kernels.gpu import contrastive as kernels
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.contrastive import backward_blocks
@@ -18,7 +19,7 @@ from hyperst_kernels.gpu.distance_matrix import EXACT_TILE
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference import maps
 from hyperst_kernels.reference.contrastive import Pairing
-from tests.kernels import cases, examples
+from tests.kernels import examples
 from tests.kernels.halves import moved_losses
 from tests.kernels.triton import APPROXIMATE, DEVICE, INTERPRETED
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import hyperst_kernels as hk
+from benchmarks.cases import CASES, ROW_WISE, C
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.operators import register
 from hyperst_kernels.operators.register import ops
 from tests.kernels import test_func
-from tests.kernels.cases import CASES, ROW_WISE, C
 from tests.kernels.test_compile import export, same_at_other_sizes
 from tests.kernels.triton import DEVICE, INTERPRETED
 

@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 
 import hyperst_kernels as hk
+from benchmarks.cases import CASES, ROW_WISE, C
 from hyperst_kernels.entailment import entailment_hinges
 from hyperst_kernels.reference.contrastive import Pairing
-from tests.kernels.cases import CASES, ROW_WISE, C
 from tests.kernels.triton import DEVICE, INTERPRETED, test_hierarchy, test_pairwise
 from tests.kernels.triton import test_contrastive_kernel as loss
 

@@ -12,8 +12,8 @@ import triton.language as tl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.oracle import SCALARS, asinhc
 from hyperst_kernels.gpu import tile_math
-from tests.kernels.oracle import SCALARS, asinhc
 from tests.kernels.triton import APPROXIMATE, DEVICE, INTERPRETED, documented
 
 EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}

@@ -33,6 +33,13 @@ _originals: dict[str, Callable] = {}
 EXACT, HALVES = "ieee", "bf16x3"  # precisions of products
 
 
+def install() -> None:
+    """Make the interpreter of this process ready for tests: any NumPy, no time lost, and the arithmetic of `CHOSEN`."""
+    accept_any_numpy()
+    look_once()
+    use(CHOSEN)
+
+
 def use(mode: str, seed: int = 0) -> None:
     """Switch the interpreter of this process to a mode of `MODES`; "plain" takes everything back.
 
