@@ -17,9 +17,10 @@ from scipy import sparse
 
 from hyperst.data.grid import Grid, detect_grid
 from hyperst.data.images import IMAGE_SUFFIXES, SlideImage, open_image
-from hyperst.data.readers.h5ad import read_h5ad_features, read_h5ad_table
-from hyperst.data.readers.legacy import is_legacy, legacy_name, read_legacy_table
-from hyperst.data.readers.spaceranger import is_spaceranger, read_spaceranger_table, spaceranger_name
+from hyperst.data.readers import reader_of
+from hyperst.data.readers.h5ad import read_h5ad_features
+from hyperst.data.readers.legacy import is_legacy, legacy_name
+from hyperst.data.readers.spaceranger import is_spaceranger
 from hyperst.data.readers.table import Scale, SpotTable, check_positions, empty_counts
 
 __all__ = ["Section", "find_sections", "image_section", "read_section"]
@@ -133,7 +134,10 @@ def read_section(
     ('S0', 'P0', 'hexagonal', 100)
     """
     path = Path(path)
-    table = _read_table(path, name, None if spots is None else Path(spots), require_counts)
+    reader = reader_of(path)
+    table = reader.read(
+        path, reader.name(path) if name is None else name, None if spots is None else Path(spots), require_counts
+    )
     image_path = _find_image(table, image, images_dir, require_image)
     image_mpp = _check_image(table, image_path) if image_path is not None else None
     grid = _resolve_scale(table, mpp, image_mpp)
@@ -221,18 +225,6 @@ def _sections_in(folder: Path) -> list[Path]:
         if tables := [file for file in tables if not file.name.endswith("_selection.tsv")]:
             return tables
     return sorted(child for child in folder.iterdir() if child.is_dir() and is_spaceranger(child))
-
-
-def _read_table(path: Path, name: str | None, spots: Path | None, counts: bool) -> SpotTable:
-    if not path.exists():
-        raise FileNotFoundError(f"section {path} does not exist")
-    if path.is_dir():
-        return read_spaceranger_table(path, spaceranger_name(path) if name is None else name, counts=counts)
-    if path.suffix == ".h5ad":
-        return read_h5ad_table(path, path.stem if name is None else name, counts=counts)
-    if is_legacy(path):
-        return read_legacy_table(path, legacy_name(path) if name is None else name, spots=spots, counts=counts)
-    raise ValueError(f"{path}: unknown kind of section; need .h5ad, a Space Ranger folder, or counts as .tsv(.gz)")
 
 
 def _find_image(

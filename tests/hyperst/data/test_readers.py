@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from hyperst.data import find_sections, niche_members, read_section
+from hyperst.data import find_sections, niche_members, read_section, readers
+from hyperst.data.readers import Reader, reader_of
 
 
 @pytest.fixture
@@ -97,3 +98,15 @@ def test_hest_layout(tmp_path):
     section = read_section(found)
     assert section.image_path == tmp_path / "hest" / "wsis" / "TENX1.tif"
     assert section.n_spots == 25
+
+
+def test_another_reader_is_one_entry(tmp_path, monkeypatch):
+    path = tmp_path / "S.points"
+    path.write_text("x y", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"need a Space Ranger folder, .h5ad, or counts"):
+        reader_of(path)
+    mine = Reader("points", lambda path: path.suffix == ".points", lambda path: path.stem, lambda *given: given)
+    monkeypatch.setattr(readers, "READERS", (*readers.READERS, mine))
+    assert reader_of(path) is mine
+    with pytest.raises(FileNotFoundError, match="nothing.h5ad does not exist"):
+        reader_of(tmp_path / "nothing.h5ad")
