@@ -18,7 +18,7 @@ _PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("too_long_for_a_product", (PAIRS,)),
     ("public_functions", ("distance",)),
     ("slope_of_log_map", ("log_map",)),
-    ("test_pairwise.py", (PAIRS,)),
+    ("test_distance_matrix.py", (PAIRS,)),
     ("test_smoke.py::test_pairs", (PAIRS,)),
     ("test_smoke.py::test_terms_of_a_hierarchy", (HIERARCHY,)),
     ("test_hierarchy.py", (HIERARCHY,)),

@@ -30,7 +30,7 @@ HERE = "tests/kernels/triton/"
         (HERE + "test_operators.py::test_maps_over_samples[contrastive_loss-tangent]", {LOSS, HIERARCHY}),
         (HERE + "test_operators.py::test_this_process_runs_kernels", set(OPERATORS)),
         (HERE + "test_tile_math.py::test_at_zero[asinh]", set(OPERATORS)),
-        (HERE + "test_pairwise.py::test_wide_rows[True]", {PAIRS}),
+        (HERE + "test_distance_matrix.py::test_wide_rows[True]", {PAIRS}),
         (HERE + "test_contrastive_kernel.py::test_gradcheck_in_float64", {LOSS, HIERARCHY}),
         (HERE + "test_contrastive_kernel.py", {LOSS, HIERARCHY}),
         (HERE + "test_hierarchy.py::test_half_precision_in_stripes[rows]", {HIERARCHY}),

@@ -90,13 +90,13 @@ def test_a_module_that_does_not_load_has_failed(run, cores):
 @in_one_and_several
 def test_smoke_tests_and_tests_of_some_operators(run, cores):
     marked = "import pytest\n\n@pytest.mark.smoke\ndef test_marked():\n    pass\n\ndef test_unmarked():\n    pass\n"
-    modules = {"test_pairwise": marked, "test_hierarchy": marked}
+    modules = {"test_distance_matrix": marked, "test_hierarchy": marked}
     assert len(run(cores, **modules).planned) == 4
     assert sorted(run(cores, device_tests.SMOKE, **modules).outcomes) == [
         f"test_{name}.py::test_marked" for name in ("hierarchy", "pairwise")
     ]
     found = run(cores, device_tests.SMOKE, [PAIRS], **modules)
-    assert found.planned == list(found.outcomes) == ["test_pairwise.py::test_marked"]
+    assert found.planned == list(found.outcomes) == ["test_distance_matrix.py::test_marked"]
 
 
 # in place of a GPU whose context an illegal access ends: for the process that made it

@@ -38,7 +38,7 @@ def tested(folder):
 
     def tested(**found):
         tests = {operator: f"test_operators.py::test_opcheck[{operator}]" for operator in found}
-        tests |= {PAIRS: "test_pairwise.py::test_precisions[ieee]", HINGES: "test_operators.py::test_hinges"}
+        tests |= {PAIRS: "test_distance_matrix.py::test_precisions[ieee]", HINGES: "test_operators.py::test_hinges"}
         path = folder / outcomes.NAME
         outcomes.append(path, about={**device_tests.about(), "selection": "smoke"})
         outcomes.append(path, planned=[tests[operator] for operator in found])

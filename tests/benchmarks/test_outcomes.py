@@ -7,7 +7,7 @@ import pytest
 from benchmarks import device_summary, outcomes
 from benchmarks.concerns import HIERARCHY, HINGES, LOSS, OPERATORS, PAIRS
 
-PAIRWISE = ["test_pairwise.py::test_wide_rows", "test_pairwise.py::test_precisions[tf32]"]
+PAIRWISE = ["test_distance_matrix.py::test_wide_rows", "test_distance_matrix.py::test_precisions[tf32]"]
 RIGHT = {"test": PAIRWISE[0], "outcome": "passed", "seconds": 1.0}
 RIGHT_TOO = {"test": PAIRWISE[1], "outcome": "passed"}
 WRONG = {"test": PAIRWISE[1], "outcome": "failed", "said": "E   assert 2 == 3"}
@@ -52,7 +52,7 @@ def test_a_failure_stops_its_operator_only(run):
 def test_a_run_that_was_cut_off_is_not_green(run):
     assert objection(run(RIGHT)) == outcomes.NOT_RUN
     with run.path.open("a") as file:
-        file.write('{"test": "test_pairwise.py::test_prec')
+        file.write('{"test": "test_distance_matrix.py::test_prec')
     runs = outcomes.read(run.path)
     assert runs[0].missing() == PAIRWISE[1:]
     assert runs[0].status is None
@@ -61,7 +61,11 @@ def test_a_run_that_was_cut_off_is_not_green(run):
 
 def test_the_smoke_tests_are_enough_while_no_other_has_failed(run):
     run(RIGHT, RIGHT_TOO)
-    more = [*PAIRWISE, "test_pairwise.py::test_nan_is_not_hidden", "test_pairwise.py::test_no_second_derivative"]
+    more = [
+        *PAIRWISE,
+        "test_distance_matrix.py::test_nan_is_not_hidden",
+        "test_distance_matrix.py::test_no_second_derivative",
+    ]
     assert objection(run({"test": more[2], "outcome": "passed"}, planned=more)) == ""
     assert "1 failed" in objection(run({"test": more[3], "outcome": "failed"}, planned=more))
 
@@ -97,7 +101,7 @@ def test_no_file_is_no_run(tmp_path):
 
 
 def test_the_summary_has_failures_first_and_is_short(run):
-    tests = [f"test_pairwise.py::test_precisions[{k}]" for k in range(400)]
+    tests = [f"test_distance_matrix.py::test_precisions[{k}]" for k in range(400)]
     lines = [{"test": test, "outcome": "failed", "said": f"{'x' * 3000}\nE   assert {test}"} for test in tests]
     text = device_summary.summary(run(*lines, planned=[*tests, "never"]), [])
     assert text.startswith(f"FAILED {tests[0]}\n")

@@ -108,5 +108,5 @@ def test_another_reader_is_one_entry(tmp_path, monkeypatch):
     mine = Reader("points", lambda path: path.suffix == ".points", lambda path: path.stem, lambda *given: given)
     monkeypatch.setattr(readers, "READERS", (*readers.READERS, mine))
     assert reader_of(path) is mine
-    with pytest.raises(FileNotFoundError, match="nothing.h5ad does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.h5ad does not exist"):
         reader_of(tmp_path / "nothing.h5ad")

@@ -12,7 +12,7 @@ from hyperst_kernels.operators.entailment import reference_hinges
 from hyperst_kernels.operators.register import ops
 from tests.kernels import test_row_wise as row_wise
 from tests.kernels.ptx.launch import running
-from tests.kernels.triton import test_pairwise as pairwise
+from tests.kernels.triton import test_distance_matrix as pairwise
 
 SHAPES = [
     (1, 1, torch.float32), (5, 3, torch.float32), (7, 33, torch.float32), (6, 130, torch.bfloat16), (5, 9, torch.float64),

@@ -12,7 +12,7 @@ import hyperst_kernels as hk
 from benchmarks.cases import CASES, ROW_WISE, C
 from hyperst_kernels.entailment import entailment_hinges
 from hyperst_kernels.reference.contrastive import Pairing
-from tests.kernels.triton import DEVICE, INTERPRETED, test_hierarchy, test_pairwise
+from tests.kernels.triton import DEVICE, INTERPRETED, test_distance_matrix, test_hierarchy
 from tests.kernels.triton import test_contrastive_kernel as loss
 
 pytestmark = pytest.mark.smoke
@@ -83,8 +83,8 @@ def test_pairs(precision):
     y[:9] = x[:9]
     upstream = torch.rand(n, n, generator=torch.Generator().manual_seed(2))
     for tangent in (True, False):
-        found = test_pairwise.kernel(x, y, upstream, tangent, precision)
-        for got, want in zip(found, test_pairwise.exactly(x, y, upstream, tangent), strict=True):
+        found = test_distance_matrix.kernel(x, y, upstream, tangent, precision)
+        for got, want in zip(found, test_distance_matrix.exactly(x, y, upstream, tangent), strict=True):
             torch.testing.assert_close(got.double(), want, rtol=0, atol=PRECISIONS[precision] * float(want.abs().max()))
 
 
@@ -96,10 +96,10 @@ def test_pairs_of_other_dtypes(dtype):
     for tangent in (True, False):
 
         def distances(x, y, c):
-            return hk.pairwise_distance(x, y, c, input=test_pairwise.NAMES[tangent])  # noqa: B023
+            return hk.pairwise_distance(x, y, c, input=test_distance_matrix.NAMES[tangent])  # noqa: B023
 
-        want = test_pairwise.exactly(x, y, upstream, tangent)
-        found = test_pairwise.run(distances, x.to(DEVICE), y.to(DEVICE), upstream)
+        want = test_distance_matrix.exactly(x, y, upstream, tangent)
+        found = test_distance_matrix.run(distances, x.to(DEVICE), y.to(DEVICE), upstream)
         error = RELATIVE[dtype] if dtype == torch.bfloat16 else 1e-9
         for got, exact in zip(found, want, strict=True):
             torch.testing.assert_close(got.double(), exact, rtol=0, atol=error * float(exact.abs().max()))
