@@ -15,7 +15,7 @@ from torch import Tensor
 from hyperst.baselines import ridge_floor, training_mean
 from hyperst.data import Section, align_genes, transform
 from hyperst.files import atomic_path, write_json_atomic
-from hyperst.metrics import mae, mse, per_gene_pearson, top_k_mean
+from hyperst.metrics import METRICS, per_gene_pearson, top_k_mean
 from hyperst.model import build_backbone
 from hyperst.predict import over_spots
 from hyperst.run import Run
@@ -39,20 +39,29 @@ class Scores:
         pcc: mean over genes of the Pearson correlation over spots; None where it is undefined (a constant prediction).
         pcc_top: mean of the k largest per-gene correlations, for each k up to the number of genes. The genes are picked
             on this very section, so chance alone makes it positive: read it beside the null.
-        mse, mae: mean squared and absolute error over spots and genes, on the target scale.
+        errors: each of `hyperst.metrics.METRICS`, by name, on the target scale: "mse", "mae".
         n_undefined: genes without a correlation, because prediction or measurement is constant; left out of ``pcc``.
     """
 
     pcc: float | None
     pcc_top: dict[int, float]
-    mse: float
-    mae: float
+    errors: dict[str, float]
     n_undefined: int
+
+    @property
+    def mse(self) -> float:
+        """Mean squared error over spots and genes."""
+        return self.errors["mse"]
+
+    @property
+    def mae(self) -> float:
+        """Mean absolute error over spots and genes."""
+        return self.errors["mae"]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         top = {f"pcc_{k}": value for k, value in self.pcc_top.items()}
-        return {"pcc": self.pcc, **top, "mse": self.mse, "mae": self.mae, "n_genes_undefined": self.n_undefined}
+        return {"pcc": self.pcc, **top, **self.errors, "n_genes_undefined": self.n_undefined}
 
 
 @dataclass(frozen=True)
@@ -83,13 +92,14 @@ class Evaluation:
         genes = f"{len(self.per_gene)} genes, {self.n_spots} spots, target {self.target}"
         table = Table(title=f"{self.section}: {genes}", title_justify="left", title_style="bold")
         table.add_column("method")
-        for name in ("PCC", *(f"PCC-{k}" for k in ks), "MSE", "MAE"):
+        for name in ("PCC", *(f"PCC-{k}" for k in ks), *(name.upper() for name in METRICS)):
             table.add_column(name, justify="right")
         for name, entry in self.scores.items():
             correlations = [entry.pcc, *(entry.pcc_top.get(k) for k in ks)]
             cells = ["-" if value is None else f"{value:+.3f}" for value in correlations]
             style = "bold" if name == OURS else None
-            table.add_row(name, *cells, f"{entry.mse:.4f}", f"{entry.mae:.4f}", style=style)
+            errors = (f"{entry.errors[metric]:.4f}" for metric in METRICS)
+            table.add_row(name, *cells, *errors, style=style)
         return table
 
 
@@ -170,8 +180,7 @@ def score(prediction: np.ndarray, measured: np.ndarray) -> Scores:
     return Scores(
         pcc=float(finite.mean()) if len(finite) else None,
         pcc_top={k: float(top_k_mean(finite, k)) for k in _TOP if 0 < k <= len(finite)},
-        mse=float(mse(prediction, measured)),
-        mae=float(mae(prediction, measured)),
+        errors={name: metric(prediction, measured) for name, metric in METRICS.items()},
         n_undefined=int(len(correlation) - len(finite)),
     )
 
@@ -230,8 +239,7 @@ def _null_scores(prediction: np.ndarray, measured: np.ndarray, seed: int) -> Sco
     return Scores(
         pcc=float(np.mean(correlations)) if correlations else None,
         pcc_top={k: float(np.mean([entry.pcc_top[k] for entry in shuffled])) for k in shuffled[0].pcc_top},
-        mse=float(np.mean([entry.mse for entry in shuffled])),
-        mae=float(np.mean([entry.mae for entry in shuffled])),
+        errors={name: float(np.mean([entry.errors[name] for entry in shuffled])) for name in METRICS},
         n_undefined=shuffled[0].n_undefined,
     )
 

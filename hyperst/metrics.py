@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["mae", "mse", "per_gene_pearson", "top_k_mean"]
+__all__ = ["METRICS", "mae", "mse", "per_gene_pearson", "top_k_mean"]
 
 _Array = TypeVar("_Array", np.ndarray, Tensor)
 
@@ -72,3 +73,7 @@ def mae(prediction: _Array, target: _Array) -> float:
     """
     first, second = _pair(prediction, target)
     return float((first - second).abs().mean())
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"mse": mse, "mae": mae}
+"""Errors of a prediction (spot gene) against a measurement, by the name they have in tables: another is an entry here."""

@@ -129,7 +129,7 @@ def test_missing_genes_are_named(run, sections, tmp_path):
 
 
 def test_summary_is_mean_and_spread_over_sections(evaluation, tmp_path):
-    worse = replace(evaluation.scores[OURS], mse=evaluation.scores[OURS].mse + 2)
+    worse = replace(evaluation.scores[OURS], errors={"mse": evaluation.scores[OURS].mse + 2, "mae": 0.0})
     other = replace(evaluation, section="S9", scores={**evaluation.scores, OURS: worse})
     stored = json.loads(summarise([evaluation, other], tmp_path / "summary.json").read_text())
     assert stored["sections"] == ["S3", "S9"]

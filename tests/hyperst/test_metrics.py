@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr
 
 from hyperst.baselines import ridge_floor, training_mean
-from hyperst.metrics import mae, mse, per_gene_pearson, top_k_mean
+from hyperst.evaluation import score
+from hyperst.metrics import METRICS, mae, mse, per_gene_pearson, top_k_mean
 
 
 @given(st.integers(3, 30), st.integers(1, 5), st.integers(0, 1000), st.floats(-1e3, 1e3))
@@ -62,3 +63,12 @@ def test_figure_shows_the_chosen_genes(tmp_path, sections):
         assert len(picture.convert("P").getcolors()) > 50
     with pytest.raises(ValueError, match="NOT_A_GENE"):
         expression_figure(section, names, measured, measured, tmp_path / "g.png", genes=["NOT_A_GENE"])
+
+
+def test_another_metric_is_one_entry(monkeypatch):
+    monkeypatch.setitem(METRICS, "worst", lambda prediction, measured: float(abs(prediction - measured).max()))
+    measured = np.array([[0.0, 1.0], [1.0, 3.0], [2.0, 2.0]])
+    wrong = measured.copy()
+    wrong[1, 1] += 2
+    found = score(wrong, measured)
+    assert found.as_json()["worst"] == 2
