@@ -93,7 +93,7 @@ def test_smoke_tests_and_tests_of_some_operators(run, cores):
     modules = {"test_distance_matrix": marked, "test_hierarchy": marked}
     assert len(run(cores, **modules).planned) == 4
     assert sorted(run(cores, device_tests.SMOKE, **modules).outcomes) == [
-        f"test_{name}.py::test_marked" for name in ("hierarchy", "pairwise")
+        f"test_{name}.py::test_marked" for name in ("distance_matrix", "hierarchy")
     ]
     found = run(cores, device_tests.SMOKE, [PAIRS], **modules)
     assert found.planned == list(found.outcomes) == ["test_distance_matrix.py::test_marked"]
