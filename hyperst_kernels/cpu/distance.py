@@ -17,7 +17,7 @@ from hyperst_kernels.cpu.native import bindings
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the operators below take rows like these."""
+    """Whether the functions of rows in machine code take rows like these."""
     return x.device.type == "cpu" and geometry_dtype(x) == torch.float32 and bindings.library() is not None
 
 
@@ -43,6 +43,7 @@ def _shared(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple:
 
 
 def row_values(name: str, x: Tensor, y: Tensor, c: Tensor, tangent: bool, *cone: float) -> Tensor:
+    """Return what a function of the library gives of matching rows: (r d), (r d) -> (r). ``cone``: eta and the least radius."""
     wide_x, wide_y = bindings.rows(x.float()), bindings.rows(y.float())
     out = wide_x.new_empty(len(x))
     bindings.call(name, *_shared(wide_x, wide_y, c, tangent), *cone, out)
@@ -60,6 +61,7 @@ def _add(
     dx: Tensor,
     dy: Tensor,
 ) -> Tensor:
+    """Add weights (r) times the slopes of a function of the library to dx and dy, and return those by c (r)."""
     x, y, weights = bindings.rows(x.float()), bindings.rows(y.float()), weights.contiguous()
     dc = x.new_empty(len(x), dtype=torch.float64)
     bindings.call(name, *_shared(x, y, c, tangent), *cone, weights, dx, dx.stride(0), dy, dy.stride(0), dc)
@@ -69,6 +71,7 @@ def _add(
 def row_gradients(
     name: str, grad: Tensor, x: Tensor, y: Tensor, c: Tensor, tangent: bool, *cone: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gradients of x, y (r d) and c () from that of the values (r) of a function of the library."""
     dx, dy = (torch.zeros(t.shape, dtype=torch.float32, device=t.device) for t in (x, y))
     dc = _add(name, grad.float(), x, y, c, tangent, cone, dx, dy)
     return dx.to(x.dtype), dy.to(y.dtype), dc.sum().to(c.dtype)

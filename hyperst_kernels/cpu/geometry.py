@@ -28,6 +28,7 @@ class Geometry(Protocol):
 
     name: str
     extra: int
+    native_units: tuple[float, float]  # of the distance and of the slope, by what the machine code calls so
 
     def left(self, features: Tensor, out: Tensor) -> None:
         """Fill the operand of the queries: (n d) -> (n k)."""
@@ -69,6 +70,7 @@ class Lorentz:
     def __init__(self, c: Tensor, tangent: bool):
         self.c, self.tangent = c, tangent
         self.unit = float(c) ** -0.5
+        self.native_units = 2 * self.unit, self.unit
 
     def _rows(self, features: Tensor) -> tuple:
         """Arguments of the functions in machine code."""
@@ -157,6 +159,7 @@ class Euclidean:
 
     name = "euclidean"
     extra = 2
+    native_units = 1.0, 0.5
 
     def left(self, features: Tensor, out: Tensor) -> None:
         torch.mul(features, -2, out=out[:, :-2])
@@ -200,6 +203,7 @@ class Cosine:
 
     name = "cosine"
     extra = 1
+    native_units = 1.0, 1.0
 
     def left(self, features: Tensor, out: Tensor) -> None:
         torch.neg(unit(features), out=out[:, :-1])

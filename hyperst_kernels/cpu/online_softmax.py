@@ -1,6 +1,6 @@
 """What to make of a tile of products z: running log-sum-exps in the forward pass, dL/dz in the backward pass.
 
-z = +inf marks a key that is no negative of its row. There is one epilogue in PyTorch calls, for any dtype and device, and
+z = +inf marks a key that is no negative of its row. There is one form in PyTorch calls, for any dtype and device, and
 one in machine code.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hyperst_kernels._constants import CHUNK, GEOMETRIES
 from hyperst_kernels.cpu import tiles
-from hyperst_kernels.cpu.geometry import Euclidean, Geometry, Lorentz
+from hyperst_kernels.cpu.geometry import Geometry
 from hyperst_kernels.cpu.native import bindings
 
 # Measured on two cores: products want larger tiles than a sequence of PyTorch calls (`tiles`), and the native functions
@@ -148,11 +148,7 @@ class NativeOnlineSoftmax:
 
     def __init__(self, geometry: Geometry, like: Tensor, n: int, m: int, scale: float, symmetric: bool):
         # d = distance * what the kernel calls distance, dd/dz = slope * what it calls slope
-        self.kind = GEOMETRIES.index(geometry.name)
-        if isinstance(geometry, Lorentz):
-            self.distance, self.slope = 2 * geometry.unit, geometry.unit
-        else:
-            self.distance, self.slope = 1.0, 0.5 if isinstance(geometry, Euclidean) else 1.0
+        self.kind, (self.distance, self.slope) = GEOMETRIES.index(geometry.name), geometry.native_units
         self.scale, self.symmetric = scale, symmetric
         self.exponent = float(
             torch.tensor(-scale * self.distance / math.log(2), dtype=torch.float32)

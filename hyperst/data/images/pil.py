@@ -59,6 +59,7 @@ def _check_pil_mode(image: Image.Image, path: Path) -> None:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
+    """Return uint8 (height width 3); transparency is laid over white."""
     if image.mode in {"RGBA", "LA"} or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return np.asarray(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"))

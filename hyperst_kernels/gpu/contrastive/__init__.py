@@ -7,9 +7,9 @@ A tile that holds a pair whose product has cancelled is flagged by the forward p
 work feature by feature. The flags are kept: every later pass splits the pairs in the same way, whatever its own rounding
 says.
 
-Backward, the launch table chooses: one kernel whose programs own rows, inputs for the queries and, arguments swapped, for the
+Backward, the launch table chooses: one kernel whose programs own rows, run for the queries and, arguments swapped, for the
 keys ("contrastive backward"); or, where its accumulators do not fit into registers, blocks of weights that meet the points in
-library products. All sums have a fixed order, unless ``atomic`` allows one inputs of the kernel to serve both sides.
+library products. All sums have a fixed order, unless ``atomic`` allows one run of the kernel to serve both sides.
 """
 
 from __future__ import annotations

@@ -20,13 +20,11 @@ from hyperst_kernels.gpu.contrastive.forward import (
     Keys,
     Rows,
     each_key,
-    is_extreme,
     load_steepness,
-    remoteness_of,
     row_stats,
     tile_of_pairs,
 )
-from hyperst_kernels.gpu.contrastive.geometry import EXCESS, SCALE, largest_of
+from hyperst_kernels.gpu.contrastive.geometry import EXCESS, SCALE, is_extreme, largest_of, remoteness_of
 from hyperst_kernels.gpu.contrastive.inputs import LossInputs, Sums, Upstream, matrix_arg
 from hyperst_kernels.gpu.tile_math import load_each
 

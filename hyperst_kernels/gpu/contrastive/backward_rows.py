@@ -23,14 +23,12 @@ from hyperst_kernels.gpu.contrastive.forward import (
     RowStats,
     diagonal_tiles,
     each_key,
-    is_extreme,
     load_steepness,
-    remoteness_of,
     row_stats,
     rows_of,
     tile_of_pairs,
 )
-from hyperst_kernels.gpu.contrastive.geometry import EXCESS, RATIO, SCALE, largest_of
+from hyperst_kernels.gpu.contrastive.geometry import EXCESS, RATIO, SCALE, is_extreme, largest_of, remoteness_of
 from hyperst_kernels.gpu.contrastive.inputs import (
     LossInputs,
     Sums,
@@ -273,7 +271,7 @@ def grad_points_by_rows(
 
 
 def _launches(inputs: LossInputs, atomic: bool) -> Iterator[list[TermView]]:
-    """Roles that one launch serves: of the same compiled code and, unless sums are atomic, of different owners."""
+    """Yield terms that one launch serves: of the same compiled code and, unless sums are atomic, of different owners."""
     for side in (inputs.queries,) if atomic else (inputs.queries, inputs.keys):
         for symmetric in (True, False):
             terms = [term for term in side if term.symmetric == symmetric]

@@ -112,8 +112,7 @@ def features_of(matrices, t, rows, columns, n, DTYPE: tl.constexpr):
 
 @triton.jit
 def _positives(
-    xs, ys, c_ptr, scale_ptr, out_ptr, out_stride, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
-    ROWS: tl.constexpr,
+    xs, ys, c_ptr, scale_ptr, out_ptr, out_stride, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Logits of the positives of each term, in float64; 0 beyond its own rows."""
     t = tl.program_id(1)
@@ -128,8 +127,7 @@ def _positives(
 
 @triton.jit
 def _positive_gradients(
-    xs, ys, c_ptr, weight_ptrs, dx_ptrs, top, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
-    ROWS: tl.constexpr,
+    xs, ys, c_ptr, weight_ptrs, dx_ptrs, top, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """dx_i += weight_i times the gradient of d(x_i, y_i) by x_i, for the rows from ``top`` on; dx begins there."""
     t = tl.program_id(1)

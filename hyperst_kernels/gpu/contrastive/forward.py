@@ -249,7 +249,7 @@ def add_tile(
     if flag == 0:
         closest = tl.min(remoteness, axis=1)
         offset, total = add_powers(offset, total, remoteness, closest, block.steepness, ALL, 1)
-        if SYMMETRIC:  # noqa: SIM102 (known when compiled; the other when inputs)
+        if SYMMETRIC:  # noqa: SIM102 (known when compiled; the other when run)
             if start < rows.n - keys.first:
                 j = tl.arange(0, BLOCK_M)
                 mine, inside = block.workspace_ptr + 2 * start + j, j < keys.m - start
@@ -275,7 +275,8 @@ class KeyArgs(NamedTuple):
     """Some keys of each term of a launch.
 
     Vectors with the stride from row to row and how many, a number each, the largest b; ids of keys, which of all keys is the
-    first, and how many tiles they are."""
+    first, and how many tiles they are.
+    """
 
     vectors: tuple[tl.tensor, ...]
     strides: tuple[tl.tensor, ...]
@@ -324,8 +325,7 @@ def _log_sum_exps(
         # no z is more than twice as large; loaded for each block: a register less in the loops over keys
         widest = tl.max(stats.time) * tl.load(largest_ptr) + tl.max(stats.excess)
         suspicious = limit * widest  # pairs with a smaller z may have cancelled: look closer
-        careful = first + BLOCK_N > n
-        careful = careful | is_extreme(widest, steepness, TILING.GEOMETRY, DTYPE)
+        careful = (first + BLOCK_N > n) | is_extreme(widest, steepness, TILING.GEOMETRY, DTYPE)
         x_tile = stats.ids
         if WHOLE:
             x_tile = rows_of(owned.ptr, first, 0, owned.stride, n, d, TILING, BLOCK_N)

@@ -51,12 +51,12 @@ def cancels(geometry: str) -> bool:
 
 
 def slope_of_logits(geometry: str, c: Tensor, logit_scale: Tensor) -> Tensor:
-    """Return minus the slope of a logit by what `remoteness_of` gives the slope of: in the Lorentz model sqrt(c) d, else d."""
+    """Return minus the slope of a logit by sqrt(c) d in the Lorentz model, by d in the others."""
     return logit_scale / c.sqrt() if geometry == "lorentz" else logit_scale
 
 
 def unit_of_remoteness(geometry: str) -> float:
-    """Return what that is of a remoteness of 1."""
+    """Return sqrt(c) d, or d, of a remoteness of 1."""
     return LN_2 if geometry == "lorentz" else 1.0
 
 
@@ -278,8 +278,7 @@ def slope_of_rows(x, y, c_ptr, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr):
 @triton.jit
 def _to_features(
     xs, points_ptrs, times_ptrs, c_ptr, top, ns, d,
-    GEOMETRY: tl.constexpr, TANGENT: tl.constexpr, UNIT: tl.constexpr,
-    ROWS: tl.constexpr,
+    GEOMETRY: tl.constexpr, TANGENT: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """In place of sum w Y: dL/dX = (sum w t) X / t - sum w Y, carried to the features times their factor.
 
@@ -317,8 +316,7 @@ def _to_features(
 
 @triton.jit
 def _to_gradients(
-    xs, points_ptrs, out_ptrs, by_rows_ptr, by_rows_stride, top, ns, d,
-    ROWS: tl.constexpr,
+    xs, points_ptrs, out_ptrs, by_rows_ptr, by_rows_stride, top, ns, d, ROWS: tl.constexpr,
 ):  # fmt: skip
     """dL/dx in the features' own dtype, and <x, dL/dx> of each row, from that of the features times their factor.
 

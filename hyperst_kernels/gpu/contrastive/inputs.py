@@ -58,7 +58,7 @@ class TermView(NamedTuple):
 
 
 def rounds(terms: Sequence[TermView]) -> Iterator[list[TermView]]:
-    """Roles that may add to what they own in one launch: no two of a round own the same."""
+    """Yield terms that may add to what they own in one launch: no two of a round own the same."""
     while terms:
         first = {term.owner: term for term in reversed(terms)}
         yield [term for term in terms if first[term.owner] is term]
@@ -99,7 +99,7 @@ class MatrixArg(NamedTuple):
 
 
 def matrix_arg(side: PreparedFeatures) -> MatrixArg:
-    """One side as an argument of a launch."""
+    """Return one side as an argument of a launch."""
     n, d = side.vectors.shape
     return MatrixArg(side.vectors, side.stats, side.vectors.stride(0), n, side.stats.stride(0), d)
 
@@ -113,7 +113,7 @@ class Flags(NamedTuple):
 
 
 class Flagged(NamedTuple):
-    """`Flags` that are read, and how many each row of tiles has: scale_grad most rows there are none to look for."""
+    """`Flags` that are read, and how many each row of tiles has: along most rows there are none to look for."""
 
     ptrs: tuple[Tensor, ...]
     counts: tuple[Tensor, ...]
@@ -122,7 +122,7 @@ class Flagged(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Of some rows, sum_j G_ij s_j y_j (r d) and sum_j G_ij t_j (r) in `LossInputs.unit`: of which points' gradients are made."""
+    """Of some rows, sum_j G_ij s_j y_j (r d) and sum_j G_ij t_j (r) in `LossInputs.unit`: points' gradients are made of both."""
 
     points: Tensor
     times: Tensor
@@ -197,8 +197,8 @@ class LossInputs:
         self.c, self.scale, self.geometry, self.tangent = c, logit_scale, geometry, tangent
         self.d, self.dtype, self.precision, self.cancels = first.shape[1], first.dtype, precision, cancels(geometry)
         self.sides = prepare(features, factors, c, geometry, tangent, precision)
-        self.queries = [self._role(t, p, False) for t, p in enumerate(pairings)]
-        self.keys = [self._role(t, p, True) for t, p in enumerate(pairings)]
+        self.queries = [self._view(t, p, False) for t, p in enumerate(pairings)]
+        self.keys = [self._view(t, p, True) for t, p in enumerate(pairings)]
         self.n, self.m = (max(term.n for term in terms) for terms in (self.queries, self.keys))
         self.ids = first.new_empty(0, dtype=torch.int64) if exclude_ids is None else exclude_ids.contiguous()
         # logit = -slope * (distance but for 1/sqrt(c)) = -steepness ln 2 * remoteness
@@ -215,7 +215,7 @@ class LossInputs:
         }
         self.exact_tile = EXACT_TILE[c.dtype]
 
-    def _role(self, t: int, pairing: Pairing, swapped: bool) -> TermView:
+    def _view(self, t: int, pairing: Pairing, swapped: bool) -> TermView:
         owner, partner = (pairing.keys, pairing.queries) if swapped else (pairing.queries, pairing.keys)
         return TermView(t, owner, partner, self.sides[owner], self.sides[partner], pairing.symmetric, swapped)
 
