@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
 import mpmath
-import numpy as np
 import pytest
+import torch
 
 from benchmarks import ulps
 from benchmarks.oracle import SCALARS
 
 
 def test_units_of_known_errors():
-    truth = np.array([1.0, 1.0, 1.5, -3.0, 2.0**-126, 2.0**-130, 1e39, 2.0])
-    value = np.float32([1 + 2.0**-23, 1 - 2.0**-24, 1.5, -3 - 2.0**-21, 2.0**-125, 1, 1, np.nan])
-    assert ulps.units(value, truth).tolist() == [1, 0.5, 0, 2, 2.0**23, 0, 0, np.inf]
+    truth = torch.tensor([1.0, 1.0, 1.5, -3.0, 2.0**-126, 2.0**-130, 1e39, 2.0], dtype=torch.float64)
+    value = torch.tensor([1 + 2.0**-23, 1 - 2.0**-24, 1.5, -3 - 2.0**-21, 2.0**-125, 1, 1, math.nan])
+    assert ulps.units(value, truth).tolist() == [1, 0.5, 0, 2, 2.0**23, 0, 0, math.inf]
 
 
 def test_every_number_between_two_is_taken_once():
-    low, high = 1.0, float(np.float32(1 + 5 * 2.0**-23))
-    assert np.concatenate(list(ulps.numbers(low, high, 1))).tolist() == [1 + k * 2.0**-23 for k in range(6)]
-    both = np.concatenate(list(ulps.numbers(-2.0, 3.0, 9973)))
+    low, high = 1.0, 1 + 5 * 2.0**-23
+    assert torch.cat(list(ulps.numbers(low, high, 1))).tolist() == [1 + k * 2.0**-23 for k in range(6)]
+    both = torch.cat(list(ulps.numbers(-2.0, 3.0, 9973)))
     assert both.min() >= -2
     assert both.max() <= 3
-    assert abs(both).min() >= ulps.TINY
-    assert len(np.unique(both)) == len(both)
+    assert both.abs().min() >= ulps.TINY
+    assert len(both.unique()) == len(both)
     # 127 exponents below 2, of 2^23 numbers each
     assert (both < 0).sum() == pytest.approx(127 * 2**23 / 9973, abs=1)
 
@@ -32,8 +34,8 @@ def test_every_number_between_two_is_taken_once():
 def test_float64_is_as_good_as_exact(path):
     """To a thousandth of an ulp of float32, over what each function is measured on."""
     for function in ulps.functions(path):
-        some = np.concatenate(list(ulps.numbers(function.low, function.high, 50_000_017)))
-        for x, truth in zip(some.tolist(), function.wide(some.astype(np.float64)).tolist(), strict=True):
+        some = torch.cat(list(ulps.numbers(function.low, function.high, 50_000_017)))
+        for x, truth in zip(some.tolist(), function.wide(some.double()).tolist(), strict=True):
             with mpmath.workdps(300):
                 exact = function.exact(mpmath.mpf(x))
             assert abs(truth - exact) <= 2.0**-34 * abs(exact), (function.name, x)
@@ -42,7 +44,7 @@ def test_float64_is_as_good_as_exact(path):
 @pytest.mark.parametrize("name", SCALARS)
 def test_float64_is_as_good_as_exact_for_functions_of_the_kernels(name):
     low, high = ulps.RANGES.get(name, (ulps.TINY, ulps.HUGE))
-    some = np.concatenate(list(ulps.numbers(low, high, 50_000_017))).astype(np.float64)
+    some = torch.cat(list(ulps.numbers(low, high, 50_000_017))).double()
     for x, truth in zip(some.tolist(), ulps.wide(name)(some).tolist(), strict=True):
         with mpmath.workdps(300):
             exact = SCALARS[name](mpmath.mpf(x))
@@ -51,7 +53,7 @@ def test_float64_is_as_good_as_exact_for_functions_of_the_kernels(name):
 
 def test_a_wrong_function_is_seen():
     twice = ulps.Function(
-        "twice", lambda x: np.nextafter(2 * x, np.float32(np.inf)), lambda x: 2 * x, lambda x: 2 * x, 1, 2
+        "twice", lambda x: torch.nextafter(2 * x, torch.tensor(math.inf)), lambda x: 2 * x, lambda x: 2 * x, 1, 2
     )
     assert ulps.measure(twice, ulps.CODE, 1_000_003).median == 1
     lying = twice._replace(exact=lambda x: 3 * x)
