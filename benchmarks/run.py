@@ -33,6 +33,7 @@ from benchmarks import (
 )
 from benchmarks import tables as t
 from benchmarks.gate import GUARD, green
+from benchmarks.markdown import replace_between
 from benchmarks.problem import OURS
 from benchmarks.results import REPOSITORY, Row
 from benchmarks.tables import THREADS, WIDTHS
@@ -193,7 +194,7 @@ def pages(rows: list[Row], about: dict[str, str], suite: Suite, folder: Path = R
         ("docs/benchmarks.md", "training", t.end_to_end_table(rows)),
         ("docs/benchmarks.md", "recall", t.recall_table(rows)),
     ):
-        t.replace_between(folder / page, name, content)
+        replace_between(folder / page, name, content)
     figures.draw(rows, suite, folder / "docs" / "figures")
 
 

@@ -1,34 +1,18 @@
-"""Markdown tables from rows of results, put between two comments of a page."""
+"""Markdown tables from rows of results."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from benchmarks import accuracy, contrastive, end_to_end, peers, recall
+from benchmarks.markdown import markdown
 from benchmarks.measure import AGAIN
 from benchmarks.problem import OURS
 from benchmarks.results import Row
 
 RED = "tests fail: no ratio"
 WIDTHS, THREADS = "by width", "by threads"  # settings of two studies
-
-
-def replace_between(path: Path, name: str, content: str) -> None:
-    """Put ``content`` between ``<!-- name -->`` and ``<!-- /name -->`` of a page."""
-    text = path.read_text(encoding="utf-8")
-    pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.S)
-    if not pattern.search(text):
-        raise ValueError(f"{path} has no place for the table {name!r}")
-    path.write_text(pattern.sub(lambda found: found[1] + content + "\n" + found[2], text), encoding="utf-8")
-
-
-def markdown(head: list[str], lines: Iterable[list[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    every = [head, ["---"] + ["---:"] * (len(head) - 1), *lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in every)
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import hyperst_kernels as hk
-from benchmarks import tables
+from benchmarks.markdown import markdown, replace_between
 from benchmarks.oracle import SCALARS
 from benchmarks.results import FOLDER, REPOSITORY, Row, append, read_since
 from hyperst_kernels.cpu.native import bindings
@@ -253,13 +253,13 @@ def table(rows: list[Row], path: str) -> str:
                 share,
             ]
         )
-    return tables.markdown(["function", "from .. to", "worst, ulp", "at", "over 1 ulp", "numbers"], lines)
+    return markdown(["function", "from .. to", "worst, ulp", "at", "over 1 ulp", "numbers"], lines)
 
 
 def write() -> None:
     rows = read_since(RESULTS, "")
     for path in (*ENVIRONMENT, GPU):
-        tables.replace_between(PAGE, path, table(rows, path))
+        replace_between(PAGE, path, table(rows, path))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import contrastive, distance, gate, measure, peers, recall, results, run
 from benchmarks import tables as t
+from benchmarks.markdown import replace_between
 from benchmarks.problem import OURS
 from benchmarks.results import REPOSITORY, Row
 
@@ -91,7 +92,7 @@ def test_the_pages_have_every_table(written):
     run.pages(rows, about, TINY, folder)
     assert (folder / "docs" / "benchmarks.md").read_text(encoding="utf-8") == before
     with pytest.raises(ValueError, match="no place for the table 'lost'"):
-        t.replace_between(folder / "README.md", "lost", "")
+        replace_between(folder / "README.md", "lost", "")
 
 
 def test_every_figure_of_the_page_is_drawn(written):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import mpmath
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from benchmarks import ulps
 from benchmarks.oracle import SCALARS
+from benchmarks.results import REPOSITORY
 
 
 def test_units_of_known_errors():
@@ -59,3 +62,10 @@ def test_a_wrong_function_is_seen():
     lying = twice._replace(exact=lambda x: 3 * x)
     with pytest.raises(ValueError, match="from 300 digits"):
         ulps.measure(lying, ulps.CODE, 1_000_003)
+
+
+def test_a_machine_with_a_gpu_needs_no_extras():
+    """Its checks, times and errors import what kernels and their tests need, and nothing else."""
+    extras = ("anndata", "lightning", "pandas", "pydantic", "scanpy", "timm", "yaml")
+    block = f"import sys; sys.modules.update(dict.fromkeys({extras!r})); import benchmarks.gpu, benchmarks.ulps"
+    subprocess.run([sys.executable, "-c", block], cwd=REPOSITORY, check=True)
