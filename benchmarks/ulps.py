@@ -54,7 +54,7 @@ class Function(NamedTuple):
 
 def numbers(low: float, high: float, stride: int, place: str = "cpu") -> Iterator[Tensor]:
     """Float32 numbers between two, each stride-th, in blocks: negative ones away from 0 first; none that is subnormal."""
-    first, last, tiny = (torch.tensor(float(max(abs(end), TINY))).view(torch.int32).item() for end in (low, high, 0))
+    first, last, tiny = (int(torch.tensor(float(max(abs(end), TINY))).view(torch.int32)) for end in (low, high, 0))
     pieces = [(first, last, 1)] if low > 0 else [(tiny, first, -1), (tiny, last, 1)]
     for start, end, sign in pieces:
         for block in range(start, end + 1, BLOCK[place] * stride):
