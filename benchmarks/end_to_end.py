@@ -17,8 +17,11 @@ from benchmarks import peers, textbook
 from benchmarks.measure import AGAIN
 from benchmarks.problem import OURS
 from benchmarks.results import Row
-from hyperst.model import Alignment, AlignmentConfig, HyperST, ModelConfig
-from hyperst.train import parameter_groups
+from benchmarks.torchvision_of_another_build import prepare_torchvision
+
+prepare_torchvision()  # the peers bring one, which Lightning imports
+from hyperst.model import Alignment, AlignmentConfig, HyperST, ModelConfig  # noqa: E402
+from hyperst.train import parameter_groups  # noqa: E402
 
 STEP = "HyperST step"
 WIDTH, GENES, FEATURES, CROP = 256, 200, 1024, 64
