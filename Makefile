@@ -71,6 +71,7 @@ gpu:
 
 docs: $(STAMP)
 	$(BIN)/python $(INSTALL) -e ".[docs]"
+	$(BIN)/python docs/reference/generate.py
 	$(BIN)/sphinx-build -W -q docs docs/_build
 	@echo "docs/_build/index.html"
 

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from benchmarks import gpu_arithmetic
-from hyperst_kernels.gpu import launch, tile_math
+from hyperst_kernels.gpu import launch, scalars
 from hyperst_kernels.gpu.contrastive import geometry
 
 HOT = {"remoteness": 0, "remoteness, slope": 1}
@@ -35,11 +35,11 @@ def _each_remoteness(x_ptr, out_ptr, n, PART: tl.constexpr, CAREFUL_ONE: tl.cons
 
 
 def run(name: str, x: Tensor) -> Tensor:
-    """A function of `hyperst_kernels.gpu.tile_math`, or of the loss, of each of x (n)."""
+    """A function of `hyperst_kernels.gpu.scalars`, or of the loss, of each of x (n)."""
     out, grid = torch.empty_like(x), (triton.cdiv(len(x), SIZE),)
     if name in HOT or name in CAREFUL:
         part = {**HOT, **CAREFUL}[name]
         _each_remoteness[grid](x, out, len(x), PART=part, CAREFUL_ONE=name in CAREFUL, N=SIZE)
     else:
-        _each[grid](getattr(tile_math, name), x, out, len(x), N=SIZE)
+        _each[grid](getattr(scalars, name), x, out, len(x), N=SIZE)
     return out

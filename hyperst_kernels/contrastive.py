@@ -1,4 +1,4 @@
-"""Hyperbolic InfoNCE, without the matrix of all pairs. See `docs/contrastive.md` for the derivation."""
+"""Hyperbolic InfoNCE, without the matrix of all pairs. See `docs/explanation/contrastive.md` for the derivation."""
 
 from __future__ import annotations
 

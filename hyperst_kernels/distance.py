@@ -1,4 +1,4 @@
-"""Geodesic distances of the Lorentz model, accurate where the textbook acosh form is noise. See `docs/distance.md`.
+"""Geodesic distances of the Lorentz model, accurate where the textbook acosh form is noise. See `docs/explanation/distance.md`.
 
 ``input="lorentz"``: points by space components; ``input="tangent"``: tangent vectors at the origin. Errors raised are
 those of `hyperst_kernels.maps`.

@@ -1,4 +1,4 @@
-"""Entailment cones of the Lorentz model (Le et al. 2019; Desai et al. 2023, eqs. 7-10). See `docs/entailment.md`.
+"""Entailment cones of the Lorentz model (Le et al. 2019; Desai et al. 2023, eqs. 7-10). See `docs/explanation/entailment.md`.
 
 Angles are in radians. ``input`` and the errors raised are those of `hyperst_kernels.distance`.
 """

@@ -1,7 +1,7 @@
 """Maps of the Lorentz model. Points and tangent vectors are given by their SPACE components, shape (..., d).
 
 Curvature is -c with c > 0 (a float, or a 0-d tensor that may require grad). Half-precision inputs are computed in
-float32 and returned in their own dtype. Formulas: Nickel & Kiela 2018; Law et al. 2019 (centroid); `docs/maps.md`.
+float32 and returned in their own dtype. Formulas: Nickel & Kiela 2018; Law et al. 2019 (centroid); `docs/explanation/maps.md`.
 All raise TypeError for tensors that are not floating and ValueError for shapes that do not broadcast, tensors on several
 devices, a c that is not a positive normal number of the geometry's dtype, and (on the CPU) NaN or inf.
 """

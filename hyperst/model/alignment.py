@@ -45,12 +45,12 @@ class AlignmentConfig:
     """Which alignment terms are used, and their weights.
 
     Attributes:
-        weight: of the whole alignment beside the prediction error.
-        entailment_weight: of HEA beside HCA.
+        weight: weight of the whole alignment beside the prediction error.
+        entailment_weight: weight of HEA beside HCA.
         contrastive: "hierarchical" (HCA), "spot" (one level) or "none".
         entailment: "all" (HEA), "levels" (spot over niche only), "spot" (image over gene only) or "none".
         geometry: "lorentz", "euclidean" or "cosine"; cones need "lorentz".
-        mask_neighbours: spots of one 2 x 2-pitch block are no negatives of each other.
+        mask_neighbours: whether spots of one 2 x 2-pitch block are kept from being negatives of each other.
     """
 
     weight: NonNegative = 0.2

@@ -26,9 +26,9 @@ class ModelConfig:
     Attributes:
         backbone: "conv", "stain", "conv+stain", "timm:NAME" or "precomputed"; see :func:`hyperst.model.backbones.build_backbone`.
         weights: local file of the backbone's weights, for "timm:NAME".
-        lora: train a timm vision transformer through low-rank adapters.
-        width: of the features (1024 in the paper).
-        dropout: inside the residual MLPs.
+        lora: whether to train a timm vision transformer through low-rank adapters.
+        width: width of the features (1024 in the paper).
+        dropout: probability of dropout inside the residual MLPs.
         head_inputs: levels that the prediction head sees, "spot", "niche" or both.
     """
 

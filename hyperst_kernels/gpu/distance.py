@@ -7,29 +7,19 @@ import triton.language as tl
 from torch import Tensor
 
 from hyperst_kernels.gpu import launch
-from hyperst_kernels.gpu.maps import block, summed
-from hyperst_kernels.gpu.tile_math import (
-    asinh,
+from hyperst_kernels.gpu.pair import (
     compare,
     curvature_slope,
     distance_of,
-    div_rn,
     haversine_gradient,
-    hypot1,
-    load_each,
-    load_rows,
-    nonzero,
-    norm,
     per_chord,
     rapidity,
     root_between,
     slopes,
     slopes_of_distance,
-    sqrt_rn,
-    store_each,
-    store_rows,
-    tanh_defect,
 )
+from hyperst_kernels.gpu.scalars import asinh, div_rn, hypot1, nonzero, sqrt_rn, tanh_defect
+from hyperst_kernels.gpu.tile_math import block, load_each, load_rows, norm, store_each, store_rows, summed
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The matrix of all distances from one tiled product, near pairs repaired from exact differences; and its gradient.
+"""The matrix of all distances from one tiled product, cancelled pairs repaired from exact differences; and its gradient.
 
 With s the scale from a given vector to sqrt(c) times its point and a = sqrt(c) x_t - 1,
 
@@ -6,7 +6,7 @@ With s the scale from a given vector to sqrt(c) times its point and a = sqrt(c) 
 
 Where delta is small beside what it was subtracted from, the product has lost its digits: such pairs are computed again
 feature by feature, in a second kernel that looks only at tiles which hold one. Backward, W_ij = G_ij / (sqrt(c) sinh(sqrt(c)
-d_ij)) weighs the points in two products, and near pairs again go their own way. Every sum has a fixed order.
+d_ij)) weighs the points in two products, and cancelled pairs again go their own way. Every sum has a fixed order.
 """
 
 from __future__ import annotations
@@ -20,36 +20,24 @@ from torch import Tensor
 
 from hyperst_kernels._checks import geometry_dtype
 from hyperst_kernels.gpu import launch, maps
-from hyperst_kernels.gpu.tile_math import (
-    CHORD_SCALE,
+from hyperst_kernels.gpu.exact_pairs import EXACT_TILE, Vectors, add_point_gradients, compare_all, points_of
+from hyperst_kernels.gpu.pair import distance_of, per_chord, slopes_of_distance
+from hyperst_kernels.gpu.scalars import (
     INTERPRETED,
     at_least,
-    at_most,
-    distance_of,
-    div_rn,
-    dot,
-    epsilon,
     exp,
     expm1,
     hypot1,
-    load_each,
-    load_rows,
     log1p,
     nonzero,
-    per_chord,
     rounded_product,
-    sign,
     sinhc,
-    slopes_of_distance,
     sqrt_rn,
-    store_each,
-    unless_rounding,
 )
+from hyperst_kernels.gpu.tile_math import block, dot, load_each, load_rows, store_each
 
 # Bits of the product that cancellation may take before a pair is computed from differences.
 CANCELLED = {torch.float32: 2.0**-6, torch.float64: 2.0**-12}
-# Rows and columns that the kernels of near pairs look at together: they hold a dozen numbers per pair.
-EXACT_TILE = {torch.float32: 32, torch.float64: 16}
 
 
 # -------------------------------------------------------------------------------------------------------- each row
@@ -70,7 +58,7 @@ def _row_stats(
     x_ptr, c_ptr, norm_ptr, scale_ptr, excess_ptr, x_stride, n, d,
     TANGENT: tl.constexpr, ROUNDED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns = maps.block(ROWS)
+    rows, columns = block(ROWS)
     c = tl.load(c_ptr)
     x = load_rows(x_ptr, rows, columns, x_stride, n, d, ROWS.DTYPE)
     store_each(norm_ptr, rows, sqrt_rn(dot(x, x)), n)
@@ -163,7 +151,7 @@ def span_of(a, b):
 
 
 @triton.jit
-def _pairwise(x, y, c_ptr, out_ptr, near_ptr, d, limit, TILING: tl.constexpr):
+def _pairwise(x, y, c_ptr, out_ptr, cancelled_ptr, d, limit, TILING: tl.constexpr):
     DTYPE: tl.constexpr = TILING.DTYPE
     n, m = x.n, y.n
     i, j, rows, columns = tile_of(n, m, TILING.BLOCK_N, TILING.BLOCK_M)
@@ -172,11 +160,11 @@ def _pairwise(x, y, c_ptr, out_ptr, near_ptr, d, limit, TILING: tl.constexpr):
     span = span_of(load_each(x.excess_ptr, rows, n, DTYPE), load_each(y.excess_ptr, columns, m, DTYPE))
     delta = at_least(span - product * scale_x[:, None] * scale_y[None, :], 0)
     inside = (rows < n)[:, None] & (columns < m)[None, :]
-    near = inside & (delta <= limit * span)
-    tl.store(near_ptr + i * tl.cdiv(m, TILING.BLOCK_M) + j, tl.max(near.to(tl.int32)).to(tl.int8))
-    # near pairs are marked by the sign: the second kernel must not judge by a rounded distance
+    cancelled = inside & (delta <= limit * span)
+    tl.store(cancelled_ptr + i * tl.cdiv(m, TILING.BLOCK_M) + j, tl.max(cancelled.to(tl.int32)).to(tl.int8))
+    # cancelled pairs are marked by the sign: the second kernel must not judge by a rounded distance
     distance = log1p(delta + tl.sqrt(delta) * tl.sqrt(delta + 2)) / sqrt_rn(tl.load(c_ptr))
-    tl.store(out_ptr + rows[:, None] * m + columns[None, :], tl.where(near, -1, distance), inside)
+    tl.store(out_ptr + rows[:, None] * m + columns[None, :], tl.where(cancelled, -1, distance), inside)
 
 
 @launch.on_own_device
@@ -196,144 +184,51 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
     table = launch.settings("plain product" if told == "ieee" and x.element_size() >= 4 else "product", d, x.dtype)
     size = {"BLOCK_N": table["rows"], "BLOCK_M": table["columns"]}
     tiles = (triton.cdiv(n, size["BLOCK_N"]), triton.cdiv(m, size["BLOCK_M"]))
-    near = torch.empty(tiles, dtype=torch.int8, device=x.device)
+    cancelled = torch.empty(tiles, dtype=torch.int8, device=x.device)
     numbers = {"DTYPE": launch.triton_dtype(c.dtype), **launch.OPTIONS}
     tiling = Tiling(
         ROUNDED=precision == "bf16" and x.dtype == torch.float32, PRECISION=told, DTYPE=numbers["DTYPE"],
         OPERAND=launch.operand_dtype(x.dtype), BLOCK_D=table["inner"], **size,
     )  # fmt: skip
     _pairwise[(tiles[0] * tiles[1],)](
-        Operand(x, x.stride(0), n, scale_x, a), Operand(y, y.stride(0), m, scale_y, b), c, out, near, d, CANCELLED[c.dtype],
+        Operand(x, x.stride(0), n, scale_x, a), Operand(y, y.stride(0), m, scale_y, b), c, out, cancelled, d, CANCELLED[c.dtype],
         TILING=tiling, num_warps=table["warps"], num_stages=table["stages"], **launch.OPTIONS,
     )  # fmt: skip
     _repair[(tiles[0] * tiles[1],)](
-        Vectors(x, x.stride(0), n, norm_x), Vectors(y, y.stride(0), m, norm_y), c, out, near, d, TANGENT=tangent,
+        Vectors(x, x.stride(0), n, norm_x), Vectors(y, y.stride(0), m, norm_y), c, out, cancelled, d, TANGENT=tangent,
         TILE=EXACT_TILE[c.dtype], num_warps=8 if c.dtype == torch.float64 else 4, **numbers, **size,
     )  # fmt: skip
     return out
 
 
-# ------------------------------------------------------------------------------------------------------ near pairs
-
-
-@triton.jit
-def feature(pointer, rows, stride, n, k, DTYPE: tl.constexpr):
-    """One feature of some rows."""
-    return tl.load(pointer + rows * stride + k, rows < n, other=0).to(DTYPE)
-
-
-class Points(NamedTuple):
-    """Some rows of a matrix (n d), which are vectors but for a factor, and the lengths of those."""
-
-    ptr: tl.tensor
-    stride: tl.tensor
-    n: tl.tensor
-    rows: tl.tensor
-    norm: tl.tensor
-    factor: tl.tensor
-
-
-@triton.jit
-def numbers_of(points, k, DTYPE: tl.constexpr):
-    """Number k of each vector, rounded: unrounded, two equal rows would differ by what rounding takes from one."""
-    return rounded_product(points.factor, feature(points.ptr, points.rows, points.stride, points.n, k, DTYPE))
-
-
-@triton.jit
-def opposite(x, y, DTYPE: tl.constexpr):
-    """Of rows of one feature: 2 where their signs differ, 0 where they agree, 1 where one of the two is 0."""
-    u, v = feature(x.ptr, x.rows, x.stride, x.n, 0, DTYPE), feature(y.ptr, y.rows, y.stride, y.n, 0, DTYPE)
-    return tl.abs(sign(u)[:, None] - sign(v)[None, :])
-
-
-@triton.jit
-def chord_of(u, v, bisector, r, per_sum, leftover):
-    """One number of a - b, of u and v: without the share of a + b that rounding left, and 0 on one ray."""
-    return unless_rounding(per_sum * (2 * (u - v) - r * bisector) - leftover * bisector, u - v, per_sum)
-
-
-@triton.jit
-def compare_all(x, y, d, TILE: tl.constexpr, DTYPE: tl.constexpr):
-    """Return ``tile_math.compare`` of all points x with all points y, a feature at a time, without holding a vector.
-
-    |u| - |v|, |a - b| / 2, 1 / (|u| + |v|), and the share of a + b that rounding left in a - b.
-    """
-    per_x, per_y = (1 / nonzero(x.norm))[:, None], (1 / nonzero(y.norm))[None, :]
-    per_sum = div_rn(1.0, nonzero(x.norm[:, None] + y.norm[None, :]))
-    r = tl.zeros([TILE, TILE], DTYPE)
-    for k in range(0, d):
-        u, v = numbers_of(x, k, DTYPE)[:, None], numbers_of(y, k, DTYPE)[None, :]
-        r += (u - v) * (u + v)
-    r *= per_sum
-    chord, lean, square = (
-        tl.zeros([TILE, TILE], DTYPE), tl.zeros([TILE, TILE], DTYPE), tl.zeros([TILE, TILE], DTYPE)
-    )  # fmt: skip
-    for k in range(0, d):
-        u, v = numbers_of(x, k, DTYPE)[:, None], numbers_of(y, k, DTYPE)[None, :]
-        bisector = u * per_x + v * per_y
-        e = CHORD_SCALE * per_sum * (2 * (u - v) - r * bisector)
-        chord += e * e
-        lean += e * bisector
-        square += bisector * bisector
-    leftover = tl.where(square > 2, lean / nonzero(square), 0)
-    chord = at_least(chord - leftover * lean, 0)
-    leftover *= 1 / CHORD_SCALE
-    # so little may be what rounding left on one ray: only number by number can one tell
-    limit = CHORD_SCALE * 1000 * epsilon(r) * r * per_sum
-    doubtful = chord < limit * limit
-    if tl.max(doubtful.to(tl.int32)) != 0:
-        numbers = tl.zeros([TILE, TILE], DTYPE)
-        for k in range(0, d):
-            u, v = numbers_of(x, k, DTYPE)[:, None], numbers_of(y, k, DTYPE)[None, :]
-            e = CHORD_SCALE * chord_of(u, v, u * per_x + v * per_y, r, per_sum, leftover)
-            numbers += e * e
-        chord = tl.where(doubtful, numbers, chord)
-    half_chord = at_most(tl.sqrt(chord) * (0.5 / CHORD_SCALE), 1)
-    if d == 1:  # a direction is a sign, and no rounding of it may be taken for an angle
-        half_chord = opposite(x, y, DTYPE) * 0.5
-    at_origin = (x.norm == 0)[:, None] | (y.norm == 0)[None, :]
-    return r, tl.where(at_origin, 0.7071067811865476, half_chord), per_sum, leftover
-
-
-class Vectors(NamedTuple):
-    """A matrix (n d) and the length of each of its rows (n)."""
-
-    ptr: tl.tensor
-    stride: tl.tensor
-    n: tl.tensor
-    norm_ptr: tl.tensor
-
-
-@triton.jit
-def points_of(vectors, rows, DTYPE: tl.constexpr):
-    return Points(vectors.ptr, vectors.stride, vectors.n, rows, load_each(vectors.norm_ptr, rows, vectors.n, DTYPE), 1)
+# ------------------------------------------------------------------------------------------------------ cancelled pairs
 
 
 @triton.jit
 def _repair(
-    x, y, c_ptr, out_ptr, near_ptr, d,
+    x, y, c_ptr, out_ptr, cancelled_ptr, d,
     TANGENT: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     # one axis: the second holds 65,535 programs at most
     program, tiles_m = tl.program_id(0).to(tl.int64), tl.cdiv(y.n, BLOCK_M)
     i, j = program // tiles_m, program % tiles_m
-    if tl.load(near_ptr + program) != 0:
+    if tl.load(cancelled_ptr + program) != 0:
         k = sqrt_rn(tl.load(c_ptr))
         for part in range(0, (BLOCK_N // TILE) * (BLOCK_M // TILE)):
             rows = i * BLOCK_N + part // (BLOCK_M // TILE) * TILE + tl.arange(0, TILE)
             columns = j * BLOCK_M + part % (BLOCK_M // TILE) * TILE + tl.arange(0, TILE)
             inside = (rows < x.n)[:, None] & (columns < y.n)[None, :]
             place = out_ptr + rows[:, None] * y.n + columns[None, :]
-            near = tl.load(place, inside, other=0) < 0
-            if tl.max(near.to(tl.int32)) != 0:
+            cancelled = tl.load(place, inside, other=0) < 0
+            if tl.max(cancelled.to(tl.int32)) != 0:
                 u, v = points_of(x, rows, DTYPE), points_of(y, columns, DTYPE)
                 r, half_chord, _, _ = compare_all(u, v, d, TILE, DTYPE)
-                tl.store(place, distance_of(u.norm[:, None], v.norm[None, :], r, half_chord, k, TANGENT), near)
+                tl.store(place, distance_of(u.norm[:, None], v.norm[None, :], r, half_chord, k, TANGENT), cancelled)
 
 
 @triton.jit
 def _weights(
-    grad_ptr, distance_ptr, c_ptr, a_ptr, b_ptr, out_ptr, near_ptr, along_ptr, n, m, limit,
+    grad_ptr, distance_ptr, c_ptr, a_ptr, b_ptr, out_ptr, cancelled_ptr, scale_grad_ptr, n, m, limit,
     DTYPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     i, j, rows, columns = tile_of(n, m, TILE, TILE)
@@ -346,31 +241,13 @@ def _weights(
     growth = -expm1(-D)  # sinh D = e^D (1 - e^-D)(1 + e^-D) / 2, cosh D - 1 = e^D (1 - e^-D)^2 / 2
     span = span_of(load_each(a_ptr, rows, n, DTYPE), load_each(b_ptr, columns, m, DTYPE))
     decay = exp(-D)
-    near = growth * growth <= 2 * limit * span * decay
-    weight = tl.where(near, 0, grad * 2 * decay / (k * nonzero(growth * (1 + decay))))
+    cancelled = growth * growth <= 2 * limit * span * decay
+    weight = tl.where(cancelled, 0, grad * 2 * decay / (k * nonzero(growth * (1 + decay))))
     tl.store(out_ptr + place, weight, inside)
     number = i * tl.cdiv(m, TILE) + j
-    tl.store(along_ptr + number, tl.sum(rounded_product(grad, distance)))
-    # whoever looks for near pairs later finds them by the zero weight, not by judging again
-    tl.store(near_ptr + number, tl.max((inside & (weight == 0) & (grad != 0)).to(tl.int32)).to(tl.int8))
-
-
-@triton.jit
-def add_point_gradients(x, y, dx_ptr, r, per_sum, leftover, per_length, along, across, d, top, DTYPE: tl.constexpr):
-    """dx_i += sum_j along_ij a_i + across_ij e_ij per_length_ij, a feature at a time, for rows that no other program writes.
-
-    ``dx`` begins with row ``top``.
-    """
-    per_x, per_y = (1 / nonzero(x.norm))[:, None], (1 / nonzero(y.norm))[None, :]
-    for k in range(0, d):
-        u, v = numbers_of(x, k, DTYPE)[:, None], numbers_of(y, k, DTYPE)[None, :]
-        a = u * per_x
-        bisector = a + v * per_y
-        e = chord_of(u, v, bisector, r, per_sum, leftover)
-        e = tl.where(d == 1, sign(u) - sign(v), e)  # no rounding of a sign may be taken for an angle
-        target = dx_ptr + (x.rows - top) * d + k
-        # added where it lies, by the one thread of a row that stores: what the others would read may be older or newer
-        tl.atomic_add(target, tl.sum(along * a + across * (e * per_length), axis=1), x.rows < x.n, sem="relaxed")
+    tl.store(scale_grad_ptr + number, tl.sum(rounded_product(grad, distance)))
+    # whoever looks for cancelled pairs later finds them by the zero weight, not by judging again
+    tl.store(cancelled_ptr + number, tl.max((inside & (weight == 0) & (grad != 0)).to(tl.int32)).to(tl.int8))
 
 
 class Tiles(NamedTuple):
@@ -383,15 +260,15 @@ class Tiles(NamedTuple):
 
 @triton.jit
 def _cancelled_gradients(
-    x, y, c_ptr, grads, weight_ptr, near, dx_ptr, d, TANGENT: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr
+    x, y, c_ptr, grads, weight_ptr, cancelled, dx_ptr, d, TANGENT: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr
 ):
-    """Add the gradients of near pairs to some rows of dx, which no other program writes. Weights lie as ``grads`` do."""
+    """Add the gradients of cancelled pairs to some rows of dx, which no other program writes. Weights lie as ``grads`` do."""
     i = tl.program_id(0).to(tl.int64)
     rows = i * TILE + tl.arange(0, TILE)
     k = sqrt_rn(tl.load(c_ptr))
     u = points_of(x, rows, DTYPE)
     for j in range(0, tl.cdiv(y.n, TILE)):
-        if tl.load(near.ptr + i * near.row_stride + j * near.column_stride) != 0:
+        if tl.load(cancelled.ptr + i * cancelled.row_stride + j * cancelled.column_stride) != 0:
             columns = tl.cast(j, tl.int64) * TILE + tl.arange(0, TILE)
             inside = (rows < x.n)[:, None] & (columns < y.n)[None, :]
             place = rows[:, None] * grads.row_stride + columns[None, :] * grads.column_stride
@@ -419,24 +296,24 @@ def pairwise_distance_backward(
     norm_y, scale_y, b = row_stats(y, c, tangent, "ieee")
     tile = EXACT_TILE[c.dtype]
     tiles = (triton.cdiv(n, tile), triton.cdiv(m, tile))
-    weight, along = torch.empty_like(distance), c.new_empty(tiles)
-    near = torch.empty(tiles, dtype=torch.int8, device=x.device)
+    weight, by_distance = torch.empty_like(distance), c.new_empty(tiles)
+    cancelled = torch.empty(tiles, dtype=torch.int8, device=x.device)
     numbers = {"DTYPE": launch.triton_dtype(c.dtype), **launch.OPTIONS}
     _weights[(tiles[0] * tiles[1],)](
-        grad, distance, c, a, b, weight, near, along, n, m, CANCELLED[c.dtype], TILE=tile, **numbers
+        grad, distance, c, a, b, weight, cancelled, by_distance, n, m, CANCELLED[c.dtype], TILE=tile, **numbers
     )
-    dx = _pull(weight, x, y, scale_x, scale_y, a, b, c, tangent)
-    dy = _pull(weight.T, y, x, scale_y, scale_x, b, a, c, tangent)
+    dx = _grad_points(weight, x, y, scale_x, scale_y, a, b, c, tangent)
+    dy = _grad_points(weight.T, y, x, scale_y, scale_x, b, a, c, tangent)
     u, v = Vectors(x, x.stride(0), n, norm_x), Vectors(y, y.stride(0), m, norm_y)
     flags = {"TANGENT": tangent, "TILE": tile, "num_warps": 8, **numbers}
-    _cancelled_gradients[(tiles[0],)](u, v, c, Tiles(grad, m, 1), weight, Tiles(near, tiles[1], 1), dx, d, **flags)
-    _cancelled_gradients[(tiles[1],)](v, u, c, Tiles(grad, 1, m), weight, Tiles(near, 1, tiles[1]), dy, d, **flags)
+    _cancelled_gradients[(tiles[0],)](u, v, c, Tiles(grad, m, 1), weight, Tiles(cancelled, tiles[1], 1), dx, d, **flags)
+    _cancelled_gradients[(tiles[1],)](v, u, c, Tiles(grad, 1, m), weight, Tiles(cancelled, 1, tiles[1]), dy, d, **flags)
     # d is homogeneous in the vectors and 1/sqrt(c)
-    homogeneity = sum((v.double() * dv).sum() for v, dv in ((x, dx), (y, dy))) - along.sum(dtype=torch.float64)
+    homogeneity = sum((v.double() * dv).sum() for v, dv in ((x, dx), (y, dy))) - by_distance.sum(dtype=torch.float64)
     return dx.to(x.dtype), dy.to(y.dtype), (homogeneity / (2 * c.double())).to(c.dtype)
 
 
-def _pull(
+def _grad_points(
     weight: Tensor,
     x: Tensor,
     y: Tensor,
@@ -447,7 +324,7 @@ def _pull(
     c: Tensor,
     tangent: bool,
 ) -> Tensor:
-    """Gradient of x (n d) in the geometry's dtype from the weights (n m) of all pairs but the near ones."""
+    """Gradient of x (n d) in the geometry's dtype from the weights (n m) of all pairs but the cancelled ones."""
     dtype = geometry_dtype(x)
     points = scale_y[:, None] * y.to(dtype)
     grad_points = (weight @ (1 + b) * (scale_x / (1 + a)))[:, None] * x.to(dtype) - weight @ points

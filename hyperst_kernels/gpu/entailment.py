@@ -9,30 +9,21 @@ import triton.language as tl
 from torch import Tensor
 
 from hyperst_kernels.gpu import launch
-from hyperst_kernels.gpu.maps import block, summed
-from hyperst_kernels.gpu.tile_math import (
+from hyperst_kernels.gpu.pair import compare, per_chord, rapidity, separation
+from hyperst_kernels.gpu.scalars import (
     at_least,
     at_most,
     atan2,
-    compare,
     cosh,
-    dot,
     exp,
     expm1,
     largest_exponent,
-    load_each,
-    load_rows,
     nonzero,
-    norm,
-    per_chord,
-    rapidity,
-    separation,
     sinh,
     sqrt_rn,
-    store_each,
-    store_rows,
     tanh,
 )
+from hyperst_kernels.gpu.tile_math import block, dot, load_each, load_rows, norm, store_each, store_rows, summed
 
 
 @triton.jit

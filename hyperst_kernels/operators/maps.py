@@ -17,6 +17,20 @@ def _gpu():
     return maps
 
 
+@functools.cache
+def _gpu_transport():
+    from hyperst_kernels.gpu import transport
+
+    return transport
+
+
+@functools.cache
+def _gpu_poincare():
+    from hyperst_kernels.gpu import poincare
+
+    return poincare
+
+
 exp_map0 = row_wise(
     "exp_map0(Tensor v, Tensor scale, Tensor c)",
     reference=lambda v, scale, c: reference.exp_map0(scale * v, c),
@@ -48,24 +62,24 @@ log_map = row_wise(
 parallel_transport = row_wise(
     "parallel_transport(Tensor x, Tensor y, Tensor v, Tensor c)",
     reference=reference.parallel_transport,
-    gpu=lambda: (_gpu().parallel_transport, _gpu().parallel_transport_backward),
+    gpu=lambda: (_gpu_transport().parallel_transport, _gpu_transport().parallel_transport_backward),
     shape=same_shape,
 )
 lift = row_wise(
     "lift(Tensor x, Tensor c)",
     reference=reference.lift,
-    gpu=lambda: (_gpu().lift, _gpu().lift_backward),
+    gpu=lambda: (_gpu_poincare().lift, _gpu_poincare().lift_backward),
     shape=lambda x: (x.shape[0], x.shape[1] + 1),
 )
 lorentz_to_poincare = row_wise(
     "lorentz_to_poincare(Tensor x, Tensor c)",
     reference=reference.lorentz_to_poincare,
-    gpu=lambda: (_gpu().lorentz_to_poincare, _gpu().lorentz_to_poincare_backward),
+    gpu=lambda: (_gpu_poincare().lorentz_to_poincare, _gpu_poincare().lorentz_to_poincare_backward),
     shape=same_shape,
 )
 poincare_to_lorentz = row_wise(
     "poincare_to_lorentz(Tensor p, Tensor c)",
     reference=reference.poincare_to_lorentz,
-    gpu=lambda: (_gpu().poincare_to_lorentz, _gpu().poincare_to_lorentz_backward),
+    gpu=lambda: (_gpu_poincare().poincare_to_lorentz, _gpu_poincare().poincare_to_lorentz_backward),
     shape=same_shape,
 )

@@ -38,13 +38,15 @@ Kernels = tuple[Callable, Callable]  # forward and backward
 class RowWise:
     """An operator of rows: called with vectors (..., d) of one shape and dtype, it returns (..., d), (..., d+1) or (...).
 
-    ``operator`` and ``backward`` are the dispatcher's, for matrices (n d); ``portable`` is the reference on any device.
+    ``operator`` and ``backward`` are the dispatcher's, for matrices (n d); ``portable`` is the reference on any device, and ``gpu``
+    imports the Triton kernels.
     """
 
     name: str
     portable: Callable
     operator: OpOverloadPacket
     backward: OpOverloadPacket
+    gpu: Callable[[], Kernels]
 
     def __call__(self, *args) -> Tensor:
         vectors = [t for t in args if isinstance(t, Tensor) and t.ndim > 0]
@@ -111,7 +113,7 @@ def row_wise(
     differentiate(operator, autograd)
     once = raising(backward, name, "call backward with create_graph=True on the operator itself")
     differentiate(backward, dict.fromkeys(backwards, once))
-    return RowWise(name, portable, operator, backward)
+    return RowWise(name, portable, operator, backward, gpu)
 
 
 def _portable(reference: Callable) -> Callable:

@@ -29,7 +29,7 @@ HERE = "tests/kernels/triton/"
         (HERE + "test_operators.py::test_maps_over_samples[distance-tangent]", {"distance"}),
         (HERE + "test_operators.py::test_maps_over_samples[contrastive_loss-tangent]", {LOSS, HIERARCHY}),
         (HERE + "test_operators.py::test_this_process_runs_kernels", set(OPERATORS)),
-        (HERE + "test_tile_math.py::test_at_zero[asinh]", set(OPERATORS)),
+        (HERE + "test_scalars.py::test_at_zero[asinh]", set(OPERATORS)),
         (HERE + "test_distance_matrix.py::test_wide_rows[True]", {PAIRS}),
         (HERE + "test_contrastive_kernel.py::test_gradcheck_in_float64", {LOSS, HIERARCHY}),
         (HERE + "test_contrastive_kernel.py", {LOSS, HIERARCHY}),
@@ -67,5 +67,5 @@ def test_every_operator_has_smoke_tests_and_others(collected):
 def test_most_tests_concern_few_operators(collected):
     """What concerns all operators is single functions and the process: no test of an operator got there by mistake."""
     _, everything = collected
-    of_all = [test for test in everything if len(concerned(test)) > 3 and "test_tile_math.py" not in test]
+    of_all = [test for test in everything if len(concerned(test)) > 3 and "test_scalars.py" not in test]
     assert of_all == [HERE + "test_operators.py::test_this_process_runs_kernels"]

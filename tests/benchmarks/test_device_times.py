@@ -29,7 +29,7 @@ UNRUN = METER._replace(seconds=lambda work: 0.5)
 
 @pytest.mark.parametrize("operator", ROW_WISE)
 def test_bytes_of_rows(operator):
-    """Those of the table in docs/kernels.md: a copy moves 2 matrices in the same time."""
+    """Those of the table in docs/explanation/kernels.md: a copy moves 2 matrices in the same time."""
     loads = {"parallel_transport": 3, **dict.fromkeys(("exp_map", "log_map", "inner", "distance", "exterior_angle"), 2)}
     stores = {name: 0 for name in ("inner", "distance", "exterior_angle", "distance0", "half_aperture")}
     n, d = 64, 32

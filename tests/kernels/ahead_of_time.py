@@ -22,7 +22,8 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from hyperst_kernels.gpu import contrastive, distance, distance_matrix, entailment, launch, maps
+from benchmarks.cases import CASES, ROW_WISE
+from hyperst_kernels.gpu import contrastive, distance_matrix, entailment, launch
 from hyperst_kernels.reference.contrastive import Pairing
 
 VERSION = ".".join(triton.__version__.split(".")[:2])
@@ -144,22 +145,15 @@ def _scalar(dtype: torch.dtype) -> torch.Tensor:
 def row_wise(d: int, dtype: torch.dtype, n: int = 64) -> None:
     """Every row-wise kernel, forward and backward, tangent and point form."""
     x, c = torch.zeros(n, d, dtype=dtype), _scalar(dtype)
-    each, longer = torch.zeros(n, dtype=dtype), torch.zeros(n, d + 1, dtype=dtype)
-    maps.exp_map0(x, c, c), maps.exp_map0_backward(x, x, c, c)
-    for name in ("log_map0", "lorentz_to_poincare", "poincare_to_lorentz"):
-        getattr(maps, name)(x, c), getattr(maps, f"{name}_backward")(x, x, c)
-    maps.lift(x, c), maps.lift_backward(longer, x, c)
-    for name in ("exp_map", "log_map"):
-        getattr(maps, name)(x, x, c), getattr(maps, f"{name}_backward")(x, x, x, c)
-    maps.parallel_transport(x, x, x, c), maps.parallel_transport_backward(x, x, x, x, c)
-    distance.inner(x, x, c), distance.inner_backward(each, x, x, c)
-    for tangent in (True, False):
-        distance.distance(x, x, c, tangent), distance.distance_backward(each, x, x, c, tangent)
-        distance.distance0(x, c, tangent), distance.distance0_backward(each, x, c, tangent)
-        entailment.half_aperture(x, c, 0.1, tangent), entailment.half_aperture_backward(each, x, c, 0.1, tangent)
-        entailment.exterior_angle(x, x, c, tangent), entailment.exterior_angle_backward(each, x, x, c, tangent)
+    for case in {(case.operator, case.flags): case for case in CASES.values()}.values():
+        forward, backward = ROW_WISE[case.operator].gpu()
+        given = [x] * len(case.vectors(1, 1, 0, 1.0)) + [c] * (1 + len(case.scalars))
+        backward(torch.zeros_like(forward(*given, *case.flags)), *given, *case.flags)
     hinges = ([x] * 4, [x] * 4, c, [0.7, 0.7, 1.2, 1.2], 0.1, True)
-    entailment.entailment_hinges(*hinges), entailment.entailment_hinges_backward(each.expand(4, -1), *hinges)
+    (
+        entailment.entailment_hinges(*hinges),
+        entailment.entailment_hinges_backward(torch.zeros(4, n, dtype=dtype), *hinges),
+    )
 
 
 def pairs(d: int, dtype: torch.dtype, precision: str, backward: bool = False, n: int = 256) -> None:

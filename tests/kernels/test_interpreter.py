@@ -33,7 +33,7 @@ MODULES = {  # in "plain" the smoke tests are run by test_smoke_selection.py
     "approximate": [
         "test_row_wise.py",
         "test_far_out.py",
-        "triton/test_tile_math.py",
+        "triton/test_scalars.py",
         "triton/test_distance_matrix.py",
         "triton/test_fused_arithmetic.py",
         SMOKE,

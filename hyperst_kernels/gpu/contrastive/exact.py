@@ -8,9 +8,9 @@ import triton.language as tl
 from hyperst_kernels.gpu.contrastive.backward_rows import shares
 from hyperst_kernels.gpu.contrastive.forward import FARTHEST, NOWHERE, add_powers, load_steepness, log_sum
 from hyperst_kernels.gpu.contrastive.geometry import NORM, distance_of_rows, exact_pairs, factor_of, slope_of_rows
-from hyperst_kernels.gpu.distance_matrix import Points, add_point_gradients
-from hyperst_kernels.gpu.maps import block
-from hyperst_kernels.gpu.tile_math import load_each, load_rows, pick, rounded_product, sqrt_rn, store_each
+from hyperst_kernels.gpu.exact_pairs import Points, add_point_gradients
+from hyperst_kernels.gpu.scalars import rounded_product, sqrt_rn
+from hyperst_kernels.gpu.tile_math import block, load_each, load_rows, pick, store_each
 
 
 @triton.jit

@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 
 from hyperst_kernels.gpu.contrastive.geometry import EXCESS, SCALE, TIME, is_extreme, remoteness_of
-from hyperst_kernels.gpu.tile_math import INTERPRETED, load_each, pick, rounded_product
+from hyperst_kernels.gpu.scalars import INTERPRETED, rounded_product
+from hyperst_kernels.gpu.tile_math import load_each, pick
 
 
 class Tiling(NamedTuple):

@@ -17,25 +17,12 @@ from torch import Tensor
 from triton.language.extra import libdevice
 
 from hyperst_kernels._constants import GEOMETRIES
-from hyperst_kernels.gpu import launch, maps
-from hyperst_kernels.gpu.distance_matrix import compare_all, numbers_of, scale_and_excess
-from hyperst_kernels.gpu.tile_math import (
-    at_least,
-    compare,
-    distance_of,
-    dot,
-    kappa,
-    load_each,
-    load_rows,
-    nonzero,
-    per_chord,
-    pick,
-    sinhc,
-    slopes_of_distance,
-    sqrt_rn,
-    store_each,
-    store_rows,
-)
+from hyperst_kernels.gpu import launch
+from hyperst_kernels.gpu.distance_matrix import scale_and_excess
+from hyperst_kernels.gpu.exact_pairs import compare_all, numbers_of
+from hyperst_kernels.gpu.pair import compare, distance_of, per_chord, slopes_of_distance
+from hyperst_kernels.gpu.scalars import at_least, kappa, nonzero, sinhc, sqrt_rn
+from hyperst_kernels.gpu.tile_math import block, dot, load_each, load_rows, pick, store_each, store_rows
 
 LORENTZ, EUCLIDEAN, COSINE = (tl.constexpr(GEOMETRIES.index(name)) for name in ("lorentz", "euclidean", "cosine"))
 OVERFLOWS = tl.constexpr(1e18)  # z whose square float32 cannot hold
@@ -121,7 +108,7 @@ def _row_stats(
 ):  # fmt: skip
     k = tl.program_id(1)
     n = pick(ns, k)
-    rows, columns = maps.block(ROWS)
+    rows, columns = block(ROWS)
     x = load_rows(pick(x_ptrs, k), rows, columns, pick(x_strides, k), n, d, ROWS.DTYPE)
     factor = tl.load(factors_ptr + k)
     length = sqrt_rn(dot(x, x))
@@ -286,7 +273,7 @@ def _to_features(
     """
     k = tl.program_id(1)
     n = pick(ns, k)
-    rows, columns = maps.block(ROWS)
+    rows, columns = block(ROWS)
     rows += top
     stats = pick(xs.stats, k)
     x = load_rows(pick(xs.vectors, k), rows, columns, pick(xs.strides, k), n, d, ROWS.DTYPE)
@@ -324,7 +311,7 @@ def _to_gradients(
     """
     k = tl.program_id(1)
     n = pick(ns, k)
-    rows, columns = maps.block(ROWS)
+    rows, columns = block(ROWS)
     rows += top
     x = load_rows(pick(xs.vectors, k), rows, columns, pick(xs.strides, k), n, d, ROWS.DTYPE)
     grad = load_rows(pick(points_ptrs, k), rows - top, columns, d, n - top, d, ROWS.DTYPE)

@@ -25,7 +25,7 @@ from hyperst_kernels.gpu.contrastive.geometry import (
     unit_of_remoteness,
     unit_of_weights,
 )
-from hyperst_kernels.gpu.distance_matrix import EXACT_TILE
+from hyperst_kernels.gpu.exact_pairs import EXACT_TILE
 from hyperst_kernels.reference.contrastive import Pairing
 
 # z beside what it was subtracted from, below which a pair has cancelled: it keeps 15 of 23 bits, and half of that error counts.

@@ -15,7 +15,7 @@ from hyperst_kernels.gpu import contrastive as kernels
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.contrastive import backward_blocks
 from hyperst_kernels.gpu.contrastive.inputs import CANCELLED
-from hyperst_kernels.gpu.distance_matrix import EXACT_TILE
+from hyperst_kernels.gpu.exact_pairs import EXACT_TILE
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference import maps
 from hyperst_kernels.reference.contrastive import Pairing

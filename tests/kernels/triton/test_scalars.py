@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.oracle import SCALARS, asinhc
-from hyperst_kernels.gpu import tile_math
+from hyperst_kernels.gpu import scalars
 from tests.kernels.triton import APPROXIMATE, DEVICE, INTERPRETED, documented
 
 EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
@@ -74,7 +74,7 @@ FUNCTIONS = {
 def test_function_of_one_number(name, dtype, seed):
     exact, (low, high, units) = SCALARS[name], FUNCTIONS[name]
     x = spread(low, high, seed, dtype)
-    for z, value in zip(x.tolist(), on_device(getattr(tile_math, name), x).tolist(), strict=True):
+    for z, value in zip(x.tolist(), on_device(getattr(scalars, name), x).tolist(), strict=True):
         truth = exact(mpmath.mpf(z))
         # numbers below the smallest normal one are not held to relative accuracy
         allowed = (units if isinstance(units, int) else units[dtype]) * EPS[dtype] * abs(truth) + 4 * torch.finfo(
@@ -92,7 +92,7 @@ def test_function_of_one_number(name, dtype, seed):
 def test_exponentials(dtype, seed, negative):
     x = spread(1e-38, 87, seed, dtype) * (-1 if negative else 1)
     for name in ("exp", "expm1"):
-        for z, value in zip(x.tolist(), on_device(getattr(tile_math, name), x).tolist(), strict=True):
+        for z, value in zip(x.tolist(), on_device(getattr(scalars, name), x).tolist(), strict=True):
             truth = SCALARS[name](mpmath.mpf(z))
             assert abs(value - truth) <= 4 * EPS[dtype] * abs(truth) + 4 * torch.finfo(dtype).tiny, (name, z)
 
@@ -102,7 +102,7 @@ def test_exponentials(dtype, seed, negative):
 def test_derivative_ofasinhc(dtype, seed):
     """A difference of numbers near 1, which is added to one of them in every gradient."""
     x = spread(1e-38, 1e38, seed, dtype)
-    falls, slopes = (on_device(f, x).tolist() for f in (tile_math.asinhc_fall, tile_math.asinhc_slope))
+    falls, slopes = (on_device(f, x).tolist() for f in (scalars.asinhc_fall, scalars.asinhc_slope))
     for z2, fall, slope in zip(x.tolist(), falls, slopes, strict=True):
         truth = asinhc(mpmath.mpf(z2)) - 1 / mpmath.sqrt(1 + mpmath.mpf(z2))
         allowed = 8 * EPS[dtype] * asinhc(mpmath.mpf(z2))
@@ -115,7 +115,7 @@ def test_derivative_ofasinhc(dtype, seed):
 def test_angle_and_length_of_two_numbers(dtype, seed):
     x, y = spread(1e-30, 1e30, seed, dtype), spread(1e-30, 1e30, seed + 1, dtype)
     signed = x * (1 - 2 * (torch.arange(len(x)) % 2))
-    for a, b, value in zip(y.tolist(), signed.tolist(), on_device(tile_math.atan2, y, signed).tolist(), strict=True):
+    for a, b, value in zip(y.tolist(), signed.tolist(), on_device(scalars.atan2, y, signed).tolist(), strict=True):
         truth = mpmath.atan2(a, b)
         chain = documented(4) * (dtype == torch.float32)  # one more quotient than `atan_unit`
         assert abs(value - truth) <= (6 * EPS[dtype] + chain) * truth + 4 * torch.finfo(dtype).tiny, (
@@ -124,21 +124,21 @@ def test_angle_and_length_of_two_numbers(dtype, seed):
             value,
             truth,
         )
-    for a, b, value in zip(x.tolist(), y.tolist(), on_device(tile_math.hypot, x, y).tolist(), strict=True):
+    for a, b, value in zip(x.tolist(), y.tolist(), on_device(scalars.hypot, x, y).tolist(), strict=True):
         truth = mpmath.hypot(a, b)
         assert abs(value - truth) <= 4 * EPS[dtype] * truth, (a, b)
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, "exp", "expm1", "asinhc_fall", "asinhc_slope"])
 def test_nan_stays_nan(name):
-    assert on_device(getattr(tile_math, name), torch.full((16,), torch.nan)).isnan().all()
+    assert on_device(getattr(scalars, name), torch.full((16,), torch.nan)).isnan().all()
 
 
 def test_nan_stays_nan_in_functions_of_two_numbers():
     nan, one = torch.full((16,), torch.nan), torch.ones(16)
-    for function in (tile_math.hypot, tile_math.atan2, tile_math.at_most, tile_math.at_least):
+    for function in (scalars.hypot, scalars.atan2, scalars.at_most, scalars.at_least):
         assert on_device(function, nan, one).isnan().all()
-    for function in (tile_math.hypot, tile_math.atan2):
+    for function in (scalars.hypot, scalars.atan2):
         assert on_device(function, one, nan).isnan().all()
 
 
@@ -147,10 +147,10 @@ def test_nan_stays_nan_in_functions_of_two_numbers():
 )
 def test_at_zero(name):
     limits = {"sinhc": 1, "kappa": 1 / 3, "asinhc": 1, "hypot1": 1}
-    value = on_device(getattr(tile_math, name), torch.zeros(16))
+    value = on_device(getattr(scalars, name), torch.zeros(16))
     root_of_one = EPS[torch.float32] if name == "hypot1" and APPROXIMATE else 0
     torch.testing.assert_close(value, torch.full((16,), float(limits.get(name, 0))), rtol=root_of_one, atol=0)
 
 
 def test_the_flag_was_read():
-    assert tile_math.INTERPRETED.value == INTERPRETED
+    assert scalars.INTERPRETED.value == INTERPRETED
