@@ -74,6 +74,25 @@ def positive(name: str, value: float | Tensor, like: Tensor, dtype: torch.dtype 
     return torch.full((), float(value), dtype=dtype, device=like.device)
 
 
+def positive_each(name: str, value: float | Tensor, n: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `positive` takes, as a 0-d tensor, or a tensor (n,) of numbers > 0."""
+    value = tensor_or_number(value)
+    if not isinstance(value, Tensor) or value.ndim != 1 or value.shape[0] != n or n == 1:
+        return positive(name, value, like, dtype)
+    whole(name, value)
+    reachable(name, value, like.device)
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating tensor, got {value.dtype}")
+    if seen(value):
+        bad = ~((value > 0) & torch.isfinite(value)).detach()
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            raise ValueError(
+                f"{name} must be positive and finite, got {float(value.detach()[first]):.6g} at index {first}"
+            )
+    return value.to(device=like.device, dtype=dtype)
+
+
 def tensor_or_number(value: float | Tensor) -> float | Tensor:
     """NumPy's arrays as tensors, which its scalars are, too, under torch.compile; anything else as it is."""
     return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
@@ -227,6 +246,20 @@ def prepare(c: float | Tensor, **named: Tensor) -> tuple[Tensor, list[Tensor]]:
     for x in tensors[1:]:
         dtype = torch.promote_types(dtype, x.dtype)
     return positive("c", c, tensors[0], geometry_dtype(*tensors)), [x.to(dtype) for x in tensors]
+
+
+def matrices(**named: Tensor) -> tuple[Tensor, Tensor]:
+    """Two matrices (N, d) and (M, d), checked, in their common dtype."""
+    for name, points in named.items():
+        features(name, points, matrix=True)
+        finite(name, points)
+    one_device(named)
+    (one, x), (other, y) = named.items()
+    if x.shape[1] != y.shape[1]:
+        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        raise ValueError(f"{one} and {other} must have the same number of features, got {shapes}")
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    return x.to(dtype), y.to(dtype)
 
 
 def inside_ball(name: str, p: Tensor, c: Tensor) -> None:

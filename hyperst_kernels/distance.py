@@ -6,11 +6,11 @@ those of `hyperst_kernels.maps`.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hyperst_kernels import _checks
-from hyperst_kernels._constants import GEOMETRIES, INPUTS, PRECISIONS
+from hyperst_kernels._constants import INPUTS, LOSS_GEOMETRIES, PRECISIONS
+from hyperst_kernels.entailment import pairwise_exterior_angle
 from hyperst_kernels.operators import distance as operators
 from hyperst_kernels.operators.register import in_reverse
 from hyperst_kernels.reference import flat
@@ -83,8 +83,8 @@ def similarity(
     """Minus the distance, (N, d), (M, d) -> (N, M): what retrieval and zero-shot evaluation should rank by.
 
     Ranking by the dot product, as CLIP code does, is not the order the hyperbolic loss was trained for. ``geometry`` is that
-    of the loss: "lorentz" (geodesic distance), "euclidean", or "cosine" (the distance is 1 - cosine, and a zero vector is at
-    1 from everything); only the first uses c and ``input``. Euclidean distances below 1e-22 of the largest number of all are
+    of the loss: "lorentz" (geodesic distance), "euclidean", "cosine" (the distance is 1 - cosine, and a zero vector is at
+    1 from everything), or "angle" (the exterior angle at the query); the two in the middle do not use c and ``input``. Euclidean distances below 1e-22 of the largest number of all are
     lost to 0 in float32.
 
     >>> import torch
@@ -92,10 +92,12 @@ def similarity(
     tensor([0])
     """
     _checks.choice("input", input, INPUTS)
-    _checks.choice("geometry", geometry, GEOMETRIES)
+    _checks.choice("geometry", geometry, LOSS_GEOMETRIES)
+    if geometry == "angle":
+        return -pairwise_exterior_angle(queries, keys, c, input=input)
     if geometry == "lorentz":
         return -_geodesic(c, input, None, queries=queries, keys=keys)
-    x, y = _matrices(queries=queries, keys=keys)
+    x, y = _checks.matrices(queries=queries, keys=keys)
     apart = flat.pairwise_euclidean if geometry == "euclidean" else flat.pairwise_cosine
     wide = (t.to(_checks.geometry_dtype(t)) for t in (x, y))
     return -in_reverse("similarity", apart, *wide).to(x.dtype)
@@ -106,20 +108,6 @@ def _geodesic(c: float | Tensor, input: str, precision: str | None, **named: Ten
     _checks.choice("input", input, INPUTS)
     if precision is not None:
         _checks.choice("precision", precision, PRECISIONS)
-    x, y = _matrices(**named)
+    x, y = _checks.matrices(**named)
     c = _checks.positive("c", c, x, _checks.geometry_dtype(x))
     return operators.pairwise_distance(x, y, c, input == "tangent", precision or "bf16x3").to(x.dtype)
-
-
-def _matrices(**named: Tensor) -> tuple[Tensor, Tensor]:
-    """Two matrices (N, d) and (M, d), checked, in their common dtype."""
-    for name, points in named.items():
-        _checks.features(name, points, matrix=True)
-        _checks.finite(name, points)
-    _checks.one_device(named)
-    (one, x), (other, y) = named.items()
-    if x.shape[1] != y.shape[1]:
-        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
-        raise ValueError(f"{one} and {other} must have the same number of features, got {shapes}")
-    dtype = torch.promote_types(x.dtype, y.dtype)
-    return x.to(dtype), y.to(dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hyperst_kernels import _checks
 from hyperst_kernels._constants import INPUTS
+from hyperst_kernels.operators import angle_matrix
 from hyperst_kernels.operators import entailment as operators
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -41,6 +42,24 @@ def exterior_angle(x: Tensor, y: Tensor, c: float | Tensor = 1.0, *, input: str 
     _checks.choice("input", input, INPUTS)
     c, (x, y) = _checks.prepare(c, x=x, y=y)
     return operators.exterior_angle(x, y, c, input == "tangent")
+
+
+def pairwise_exterior_angle(x: Tensor, y: Tensor, c: float | Tensor = 1.0, *, input: str = "lorentz") -> Tensor:
+    """Return `exterior_angle` of every row of x with every row of y: (N, d), (M, d) -> (N, M).
+
+    Entry (i, j) is the angle at x_i. One product of directions; pairs whose directions are so close or so opposite that it has
+    lost digits are computed from differences, also in the gradient. Extra memory is that of a few blocks of the matrix.
+
+    >>> import torch
+    >>> x, y = torch.tensor([[0.5, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    >>> pairwise_exterior_angle(x, y, input="tangent")
+    tensor([[0.0000, 2.1709, 3.1416]])
+    """
+    _checks.choice("input", input, INPUTS)
+    x, y = _checks.matrices(x=x, y=y)
+    dtype = _checks.geometry_dtype(x)
+    c = _checks.positive("c", c, x, dtype)
+    return angle_matrix.pairwise_exterior_angle(x.to(dtype), y.to(dtype), c, input == "tangent").to(x.dtype)
 
 
 def entailment_loss(

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from hyperst_kernels import _checks, contrastive, distributed
 from hyperst_kernels._checks import choice, geometry_dtype, positive_number, real_number
-from hyperst_kernels._constants import GEOMETRIES, INPUTS, PRECISIONS
-from hyperst_kernels.contrastive import DIRECTIONS
+from hyperst_kernels._constants import INPUTS, LOSS_GEOMETRIES, PRECISIONS
 from hyperst_kernels.curvature import Curvature, current, hold
 from hyperst_kernels.distance import similarity
 from hyperst_kernels.entailment import entailment_hinges, entailment_loss
+from hyperst_kernels.loss_terms import DIRECTIONS, LOSSES
 from hyperst_kernels.maps import scaled_exp_map0
 from hyperst_kernels.operators.register import in_reverse
 
@@ -156,8 +156,8 @@ class HyperbolicContrastiveLoss(nn.Module):
     """Drop-in for open_clip's ``ClipLoss``: the same call, with geodesic distance in place of the dot product.
 
     ``forward(image_features (n, d), text_features (m, d), logit_scale, logit_bias=None, output_dict=False)`` returns
-    the 0-d loss, or ``{"contrastive_loss": loss}``. A bias shifts every logit alike and cancels in the softmax, so it
-    is accepted, has no effect, and its gradient is 0. Switch off the model's feature normalisation and rank with `similarity`.
+    the 0-d loss, or ``{"contrastive_loss": loss}``. ``loss="sigmoid"`` is SigLIP's, with its ``logit_bias``; in a softmax a bias
+    shifts every logit alike, has no effect, and its gradient is 0. Switch off the model's feature normalisation and rank with `similarity`.
 
     ``curvature`` is one of the following, and `forward` and `similarity` take another ``curvature=`` in its place for one call:
 
@@ -192,16 +192,22 @@ class HyperbolicContrastiveLoss(nn.Module):
         cache_labels: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        use_horovod: bool = False,
         group: torch.distributed.ProcessGroup | None = None,
+        *,
+        loss: str = "softmax",
     ):
         super().__init__()
         choice("directions", directions, DIRECTIONS)
-        choice("geometry", geometry, GEOMETRIES)
+        choice("geometry", geometry, LOSS_GEOMETRIES)
         choice("input", input, INPUTS)
+        choice("loss", loss, LOSSES)
         if precision is not None:
             choice("precision", precision, PRECISIONS)
+        if use_horovod:
+            raise ValueError("use_horovod must be False, got True: features are gathered with torch.distributed")
         hold(self, curvature)
-        self.options = {"input": input, "geometry": geometry, "precision": precision}
+        self.options = {"loss": loss, "input": input, "geometry": geometry, "precision": precision}
         self.input, self.directions, self.geometry = input, directions, geometry
         self.local_loss, self.gather_with_grad = local_loss, gather_with_grad
         self.rank, self.world_size, self.group = rank, world_size, group
@@ -223,30 +229,29 @@ class HyperbolicContrastiveLoss(nn.Module):
         exclude_ids: Tensor | None = None,
         curvature: Curvature | None = None,
     ):
-        scalars = (current(self.curvature if curvature is None else curvature), logit_scale)
+        numbers = (current(self.curvature if curvature is None else curvature), logit_scale, logit_bias)
         if self.world_size == 1:
-            loss = self._loss(image_features, text_features, scalars, self.directions, exclude_ids)
+            loss = self._loss(image_features, text_features, numbers, self.directions, exclude_ids)
         else:
-            loss = self._distributed_loss(image_features, text_features, scalars, exclude_ids)
-        if isinstance(logit_bias, Tensor):  # its gradient is zero, and not missing
-            loss = loss + 0 * logit_bias.to(loss)
+            loss = self._distributed_loss(image_features, text_features, numbers, exclude_ids)
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def _loss(self, queries, keys, scalars, directions, exclude_ids) -> Tensor:
-        options = {**self.options, "directions": directions, "exclude_ids": exclude_ids}
+    def _loss(self, queries, keys, numbers, directions, exclude_ids) -> Tensor:
+        *scalars, bias = numbers
+        options = {**self.options, "logit_bias": bias, "directions": directions, "exclude_ids": exclude_ids}
         return contrastive.contrastive_loss(queries, keys, *scalars, **options)
 
-    def _distributed_loss(self, image, text, scalars, exclude_ids) -> Tensor:
+    def _distributed_loss(self, image, text, numbers, exclude_ids) -> Tensor:
         """Gathered features come with the own shard first, so that positives stay on the diagonal."""
         gather = distributed.Gather(self.rank, self.world_size, self.gather_with_grad, self.group)
         all_text = gather(text)
         ids = None if exclude_ids is None else gather.plain(exclude_ids)
         if not self.local_loss:
-            return self._loss(gather(image), all_text, scalars, self.directions, ids)
-        rows = self._loss(image, all_text, scalars, "rows", ids)
+            return self._loss(gather(image), all_text, numbers, self.directions, ids)
+        rows = self._loss(image, all_text, numbers, "rows", ids)
         if self.directions == "rows":
             return rows
-        return (rows + self._loss(text, gather(image), scalars, "rows", ids)) / 2
+        return (rows + self._loss(text, gather(image), numbers, "rows", ids)) / 2
 
     def similarity(self, queries: Tensor, keys: Tensor, *, curvature: Curvature | None = None) -> Tensor:
         """Minus the distance of the loss's own geometry, (n, d), (m, d) -> (n, m), to rank by in evaluation.
@@ -312,7 +317,7 @@ class HierarchicalAlignmentLoss(nn.Module):
         geometry: str = "lorentz",
     ):
         super().__init__()
-        choice("geometry", geometry, GEOMETRIES)
+        choice("geometry", geometry, LOSS_GEOMETRIES)
         choice("input", input, INPUTS)
         if geometry != "lorentz" and entailment:
             raise ValueError(f"entailment must be empty for geometry={geometry!r}: cones need the Lorentz geometry")

@@ -67,17 +67,17 @@ class _PairwiseDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, c, *flags):
         with below_autograd():
-            out = _matrix(x, y, c, *flags)
+            out = matrix(x, y, c, *flags)
         ctx.flags = flags
         ctx.save_for_backward(x, y, c, out)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        return (*_matrix_backward(grad, *ctx.saved_tensors, *ctx.flags), *(None,) * len(ctx.flags))
+        return (*matrix_backward(grad, *ctx.saved_tensors, *ctx.flags), *(None,) * len(ctx.flags))
 
 
-_matrix = define(
+matrix = define(
     "pairwise_distance(Tensor x, Tensor y, Tensor c, bool tangent, str precision) -> Tensor",
     lambda x, y, c, *flags: c.new_empty(x.shape[0], y.shape[0]),
     {
@@ -85,7 +85,7 @@ _matrix = define(
         **dict.fromkeys(PORTABLE, in_full_precision(cpu_matrix.pairwise_distance)),
     },
 )
-_matrix_backward = define(
+matrix_backward = define(
     "pairwise_distance_backward(Tensor grad, Tensor x, Tensor y, Tensor c, Tensor distance, bool tangent, str precision)"
     " -> (Tensor, Tensor, Tensor)",
     lambda grad, x, y, c, *rest: (x.new_empty(x.shape), y.new_empty(y.shape), c.new_empty(())),
@@ -94,9 +94,9 @@ _matrix_backward = define(
         **dict.fromkeys(PORTABLE, in_full_precision(cpu_matrix.pairwise_distance_backward)),
     },
 )
-differentiate(_matrix, {"": differentiated(_PairwiseDistance)})
+differentiate(matrix, {"": differentiated(_PairwiseDistance)})
 _SMALL = "compute it under hyperst_kernels.use_reference(), where the matrix is small"
-differentiate(_matrix_backward, {"": raising(_matrix_backward, "pairwise_distance", _SMALL)})
+differentiate(matrix_backward, {"": raising(matrix_backward, "pairwise_distance", _SMALL)})
 
 
 def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision: str) -> Tensor:
@@ -105,4 +105,4 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
         dtype = geometry_dtype(x)
         given = (x.to(dtype), y.to(dtype), c, input_name(tangent))
         return in_reverse("pairwise_distance", reference.pairwise_distance, *given)
-    return in_reverse("pairwise_distance", _matrix, x, y, c, tangent, precision)
+    return in_reverse("pairwise_distance", matrix, x, y, c, tangent, precision)

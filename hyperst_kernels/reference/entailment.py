@@ -44,6 +44,12 @@ def exterior_angle(x: Tensor, y: Tensor, c: Tensor, input: str = "lorentz") -> T
     return _ExteriorAngle.apply(x, y, c, input == "tangent")
 
 
+def pairwise_exterior_angle(x: Tensor, y: Tensor, c: Tensor, input: str = "lorentz") -> Tensor:
+    """`exterior_angle` of every x with every y: (n d), (m d) -> (n m)."""
+    shape = (x.shape[0], y.shape[0], x.shape[1])
+    return exterior_angle(x[:, None].expand(shape), y[None].expand(shape), c, input)
+
+
 def entailment_loss(
     parent: Tensor, child: Tensor, c: Tensor, eta: float = 1.0, min_radius: float = 0.1, input: str = "lorentz"
 ) -> Tensor:
@@ -84,7 +90,7 @@ class _ExteriorAngle(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, y, c = ctx.saved_tensors
-        dx, dy, dc = _angle_gradients(x, y, c, ctx.tangent)
+        dx, dy, dc = angle_gradients(x, y, c, ctx.tangent)
         grad = grad[..., None]
         total = (grad * dc).sum(dtype=torch.float64).to(c.dtype) if ctx.needs_input_grad[2] else None
         return grad * dx, grad * dy, total, None
@@ -106,7 +112,7 @@ def _across(chord: Tensor, a: Tensor, pair: pairs.Pair, bent: Tensor) -> Tensor:
     return vector / torch.where(length == 0, torch.ones_like(length), length)
 
 
-def _angle_gradients(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple[Tensor, Tensor, Tensor]:
+def angle_gradients(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of the exterior angle: along the rays through dphi/dp and dphi/dq, across them through dphi/dtheta.
 
     With D = sqrt(c) d:  dphi/dp = sin(phi) (1 + 2H) / sinh D,  dphi/dq = -sin(theta) sinh p / sinh^2 D,

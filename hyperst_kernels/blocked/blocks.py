@@ -1,0 +1,57 @@
+"""Blocks of the matrix of all pairs: where they begin and end, and the distances of a geometry in one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperst_kernels.blocked import angle
+from hyperst_kernels.operators import distance
+
+# Rows and columns: a block and what is made of it stay in the cache of a CPU; a GPU wants work for all its processors.
+SIDE = {"cpu": (256, 2048)}
+OTHERWISE = (4096, 8192)
+
+
+def blocks(n: int, m: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of the blocks of a matrix (n m), row by row of blocks."""
+    height, width = SIDE.get(device.type, OTHERWISE)
+    for i in range(0, n, height):
+        for j in range(0, m, width):
+            yield slice(i, min(i + height, n)), slice(j, min(j + width, m))
+
+
+class Geometry(NamedTuple):
+    """How far rows of a block are apart: "lorentz", "euclidean", "cosine" (1 - cosine of unit vectors or 0) or "angle"."""
+
+    name: str
+    tangent: bool
+    precision: str
+
+    def values(self, queries: Tensor, keys: Tensor, c: Tensor) -> Tensor:
+        """Distances, or exterior angles at the queries: (r d), (w d) -> (r w)."""
+        if self.name == "lorentz":
+            return distance.matrix(queries, keys, c, self.tangent, self.precision)
+        if self.name == "angle":
+            return angle.values(queries, keys, c, self.tangent)
+        if self.name == "cosine":
+            return 1 - queries @ keys.T
+        return torch.cdist(queries, keys, compute_mode="donot_use_mm_for_euclid_dist")
+
+    def gradients(
+        self, grad: Tensor, queries: Tensor, keys: Tensor, c: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of queries (r d), keys (w d) and c () from that of ``values``."""
+        if self.name == "lorentz":
+            return distance.matrix_backward(grad, queries, keys, c, values, self.tangent, self.precision)
+        if self.name == "angle":
+            return angle.gradients(grad, queries, keys, c, self.tangent)
+        if self.name == "cosine":
+            return -grad @ keys, -grad.T @ queries, torch.zeros_like(c)
+        slopes = torch.ops.aten._cdist_backward
+        dx = slopes(grad.contiguous(), queries, keys, 2.0, values)
+        dy = slopes(grad.T.contiguous(), keys, queries, 2.0, values.T.contiguous())
+        return dx, dy, torch.zeros_like(c)

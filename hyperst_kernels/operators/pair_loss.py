@@ -1,0 +1,136 @@
+"""The operator of losses of all pairs by blocks: what the fused operator of ``contrastive`` has no kernels for.
+
+One code serves every device; in it run the kernels of the matrix of distances.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyperst_kernels.blocked import pair_loss as blocked
+from hyperst_kernels.blocked.blocks import Geometry
+from hyperst_kernels.operators.register import (
+    PORTABLE,
+    TRITON,
+    below_autograd,
+    define,
+    differentiate,
+    differentiated,
+    in_full_precision,
+    in_reverse,
+    raising,
+    reference_in_use,
+)
+from hyperst_kernels.operators.row_wise import input_name
+from hyperst_kernels.reference import pair_loss as reference
+from hyperst_kernels.reference.flat import common_scale, unit
+
+
+def _inputs(
+    queries,
+    keys,
+    c,
+    logit_scale,
+    logit_bias,
+    query_ids,
+    key_ids,
+    exclude_ids,
+    loss,
+    geometry,
+    tangent,
+    precision,
+    symmetric,
+) -> blocked.Inputs:
+    numbers = (logit_scale, logit_bias, query_ids, key_ids, exclude_ids)
+    return blocked.Inputs(queries, keys, c, *numbers, loss, Geometry(geometry, tangent, precision), symmetric)
+
+
+def _fake(queries, keys, c, *rest):
+    loss, symmetric = rest[5], rest[-1]
+    n, m = queries.shape[0], keys.shape[0] if symmetric and loss == "softmax" else 0
+    stats = (0,) if loss == "sigmoid" else (blocked.STATS, n + m)
+    return c.new_empty(n), c.new_empty(m), c.new_empty(stats, dtype=torch.float64)
+
+
+class _PairLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *given):
+        with below_autograd():
+            rows, columns, stats = _forward(*given)
+        ctx.flags = given[8:]
+        ctx.save_for_backward(*given[:8], stats)
+        ctx.mark_non_differentiable(stats)
+        return rows, columns, stats
+
+    @staticmethod
+    def backward(ctx, grad_rows, grad_columns, _):
+        *tensors, stats = ctx.saved_tensors
+        found = _backward(grad_rows, grad_columns, stats, *tensors, *ctx.flags)
+        if tensors[4] is None:
+            found = (*found[:4], None)
+        return (*found, *(None,) * (3 + len(ctx.flags)))
+
+
+_GIVEN = (
+    "Tensor queries, Tensor keys, Tensor c, Tensor logit_scale, Tensor? logit_bias, Tensor? query_ids, Tensor? key_ids, "
+    "Tensor? exclude_ids, str loss, str geometry, bool tangent, str precision, bool symmetric"
+)
+_EVERYWHERE = (*TRITON, *PORTABLE)
+_forward = define(
+    f"pair_loss_forward({_GIVEN}) -> (Tensor, Tensor, Tensor)",
+    _fake,
+    dict.fromkeys(_EVERYWHERE, in_full_precision(lambda *given: blocked.forward(_inputs(*given)))),
+)
+_backward = define(
+    f"pair_loss_backward(Tensor grad_rows, Tensor grad_columns, Tensor stats, {_GIVEN})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    lambda grad_rows, grad_columns, stats, queries, keys, c, logit_scale, *rest: (
+        *(t.new_empty(t.shape) for t in (queries, keys, c, logit_scale)),
+        c.new_empty(()),
+    ),
+    dict.fromkeys(
+        _EVERYWHERE,
+        in_full_precision(
+            lambda grad_rows, grad_columns, stats, *given: tuple(
+                blocked.backward(_inputs(*given), grad_rows, grad_columns, stats)
+            )
+        ),
+    ),
+)
+differentiate(_forward, {"": differentiated(_PairLoss)})
+_ONCE = (
+    "call backward without create_graph=True, or compute the loss under hyperst_kernels.use_reference() where the batch is "
+    "small"
+)
+differentiate(_backward, {"": raising(_backward, "contrastive_loss", _ONCE)})
+
+
+def pair_losses(
+    queries: Tensor,
+    keys: Tensor,
+    c: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    exclude_ids: Tensor | None,
+    loss: str,
+    geometry: str,
+    tangent: bool,
+    symmetric: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """The operator behind ``reference.pair_loss.pair_losses``, with its arguments; features are of the geometry's dtype."""
+    ids = (query_ids, key_ids, exclude_ids)
+    if reference_in_use():
+        given = (queries, keys, c, logit_scale, logit_bias, *ids, loss, geometry, input_name(tangent), symmetric)
+        return in_reverse("contrastive_loss", reference.pair_losses, *given)
+    if geometry == "euclidean":
+        # distances are of degree 1: where vectors are of size 1, no square overflows or vanishes
+        size = common_scale(queries, keys)
+        queries, keys, logit_scale = queries * size, keys * size, logit_scale / size
+    elif geometry == "cosine":
+        queries, keys = unit(queries), unit(keys)
+    tensors = (queries, keys, c, logit_scale, logit_bias, *ids)
+    return in_reverse("contrastive_loss", _forward, *tensors, loss, geometry, tangent, precision, symmetric)[:2]

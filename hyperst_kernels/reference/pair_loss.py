@@ -1,0 +1,80 @@
+"""Losses of all pairs with the whole matrix in memory: the specification of `hyperst_kernels.blocked.pair_loss`.
+
+Logits are l_ij = b - s_i d_ij, with d a distance or the exterior angle at the query. P(i) are the positives of query i, keys of
+its id (or the key i), N(i) the other keys, less those that are excluded.
+
+    softmax:    loss_i = log sum_{j in P(i), N(i)} e^{l_ij} - mean_{j in P(i)} l_ij
+                       = softplus(LSE_N - LSE_P) + (LSE_P - mean_P)
+    sigmoid:    loss_i = sum_{j in P(i)} softplus(-l_ij) + sum_{j in N(i)} softplus(l_ij)
+
+The mean over positives stands outside the logarithm (Khosla et al. 2020, eq. 2). Without positives a softmax has no loss, and is
+0 here. The loss of a key is that of its column, with the queries as candidates.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyperst_kernels.reference.contrastive import _logsumexp, dissimilarity, softplus
+from hyperst_kernels.reference.entailment import pairwise_exterior_angle
+
+
+def pair_losses(
+    queries: Tensor,
+    keys: Tensor,
+    c: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    exclude_ids: Tensor | None,
+    loss: str,
+    geometry: str,
+    input: str,
+    symmetric: bool,
+) -> tuple[Tensor, Tensor]:
+    """Losses of the rows (n), and of the columns (m), which are empty unless ``symmetric``: (n d), (m d) -> (n), (m)."""
+    if geometry == "angle":
+        apart = pairwise_exterior_angle(queries, keys, c, input)
+    else:
+        apart = dissimilarity(queries, keys, c, input, geometry, pairwise=True)
+    logits = -(logit_scale[:, None] if logit_scale.ndim else logit_scale) * apart
+    if logit_bias is not None:
+        logits = logits + logit_bias
+    rows, columns = slice(0, logits.shape[0]), slice(0, logits.shape[1])
+    positive, negative = pairs_of(query_ids, key_ids, exclude_ids, rows, columns, logits)
+    if loss == "sigmoid":
+        each = softplus(torch.where(positive, -logits, logits))
+        return torch.where(positive | negative, each, torch.zeros_like(each)).sum(1), logits[0, :0]
+    of_rows = _softmax(logits, positive, negative, 1)
+    return of_rows, _softmax(logits, positive, negative, 0) if symmetric else of_rows[:0]
+
+
+def pairs_of(
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    exclude_ids: Tensor | None,
+    rows: slice,
+    columns: slice,
+    like: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Which pairs of a block are positives, and which negatives: (r w), (r w), on the device of ``like``."""
+    if query_ids is not None and key_ids is not None:
+        positive = query_ids[rows, None] == key_ids[columns]
+    else:
+        i, j = (torch.arange(some.start, some.stop, device=like.device) for some in (rows, columns))
+        positive = i[:, None] == j
+    if exclude_ids is None:
+        return positive, ~positive
+    return positive, ~positive & (exclude_ids[rows, None] != exclude_ids[columns])
+
+
+def _softmax(logits: Tensor, positive: Tensor, negative: Tensor, dim: int) -> Tensor:
+    count = positive.sum(dim)
+    some = count > 0
+    of_positives = _logsumexp(logits.masked_fill(~positive, -torch.inf), dim)
+    gap = _logsumexp(logits.masked_fill(~negative, -torch.inf), dim) - of_positives
+    mean = torch.where(positive, logits, torch.zeros_like(logits)).sum(dim) / count.clamp(min=1)
+    found = softplus(torch.where(some, gap, torch.zeros_like(gap))) + torch.where(some, of_positives, mean) - mean
+    return torch.where(some, found, torch.zeros_like(found))
