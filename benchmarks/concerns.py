@@ -30,6 +30,8 @@ _PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("test_smoke.py::test_loss", (LOSS, HIERARCHY)),
     ("test_public_losses", (LOSS, HIERARCHY)),
     ("test_row_wise.py", ROW_WISE),
+    ("test_pair_loss.py", (PAIRS,)),
+    ("test_retrieval.py", (PAIRS,)),
     # public functions by name
     ("[entailment_loss-", (HINGES,)),
     ("[pairwise_distance-", (PAIRS,)),

@@ -38,7 +38,7 @@ def show_config() -> str:
 def _cpu() -> str:
     if bindings.library() is None:
         return "PyTorch calls: the package was installed without a C++ compiler, or its library does not load"
-    wide = "AVX2" if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else "no vector instructions"
+    wide = "AVX2" if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else "baseline instructions"
     return f"machine code for float32 and half precision, {wide}; float64 in PyTorch calls"
 
 

@@ -84,8 +84,8 @@ def similarity(
 
     Ranking by the dot product, as CLIP code does, is not the order the hyperbolic loss was trained for. ``geometry`` is that
     of the loss: "lorentz" (geodesic distance), "euclidean", "cosine" (the distance is 1 - cosine, and a zero vector is at
-    1 from everything), or "angle" (the exterior angle at the query); the two in the middle do not use c and ``input``. Euclidean distances below 1e-22 of the largest number of all are
-    lost to 0 in float32.
+    1 from everything) or "angle" (the exterior angle at the query); "euclidean" and "cosine" use neither c nor ``input``.
+    Euclidean distances below 1e-22 of the largest number of all are lost to 0 in float32.
 
     >>> import torch
     >>> similarity(torch.zeros(1, 2), torch.tensor([[0.1, 0.0], [3.0, 4.0]])).argmax(1)

@@ -156,8 +156,9 @@ class HyperbolicContrastiveLoss(nn.Module):
     """Drop-in for open_clip's ``ClipLoss``: the same call, with geodesic distance in place of the dot product.
 
     ``forward(image_features (n, d), text_features (m, d), logit_scale, logit_bias=None, output_dict=False)`` returns
-    the 0-d loss, or ``{"contrastive_loss": loss}``. ``loss="sigmoid"`` is SigLIP's, with its ``logit_bias``; in a softmax a bias
-    shifts every logit alike, has no effect, and its gradient is 0. Switch off the model's feature normalisation and rank with `similarity`.
+    the 0-d loss, or ``{"contrastive_loss": loss}``. ``loss="sigmoid"`` is SigLIP's, with its ``logit_bias``; in a softmax a
+    bias shifts every logit alike, has no effect, and its gradient is 0. Switch off the model's feature normalisation and rank
+    with `similarity`.
 
     ``curvature`` is one of the following, and `forward` and `similarity` take another ``curvature=`` in its place for one call:
 

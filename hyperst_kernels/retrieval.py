@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hyperst_kernels import _checks
 from hyperst_kernels._constants import GEOMETRIES, INPUTS
-from hyperst_kernels._precision import full_float32
-from hyperst_kernels.blocked.blocks import Geometry
-from hyperst_kernels.blocked.nearest import nearest
-from hyperst_kernels.reference.flat import common_scale, unit
+from hyperst_kernels.operators.nearest import nearest_keys
 
 
-@torch.no_grad()
 def topk(
     queries: Tensor,
     keys: Tensor,
@@ -26,11 +21,13 @@ def topk(
     """Return the k nearest keys of each query, nearest first: distances (N, k) and indices (N, k).
 
     Queries (N, d) and keys (M, d) as in `similarity`, of any floating dtype; memory is O((N + M) d + N k). Distances have the
-    errors of `pairwise_distance` and the dtype of the inputs, but for float16 and bfloat16, which come in float32; they carry no
-    gradient. Where keys are at one distance, any of them may come.
+    errors of `pairwise_distance`, in float32 (float64 for float64 inputs), and carry no gradient. Where several keys are at
+    one distance, any of them may come.
 
-    Raises ValueError for k that is not between 1 and M, and what `similarity` raises.
+    Raises ValueError for k that is not between 1 and M, what `similarity` raises, and (on the CPU) for tangent vectors so long that
+    products of their points overflow; on a GPU keys whose distance is NaN come last.
 
+    >>> import torch
     >>> keys = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.6, 0.8]])
     >>> topk(torch.tensor([[0.3, 0.4]]), keys, 2, input="tangent")
     (tensor([[0.5000, 0.5000]]), tensor([[2, 0]]))
@@ -43,12 +40,7 @@ def topk(
         raise ValueError(f"k must be at most the number of keys, {y.shape[0]}, got {k}")
     dtype = _checks.geometry_dtype(x)
     c = _checks.positive("c", c, x, dtype)
-    x, y, size = x.to(dtype), y.to(dtype), 1
-    if geometry == "euclidean":
-        size = common_scale(x, y)
-        x, y = x * size, y * size
-    elif geometry == "cosine":
-        x, y = unit(x), unit(y)
-    with torch.autocast(x.device.type, enabled=False), full_float32():
-        distances, indices = nearest(x, y, c, int(k), Geometry(geometry, input == "tangent", "bf16x3"))
-    return distances / size, indices
+    if geometry == "lorentz" and input == "tangent":
+        _checks.radius("queries", x, c)
+        _checks.radius("keys", y, c)
+    return nearest_keys(x.to(dtype), y.to(dtype), c, int(k), geometry, input == "tangent")

@@ -17,12 +17,14 @@ import hyperst_kernels as hk
 
 D = 4
 FEATURES = ("image_spot", "image_niche", "gene_spot", "gene_niche")
-# named tuples and switches compute nothing
+# named tuples and switches compute nothing that is differentiated
 NOT_FUNCTIONS = {
     "ContrastiveTerm",
     "EntailmentTerm",
     "Term",
     "__version__",
+    "show_config",
+    "topk",  # has no gradient: see test_retrieval.py
     "limit_cpu_memory",
     "release_cpu_memory",
     "use_reference",
@@ -85,6 +87,19 @@ def _weighted_loss(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     return hk.contrastive_loss(x, y, c, 9.0, weights=x.new_ones(x.shape[0]).cumsum(0))
 
 
+def _of_ids(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    ids = torch.arange(x.shape[0], device=x.device) % 3, torch.arange(y.shape[0], device=x.device) % 4
+    return hk.contrastive_loss(x, y, c, 9.0, positives=ids)
+
+
+def _scale_of_each(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    return hk.contrastive_loss(x, y, c, 9 + x[:, 0])
+
+
+def _of_two_scales(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    return hk.hierarchical_contrastive_loss([hk.Term(x, y), hk.Term(y, x, logit_scale=5.0)], c, 9.0)[0]
+
+
 def _both_inputs(name: str, function: Callable, count: int, more: int = 0, **options) -> dict[str, Call]:
     return {
         f"{name}-{word}": Call(partial(function, input=word, **options), count, more) for word in ("tangent", "lorentz")
@@ -117,8 +132,17 @@ CALLS = {
     "contrastive_loss-euclidean": Call(partial(hk.contrastive_loss, logit_scale=9.0, geometry="euclidean"), 2),
     "contrastive_loss-cosine": Call(partial(hk.contrastive_loss, logit_scale=9.0, geometry="cosine"), 2),
     "contrastive_loss-weighted": Call(_weighted_loss, 2),
+    "contrastive_loss-angle": Call(partial(hk.contrastive_loss, logit_scale=9.0, geometry="angle"), 2, 3),
+    "contrastive_loss-sigmoid": Call(
+        partial(hk.contrastive_loss, logit_scale=9.0, loss="sigmoid", logit_bias=-1.0), 2, 3
+    ),
+    "contrastive_loss-positives": Call(_of_ids, 2, 3),
+    "contrastive_loss-scales": Call(_scale_of_each, 2, 3),
     "hierarchical_contrastive_loss": Call(_hierarchy, 3),
     "hierarchical_contrastive_loss-each": Call(_each_of_hierarchy, 2),
+    "hierarchical_contrastive_loss-scales": Call(_of_two_scales, 2),
+    **_both_inputs("pairwise_exterior_angle", hk.pairwise_exterior_angle, 2, 3),
+    "similarity-angle": Call(partial(hk.similarity, geometry="angle"), 2, 3),
     "EntailmentLoss": Call(hk.EntailmentLoss(0.3), 2),
     "HierarchicalAlignmentLoss": Call(_alignment, 4),
     "HyperbolicContrastiveLoss": Call(lambda x, y, c: hk.HyperbolicContrastiveLoss(c)(x, y, 9.0), 2, 3),

@@ -17,7 +17,7 @@ from tests.kernels.triton import DEVICE
 
 # operators of all pairs have a backward pass of their own, which is not differentiated again
 ONCE = (
-    "pairwise_distance",
+    "pairwise_",
     "similarity",
     "contrastive_loss",
     "hierarchical",
