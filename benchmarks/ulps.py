@@ -206,8 +206,8 @@ RANGES = {
     "kappa": (TINY, 7000.0),
     "atan_unit": (TINY, 1.0),
 }
-# z of pairs in the hot loops of the loss, and in the careful ones: from where squares are normal numbers
-HOT, CAREFUL = (2.0**-7, 1e18), (TINY, 1.7e38)
+# z of pairs in the hot loops of the loss, and in the careful ones: up to where they end
+HOT, CAREFUL = (2.0**-7, 1e18), (TINY, 1.6e38)
 
 
 def of_the_gpu() -> Iterator[Function]:
@@ -301,7 +301,7 @@ def main() -> None:
         for function in functions(given.path):
             if not given.names or function.name in given.names:
                 row = measure(function, given.path, given.stride)
-                append([row], RESULTS, run)
+                append([row], RESULTS, run, "cuda" if given.path == GPU else "cpu")
                 print(f"{given.path}: {function.name} {row.median:.2f} ulp ({row.setting})", flush=True)
     write()
 
