@@ -20,6 +20,7 @@ import torch
 
 from benchmarks import (
     accuracy,
+    blocked,
     contrastive,
     distance,
     end_to_end,
@@ -38,7 +39,7 @@ from benchmarks.problem import OURS
 from benchmarks.results import REPOSITORY, Row
 from benchmarks.tables import THREADS, WIDTHS
 
-FAMILIES = {"maps": maps, "distance": distance, "entailment": entailment}
+FAMILIES = {"maps": maps, "distance": distance, "entailment": entailment, "blocked": blocked}
 LOSS = contrastive.OPERATIONS[0]
 LARGEST_PEER = 16384  # beyond, one step of a peer that fits takes minutes
 
@@ -49,6 +50,7 @@ class Suite:
 
     row_wise: tuple[int, int] = (16384, 128)
     pairwise: tuple[int, int] = (512, 128)
+    blocked: tuple[int, int] = (2048, 128)
     errors: tuple[int, int] = (512, 32)
     operator_budget: float = 2.0
     loss_shapes: tuple[tuple[int, int], ...] = ((4096, 512),)
@@ -81,7 +83,8 @@ def operators(suite: Suite) -> Iterator[Row]:
     for module in FAMILIES.values():
         passed = gate(suite, module.TESTS)
         for operation in module.OPERATIONS:
-            shapes = [suite.pairwise if operation == "pairwise_distance" else suite.row_wise, suite.errors]
+            matrices = {"pairwise_distance": suite.pairwise, **dict.fromkeys(blocked.OPERATIONS, suite.blocked)}
+            shapes = [matrices.get(operation, suite.row_wise), suite.errors]
             abouts = [{"operation": operation, "n": n, "d": d, "dtype": "float32"} for n, d in shapes]
             problem = module.setup(operation, *shapes[0])
             yield from measure.speed(problem, abouts[0], budget=suite.operator_budget, green=passed)

@@ -18,6 +18,7 @@ from benchmarks.results import REPOSITORY, Row
 TINY = run.Suite(
     row_wise=(32, 8),
     pairwise=(16, 8),
+    blocked=(16, 8),
     errors=(8, 4),
     operator_budget=0,
     loss_shapes=((48, 32),),
