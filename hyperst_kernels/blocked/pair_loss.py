@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hyperst_kernels.blocked.blocks import Geometry, blocks
 from hyperst_kernels.reference.contrastive import softplus
@@ -37,17 +38,23 @@ class Inputs(NamedTuple):
         n, m = self.queries.shape[0], self.keys.shape[0]
         for rows, columns in blocks(n, m, self.queries.device):
             values = self.geometry.values(self.queries[rows], self.keys[columns], self.c)
-            yield Block(
-                rows, columns, values, *pairs_of(self.query_ids, self.key_ids, self.exclude_ids, rows, columns, values)
-            )
+            positive, negative = pairs_of(self.query_ids, self.key_ids, self.exclude_ids, rows, columns, values)
+            yield Block(rows, columns, values, positive, negative, bool(positive.any()))
 
     def scale_of(self, rows: slice) -> Tensor:
         """That of some rows, () or (r 1)."""
         return self.logit_scale[rows, None] if self.logit_scale.ndim else self.logit_scale
 
-    def logits(self, block: Block) -> Tensor:
-        logits = -self.scale_of(block.rows) * block.values
-        return logits if self.logit_bias is None else logits + self.logit_bias
+    def signed_logits(self, block: Block) -> Tensor:
+        """l of negatives, -l of positives, and -inf where there is no pair."""
+        logits = block.values * -self.scale_of(block.rows)
+        if self.logit_bias is not None:
+            logits += self.logit_bias
+        if block.has_positives:
+            logits = torch.where(block.positive, -logits, logits)
+        if self.exclude_ids is not None:
+            logits.masked_fill_(~(block.positive | block.negative), -torch.inf)
+        return logits
 
 
 class Block(NamedTuple):
@@ -58,6 +65,7 @@ class Block(NamedTuple):
     values: Tensor
     positive: Tensor
     negative: Tensor
+    has_positives: bool
 
 
 class Sums(NamedTuple):
@@ -80,20 +88,20 @@ class Sums(NamedTuple):
     def add(
         self, where: slice, values: Tensor, taking_part: Tensor, scale: Tensor, dim: int, spread: bool = False
     ) -> None:
-        """Take the distances of a block that take part; the ``spread``, where it is asked for."""
+        """Take the distances of a block that take part; ``number`` and ``spread``, where they are asked for."""
         old = self.nearest[where]
-        values = values.masked_fill(~taking_part, torch.inf)
-        new = torch.minimum(old, values.amin(dim).double())
+        apart = torch.where(taking_part, values, torch.inf)
+        new = torch.minimum(old, apart.amin(dim).double())
         origin = torch.where(new == torch.inf, 0, new)
-        apart = values - origin.to(values.dtype).unsqueeze(dim)
-        s = scale.double() if scale.ndim == 0 else scale.double()[:, 0]
-        powers = torch.exp(-scale * apart).sum(dim, dtype=torch.float64)
+        apart -= origin.to(values.dtype).unsqueeze(dim)
         back = torch.where(old == torch.inf, 0, old - origin)
-        self.total[where] = self.total[where] * torch.exp(-s * back) + powers
         if spread:
-            more = apart.masked_fill(~taking_part, 0).sum(dim, dtype=torch.float64)
+            more = torch.where(taking_part, apart, 0).sum(dim).double()
             self.spread[where] += self.number[where] * back + more
-        self.number[where] += taking_part.sum(dim)
+            self.number[where] += taking_part.sum(dim)
+        powers = apart.mul_(-scale).exp_().sum(dim).double()
+        s = scale.double() if scale.ndim == 0 else scale.double()[:, 0]
+        self.total[where] = self.total[where] * torch.exp(-s * back) + powers
         self.nearest[where] = new
 
     def log_total(self, scale: Tensor, origin: Tensor) -> Tensor:
@@ -110,7 +118,8 @@ class Softmax(NamedTuple):
 
     def add(self, where: slice, block: Block, values: Tensor, scale: Tensor, dim: int) -> None:
         """Take the distances of a block."""
-        self.positives.add(where, values, block.positive, scale, dim, spread=True)
+        if block.has_positives:
+            self.positives.add(where, values, block.positive, scale, dim, spread=True)
         self.negatives.add(where, values, block.negative, scale, dim)
 
     @property
@@ -136,21 +145,22 @@ class Softmax(NamedTuple):
         grad = torch.where(some, grad[where], 0)
         # softmax over the negatives times sigmoid(gap), and over the positives times 1 - sigmoid(gap)
         share = torch.sigmoid(gap)
-        negative = self._weights(of_negatives, values, block.negative, scale, dim)
-        positive = self._weights(of_positives, values, block.positive, scale, dim)
+        slopes = self._weights(of_negatives, values, block.negative, scale, grad * share, dim)
+        if block.has_positives:
+            softmax = self._weights(of_positives, values, block.positive, scale, torch.ones_like(grad), dim)
+            each, pull, shared = (x.to(values.dtype).unsqueeze(dim) for x in (1 / count, grad, grad * share))
+            # of one that is alone exactly -g sigmoid(gap)
+            slopes += pull * (softmax - torch.where(block.positive, each, 0)) - shared * softmax
+        return slopes
 
-        def along(x: Tensor) -> Tensor:
-            return x.to(values.dtype).unsqueeze(dim)
-
-        pull = torch.where(block.positive, positive - along(1 / count), 0) - along(share) * positive
-        return along(grad) * (along(share) * negative + pull)
-
-    def _weights(self, sums: Sums, values: Tensor, taking_part: Tensor, scale: Tensor, dim: int) -> Tensor:
-        """Softmax over those that take part."""
+    def _weights(
+        self, sums: Sums, values: Tensor, taking_part: Tensor, scale: Tensor, factor: Tensor, dim: int
+    ) -> Tensor:
+        """Softmax over those that take part, times a factor of each row or column."""
         empty = sums.nearest == torch.inf
         origin = torch.where(empty, 0, sums.nearest).to(values.dtype).unsqueeze(dim)
-        total = torch.where(empty, 1, sums.total).to(values.dtype).unsqueeze(dim)
-        return torch.where(taking_part, torch.exp(-scale * (values - origin)) / total, 0)
+        factor = (factor / torch.where(empty, 1, sums.total)).to(values.dtype).unsqueeze(dim)
+        return torch.where(taking_part, values, torch.inf).sub_(origin).mul_(-scale).exp_().mul_(factor)
 
 
 STATS = 2 * len(Sums._fields)  # numbers of each row and column that the backward pass is given
@@ -170,9 +180,7 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     if inputs.loss == "sigmoid":
         losses = c.new_zeros(inputs.queries.shape[0], dtype=torch.float64)
         for block in inputs.blocks():
-            logits = inputs.logits(block)
-            each = softplus(torch.where(block.positive, -logits, logits))
-            losses[block.rows] += torch.where(block.positive | block.negative, each, 0).sum(1, dtype=torch.float64)
+            losses[block.rows] += F.softplus(inputs.signed_logits(block), threshold=50).sum(1).double()
         return losses.to(c.dtype), c.new_zeros(0), c.new_zeros(0, dtype=torch.float64)
     rows, columns = _no_softmaxes(inputs)
     for block in inputs.blocks():
@@ -229,14 +237,14 @@ def backward(inputs: Inputs, grad_rows: Tensor, grad_columns: Tensor, stats: Ten
     for block in inputs.blocks():
         scale = inputs.scale_of(block.rows)
         if softmaxes is None:
-            slopes = _sigmoid_slopes(inputs.logits(block), block) * grad_rows[block.rows, None]
+            slopes = _sigmoid_slopes(inputs, block) * grad_rows[block.rows, None]
         else:
             slopes = softmaxes[0].slopes(block.rows, block, block.values, scale, grad_rows, 1)
             if inputs.symmetric:
                 given = (block.columns, block, *_of_columns(inputs, block), grad_columns, 0)
                 slopes = slopes + softmaxes[1].slopes(*given).to(slopes.dtype)
-        d_scale[block.rows] -= (slopes * block.values).sum(1, dtype=torch.float64)
-        db = db + slopes.sum(dtype=torch.float64)
+        d_scale[block.rows] -= (slopes * block.values).sum(1).double()
+        db = db + slopes.sum(1).double().sum()
         some = (inputs.queries[block.rows], inputs.keys[block.columns], c)
         of_queries, of_keys, of_c = inputs.geometry.gradients(-scale * slopes, *some, block.values)
         d_queries[block.rows] += of_queries
@@ -246,7 +254,7 @@ def backward(inputs: Inputs, grad_rows: Tensor, grad_columns: Tensor, stats: Ten
     return Gradients(d_queries, d_keys, *(x.to(c.dtype) for x in (dc, d_scale, db)))
 
 
-def _sigmoid_slopes(logits: Tensor, block: Block) -> Tensor:
+def _sigmoid_slopes(inputs: Inputs, block: Block) -> Tensor:
     """dL/dlogit: sigmoid(l) of negatives, -sigmoid(-l) of positives, 0 of the others."""
-    slopes = torch.where(block.positive, -torch.sigmoid(-logits), torch.sigmoid(logits))
-    return torch.where(block.positive | block.negative, slopes, 0)
+    slopes = inputs.signed_logits(block).sigmoid_()
+    return torch.where(block.positive, -slopes, slopes) if block.has_positives else slopes
