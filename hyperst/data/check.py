@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hyperst.data.images.scale import scale_conflict
 from hyperst.data.niches import niche_members
 from hyperst.data.sections import read_section
 
@@ -32,7 +33,7 @@ def check_section(
     """Read a section as training would, and say what was found. A bad file is a finding, never an exception."""
     try:
         section = read_section(path, image=image, images_dir=images_dir, mpp=mpp)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:
         return [Finding("error", str(error))]
     findings = [
         Finding(
@@ -64,6 +65,11 @@ def check_section(
         findings.append(Finding("ok", f"niches of up to {int(sizes.max())} spots, {alone} spots without neighbours"))
     with section.open_image() as opened:
         findings.append(Finding("ok", f"image {opened.width} x {opened.height} px: {section.image_path}"))
+        conflict = scale_conflict(grid.um_per_px, opened.scale, section.image_path)
+        if conflict:
+            findings.append(Finding("warning", conflict, "make sure which one is right; crops are cut by the one used"))
+        if opened.scale.problem:
+            findings.append(Finding("ok", f"{opened.scale.problem}; that is ignored"))
     if section.patient is None:
         findings.append(Finding("warning", "no patient recorded", "splits by patient will refuse this section"))
     return findings
