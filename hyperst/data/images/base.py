@@ -40,6 +40,10 @@ class SlideImage(ABC):
         """Downsampling factor of each stored resolution, finest (1.0) first."""
 
     @abstractmethod
+    def _level_size(self, level: int) -> tuple[int, int]:
+        """Width and height of a stored resolution in its own pixels."""
+
+    @abstractmethod
     def _read_level(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """RGB uint8 (y1-y0, x1-x0, 3) of a box that lies inside level ``level``, in pixels of that level."""
 
@@ -101,8 +105,7 @@ class SlideImage(ABC):
         )
 
     def _padded(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        factor = self._levels()[level]
-        width, height = max(1, int(self.width / factor)), max(1, int(self.height / factor))
+        width, height = self._level_size(level)
         left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
         if (left, top, right, bottom) == (x0, y0, x1, y1):
             return self._read_level(level, x0, y0, x1, y1)

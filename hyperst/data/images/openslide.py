@@ -45,6 +45,7 @@ class OpenSlideImage(SlideImage):
         slide: Any = self._slide
         self.width, self.height = slide.dimensions
         self.scale = _recorded(slide.properties)
+        self._sizes = [(int(width), int(height)) for width, height in slide.level_dimensions]
         self._factors = [max(1.0, float(factor)) for factor in slide.level_downsamples]
 
     def _open(self) -> None:
@@ -67,6 +68,9 @@ class OpenSlideImage(SlideImage):
 
     def _levels(self) -> list[float]:
         return self._factors
+
+    def _level_size(self, level: int) -> tuple[int, int]:
+        return self._sizes[level]
 
     def _read_level(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         if self._damaged is None:
@@ -97,7 +101,7 @@ class OpenSlideImage(SlideImage):
     def _readable_tiles(self, damaged: DamagedTiles, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         out = np.full((y1 - y0, x1 - x0, 3), _WHITE, dtype=np.uint8)
         width, height = self._tile_size(level)
-        across = -(-int(self.width / self._factors[level]) // width) + 1
+        across = -(-self._sizes[level][0] // width)
         given_up = self._given_up.setdefault(level, set())
         for row in range(y0 // height, -(-y1 // height)):
             for column in range(x0 // width, -(-x1 // width)):

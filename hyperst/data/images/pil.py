@@ -34,6 +34,9 @@ class DecodedImage(SlideImage):
     def _levels(self) -> list[float]:
         return [1.0]
 
+    def _level_size(self, level: int) -> tuple[int, int]:
+        return self.width, self.height
+
     def _read_level(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         if self._pixels is None:
             check_fits(self.width * self.height * _BYTES_PER_PIXEL, self.path, self.width, self.height)

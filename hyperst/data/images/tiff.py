@@ -105,6 +105,9 @@ class TiffImage(SlideImage):
     def _levels(self) -> list[float]:
         return self._factors
 
+    def _level_size(self, level: int) -> tuple[int, int]:
+        return self._resolutions[level].width, self._resolutions[level].height
+
     def _read_level(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         with self._lock:
             if self._file is None or self._process != os.getpid():  # closed, or in a forked DataLoader worker

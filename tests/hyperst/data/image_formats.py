@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image
 
-HEIGHT, WIDTH = 300, 420
+HEIGHT, WIDTH = 250, 330
 MPP = 0.5
 
 
@@ -27,6 +28,36 @@ ALPHA = PIXELS[..., 0]
 CHANNELS = PIXELS.transpose(2, 0, 1)
 YCBCR = np.asarray(Image.fromarray(PIXELS).convert("YCbCr"))
 PALETTE = np.stack([np.arange(256), 255 - np.arange(256), np.arange(256) // 2]).astype(np.uint16) * 257
+
+
+INTRODUCTION = (
+    "Every row is a file that the tests make: what is read has been compared with what was written, what is refused says so",
+    "and names the remedy. Each region comes as RGB with 8 bit. Commands are those of [libvips](https://www.libvips.org) and",
+    "[Bio-Formats](https://www.openmicroscopy.org/bio-formats/).",
+)
+
+
+class Endings(NamedTuple):
+    """File name endings that one library reads, or none does."""
+
+    endings: tuple[str, ...]
+    reader: str
+    how: str
+
+
+CONVERTER = "bfconvert"
+ENDINGS = (
+    Endings((".tif", ".tiff", ".btf", ".qptiff"), "tifffile", "only the tiles or strips under a crop; `.ome.tif` too"),
+    Endings((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".jp2", ".j2k"), "Pillow", "whole, once"),
+    Endings(
+        (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".svslide", ".dcm"),
+        'openslide (`pip install "hyperst-kernels[openslide]"`)',
+        "only the tiles under a crop; companion files must lie beside it",
+    ),
+    Endings(
+        (".czi", ".vsi", ".isyntax", ".lif", ".nd2", ".oir"), "refused", f"export as OME-TIFF from QuPath, or `{CONVERTER}`"
+    ),
+)
 
 
 # Compressions and layouts of TIFF: what each passes to tifffile.
@@ -58,13 +89,13 @@ COMPRESSIONS: dict[str, dict[str, Any]] = {**LOSSLESS, **JPEG}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "strips": {"rowsperstrip": 16},
     "one strip": {"rowsperstrip": HEIGHT},
-    "tiles": {"tile": (64, 64)},
+    "tiles": {"tile": (96, 96)},
     "240 px tiles": {"tile": (240, 240)},
-    "planar": {"tile": (64, 64), "planarconfig": "separate"},
-    "pyramid": {"tile": (64, 64)},
-    "SubIFD pyramid": {"tile": (64, 64)},
-    "BigTIFF": {"tile": (64, 64)},
-    "OME-TIFF": {"tile": (64, 64)},
+    "planar": {"tile": (96, 96), "planarconfig": "separate"},
+    "pyramid": {"tile": (96, 96)},
+    "SubIFD pyramid": {"tile": (96, 96)},
+    "BigTIFF": {"tile": (96, 96)},
+    "OME-TIFF": {"tile": (96, 96)},
 }
 STEPS = (2, 4)  # of the coarser resolutions of a pyramid
 
@@ -305,7 +336,7 @@ KINDS = (
     Kind(
         "PNG, 16 bit RGB",
         "deep_rgb.png",
-        lambda path: path.write_bytes(__import__("imagecodecs").png_encode(PIXELS.astype(np.uint16))),
+        lambda path: path.write_bytes(imagecodecs.png_encode(PIXELS.astype(np.uint16))),
         None,
         "pixels of 16 bit",
         EIGHT,
@@ -321,6 +352,19 @@ KINDS = (
 
 
 # um per pixel.
+
+ABOUT_SCALE = (
+    "One rule holds for every source, `--mpp` and the files of a section too: um/px are between 0.05 and 20. What an image",
+    "records and cannot be true is ignored, and told where no other source is found; what `--mpp` or a section's file says and",
+    "cannot be true is an error. When the um/px that are used differ from the image's own by more than 10 %, a warning says so.",
+)
+ABOUT_DAMAGE = (
+    "A tile that cannot be decoded stops the command and is named. `hyperst predict --skip-damaged` leaves such tiles white,",
+    "counts them (`uns['hyperst']['damaged_tiles']`) and marks the spots whose niche they touch (`obs['on_damaged_tile']`).",
+    "",
+    "An image that must be decoded whole and does not fit into memory is refused before it is decoded, with the command that makes",
+    "a tiled TIFF of it: `vips copy slide.png \"slide_tiled.tif[tile,pyramid,compression=jpeg,Q=90,bigtiff]\"`.",
+)
 
 
 @dataclass(frozen=True)
