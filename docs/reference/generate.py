@@ -65,6 +65,7 @@ def image_formats() -> str:
     """What is read of image files and how, and what is refused with which remedy."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from tests.hyperst.data import image_formats as formats
+    from tests.hyperst.data import image_scales as places
 
     compressions = [
         (name, *("read" if formats.exists(name, layout) else "-" for layout in formats.LAYOUTS))
@@ -75,15 +76,16 @@ def image_formats() -> str:
         for kind in formats.KINDS
     ]
     scales = [
-        (scale.what, "not recorded" if scale.mpp is None else f"{scale.mpp:g}", scale.problem) for scale in formats.SCALES
+        (scale.what, "not recorded" if scale.mpp is None else f"{scale.mpp:g}", scale.problem)
+        for scale in places.SCALES
     ]
     endings = [(", ".join(f"`{each}`" for each in part.endings), part.reader, part.how) for part in formats.ENDINGS]
     text = ["# Image formats", "", *formats.INTRODUCTION, "", "## Files", ""]
     text += [*table(("ending", "read by", "how"), endings), "", "## Compressions and layouts of TIFF", ""]
     text += [*table(("compression", *formats.LAYOUTS), compressions), "", "## Pixels", ""]
     text += [*table(("file", "what becomes of it", "the message names"), kinds), "", "## um per pixel", ""]
-    text += [*formats.ABOUT_SCALE, "", *table(("where the file says it", "um/px", "what is told"), scales), ""]
-    return "\n".join([*text, "## Damage and memory", "", *formats.ABOUT_DAMAGE]) + "\n"
+    text += [*places.ABOUT_SCALE, "", *table(("where the file says it", "um/px", "what is told"), scales), ""]
+    return "\n".join([*text, "## Damage and memory", "", *places.ABOUT_DAMAGE]) + "\n"
 
 
 def main() -> None:

@@ -304,8 +304,8 @@ def predict(
     path = write_h5ad_atomic(predicted, output or run_folder / "predictions" / f"{image.name.split('.')[0]}.h5ad")
     if skip_damaged and predicted.uns["hyperst"].get("damaged_tiles"):
         console.print(
-            f"[yellow]note[/yellow] {predicted.uns['hyperst']['damaged_tiles']} damaged tiles of the image are left white; "
-            f"{int(predicted.obs['on_damaged_tile'].sum())} spots lie on or beside them: obs['on_damaged_tile']",
+            f"[yellow]note[/yellow] damaged tiles of the image left white: {predicted.uns['hyperst']['damaged_tiles']}; spots "
+            f"on or beside them, see obs['on_damaged_tile']: {int(predicted.obs['on_damaged_tile'].sum())}",
             soft_wrap=True,
         )
     console.print(

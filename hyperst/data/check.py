@@ -54,9 +54,13 @@ def check_section(
     pitch = "no regular grid" if grid.pitch_px is None else f"{grid.kind} grid, pitch {grid.pitch_px:.4g} px"
     findings.append(Finding("ok" if grid.pitch_px else "warning", f"{pitch}, {scale}"))
     if grid.um_per_px is None:
+        with section.open_image() as opened:
+            ignored = f" ({opened.scale.problem})" if opened.scale.problem else ""
         findings.append(
             Finding(
-                "warning", "um/px is not recorded", "crops are cut in units of the pitch; give --mpp if you know it"
+                "warning",
+                f"um/px is not recorded{ignored}",
+                "crops are cut in units of the pitch; give --mpp if you know it",
             )
         )
     if grid.pitch_px:
@@ -68,8 +72,6 @@ def check_section(
         conflict = scale_conflict(grid.um_per_px, opened.scale, section.image_path)
         if conflict:
             findings.append(Finding("warning", conflict, "make sure which one is right; crops are cut by the one used"))
-        if opened.scale.problem:
-            findings.append(Finding("ok", f"{opened.scale.problem}; that is ignored"))
     if section.patient is None:
         findings.append(Finding("warning", "no patient recorded", "splits by patient will refuse this section"))
     return findings

@@ -73,9 +73,7 @@ def _check_pil_mode(image: Image.Image, path: Path) -> None:
     raw_mode = tiles[0][3] if tiles and isinstance(tiles[0][3], str) else ""
     to_srgb = f"vips colourspace {path.name} {path.stem}_rgb.png srgb"
     if image.mode == "CMYK":
-        raise ValueError(
-            f"image {path} holds printing inks (CMYK); convert to RGB: {to_srgb}"
-        )
+        raise ValueError(f"image {path} holds printing inks (CMYK); convert to RGB: {to_srgb}")
     if image.mode not in _MODES or ";16" in raw_mode:
         kind = {"1": "1 bit"}.get(image.mode, f"16 bit or floating point (mode {raw_mode or image.mode})")
         raise ValueError(

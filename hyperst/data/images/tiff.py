@@ -66,38 +66,41 @@ class TiffImage(SlideImage):
         try:
             self._file = tifffile.TiffFile(self.path)
             series = max(self._file.series, key=lambda series: series.size)
+            self._resolutions: list[_Level] = []
+            for level in series.levels:
+                self._resolutions.append(self._level(series, level))
+            self._factors = [level.factor for level in self._resolutions]
+            self.scale = tiff_scale(self._file, series)
+        except UnsuitablePixelsError as error:
+            remedy = error.remedy.replace("IN.tif", self.path.name).replace("OUT.tif", f"{self.path.stem}_rgb.tif")
+            raise ValueError(f"image {self.path} holds {error.holds}; {remedy}") from error
+        except MemoryError:
+            raise
         except Exception as error:  # a damaged directory of tags makes tifffile raise anything
             raise ValueError(
                 f"{self.path} is no readable TIFF ({error}); {actual_kind(self.path) or 'copy or export it again'}"
             ) from error
         self._process = os.getpid()
-        self._resolutions: list[_Level] = []
-        for level in series.levels:
-            self._resolutions.append(self._level(series, level))
-        self._factors = [level.factor for level in self._resolutions]
-        self.scale = tiff_scale(self._file, series)
 
     def _level(self, series: Any, level: Any) -> _Level:
         axes, shape = _squeeze(level.axes, level.shape)
         if axes not in _AXES:
-            raise ValueError(
-                f"image {self.path} holds several images or planes (axes {level.axes}, {tuple(level.shape)}); save the one "
-                "brightfield (H&E) plane in RGB as a file of its own"
+            raise UnsuitablePixelsError(
+                f"several images or planes (axes {level.axes}, {tuple(level.shape)})",
+                "save the one brightfield (H&E) plane in RGB as a file of its own",
             )
         # "CYX" may keep one page per channel; in every other layout one page holds all samples.
         several = "C" in axes and len(level.pages) > 1
         pages = [page.aspage() for page in level.pages] if several else [level.pages[0].aspage()]
         described = ome_image(self._file, series) if several else None
-        names = (
-            [channel.get("Name", "") for channel in described.findall("{*}Channel")] if described is not None else []
-        )
-        try:
-            to_rgb = rgb_converter(pages[0], len(pages), names)
-            _check_codec(pages[0])
-        except UnsuitablePixelsError as error:
-            remedy = error.remedy.replace("IN.tif", self.path.name).replace("OUT.tif", f"{self.path.stem}_rgb.tif")
-            raise ValueError(f"image {self.path} holds {error.holds}; {remedy}") from error
+        channels = [] if described is None else described.findall("{*}Channel")
+        to_rgb = rgb_converter(pages[0], len(pages), [channel.get("Name", "") for channel in channels])
+        _check_codec(pages[0])
         height, width = int(shape[axes.index("Y")]), int(shape[axes.index("X")])
+        for page in pages:
+            tile = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+            if (page.imagewidth, page.imagelength) != (width, height) or min(width, height, *tile) < 1:
+                raise ValueError(f"{page.imagewidth} x {page.imagelength} px in segments of {tile[0]} x {tile[1]}")
         if not self._resolutions:
             self.width, self.height = width, height
         return _Level(pages, width, height, max(1.0, self.width / width, self.height / height), to_rgb)

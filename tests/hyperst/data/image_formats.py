@@ -13,7 +13,6 @@ import tifffile
 from PIL import Image
 
 HEIGHT, WIDTH = 250, 330
-MPP = 0.5
 
 
 def smooth_pixels() -> np.ndarray:
@@ -31,9 +30,9 @@ PALETTE = np.stack([np.arange(256), 255 - np.arange(256), np.arange(256) // 2]).
 
 
 INTRODUCTION = (
-    "Every row is a file that the tests make: what is read has been compared with what was written, what is refused says so",
-    "and names the remedy. Each region comes as RGB with 8 bit. Commands are those of [libvips](https://www.libvips.org) and",
-    "[Bio-Formats](https://www.openmicroscopy.org/bio-formats/).",
+    "Below the first table every row is a file that the tests make: what is read has been compared with what was written, what",
+    "is refused says what the file holds and names the remedy. Each region comes as RGB with 8 bit. Commands are those of",
+    "[libvips](https://www.libvips.org) and [Bio-Formats](https://www.openmicroscopy.org/bio-formats/).",
 )
 
 
@@ -55,7 +54,9 @@ ENDINGS = (
         "only the tiles under a crop; companion files must lie beside it",
     ),
     Endings(
-        (".czi", ".vsi", ".isyntax", ".lif", ".nd2", ".oir"), "refused", f"export as OME-TIFF from QuPath, or `{CONVERTER}`"
+        (".czi", ".vsi", ".isyntax", ".lif", ".nd2", ".oir"),
+        "refused",
+        f"export as OME-TIFF from QuPath, or `{CONVERTER}`",
     ),
 )
 
@@ -101,14 +102,20 @@ STEPS = (2, 4)  # of the coarser resolutions of a pyramid
 
 
 def exists(compression: str, layout: str) -> bool:
-    """Whether there are such files: JPEG in YCbCr and WebP hold colours together, so that planes have neither."""
-    return layout != "planar" or not (compression in JPEG or compression == "WebP")
+    """Whether there are such files: WebP and JPEG with subsampled chroma hold the colours together."""
+    return layout != "planar" or not (compression == "WebP" or "YCbCr" in compression)
 
 
 def write_tiff(path: Path, compression: str, layout: str) -> Path:
     """`PIXELS` as TIFF."""
     options = {"photometric": "rgb", **COMPRESSIONS[compression], **LAYOUTS[layout]}
-    if layout == "planar":
+    if layout == "planar" and compression in JPEG:
+        # tifffile writes planes of JPEG only in strips, and of YCbCr by name
+        options |= {"photometric": "ycbcr", "subsampling": (1, 1), "tile": None, "rowsperstrip": 16}
+        tifffile.imwrite(path, CHANNELS, **options)
+        with tifffile.TiffFile(path, mode="r+b") as file:
+            file.pages[0].tags["PhotometricInterpretation"].overwrite(2)
+    elif layout == "planar":
         tifffile.imwrite(path, CHANNELS, **options)
     elif "pyramid" in layout:
         with tifffile.TiffWriter(path) as file:
@@ -116,8 +123,10 @@ def write_tiff(path: Path, compression: str, layout: str) -> Path:
             for step in STEPS:
                 file.write(PIXELS[::step, ::step], subfiletype=1, **options)
     else:
-        metadata = {"axes": "YXS", "PhysicalSizeX": MPP, "PhysicalSizeY": MPP} if layout == "OME-TIFF" else None
-        tifffile.imwrite(path, PIXELS, bigtiff=layout == "BigTIFF", ome=layout == "OME-TIFF", metadata=metadata, **options)
+        metadata = {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5} if layout == "OME-TIFF" else None
+        tifffile.imwrite(
+            path, PIXELS, bigtiff=layout == "BigTIFF", ome=layout == "OME-TIFF", metadata=metadata, **options
+        )
     return path
 
 
@@ -159,7 +168,10 @@ def pillow(pixels: np.ndarray, mode: str | None = None, **options: Any) -> Calla
 
 
 def ome(names: list[str]) -> dict[str, Any]:
-    return {"photometric": "minisblack", "metadata": {"axes": "CYX", "Channel": {"Name": names}} if names else {"axes": "CYX"}}
+    return {
+        "photometric": "minisblack",
+        "metadata": {"axes": "CYX", "Channel": {"Name": names}} if names else {"axes": "CYX"},
+    }
 
 
 def over_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -185,7 +197,7 @@ def few_bits(path: Path) -> None:
 
 GREY_RGB = np.repeat(GREY[..., None], 3, axis=-1)
 PALETTE_RGB = (PALETTE // 257).astype(np.uint8).T[GREY]
-VIPS, FIJI, EIGHT = "vips colourspace", "Fiji: Image > Type > RGB Color", "8 bit per channel"
+VIPS, FIJI = "vips colourspace", "Fiji: Image > Type > RGB Color"
 KINDS = (
     Kind("TIFF, RGB", "rgb.tif", tiff(PIXELS, photometric="rgb"), PIXELS, "read"),
     Kind("TIFF, grey", "grey.tif", tiff(GREY, photometric="minisblack"), GREY_RGB, "grey in every colour"),
@@ -214,9 +226,7 @@ KINDS = (
     Kind(
         "TIFF, RGB and alpha, planar",
         "planar_alpha.tif",
-        tiff(
-            np.stack([*CHANNELS, ALPHA]), photometric="rgb", planarconfig="separate", extrasamples=["unassalpha"]
-        ),
+        tiff(np.stack([*CHANNELS, ALPHA]), photometric="rgb", planarconfig="separate", extrasamples=["unassalpha"]),
         over_white(PIXELS, ALPHA),
         "laid over white",
     ),
@@ -235,6 +245,21 @@ KINDS = (
         np.asarray(Image.fromarray(YCBCR, mode="YCbCr").convert("RGB")),
         "converted",
         within=1,  # Pillow rounds in fixed point
+    ),
+    Kind(
+        "TIFF, YCbCr in planes of JPEG",
+        "planes.tif",
+        tiff(
+            YCBCR.transpose(2, 0, 1),
+            photometric="ycbcr",
+            planarconfig="separate",
+            subsampling=(1, 1),
+            compression="jpeg",
+            compressionargs={"level": 95},
+        ),
+        PIXELS,
+        "converted",
+        within=6,
     ),
     Kind("TIFF, YCbCr, subsampled without JPEG", "chroma.tif", subsampled, None, "subsampled YCbCr", "vips copy"),
     Kind(
@@ -268,10 +293,15 @@ KINDS = (
         tiff(PIXELS.astype(np.uint16) * 257, photometric="rgb"),
         None,
         "pixels of 16 bit",
-        EIGHT,
+        VIPS,
     ),
     Kind(
-        "TIFF, 16 bit grey", "deep_grey.tif", tiff(GREY.astype(np.uint16), photometric="minisblack"), None, "16 bit", EIGHT
+        "TIFF, 16 bit grey",
+        "deep_grey.tif",
+        tiff(GREY.astype(np.uint16), photometric="minisblack"),
+        None,
+        "16 bit",
+        VIPS,
     ),
     Kind(
         "TIFF, floating point",
@@ -279,10 +309,17 @@ KINDS = (
         tiff(PIXELS.astype(np.float32), photometric="rgb"),
         None,
         "pixels of 32 bit floating point",
-        EIGHT,
+        VIPS,
     ),
-    Kind("TIFF, 4 bit grey", "shallow.tif", few_bits, None, "pixels of 4 bit", EIGHT),
-    Kind("TIFF, black and white", "bilevel.tif", tiff(GREY > 99, photometric="minisblack"), None, "pixels of 1 bit", EIGHT),
+    Kind("TIFF, 4 bit grey", "shallow.tif", few_bits, None, "pixels of 4 bit", VIPS),
+    Kind(
+        "TIFF, black and white",
+        "bilevel.tif",
+        tiff(GREY > 99, photometric="minisblack"),
+        None,
+        "pixels of 1 bit",
+        VIPS,
+    ),
     Kind(
         "TIFF, 4 grey samples per pixel (fluorescence)",
         "four.tif",
@@ -300,7 +337,12 @@ KINDS = (
         FIJI,
     ),
     Kind(
-        "OME-TIFF, 3 channels without names", "three.ome.tif", tiff(CHANNELS, **ome([])), None, "3 separate channels", FIJI
+        "OME-TIFF, 3 channels without names",
+        "three.ome.tif",
+        tiff(CHANNELS, **ome([])),
+        None,
+        "3 separate channels",
+        FIJI,
     ),
     Kind(
         "OME-TIFF, 3 channels named Red, Green, Blue",
@@ -309,9 +351,7 @@ KINDS = (
         PIXELS,
         "read",
     ),
-    Kind(
-        "ImageJ TIFF, RGB", "imagej.tif", tiff(PIXELS, imagej=True, photometric="rgb"), PIXELS, "read"
-    ),
+    Kind("ImageJ TIFF, RGB", "imagej.tif", tiff(PIXELS, imagej=True, photometric="rgb"), PIXELS, "read"),
     Kind(
         "ImageJ TIFF, composite of 3 channels",
         "composite.tif",
@@ -329,110 +369,30 @@ KINDS = (
         "save the one brightfield (H&E) plane",
     ),
     Kind("PNG, RGB", "rgb.png", pillow(PIXELS), PIXELS, "read"),
-    Kind("PNG, RGB and alpha", "alpha.png", pillow(np.dstack([PIXELS, ALPHA])), over_white(PIXELS, ALPHA), "laid over white", within=1),
+    Kind(
+        "PNG, RGB and alpha",
+        "alpha.png",
+        pillow(np.dstack([PIXELS, ALPHA])),
+        over_white(PIXELS, ALPHA),
+        "laid over white",
+        within=1,
+    ),
     Kind("PNG, grey", "grey.png", pillow(GREY), GREY_RGB, "grey in every colour"),
     Kind("PNG, palette", "palette.png", pillow(GREY, "P"), GREY_RGB, "the palette's colours"),
-    Kind("PNG, 16 bit grey", "deep.png", pillow(GREY.astype(np.uint16)), None, "pixels of 16 bit", EIGHT),
+    Kind("PNG, 16 bit grey", "deep.png", pillow(GREY.astype(np.uint16)), None, "pixels of 16 bit", VIPS),
     Kind(
         "PNG, 16 bit RGB",
         "deep_rgb.png",
         lambda path: path.write_bytes(imagecodecs.png_encode(PIXELS.astype(np.uint16))),
         None,
         "pixels of 16 bit",
-        EIGHT,
+        VIPS,
     ),
-    Kind("PNG, black and white", "bilevel.png", pillow(GREY, "1"), None, "pixels of 1 bit", EIGHT),
+    Kind("PNG, black and white", "bilevel.png", pillow(GREY, "1"), None, "pixels of 1 bit", VIPS),
     Kind("JPEG, RGB", "rgb.jpg", pillow(PIXELS, quality=95), PIXELS, "read", within=6),
     Kind("JPEG, grey", "grey.jpg", pillow(GREY, quality=95), GREY_RGB, "grey in every colour", within=6),
     Kind("JPEG, CMYK", "inks.jpg", pillow(PIXELS, "CMYK"), None, "printing inks (CMYK)", VIPS),
     Kind("JPEG 2000", "rgb.jp2", pillow(PIXELS), PIXELS, "read"),
     Kind("WebP", "rgb.webp", pillow(PIXELS, lossless=True), PIXELS, "read"),
     Kind("BMP", "rgb.bmp", pillow(PIXELS), PIXELS, "read"),
-)
-
-
-# um per pixel.
-
-ABOUT_SCALE = (
-    "One rule holds for every source, `--mpp` and the files of a section too: um/px are between 0.05 and 20. What an image",
-    "records and cannot be true is ignored, and told where no other source is found; what `--mpp` or a section's file says and",
-    "cannot be true is an error. When the um/px that are used differ from the image's own by more than 10 %, a warning says so.",
-)
-ABOUT_DAMAGE = (
-    "A tile that cannot be decoded stops the command and is named. `hyperst predict --skip-damaged` leaves such tiles white,",
-    "counts them (`uns['hyperst']['damaged_tiles']`) and marks the spots whose niche they touch (`obs['on_damaged_tile']`).",
-    "",
-    "An image that must be decoded whole and does not fit into memory is refused before it is decoded, with the command that makes",
-    "a tiled TIFF of it: `vips copy slide.png \"slide_tiled.tif[tile,pyramid,compression=jpeg,Q=90,bigtiff]\"`.",
-)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """A place where an image file says how large its pixels are: ``mpp`` is what must be read, or ``problem`` be said."""
-
-    what: str
-    name: str
-    write: Callable[[Path], object]
-    mpp: float | None
-    problem: str = ""
-
-
-def ome_size(size: float, unit: str | None = "µm", other: float | None = None, **options: Any) -> Callable[[Path], object]:
-    metadata: dict[str, Any] = {"axes": "YXS", "PhysicalSizeX": size, "PhysicalSizeY": size if other is None else other}
-    if unit is not None:
-        metadata |= {"PhysicalSizeXUnit": unit, "PhysicalSizeYUnit": unit}
-    return tiff(PIXELS, photometric="rgb", metadata=metadata, **options)
-
-
-def tags(per_unit: float, unit: str) -> Callable[[Path], object]:
-    return tiff(PIXELS, photometric="rgb", resolution=(per_unit, per_unit), resolutionunit=unit, metadata=None)
-
-
-def imagej(per_unit: float, unit: str) -> Callable[[Path], object]:
-    return tiff(PIXELS, photometric="rgb", imagej=True, resolution=(per_unit, per_unit), metadata={"unit": unit})
-
-
-NO_SUCH = "which no histology image has"
-SCALES = (
-    Scale("OME, um", "um.ome.tif", ome_size(0.5), MPP),
-    Scale("OME, no unit (um by its schema)", "no_unit.ome.tif", ome_size(0.5, None), MPP),
-    Scale("OME, nm", "nm.ome.tif", ome_size(500, "nm"), MPP),
-    Scale("OME, mm", "mm.ome.tif", ome_size(5e-4, "mm"), MPP),
-    Scale("OME, cm", "cm.ome.tif", ome_size(5e-5, "cm"), MPP),
-    Scale("OME, m", "m.ome.tif", ome_size(5e-7, "m"), MPP),
-    Scale("OME, inch", "inch.ome.tif", ome_size(0.5 / 25_400, "in"), MPP),
-    Scale('OME, "pixel"', "pixel.ome.tif", ome_size(0.5, "pixel"), None),
-    Scale('OME, "reference frame"', "frame.ome.tif", ome_size(0.5, "reference frame"), None),
-    Scale(
-        'OME, "pixel", and resolution tags',
-        "both.ome.tif",
-        ome_size(1.0, "pixel", resolution=(20_000, 20_000), resolutionunit="CENTIMETER"),
-        MPP,
-    ),
-    Scale("OME, 1400 um", "large.ome.tif", ome_size(1400), None, NO_SUCH),
-    Scale("OME, 0.0000014 um", "small.ome.tif", ome_size(1.4e-6), None, NO_SUCH),
-    Scale("OME, 0.5 x 1 um", "oblong.ome.tif", ome_size(0.5, other=1.0), None, "pixels must be square"),
-    Scale("ImageJ, micron", "micron.tif", imagej(2, "micron"), MPP),
-    Scale("ImageJ, um", "um.tif", imagej(2, "um"), MPP),
-    Scale("ImageJ, micro sign in its own spelling", "escaped.tif", imagej(2, "\\u00B5m"), MPP),
-    Scale("ImageJ, nm", "nm.tif", imagej(0.002, "nm"), MPP),
-    Scale("ImageJ, mm", "mm.tif", imagej(2000, "mm"), MPP),
-    Scale("ImageJ, cm", "cm.tif", imagej(20_000, "cm"), MPP),
-    Scale("ImageJ, inch", "inch.tif", imagej(50_800, "inch"), MPP),
-    Scale("ImageJ, pixel", "pixel.tif", imagej(2, "pixel"), None),
-    Scale("TIFF resolution per cm", "cm_tag.tif", tags(20_000, "CENTIMETER"), MPP),
-    Scale("TIFF resolution per inch", "inch_tag.tif", tags(50_800, "INCH"), MPP),
-    Scale("TIFF resolution without unit", "none_tag.tif", tags(20_000, "NONE"), None),
-    Scale("TIFF, 72 per inch", "screen.tif", tags(72, "INCH"), None, NO_SUCH),
-    Scale(
-        "TIFF, Aperio's MPP",
-        "aperio.tif",
-        tiff(PIXELS, photometric="rgb", description="Aperio Image Library|AppMag = 20|MPP = 0.5000|Left = 2", metadata=None),
-        MPP,
-    ),
-    Scale("PNG, pixels per metre", "dots.png", pillow(PIXELS, dpi=(50_800, 50_800)), MPP),
-    Scale("JPEG, 50800 per inch", "dots.jpg", pillow(PIXELS, dpi=(50_800, 50_800)), MPP),
-    Scale("PNG, 96 per inch", "screen.png", pillow(PIXELS, dpi=(96, 96)), None, NO_SUCH),
-    Scale("JPEG without density", "plain.jpg", pillow(PIXELS), None),
 )

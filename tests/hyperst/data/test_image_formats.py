@@ -18,6 +18,7 @@ from hyperst.data import open_image
 from hyperst.data.images import IMAGE_SUFFIXES
 from tests.conftest import REPOSITORY
 from tests.hyperst.data import image_formats as formats
+from tests.hyperst.data.image_scales import SCALES
 
 GENERATE = REPOSITORY / "docs" / "reference" / "generate.py"
 JPEG_ERROR = 2.0  # grey levels, mean: quality 95 on smooth colours gives below 1.2, another colour space tens
@@ -41,10 +42,10 @@ def test_compressions_and_layouts(compression, layout, tmp_path):
     with open_image(path) as image:
         assert (image.width, image.height) == (formats.WIDTH, formats.HEIGHT)
         # one tile first: whatever is read lazily must not come between seek and read
-        np.testing.assert_array_equal(image.read(70, 80, 30, 20), image.read(0, 0, formats.WIDTH, formats.HEIGHT)[80:100, 70:100])
-        levels = [
-            image._read_level(level, 0, 0, *image._level_size(level)) for level in range(len(image._levels()))
-        ]
+        np.testing.assert_array_equal(
+            image.read(70, 80, 30, 20), image.read(0, 0, formats.WIDTH, formats.HEIGHT)[80:100, 70:100]
+        )
+        levels = [image._read_level(level, 0, 0, *image._level_size(level)) for level in range(len(image._levels()))]
     assert len(levels) == (1 + len(formats.STEPS) if "pyramid" in layout else 1)
     for level, expected in zip(levels, decoded_by_tifffile(path, layout), strict=True):
         np.testing.assert_array_equal(level, expected)
@@ -144,7 +145,7 @@ def test_empty_tiles_are_white_in_every_photometric(tmp_path):
         assert (pixels[64:] == abs(100 - (255 - glass))).all()
 
 
-@pytest.mark.parametrize("scale", formats.SCALES, ids=lambda scale: scale.what)
+@pytest.mark.parametrize("scale", SCALES, ids=lambda scale: scale.what)
 def test_recorded_um_per_px(scale, tmp_path):
     path = tmp_path / scale.name
     scale.write(path)
@@ -235,7 +236,9 @@ def test_thumbnails_of_one_resolution_never_hold_the_slide(tmp_path, monkeypatch
         read, largest = image._read_level, []
         monkeypatch.setattr(base, "_THUMBNAIL_PIXELS", formats.WIDTH * 64)
         monkeypatch.setattr(
-            image, "_read_level", lambda level, *box: largest.append((box[2] - box[0]) * (box[3] - box[1])) or read(level, *box)
+            image,
+            "_read_level",
+            lambda level, *box: largest.append((box[2] - box[0]) * (box[3] - box[1])) or read(level, *box),
         )
         in_bands = image.thumbnail(100)
     assert len(largest) >= 4

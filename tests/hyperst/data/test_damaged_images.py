@@ -1,0 +1,171 @@
+"""A damaged tile is named, or left white and counted once; damaged files of any kind end in one message."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hyperst.data import open_image
+from hyperst.data.images import DamagedTiles
+from tests.hyperst.data import image_formats as formats
+
+TILE = 96  # side of the tiles of formats.LAYOUTS
+ACROSS = -(-formats.WIDTH // TILE)
+CORRUPT = 5  # the second tile of the second row
+WHERE = (slice(TILE, 2 * TILE), slice(TILE, 2 * TILE))
+
+
+def corrupt(path: Path, tile: int, level: int = 0) -> Path:
+    """Overwrite a tile of a resolution with bytes that no codec takes."""
+    with tifffile.TiffFile(path) as file:
+        page = file.series[0].levels[level].pages[0]
+        offset, size = page.dataoffsets[tile], page.databytecounts[tile]
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(b"\x00\xff\x00\x11" * (size // 4))
+    return path
+
+
+@pytest.mark.parametrize("compression", ["deflate", "JPEG, YCbCr 4:2:0", "JPEG 2000", "WebP"])
+def test_one_corrupt_tile(compression, tmp_path):
+    path = formats.write_tiff(tmp_path / "slide.tif", compression, "SubIFD pyramid")
+    with open_image(path) as image:
+        whole = image.read(0, 0, formats.WIDTH, formats.HEIGHT)
+        coarse = image._read_level(1, 0, 0, *image._level_size(1))
+    corrupt(path, CORRUPT)
+    assert ACROSS == 4  # so that tile 5 is where WHERE says
+    with open_image(path) as image:
+        with pytest.raises(ValueError, match=rf"slide\.tif: tile {CORRUPT} of level 0 at x 96, y 96 .*--skip-damaged"):
+            image.read(0, 0, formats.WIDTH, formats.HEIGHT)
+        np.testing.assert_array_equal(image.read(200, 0, 100, 250), whole[:, 200:300])  # the others can be read
+    damaged = DamagedTiles()
+    with open_image(path, damaged=damaged) as image:
+        for _ in range(2):
+            pixels = image.read(0, 0, formats.WIDTH, formats.HEIGHT)
+        np.testing.assert_array_equal(image._read_level(1, 0, 0, *image._level_size(1)), coarse)
+    expected = whole.copy()
+    expected[WHERE] = 255
+    np.testing.assert_array_equal(pixels, expected)
+    assert len(damaged) == 1
+    centres = np.array([[144.0, 144.0], [90.0, 144.0], [80.0, 144.0], [144.0, 197.0], [144.0, 203.0]])
+    assert damaged.touched(centres, width=20).tolist() == [True, True, False, True, False]
+
+
+def test_damage_of_a_coarse_resolution_is_counted_in_full_pixels(tmp_path):
+    path = corrupt(formats.write_tiff(tmp_path / "slide.tif", "deflate", "SubIFD pyramid"), 1, level=1)
+    damaged = DamagedTiles()
+    with open_image(path, damaged=damaged) as image:
+        image.read(0, 0, formats.WIDTH, formats.HEIGHT)
+        assert len(damaged) == 0
+        image._read_level(1, 0, 0, *image._level_size(1))
+    assert len(damaged) == 1  # level 1 from x 96 to 165 is x 192 to 330
+    assert damaged.touched(np.array([[189.0, 50.0], [195.0, 50.0]]), width=2).tolist() == [False, True]
+
+
+def test_a_cut_file_keeps_what_came_before_the_cut(tmp_path):
+    path = formats.write_tiff(tmp_path / "slide.tif", "none", "tiles")
+    with tifffile.TiffFile(path) as file:
+        last = file.pages[0].dataoffsets[-1]
+    path.write_bytes(path.read_bytes()[: last + 100])
+    damaged = DamagedTiles()
+    with open_image(path, damaged=damaged) as image:
+        pixels = image.read(0, 0, formats.WIDTH, formats.HEIGHT)
+    expected = formats.PIXELS.copy()
+    expected[2 * TILE :, 3 * TILE :] = 255
+    np.testing.assert_array_equal(pixels, expected)
+    assert len(damaged) == 1
+
+
+def write_svs(path: Path) -> Path:
+    """A slide that openslide takes for Aperio's."""
+    description = (
+        f"Aperio Image Library v1\r\n{formats.WIDTH}x{formats.HEIGHT} (96x96) JPEG/RGB Q=95|AppMag = 20|MPP = 0.5"
+    )
+    options = {"photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 95}, "tile": (TILE, TILE)}
+    tifffile.imwrite(path, formats.PIXELS, description=description, metadata=None, **options)
+    return path
+
+
+def test_openslide(tmp_path):
+    pytest.importorskip("openslide", reason="the extra openslide is not installed")
+    path = write_svs(tmp_path / "slide.svs")
+    with open_image(path) as image:
+        assert (image.width, image.height) == (formats.WIDTH, formats.HEIGHT)
+        assert image.mpp == pytest.approx(0.5)
+        whole = image.read(0, 0, formats.WIDTH, formats.HEIGHT)
+        np.testing.assert_array_equal(image.read(101, 57, 90, 30), whole[57:87, 101:191])
+    # two JPEG decoders may round and upsample chroma differently, by a few grey levels
+    assert np.abs(whole.astype(int) - formats.PIXELS).mean() < 3
+    corrupt(path, CORRUPT)
+    with open_image(path) as image:
+        with pytest.raises(ValueError, match=r"slide\.svs: level 0 cannot be decoded .*--skip-damaged"):
+            image.read(0, 0, formats.WIDTH, formats.HEIGHT)
+        np.testing.assert_array_equal(image.read(200, 0, 100, 80), whole[:80, 200:300])  # also after an error
+    damaged = DamagedTiles()
+    with open_image(path, damaged=damaged) as image:
+        for _ in range(2):
+            pixels = image.read(0, 0, formats.WIDTH, formats.HEIGHT)
+    expected = whole.copy()
+    expected[WHERE] = 255
+    np.testing.assert_array_equal(pixels, expected)
+    assert len(damaged) == 1
+    assert damaged.touched(np.array([[144.0, 144.0], [80.0, 144.0]]), width=20).tolist() == [True, False]
+
+
+def test_openslide_is_named_where_it_is_missing_and_companions_where_they_are(tmp_path, monkeypatch):
+    for name in ("slide.mrxs", "slide.dcm"):
+        (tmp_path / name).write_bytes(b"x" * 200)
+    monkeypatch.setitem(__import__("sys").modules, "openslide", None)
+    with pytest.raises(ImportError, match=r'slide\.dcm needs openslide: pip install "hyperst-kernels\[openslide\]"'):
+        open_image(tmp_path / "slide.dcm")
+    monkeypatch.undo()
+    pytest.importorskip("openslide", reason="the extra openslide is not installed")
+    with pytest.raises(ValueError, match=r"slide\.mrxs .*the folder of the same name belongs beside it"):
+        open_image(tmp_path / "slide.mrxs")
+    with pytest.raises(ValueError, match=r"slide\.dcm .*every \.dcm file of the slide"):
+        open_image(tmp_path / "slide.dcm")
+
+
+@functools.cache
+def whole_file(compression: str, layout: str) -> bytes:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        return formats.write_tiff(Path(folder) / "slide.tif", compression, layout).read_bytes()
+
+
+FILES = (("deflate", "SubIFD pyramid"), ("JPEG, YCbCr 4:2:0", "OME-TIFF"), ("none", "planar"), ("LZW", "BigTIFF"))
+
+
+@given(
+    st.sampled_from(FILES),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=6),
+    st.booleans(),
+    st.floats(0.05, 1),
+)
+def test_no_damage_gives_a_traceback(tmp_path_factory, file, changes, near_the_directory, kept):
+    """Bytes changed anywhere or in the directory of tags, and files cut short: pixels of the right shape, or one message."""
+    content = bytearray(whole_file(*file))
+    # the directory of a TIFF that tifffile writes is at its start
+    span = 600 if near_the_directory else len(content)
+    for place, value in changes:
+        content[int(place * span)] = value
+    path = tmp_path_factory.mktemp("damage") / "slide.tif"
+    path.write_bytes(content[: max(8, int(kept * len(content)))])
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with open_image(path) as image:
+                assert image.read(30, 20, 50, 40).shape == (40, 50, 3)
+                assert image.read(30, 20, 50, 40, size=12).shape == (12, 12, 3)
+        except (ValueError, MemoryError) as error:
+            assert "slide.tif" in str(error)  # noqa: PT017 - there may be none
