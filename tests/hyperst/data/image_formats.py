@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,10 +109,11 @@ def exists(compression: str, layout: str) -> bool:
 
 def write_tiff(path: Path, compression: str, layout: str) -> Path:
     """`PIXELS` as TIFF."""
-    options = {"photometric": "rgb", **COMPRESSIONS[compression], **LAYOUTS[layout]}
+    options = copy.deepcopy(
+        {"photometric": "rgb", **COMPRESSIONS[compression], **LAYOUTS[layout]}
+    )  # tifffile adds to it
     if layout == "planar" and compression in JPEG:
-        # tifffile writes planes of JPEG only in strips, and of YCbCr by name
-        options |= {"photometric": "ycbcr", "subsampling": (1, 1), "tile": None, "rowsperstrip": 16}
+        options |= {"photometric": "ycbcr", "subsampling": (1, 1)}  # the only planes of JPEG that tifffile writes
         tifffile.imwrite(path, CHANNELS, **options)
         with tifffile.TiffFile(path, mode="r+b") as file:
             file.pages[0].tags["PhotometricInterpretation"].overwrite(2)
@@ -156,7 +158,7 @@ class Kind:
 
 
 def tiff(pixels: np.ndarray, **options: Any) -> Callable[[Path], object]:
-    return lambda path: tifffile.imwrite(path, pixels, **options)
+    return lambda path: tifffile.imwrite(path, pixels, **copy.deepcopy(options))
 
 
 def pillow(pixels: np.ndarray, mode: str | None = None, **options: Any) -> Callable[[Path], object]:
