@@ -186,14 +186,12 @@ def premultiplied(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def subsampled(path: Path) -> None:
-    """Uncompressed YCbCr that says its chroma is subsampled."""
     tifffile.imwrite(path, YCBCR, photometric="ycbcr", subsampling=(1, 1))
     with tifffile.TiffFile(path, mode="r+b") as file:
         file.pages[0].tags["YCbCrSubSampling"].overwrite((2, 2))
 
 
 def few_bits(path: Path) -> None:
-    """Grey that says it has 4 bit."""
     tifffile.imwrite(path, GREY // 16, photometric="minisblack", bitspersample=4)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import struct
 import zlib
@@ -17,11 +16,9 @@ from PIL import Image
 
 from hyperst.data import open_image
 from hyperst.data.images import IMAGE_SUFFIXES
-from tests.conftest import REPOSITORY
 from tests.hyperst.data import image_formats as formats
 from tests.hyperst.data.image_scales import SCALES
 
-GENERATE = REPOSITORY / "docs" / "reference" / "generate.py"
 JPEG_ERROR = 2.0  # grey levels, mean: quality 95 on smooth colours gives below 1.2, another colour space tens
 
 
@@ -175,16 +172,6 @@ def test_every_ending_is_on_the_page_and_refused_ones_name_the_converter(tmp_pat
         (tmp_path / f"slide{ending}").write_bytes(b"x" * 100)
         with pytest.raises(ValueError, match=rf"slide\{ending}.*OME-TIFF.*{formats.CONVERTER}"):
             open_image(tmp_path / f"slide{ending}")
-
-
-def test_page_is_current():
-    specification = importlib.util.spec_from_file_location("generate", GENERATE)
-    assert specification is not None
-    assert specification.loader is not None
-    generate = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(generate)
-    page = (GENERATE.parent / "image_formats.md").read_text(encoding="utf-8")
-    assert page == generate.image_formats(), "run docs/reference/generate.py"
 
 
 def png_of_nothing(path: Path, width: int, height: int) -> None:
