@@ -84,56 +84,6 @@ def test_a_cut_file_keeps_what_came_before_the_cut(tmp_path):
     assert len(damaged) == 1
 
 
-def write_svs(path: Path) -> Path:
-    """A slide that openslide takes for Aperio's."""
-    description = (
-        f"Aperio Image Library v1\r\n{formats.WIDTH}x{formats.HEIGHT} (96x96) JPEG/RGB Q=95|AppMag = 20|MPP = 0.5"
-    )
-    options = {"photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 95}, "tile": (TILE, TILE)}
-    tifffile.imwrite(path, formats.PIXELS, description=description, metadata=None, **options)
-    return path
-
-
-def test_openslide(tmp_path):
-    pytest.importorskip("openslide", reason="the extra openslide is not installed")
-    path = write_svs(tmp_path / "slide.svs")
-    with open_image(path) as image:
-        assert (image.width, image.height) == (formats.WIDTH, formats.HEIGHT)
-        assert image.mpp == pytest.approx(0.5)
-        whole = image.read(0, 0, formats.WIDTH, formats.HEIGHT)
-        np.testing.assert_array_equal(image.read(101, 57, 90, 30), whole[57:87, 101:191])
-    # two JPEG decoders may round and upsample chroma differently, by a few grey levels
-    assert np.abs(whole.astype(int) - formats.PIXELS).mean() < 3
-    corrupt(path, CORRUPT)
-    with open_image(path) as image:
-        with pytest.raises(ValueError, match=r"slide\.svs: level 0 cannot be decoded .*--skip-damaged"):
-            image.read(0, 0, formats.WIDTH, formats.HEIGHT)
-        np.testing.assert_array_equal(image.read(200, 0, 100, 80), whole[:80, 200:300])  # also after an error
-    damaged = DamagedTiles()
-    with open_image(path, damaged=damaged) as image:
-        for _ in range(2):
-            pixels = image.read(0, 0, formats.WIDTH, formats.HEIGHT)
-    expected = whole.copy()
-    expected[WHERE] = 255
-    np.testing.assert_array_equal(pixels, expected)
-    assert len(damaged) == 1
-    assert damaged.touched(np.array([[144.0, 144.0], [80.0, 144.0]]), width=20).tolist() == [True, False]
-
-
-def test_openslide_is_named_where_it_is_missing_and_companions_where_they_are(tmp_path, monkeypatch):
-    for name in ("slide.mrxs", "slide.dcm"):
-        (tmp_path / name).write_bytes(b"x" * 200)
-    monkeypatch.setitem(__import__("sys").modules, "openslide", None)
-    with pytest.raises(ImportError, match=r'slide\.dcm needs openslide: pip install "hyperst-kernels\[openslide\]"'):
-        open_image(tmp_path / "slide.dcm")
-    monkeypatch.undo()
-    pytest.importorskip("openslide", reason="the extra openslide is not installed")
-    with pytest.raises(ValueError, match=r"slide\.mrxs .*the folder of the same name belongs beside it"):
-        open_image(tmp_path / "slide.mrxs")
-    with pytest.raises(ValueError, match=r"slide\.dcm .*every \.dcm file of the slide"):
-        open_image(tmp_path / "slide.dcm")
-
-
 @functools.cache
 def whole_file(compression: str, layout: str) -> bytes:
     import tempfile
