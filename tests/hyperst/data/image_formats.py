@@ -192,7 +192,9 @@ def subsampled(path: Path) -> None:
 
 
 def few_bits(path: Path) -> None:
-    tifffile.imwrite(path, GREY // 16, photometric="minisblack", bitspersample=4)
+    tifffile.imwrite(path, GREY, photometric="minisblack")
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[0].tags["BitsPerSample"].overwrite(4)
 
 
 GREY_RGB = np.repeat(GREY[..., None], 3, axis=-1)
