@@ -43,8 +43,8 @@ class DecodedImage(SlideImage):
             try:
                 with _pil_open(self.path) as image:
                     self._pixels = to_rgb(image)
-            except MemoryError:
-                raise
+            except MemoryError as error:
+                raise MemoryError(str(error) or f"{self.path} is too large for memory") from error
             except Exception as error:  # each of Pillow's decoders has errors of its own for damaged data
                 raise ValueError(f"{self.path} is damaged or cut short ({error}); copy or export it again") from error
         return self._pixels[y0:y1, x0:x1]

@@ -160,14 +160,17 @@ class TiffImage(SlideImage):
             offset, size, handle = page.dataoffsets[index], page.databytecounts[index], page.parent.filehandle
             if size == 0 or offset == 0:
                 return None
-            check_fits(height * width * page.samplesperpixel, self.path, self.width, self.height)
+            rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (height, width)
+            check_fits(rows * columns * page.samplesperpixel, self.path, self.width, self.height)
             handle.seek(offset)
             decoded, _, shape = decode(handle.read(size), index, jpegtables=tables, jpegheader=header)
             pixels = decoded[0, : shape[1], : shape[2]]
             if pixels.shape[0] < height or pixels.shape[1] < width:
                 raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} px instead of {width} x {height}")
-        except MemoryError:
-            raise
+        except MemoryError as error:  # some codecs say nothing with it
+            raise MemoryError(
+                str(error) or f"{self.path}: tile {index} of level {level} is too large for memory"
+            ) from error
         except Exception as error:  # a codec has its own exception class; all of them mean the same here
             if self._damaged is not None:
                 factor = self._factors[level]

@@ -132,9 +132,6 @@ def write_tiff(path: Path, compression: str, layout: str) -> Path:
     return path
 
 
-# Kinds of pixels.
-
-
 @dataclass(frozen=True)
 class Kind:
     """A kind of pixels.
