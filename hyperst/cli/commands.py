@@ -281,6 +281,10 @@ def predict(
         ),
     ] = None,
     mpp: Mpp = None,
+    skip_damaged: Annotated[
+        bool,
+        typer.Option("--skip-damaged", help="Leave tiles of the image that cannot be decoded white, and count them."),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The .h5ad to write; default RUN/predictions/IMAGE.h5ad.")
     ] = None,
@@ -296,8 +300,14 @@ def predict(
 
     run = load_run(run_folder, device=device)
     with SpotProgress(console, "spots") as progress:
-        predicted = predict_image(run, image, spots=spots, mpp=mpp, on_progress=progress)
+        predicted = predict_image(run, image, spots=spots, mpp=mpp, skip_damaged=skip_damaged, on_progress=progress)
     path = write_h5ad_atomic(predicted, output or run_folder / "predictions" / f"{image.name.split('.')[0]}.h5ad")
+    if skip_damaged and predicted.uns["hyperst"].get("damaged_tiles"):
+        console.print(
+            f"[yellow]note[/yellow] damaged tiles of the image left white: {predicted.uns['hyperst']['damaged_tiles']}; spots "
+            f"on or beside them, see obs['on_damaged_tile']: {int(predicted.obs['on_damaged_tile'].sum())}",
+            soft_wrap=True,
+        )
     console.print(
         f"{predicted.n_obs} spots x {predicted.n_vars} genes predicted as {predicted.uns['hyperst']['units']}\n"
         f"written: {path}\n"

@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image
 from scipy import sparse
 
-from hyperst.data.readers.h5ad import VISIUM_PITCH_UM, VISIUM_SPOT_UM, _positive
+from hyperst.data.readers.h5ad import VISIUM_PITCH_UM, VISIUM_SPOT_UM, _number, _positive
 from hyperst.data.readers.table import Scale, SpotTable, check_counts, check_positions, check_unique, empty_counts
 
 __all__ = ["is_spaceranger", "read_spaceranger_table", "spaceranger_name"]
@@ -128,7 +128,7 @@ def _scale(file: Path) -> tuple[Scale, dict[str, float]]:
     except ValueError as error:
         raise ValueError(f"{file} is no readable JSON ({error}); restore it") from error
     scale = Scale(spot_px=_positive(factors.get("spot_diameter_fullres")))
-    scale.mpp = _positive(factors.get("microns_per_pixel"))
+    scale.mpp = _number(factors.get("microns_per_pixel"))
     scale.mpp_from = "scalefactors microns_per_pixel"
     scale.bin_um = _positive(factors.get("bin_size_um"))
     if scale.bin_um is not None:
