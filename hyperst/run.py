@@ -1,26 +1,24 @@
-"""A run: its folder, what is recorded about the data and the code that made it, and how its model is loaded. No Lightning.
-
-``config.yaml`` is written last when a run starts, so a folder that has one has everything else too.
-"""
+"""A run: what is recorded about the code that made it, how it sees its sections, and how its model is loaded. No Lightning."""
 
 from __future__ import annotations
 
-import json
-import pickle
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from hyperst.checkpoint import fingerprint, load_checkpoint, require_genes, stored_identity
 from hyperst.config import RunConfig, read_config
-from hyperst.data import Section, SpotDataset, read_section
-from hyperst.files import write_json_atomic
+from hyperst.data import Section, SpotDataset
+from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
+from hyperst.data.features import has_niche_features
 from hyperst.model import HyperST
+from hyperst.model.backbones import is_pretrained
+from hyperst.run_folder import RunFolder, SectionRecord, Split
 
 __all__ = [
     "Run",
@@ -33,136 +31,6 @@ __all__ = [
     "load_checkpoint",
     "load_run",
 ]
-
-
-@dataclass(frozen=True)
-class SectionRecord:
-    """Where a section of a run came from and at which scale it was seen, enough to read it again.
-
-    Attributes:
-        role: ``"training"`` or ``"validation"``.
-        path, image: absolute paths of the file or folder with the counts and of the full-resolution image.
-        um_per_px, pitch_px, spot_diameter_px: scale of the image and of the spot grid; None where unknown.
-    """
-
-    name: str
-    patient: str | None
-    role: str
-    path: str | None
-    image: str | None
-    n_spots: int
-    um_per_px: float | None
-    pitch_px: float | None
-    spot_diameter_px: float | None
-
-    def read(self) -> Section:
-        """Read the section again. Errors: see :func:`hyperst.data.read_section`."""
-        if self.path is None:
-            raise ValueError(f"section {self.name} was not read from a file, so it cannot be read again")
-        return read_section(
-            self.path,
-            image=self.image,
-            mpp=self.um_per_px,
-            name=self.name,
-            patient=self.patient,
-            require_image=self.image is not None,
-        )
-
-    @classmethod
-    def of(cls, section: Section, role: str) -> SectionRecord:
-        """The record of ``section`` in its role."""
-        return cls(
-            name=section.name,
-            patient=section.patient,
-            role=role,
-            path=None if section.path is None else str(Path(section.path).resolve()),
-            image=None if section.image_path is None else str(Path(section.image_path).resolve()),
-            n_spots=section.n_spots,
-            um_per_px=section.grid.um_per_px,
-            pitch_px=section.grid.pitch_px,
-            spot_diameter_px=section.spot_diameter_px,
-        )
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which spots teach and which choose the checkpoint.
-
-    Attributes:
-        sections: every section of the run.
-        validation_spots: per training section the ids of the spots held out; empty with whole validation sections.
-    """
-
-    sections: tuple[SectionRecord, ...]
-    validation_spots: dict[str, list[str]]
-
-    def role(self, role: str) -> list[SectionRecord]:
-        """Records of the sections in ``role``."""
-        return [record for record in self.sections if record.role == role]
-
-    @property
-    def patients(self) -> set[str]:
-        """Known patients of all sections, training and validation."""
-        return {record.patient for record in self.sections if record.patient is not None}
-
-
-class RunFolder:
-    """Names of a run's files.
-
-    >>> RunFolder("runs/c3").best.as_posix()
-    'runs/c3/checkpoints/best.ckpt'
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.config = self.path / "config.yaml"
-        self.genes = self.path / "genes.txt"
-        self.split = self.path / "split.json"
-        self.versions = self.path / "versions.json"
-        self.metrics = self.path / "metrics.csv"
-        self.summary = self.path / "summary.json"
-        self.best = self.path / "checkpoints" / "best.ckpt"
-        self.last = self.path / "checkpoints" / "last.ckpt"
-
-    def exists(self) -> bool:
-        """Whether a run was started here."""
-        return self.config.is_file()
-
-    def require(self) -> None:
-        """Raise FileNotFoundError unless a run was started here."""
-        if not self.exists():
-            raise FileNotFoundError(
-                f"{self.path} holds no run (no {self.config.name} in it); give the --output folder of `hyperst train`"
-            )
-
-    def read_genes(self) -> list[str]:
-        """Names of the predicted genes, in the order of the model's outputs."""
-        return self.genes.read_text(encoding="utf-8").split()
-
-    def read_split(self) -> Split:
-        """The sections and held-out spots of the run."""
-        stored = self._read_json(self.split)
-        return Split(tuple(SectionRecord(**entry) for entry in stored["sections"]), stored["validation_spots"])
-
-    def write_split(self, split: Split) -> None:
-        """Write ``split.json`` atomically."""
-        sections = [asdict(record) for record in split.sections]
-        write_json_atomic(self.split, {"sections": sections, "validation_spots": split.validation_spots})
-
-    def read_summary(self) -> dict[str, Any] | None:
-        """How the training ended, or None while it has not."""
-        return self._read_json(self.summary) if self.summary.is_file() else None
-
-    def read_versions(self) -> dict[str, str]:
-        """Versions that the run was started with."""
-        return self._read_json(self.versions)
-
-    @staticmethod
-    def _read_json(path: Path) -> Any:
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is damaged ({error}); train again into another folder") from error
 
 
 def section_indices(sections: Sequence[Section], spots: dict[str, list[str]], *, inside: bool) -> list[tuple[int, int]]:
@@ -201,9 +69,20 @@ def _git_commit(folder: Path) -> str | None:
         return None
 
 
-def build_model(config: RunConfig, n_genes: int, backbone_width: int | None = None) -> HyperST:
-    """The untrained model of a run; ``backbone_width`` is the width of precomputed features."""
-    return HyperST(n_genes, config.model, backbone_width=backbone_width, image_size=config.crop.image_size)
+def build_model(config: RunConfig, n_genes: int, backbone_width: int | None = None, *, stored: bool = False) -> HyperST:
+    """The untrained model of a run; ``backbone_width`` is the width of precomputed features.
+
+    Args:
+        stored: whether ``config`` is that of a run on disk. One without ``image_mean`` is of an older version, which
+            normalised images as ImageNet's for every encoder and left weights without a place unused: it goes on so.
+    """
+    model = config.model
+    old = stored and is_pretrained(model.backbone) and model.normalisation is None
+    if old:
+        model = replace(model, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD)
+    return HyperST(
+        n_genes, model, backbone_width=backbone_width, image_size=config.crop.image_size, strict_weights=not old
+    )
 
 
 def frozen_weights(model: HyperST) -> set[str]:
@@ -234,23 +113,28 @@ def spot_dataset(
     )
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU with ``weights_only=True``.
+def feature_width(config: RunConfig, sections: Sequence[Section], own_niche: bool | None = None) -> int | None:
+    """Width of the precomputed features, the same in all sections; None where crops are used.
+
+    Args:
+        own_niche: whether niches must have features of their own; None: as in the first section.
 
     Raises:
-        FileNotFoundError: the run has no such checkpoint (its first epoch was not finished).
-        ValueError: the file is damaged, or holds more than tensors and plain values.
+        ValueError: the widths differ, a section has no such features, or its niches' are of another kind.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"checkpoint {path} does not exist: the run has no finished epoch yet; continue it with --resume"
-        )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path} is damaged or not of this library ({reason}); train again") from error
+    key = config.data.feature_key
+    if key is None:
+        return None
+    width = len(spot_dataset(config, sections, indices=[(0, 0)])[0]["spot_features"])
+    own_niche = has_niche_features(sections[0], key) if own_niche is None else own_niche
+    for section in sections:
+        if has_niche_features(section, key) != own_niche:
+            kinds = ("the mean over the niche's spots", "features of the niche itself")
+            raise ValueError(
+                f"section {section.name}: the niches' features are {kinds[not own_niche]}, those trained on {kinds[own_niche]}; "
+                f"{'give them' if own_niche else 'leave them out'} ({key}_niche in obsm, or --niche-features)"
+            )
+    return width
 
 
 @dataclass(frozen=True)
@@ -287,17 +171,25 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     place.require()
     config, genes, split = read_config(place.config), place.read_genes(), place.read_split()
     checkpoint = load_checkpoint(place.best)
+    require_genes(checkpoint, genes, place.best, place.genes)
     copy = "averaged.module." if config.training.averaging else "model."
     stored = checkpoint["state_dict"].items()
     weights = {name.removeprefix(copy): value for name, value in stored if name.startswith(copy)}
     try:
-        model = build_model(config, len(genes), weights["image_projectors.spot.weight"].shape[1])
+        model = build_model(config, len(genes), weights["image_projectors.spot.weight"].shape[1], stored=True)
         problems = model.load_state_dict(weights, strict=False)
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, IndexError) as error:
         raise ValueError(f"{place.best} does not fit {place.config}: {error}") from error
-    wrong = sorted({*problems.missing_keys, *problems.unexpected_keys} - frozen_weights(model))
+    frozen = frozen_weights(model)
+    wrong = sorted({*problems.missing_keys, *problems.unexpected_keys} - frozen)
     if wrong:
         raise ValueError(f"{place.best} does not fit {place.config}: {', '.join(wrong[:3])} do not match")
+    trained_on = stored_identity(checkpoint).get("frozen")
+    if trained_on is not None and trained_on != fingerprint(model, frozen):
+        raise ValueError(
+            f"{config.model.weights} does not hold the weights that {place.path} was trained with; put back that file, or "
+            f"point model.weights in {place.config} to it"
+        )
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, int(checkpoint["epoch"]) + 1)
 
