@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hyperst.validation import reason_of
+
 __all__ = ["fingerprint", "load_checkpoint", "require_genes", "stored_identity"]
 
 IDENTITY = "hyperst"
@@ -44,8 +46,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except MemoryError:
         raise
     except Exception as error:  # a damaged file can raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path} is damaged or not of this library ({reason}); train again") from error
+        raise ValueError(
+            f"checkpoint {path} is damaged or not of this library ({reason_of(error)}); train again"
+        ) from error
     return checkpoint
 
 

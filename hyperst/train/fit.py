@@ -143,7 +143,7 @@ def _plan(
     key = config.data.feature_key
     records = [SectionRecord.of(section, "training", key) for section in sections]
     records += [SectionRecord.of(section, "validation", key) for section in validation_sections]
-    return config, Split(tuple(records), held_out), list(genes)
+    return config, Split(tuple(records), held_out), [str(gene) for gene in genes]
 
 
 def _write_start(place: RunFolder, config: RunConfig, split: Split, genes: Sequence[str]) -> None:

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 
-__all__ = ["ENCODERS", "Encoder", "Normalisation"]
+__all__ = ["ENCODERS", "IMAGENET", "Encoder", "Normalisation"]
 
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and standard deviation per colour channel, of pixels in 0..1."""
 
-_IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
+IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
 _CLIP: Normalisation = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _BIOPTIMUS: Normalisation = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
@@ -40,7 +40,7 @@ class Encoder:
 
     architecture: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    normalisation: Normalisation = _IMAGENET
+    normalisation: Normalisation = IMAGENET
     input_size: int | None = 224
     pooling: Literal["model", "class+mean", "attention"] = "model"
     layout: Literal["timm", "dinov2", "conch"] = "timm"

@@ -10,9 +10,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from hyperst.model.backbones.conch import ConchImageTower
-from hyperst.model.backbones.encoders import ENCODERS, Encoder, Normalisation
+from hyperst.model.backbones.encoders import ENCODERS, IMAGENET, Encoder, Normalisation
 from hyperst.model.backbones.small import Backbone
 
 __all__ = ["PretrainedEncoder", "build_network", "encoder_of", "with_lora"]
@@ -39,7 +38,7 @@ class PretrainedEncoder(Backbone):
         self.width = 2 * width if pooling == "class+mean" else width
         self.n_prefix = int(getattr(network, "num_prefix_tokens", 0))
         mean, std, own_mean, own_std = (
-            torch.tensor(values, dtype=torch.float64) for values in (IMAGENET_MEAN, IMAGENET_STD, *normalisation)
+            torch.tensor(values, dtype=torch.float64) for values in (*IMAGENET, *normalisation)
         )
         self.unchanged = bool((mean == own_mean).all() and (std == own_std).all())
         for name, values in (("gain", std / own_std), ("shift", (mean - own_mean) / own_std)):
@@ -86,7 +85,7 @@ def encoder_of(name: str) -> Encoder:
     return Encoder(
         architecture,
         {"num_classes": 0},
-        normalisation=_IMAGENET if declared is None else (tuple(declared.mean), tuple(declared.std)),
+        normalisation=IMAGENET if declared is None else (tuple(declared.mean), tuple(declared.std)),
         input_size=None,
         left_over=tuple(f"{part}." for part in ((classifier,) if isinstance(classifier, str) else classifier)),
         source=f"weights of timm's {architecture}",

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hyperst.validation import reason_of
+
 __all__ = ["SUFFIXES", "load_known_weights", "load_weights", "read_weights"]
 
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
@@ -183,8 +185,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ValueError(
-        f"weights file {path} cannot be read: it is cut short, damaged, or holds more than tensors ({reason}); "
+        f"weights file {path} cannot be read: it is cut short, damaged, or holds more than tensors ({reason_of(error)}); "
         "download it again and compare its size"
     )
