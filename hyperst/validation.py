@@ -67,6 +67,8 @@ def reason_of(error: BaseException) -> str:
     >>> reason_of(KeyError()), reason_of(ValueError("no zip file\\nmore"))
     ('KeyError', 'no zip file')
     """
-    if isinstance(error, pickle.UnpicklingError):  # PyTorch's text is about how to run the code in the file all the same
+    if isinstance(
+        error, pickle.UnpicklingError
+    ):  # PyTorch's text is about how to run the code in the file all the same
         return "it holds more than tensors and plain values, or its table of contents is broken"
     return str(error).splitlines()[0] if str(error) else type(error).__name__

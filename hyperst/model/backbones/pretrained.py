@@ -37,12 +37,12 @@ class PretrainedEncoder(Backbone):
         width = int(getattr(network, "head_hidden_size", None) or network.num_features)  # type: ignore[arg-type]
         self.width = 2 * width if pooling == "class+mean" else width
         self.n_prefix = int(getattr(network, "num_prefix_tokens", 0))
-        mean, std, own_mean, own_std = (
-            torch.tensor(values, dtype=torch.float64) for values in (*IMAGENET, *normalisation)
-        )
-        self.unchanged = bool((mean == own_mean).all() and (std == own_std).all())
-        for name, values in (("gain", std / own_std), ("shift", (mean - own_mean) / own_std)):
-            self.register_buffer(name, rearrange(values.float(), "rgb -> rgb 1 1"), persistent=False)
+        self.unchanged = normalisation == IMAGENET
+        given, own = (list(zip(*each, strict=True)) for each in (IMAGENET, normalisation))  # (mean, std) per channel
+        gain = [std / own_std for (_, std), (_, own_std) in zip(given, own, strict=True)]
+        shift = [(mean - own_mean) / own_std for (mean, _), (own_mean, own_std) in zip(given, own, strict=True)]
+        for name, values in (("gain", gain), ("shift", shift)):
+            self.register_buffer(name, rearrange(torch.tensor(values), "rgb -> rgb 1 1"), persistent=False)
 
     gain: Tensor
     shift: Tensor
