@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from hyperst.validation import reason_of
 
-__all__ = ["fingerprint", "load_checkpoint", "require_genes", "stored_identity"]
+__all__ = ["load_checkpoint", "require_genes", "stored_identity", "weights_checksum"]
 
 IDENTITY = "hyperst"
-"""Entry of a checkpoint with what it belongs to: "genes", the names in order, and "frozen", see :func:`fingerprint`."""
+"""Entry of a checkpoint with what it belongs to: "genes", the names in order, and "frozen", the :func:`weights_checksum`."""
 
-_SAMPLES = 64  # values of each tensor in a fingerprint
+_SAMPLES = 64  # values of each tensor that a checksum covers
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -52,11 +52,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def fingerprint(model: nn.Module, names: Collection[str]) -> str | None:
+def weights_checksum(model: nn.Module, names: Collection[str]) -> str | None:
     """A checksum of the parameters called ``names``, from name, shape and 64 values of each; None without any.
 
     >>> layer = nn.Linear(2, 2)
-    >>> fingerprint(layer, {"weight"}) == fingerprint(layer, {"weight"}) != fingerprint(layer, {"bias"})
+    >>> weights_checksum(layer, {"weight"}) == weights_checksum(layer, {"weight"}) != weights_checksum(layer, {"bias"})
     True
     """
     if not names:

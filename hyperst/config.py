@@ -48,8 +48,8 @@ class DataConfig:
             ``"log2"``, log2(1 + count), is the paper's and lets depth make most of the correlation.
         n_genes: how many genes are selected, on the training sections only.
         gene_selection: ``"hmhvg"`` (high mean and high variance, the paper's) or ``"hvg"`` (variance of log1p_cp10k).
-        feature_key: name of the ``obsm`` entries with precomputed image features; set together with the
-            ``"precomputed"`` backbone. None: crops of the image are used.
+        feature_key: name of the precomputed image features: ``obsm`` entries, or ``"file"`` for those of ``--features``; set
+            together with the ``"precomputed"`` backbone. None: crops of the image are used.
         cache_gib: memory for decoded crops, in GiB; beyond it crops are read from the image each time.
     """
 

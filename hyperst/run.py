@@ -1,24 +1,28 @@
-"""A run: what is recorded about the code that made it, how it sees its sections, and how its model is loaded. No Lightning."""
+"""A run: its folder, what is recorded about the data and the code that made it, and how its model is loaded. No Lightning.
+
+``config.yaml`` is written last when a run starts, so a folder that has one has everything else too.
+"""
 
 from __future__ import annotations
 
-import platform
-import subprocess
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from importlib import metadata
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
-from hyperst.checkpoint import fingerprint, load_checkpoint, require_genes, stored_identity
+from hyperst.checkpoint import load_checkpoint, require_genes, stored_identity, weights_checksum
 from hyperst.config import RunConfig, read_config
-from hyperst.data import Section, SpotDataset
+from hyperst.data import Section, SpotDataset, attach_features, read_section
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from hyperst.data.features import has_niche_features
+from hyperst.files import write_json_atomic, write_text_atomic
 from hyperst.model import HyperST
 from hyperst.model.backbones import is_pretrained
-from hyperst.run_folder import RunFolder, SectionRecord, Split
+from hyperst.versions import code_versions
 
 __all__ = [
     "Run",
@@ -33,6 +37,201 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
+class SectionRecord:
+    """Where a section of a run came from and at which scale it was seen, enough to read it again.
+
+    Attributes:
+        role: ``"training"`` or ``"validation"``.
+        path, image: absolute paths of the file or folder with the counts and of the full-resolution image.
+        um_per_px, pitch_px, spot_diameter_px: scale of the image and of the spot grid; None where unknown.
+        features, niche_features: absolute paths of the files with precomputed features, None where there are none.
+        own_niche: whether niches have precomputed features of their own, not the mean over their spots; None without features
+            and in runs of an older version.
+    """
+
+    name: str
+    patient: str | None
+    role: str
+    path: str | None
+    image: str | None
+    n_spots: int
+    um_per_px: float | None
+    pitch_px: float | None
+    spot_diameter_px: float | None
+    features: str | None = None
+    niche_features: str | None = None
+    own_niche: bool | None = None
+
+    def read(self, feature_key: str | None = None) -> Section:
+        """Read the section again, with its precomputed features as ``feature_key``.
+
+        Errors: see :func:`hyperst.data.read_section` and :func:`hyperst.data.attach_features`.
+        """
+        if self.path is None:
+            raise ValueError(f"section {self.name} was not read from a file, so it cannot be read again")
+        section = read_section(
+            self.path,
+            image=self.image,
+            mpp=self.um_per_px,
+            name=self.name,
+            patient=self.patient,
+            require_image=self.image is not None,
+        )
+        if self.features is None or feature_key is None:
+            return section
+        return attach_features(section, self.features, self.niche_features, key=feature_key)
+
+    @classmethod
+    def of(cls, section: Section, role: str, feature_key: str | None = None) -> SectionRecord:
+        """The record of ``section`` in its role, in a run on the precomputed features ``feature_key``."""
+        return cls(
+            name=section.name,
+            patient=section.patient,
+            role=role,
+            path=_absolute(section.path),
+            image=_absolute(section.image_path),
+            n_spots=section.n_spots,
+            um_per_px=section.grid.um_per_px,
+            pitch_px=section.grid.pitch_px,
+            spot_diameter_px=section.spot_diameter_px,
+            features=_absolute(section.features_path),
+            niche_features=_absolute(section.niche_features_path),
+            own_niche=None if feature_key is None else has_niche_features(section, feature_key),
+        )
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which spots teach and which choose the checkpoint.
+
+    Attributes:
+        sections: every section of the run.
+        validation_spots: per training section the ids of the spots held out; empty with whole validation sections.
+    """
+
+    sections: tuple[SectionRecord, ...]
+    validation_spots: dict[str, list[str]]
+
+    def role(self, role: str) -> list[SectionRecord]:
+        """Records of the sections in ``role``."""
+        return [record for record in self.sections if record.role == role]
+
+    @property
+    def patients(self) -> set[str]:
+        """Known patients of all sections, training and validation."""
+        return {record.patient for record in self.sections if record.patient is not None}
+
+
+class RunFolder:
+    """Names of a run's files.
+
+    >>> RunFolder("runs/c3").best.as_posix()
+    'runs/c3/checkpoints/best.ckpt'
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.genes = self.path / "genes.txt"
+        self.split = self.path / "split.json"
+        self.versions = self.path / "versions.json"
+        self.metrics = self.path / "metrics.csv"
+        self.summary = self.path / "summary.json"
+        self.best = self.path / "checkpoints" / "best.ckpt"
+        self.last = self.path / "checkpoints" / "last.ckpt"
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.config.is_file()
+
+    def require(self) -> None:
+        """Raise FileNotFoundError unless a run was started here."""
+        if not self.exists():
+            raise FileNotFoundError(
+                f"{self.path} holds no run (no {self.config.name} in it); give the --output folder of `hyperst train`"
+            )
+
+    def read_genes(self) -> list[str]:
+        """Names of the predicted genes, one per line, in the order of the model's outputs.
+
+        Raises:
+            FileNotFoundError, ValueError: the file is missing, or no list of names.
+        """
+        genes = _read_text(self.genes).split("\n")
+        genes = genes[:-1] if not genes[-1] else genes
+        if not genes or not all(name.strip() for name in genes) or len(set(genes)) < len(genes):
+            raise ValueError(f"{self.genes} is damaged: it must name each predicted gene once, one per line; {_AGAIN}")
+        return genes
+
+    def write_genes(self, genes: Sequence[str]) -> None:
+        """Write ``genes.txt`` atomically. Raises ValueError for a name that is no single line."""
+        broken = [name for name in genes if not name.strip() or len(name.splitlines()) != 1]
+        if broken:
+            raise ValueError(f"gene {broken[0]!r} has no name of one line; rename it in the sections (var_names)")
+        write_text_atomic(self.genes, "\n".join(genes) + "\n")
+
+    def read_split(self) -> Split:
+        """The sections and held-out spots of the run.
+
+        Raises:
+            FileNotFoundError, ValueError: the file is missing or damaged.
+        """
+        try:
+            split = _SPLIT.validate_python(_read_json(self.split))
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            where = ".".join(map(str, wrong["loc"])) or "the whole"
+            raise ValueError(f"{self.split} is damaged ({where}: {wrong['msg']}); {_AGAIN}") from error
+        if not split.role("training"):
+            raise ValueError(f"{self.split} is damaged (it names no training section); {_AGAIN}")
+        return split
+
+    def write_split(self, split: Split) -> None:
+        """Write ``split.json`` atomically."""
+        sections = [asdict(record) for record in split.sections]
+        write_json_atomic(self.split, {"sections": sections, "validation_spots": split.validation_spots})
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """How the training ended, or None while it has not."""
+        return _read_object(self.summary) if self.summary.is_file() else None
+
+    def read_versions(self) -> dict[str, str]:
+        """Versions that the run was started with."""
+        return _read_object(self.versions)
+
+
+_SPLIT = TypeAdapter(Split)
+_AGAIN = "restore it, or train again into another folder"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing from the run; {_AGAIN}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); {_AGAIN}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(_read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {_AGAIN}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    found = _read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (it holds no table of names and values); {_AGAIN}")
+    return found
+
+
 def section_indices(sections: Sequence[Section], spots: dict[str, list[str]], *, inside: bool) -> list[tuple[int, int]]:
     """(section, spot) pairs of the spots that are (``inside``) or are not in ``spots`` (ids per section name)."""
     pairs = []
@@ -40,33 +239,6 @@ def section_indices(sections: Sequence[Section], spots: dict[str, list[str]], *,
         held_out = set(spots.get(section.name, ()))
         pairs += [(number, spot) for spot, name in enumerate(section.spot_ids) if (str(name) in held_out) == inside]
     return pairs
-
-
-def code_versions() -> dict[str, str]:
-    """Versions of what makes a result: this library (with its git commit where there is one) and what it stands on."""
-    versions = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in ("hyperst-kernels", "torch", "lightning", "numpy", "anndata", "timm", "peft"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    commit = _git_commit(Path(__file__).resolve().parents[1])
-    return {**versions, **({"commit": commit} if commit else {})}
-
-
-def _git_commit(folder: Path) -> str | None:
-    """Commit of the checkout that holds this library, marked ``-dirty`` when files differ from it; None elsewhere."""
-    if not (folder / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        answer = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-        return answer.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def build_model(config: RunConfig, n_genes: int, backbone_width: int | None = None, *, stored: bool = False) -> HyperST:
@@ -185,7 +357,7 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     if wrong:
         raise ValueError(f"{place.best} does not fit {place.config}: {', '.join(wrong[:3])} do not match")
     trained_on = stored_identity(checkpoint).get("frozen")
-    if trained_on is not None and trained_on != fingerprint(model, frozen):
+    if trained_on is not None and trained_on != weights_checksum(model, frozen):
         raise ValueError(
             f"{config.model.weights} does not hold the weights that {place.path} was trained with; put back that file, or "
             f"point model.weights in {place.config} to it"
