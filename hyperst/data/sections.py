@@ -77,8 +77,9 @@ class Section:
 
     def feature_keys(self) -> list[str]:
         """Names that :meth:`load_features` takes: features in memory, and ``obsm`` entries of an .h5ad file."""
-        from_file = [] if self.path is None or self.path.suffix != ".h5ad" else obsm_keys(self.path)
-        return sorted({*self.features, *from_file})
+        path = self.path
+        in_file = obsm_keys(path) if path is not None and path.suffix == ".h5ad" and path.is_file() else []
+        return sorted({*self.features, *in_file})
 
     def load_features(self, key: str) -> np.ndarray:
         """``obsm[key]`` of the section's .h5ad file as float32 (spot width); read once, then kept in ``features``.

@@ -240,6 +240,12 @@ def test_a_key_that_is_not_there_names_those_that_are(section_paths, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_features_in_memory_need_no_file(section, tmp_path):
+    gone = replace(section, path=tmp_path / "gone.h5ad", features={"uni": values_of(section)})
+    assert gone.feature_keys() == ["uni"]
+    np.testing.assert_array_equal(gone.load_features("uni"), values_of(section))
+
+
 def test_sections_of_two_encoders_do_not_train_together(sections, tmp_path, feature_config):
     given = []
     for section, width in zip(sections[:2], (6, 4), strict=True):
