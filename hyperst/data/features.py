@@ -49,7 +49,7 @@ def attach_features(
     >>> section = read_section(write_tissue(folder, seed=0, name="S0", n_rows=5, n_cols=5))
     >>> with h5py.File(f"{folder}/S0.h5", "w") as file:
     ...     file["embeddings"] = np.arange(50.0).reshape(25, 2)
-    ...     file["barcode"] = list(section.spot_ids)
+    ...     file["barcode"] = section.spot_ids.astype("S")
     >>> attach_features(section, folder).load_features("file")[3]
     array([6., 7.], dtype=float32)
     """
