@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hyperst.data import Section, crop_widths_px, image_section, open_image, read_section, tile_grid
+from hyperst.data import Section, attach_features, crop_widths_px, image_section, open_image, read_section, tile_grid
 from hyperst.data.images import DamagedTiles
 from hyperst.data.images.scale import check_mpp
-from hyperst.run import Run, RunFolder, as_trained, load_run, spot_dataset
+from hyperst.run import Run, RunFolder, as_trained, feature_width, load_run, spot_dataset
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -76,6 +76,12 @@ def over_spots(
     ``on_batch`` is called with the number of spots of each batch.
     """
     parts: dict[str, list[np.ndarray]] = {}
+    width = feature_width(run.config, [section], run.split.role("training")[0].own_niche)
+    if width is not None and width != run.model.backbone.width:
+        raise ValueError(
+            f"section {section.name} has {width} features per spot, the run in {run.folder} was trained on "
+            f"{run.model.backbone.width}; take features of the same encoder"
+        )
     with torch.inference_mode():
         for batch in DataLoader(spot_dataset(run.config, [as_trained(run, section)]), batch_size):
             found = compute({name: value.to(run.device) for name, value in batch.items()})
@@ -97,6 +103,8 @@ def predict_image(
     spots: str | Path | np.ndarray | None = None,
     mpp: float | None = None,
     skip_damaged: bool = False,
+    features: str | Path | None = None,
+    niche_features: str | Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Predict expression on an image.
@@ -110,6 +118,8 @@ def predict_image(
         skip_damaged: leave tiles of the image that cannot be decoded white, like background. Their number is then
             ``damaged_tiles`` in ``uns['hyperst']``, and ``obs['on_damaged_tile']`` tells the spots whose niche they touch. By
             default such a tile is an error.
+        features, niche_features: files of precomputed features, for a run that was trained on such; spots without are left
+            out, see :func:`hyperst.data.attach_features`.
 
     Returns:
         AnnData with X float32 (spot gene) on the run's target scale, ``obsm['spatial']`` in full-resolution pixels,
@@ -122,8 +132,16 @@ def predict_image(
     """
     if mpp is not None:
         check_mpp(mpp, "mpp as given")
+    key = run.config.data.feature_key
+    if key is None and (features is not None or niche_features is not None):
+        raise ValueError(f"the run in {run.folder} was trained on crops of the image; leave --features out")
+    if features is None and niche_features is not None:
+        raise ValueError("niche_features go with features: give both files, --features and --niche-features")
     damaged = DamagedTiles() if skip_damaged else None
-    section = replace(_section_on(run, Path(image), spots, mpp, damaged), damaged=damaged)
+    section = _section_on(run, Path(image), spots, mpp, damaged, with_features=features is not None)
+    if key is not None and features is not None:
+        section = attach_features(section, features, niche_features, key=key)
+    section = replace(section, damaged=damaged)
     predicted = predict_section(run, section, on_progress=on_progress)
     if damaged is not None and section.image_path is not None:
         seen = as_trained(run, section)
@@ -159,17 +177,23 @@ def read_spots(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _section_on(
-    run: Run, image: Path, spots: str | Path | np.ndarray | None, mpp: float | None, damaged: DamagedTiles | None
+    run: Run,
+    image: Path,
+    spots: str | Path | np.ndarray | None,
+    mpp: float | None,
+    damaged: DamagedTiles | None,
+    *,
+    with_features: bool,
 ) -> Section:
     """The positions to predict, as a section on ``image``."""
     if image.is_dir() or image.name.endswith((".h5ad", ".tsv", ".tsv.gz")):
         if spots is not None:
             raise ValueError(f"{image} is a section with spots of its own; leave out --spots, or give the image alone")
         return read_section(image, mpp=mpp, require_counts=False, require_image=run.config.data.feature_key is None)
-    if run.config.data.feature_key is not None:
+    if run.config.data.feature_key is not None and not with_features:
         raise ValueError(
-            f"the run in {run.folder} uses precomputed features {run.config.data.feature_key!r}; give a section (.h5ad) "
-            f"with them instead of {image}"
+            f"the run in {run.folder} uses precomputed features {run.config.data.feature_key!r}; give those of {image} with "
+            "--features FILE, or a section (.h5ad) that has them in obsm"
         )
     if spots is None:
         return _tiled(run, image, mpp, damaged)

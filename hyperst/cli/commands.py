@@ -13,6 +13,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from hyperst.cli.console import EpochProgress, SpotProgress, make_console, print_error, print_sections
+from hyperst.cli.features import Features, NicheFeatures, with_features
 
 if TYPE_CHECKING:
     from hyperst.config import RunConfig
@@ -144,9 +145,14 @@ def train(
     n_genes: Annotated[int | None, typer.Option("--n-genes", help="Genes to predict.")] = None,
     gene_selection: Annotated[str | None, typer.Option("--gene-selection", help="hmhvg or hvg.")] = None,
     backbone: Annotated[
-        str | None, typer.Option("--backbone", help="conv, stain, conv+stain, precomputed, or timm:NAME.")
+        str | None,
+        typer.Option(
+            "--backbone",
+            help="conv, stain, conv+stain, precomputed; with --weights: uni, uni2-h, conch, virchow2, h-optimus-0, gigapath, "
+            "phikon-v2, resnet50, or timm:NAME.",
+        ),
     ] = None,
-    weights: Annotated[str | None, typer.Option("--weights", help="File with the backbone's weights.")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="Local file with the backbone's weights.")] = None,
     feature_key: Annotated[
         str | None, typer.Option("--feature-key", help="obsm entries with precomputed image features.")
     ] = None,
@@ -164,6 +170,8 @@ def train(
     images: Images = None,
     image: Image = None,
     mpp: Mpp = None,
+    features: Features = None,
+    niche_features: NicheFeatures = None,
 ) -> None:
     """Train on sections with counts and images; the best checkpoint by validation error is kept."""
     console = make_console()
@@ -186,16 +194,19 @@ def train(
         for part, keys in options.items()
         if (given := {key: value for key, value in keys.items() if value is not None})
     }
-    if resume and (changes or config_file or preset_name or ablation):
+    if resume and (changes or config_file or preset_name or ablation or features or niche_features):
         raise typer.BadParameter(
             "a resumed run keeps its configuration; leave out every option but --output", param_hint="--resume"
         )
     if not sections and not resume:
         raise typer.BadParameter("name at least one section to train on", param_hint="SECTIONS")
-    if feature_key is not None:
+    if features is not None and feature_key is None:
+        changes.setdefault("data", {})["feature_key"] = "file"
+    if feature_key is not None or features is not None:
         changes.setdefault("model", {}).setdefault("backbone", "precomputed")
 
     from hyperst.config import preset, read_config, update, with_ablation
+    from hyperst.model.backbones import require_weights
     from hyperst.train import fit
 
     if resume:
@@ -207,9 +218,12 @@ def train(
         if ablation is not None:
             config = with_ablation(config, ablation)
         config = update(config, changes)
+        require_weights(config.model.backbone, config.model.weights, config.crop.image_size)
         need_image = config.data.feature_key is None
         training = _read_sections(sections or [], images, image, mpp, need_image)
         validation = _read_sections(validation_sections or [], images, None, mpp, need_image)
+        key = config.data.feature_key
+        training, validation = (with_features(each, features, niche_features, key) for each in (training, validation))
     print_sections(console, training, "training sections")
     if validation:
         print_sections(console, validation, "validation sections")
@@ -241,6 +255,8 @@ def evaluate_command(
     images: Images = None,
     image: Image = None,
     mpp: Mpp = None,
+    features: Features = None,
+    niche_features: NicheFeatures = None,
     device: Device = None,
 ) -> None:
     """Compare predictions with measured expression, beside ridge regression, the training mean and shuffled images."""
@@ -249,7 +265,8 @@ def evaluate_command(
     from hyperst.run import load_run
 
     run = load_run(run_folder, device=device)
-    test = _read_sections(sections, images, image, mpp, run.config.data.feature_key is None)
+    key = run.config.data.feature_key
+    test = with_features(_read_sections(sections, images, image, mpp, key is None), features, niche_features, key)
     training, missing = _training_sections(run_folder)
     if missing:
         console.print(f"[yellow]ridge regression left out:[/yellow] {missing}", soft_wrap=True)
@@ -285,6 +302,8 @@ def predict(
         bool,
         typer.Option("--skip-damaged", help="Leave tiles of the image that cannot be decoded white, and count them."),
     ] = False,
+    features: Features = None,
+    niche_features: NicheFeatures = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The .h5ad to write; default RUN/predictions/IMAGE.h5ad.")
     ] = None,
@@ -300,7 +319,16 @@ def predict(
 
     run = load_run(run_folder, device=device)
     with SpotProgress(console, "spots") as progress:
-        predicted = predict_image(run, image, spots=spots, mpp=mpp, skip_damaged=skip_damaged, on_progress=progress)
+        predicted = predict_image(
+            run,
+            image,
+            spots=spots,
+            mpp=mpp,
+            skip_damaged=skip_damaged,
+            features=features,
+            niche_features=niche_features,
+            on_progress=progress,
+        )
     path = write_h5ad_atomic(predicted, output or run_folder / "predictions" / f"{image.name.split('.')[0]}.h5ad")
     if skip_damaged and predicted.uns["hyperst"].get("damaged_tiles"):
         console.print(
@@ -372,8 +400,11 @@ def _read_run_sections(folder: Path) -> tuple[RunConfig, list[Section], list[Sec
     place = RunFolder(folder)
     place.require()
     split = place.read_split()
-    training, validation = ([record.read() for record in split.role(role)] for role in ("training", "validation"))
-    return read_config(place.config), training, validation
+    config = read_config(place.config)
+    training, validation = (
+        [record.read(config.data.feature_key) for record in split.role(role)] for role in ("training", "validation")
+    )
+    return config, training, validation
 
 
 def _training_sections(folder: Path) -> tuple[list[Section], str]:

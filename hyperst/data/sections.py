@@ -19,6 +19,7 @@ from hyperst.data.grid import Grid, detect_grid
 from hyperst.data.images import IMAGE_SUFFIXES, DamagedTiles, SlideImage, open_image
 from hyperst.data.images.scale import LARGEST_SCALE_ERROR, RecordedScale, check_mpp, scale_conflict
 from hyperst.data.readers import reader_of
+from hyperst.data.readers.features import obsm_keys
 from hyperst.data.readers.h5ad import read_h5ad_features
 from hyperst.data.readers.legacy import is_legacy, legacy_name
 from hyperst.data.readers.spaceranger import is_spaceranger
@@ -46,6 +47,7 @@ class Section:
         features: obsm key -> float32 (spot width), for precomputed backbones; filled by :meth:`load_features`.
         path: the file or folder the section was read from, or None.
         damaged: takes down tiles of the image that cannot be decoded, which are then white; None makes such a tile an error.
+        features_path, niche_features_path: files that ``features`` came from, see :func:`hyperst.data.attach_features`.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Section:
     features: dict[str, np.ndarray] = field(default_factory=dict)
     path: Path | None = None
     damaged: DamagedTiles | None = None
+    features_path: Path | None = None
+    niche_features_path: Path | None = None
 
     @property
     def n_spots(self) -> int:
@@ -74,26 +78,41 @@ class Section:
             raise FileNotFoundError(f"section {self.name} has no full-resolution image; read it with image=PATH")
         return open_image(self.image_path, damaged=self.damaged)
 
+    def feature_keys(self) -> list[str]:
+        """Names that :meth:`load_features` takes: features in memory, and ``obsm`` entries of an .h5ad file."""
+        path = self.path
+        in_file = obsm_keys(path) if path is not None and path.suffix == ".h5ad" and path.is_file() else []
+        return sorted({*self.features, *in_file})
+
     def load_features(self, key: str) -> np.ndarray:
         """``obsm[key]`` of the section's .h5ad file as float32 (spot width); read once, then kept in ``features``.
 
         Raises:
-            KeyError: no such key.
-            ValueError: the section was not read from .h5ad, or the features are not finite (spot width).
+            ValueError: the section has no such features (the message names those it has), or they are not finite
+                (spot width).
         """
         if key in self.features:
             return self.features[key]
-        if self.path is None or self.path.suffix != ".h5ad":
+        if key not in self.feature_keys():
             raise ValueError(
-                f"section {self.name} was not read from .h5ad, so it has no features {key!r}; "
-                "set section.features[key] to an array (spot width)"
+                f"section {self.name} has no features {key!r}; features found: {', '.join(self.feature_keys()) or 'none'}. "
+                "Add them to obsm of an .h5ad file, give a file of features with --features (attach_features), or set "
+                "section.features[key] to an array (spot width)"
             )
+        assert self.path is not None
         names, values = read_h5ad_features(self.path, key)
-        if values.ndim != 2 or not np.isfinite(values).all():
-            raise ValueError(f"{self.path}: obsm[{key!r}] of shape {values.shape} must be finite (spot width)")
+        if values.ndim != 2:
+            raise ValueError(f"{self.path}: obsm[{key!r}] of shape {values.shape} must be (spot width)")
         place = {name: i for i, name in enumerate(names)}
-        self.features[key] = values[[place[name] for name in self.spot_ids]]
-        return self.features[key]
+        values = values[[place[name] for name in self.spot_ids]]
+        broken = ~np.isfinite(values).all(axis=1)
+        if broken.any():
+            raise ValueError(
+                f"{self.path}: obsm[{key!r}] of {int(broken.sum())} spots is NaN or infinite "
+                f"({', '.join(map(str, self.spot_ids[broken][:5]))}); compute it again"
+            )
+        self.features[key] = values
+        return values
 
 
 def read_section(
