@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["atomic_path", "write_h5ad_atomic", "write_json_atomic", "write_text_atomic"]
+__all__ = [
+    "atomic_path",
+    "distinct_names",
+    "is_hidden",
+    "require_writable",
+    "write_h5ad_atomic",
+    "write_json_atomic",
+    "write_text_atomic",
+]
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
@@ -62,6 +71,62 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 "(a file that was already there has not been touched)",
             ) from error
         raise
+
+
+def require_writable(path: str | Path) -> None:
+    """Raise now what writing the file ``path`` would raise after an hour's work; leaves nothing behind.
+
+    Raises:
+        OSError: ``path`` is a folder, its folder (or the nearest one above it that exists) cannot be written to, or
+            something above it is a file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the path of a file to write")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "it is no folder" if not folder.is_dir() else (error.strerror or str(error)).lower()
+        raise OSError(
+            error.errno, f"{path} cannot be written: {folder}: {reason}; choose another place with --output"
+        ) from error
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a folder's reader passes over ``path``: names that begin with a dot.
+
+    They are macOS's ``._NAME`` companions of files on foreign disks, and the temporary files of :func:`atomic_path` that a
+    killed process left behind.
+
+    >>> is_hidden(Path("cohort/._A.h5ad")), is_hidden(Path("../A.h5ad"))
+    (True, False)
+    """
+    return path.name.startswith(".")
+
+
+def distinct_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """``names``, those that several ``paths`` share with the names of the folders above them in front.
+
+    >>> distinct_names(["S3", "S3", "S4"], [Path("A/S3.h5ad"), Path("B/S3.h5ad"), Path("A/S4.h5ad")])
+    ['A_S3', 'B_S3', 'S4']
+    """
+    found = list(names)
+    folders = [list(path.absolute().parents) for path in paths]
+    for level in range(max(map(len, folders), default=0)):
+        times = Counter(found)
+        if max(times.values(), default=1) == 1:
+            break
+        found = [
+            f"{above[level].name}_{name}" if times[name] > 1 and level < len(above) and above[level].name else name
+            for name, above in zip(found, folders, strict=True)
+        ]
+    seen: Counter[str] = Counter()
+    for number, name in enumerate(found):  # the same folders and the same name, such as A.h5ad beside the folder A
+        seen[name] += 1
+        found[number] = name if seen[name] == 1 else f"{name}_{seen[name]}"
+    return found
 
 
 def write_text_atomic(path: str | Path, text: str) -> Path:

@@ -14,13 +14,26 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hyperst.data import Section, image_section, open_image, read_section, tile_grid
+from hyperst.data import Section, SlideImage, find_tissue, image_section, open_image, read_section, tile_grid, tissue_fractions
+from hyperst.data.spots_csv import read_spots
+from hyperst.data.readers import reader_of
+from hyperst.data.sections import image_name
+from hyperst.data.tiles import MIN_TISSUE
 from hyperst.run import Run, RunFolder, as_trained, load_run, spot_dataset
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Run", "load_run", "over_spots", "predict_image", "predict_section", "predict_values", "read_spots"]
+__all__ = [
+    "Run",
+    "load_run",
+    "over_spots",
+    "predict_image",
+    "predict_section",
+    "predict_values",
+    "prediction_path",
+    "read_spots",
+]
 
 UNITS = {
     "log1p_cp10k": "ln(1 + 10000 * count / total count of the spot)",
@@ -94,6 +107,7 @@ def predict_image(
     *,
     spots: str | Path | np.ndarray | None = None,
     mpp: float | None = None,
+    min_tissue: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Predict expression on an image.
@@ -104,48 +118,54 @@ def predict_image(
             with columns x and y, or float (spot 2), in pixels of ``image``. None: a square grid over the tissue, with
             the spacing of the training sections.
         mpp: um/px of ``image``; default what the section or the image itself records.
+        min_tissue: share (0 to 1) of a square of the grid that must be tissue, default 0.5; 0 predicts on the whole image,
+            glass included. Spots that are given are all predicted.
 
     Returns:
         AnnData with X float32 (spot gene) on the run's target scale, ``obsm['spatial']`` in full-resolution pixels,
-        ``uns['spatial']`` with a thumbnail (so that scanpy and squidpy can plot it) and ``uns['hyperst']`` with units
-        and origin.
+        ``obs['tissue_fraction']`` (the share of a square of one pitch around the spot that is tissue, see
+        :func:`hyperst.data.find_tissue`), ``uns['spatial']`` with a thumbnail (so that scanpy and squidpy can plot it) and
+        ``uns['hyperst']`` with units and origin.
 
     Raises:
         FileNotFoundError: no image or no spots file.
-        ValueError: unknown scale, spots outside the image, no tissue found.
+        ValueError: unknown scale, spots outside the image, no tissue found, or ``min_tissue`` beside given spots.
     """
-    section = _section_on(run, Path(image), spots, mpp)
+    section = _section_on(run, Path(image), spots, mpp, min_tissue)
     return predict_section(run, section, on_progress=on_progress)
 
 
-def read_spots(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Positions from a .csv with columns ``x`` and ``y`` (pixels) and, if there is one, names from its column ``spot``.
-
-    Returns:
-        float64 (spot 2) positions, and str (spot,) names or None.
+def prediction_path(folder: str | Path, image: str | Path) -> Path:
+    """Where the prediction of an image or section goes if nobody says: ``FOLDER/predictions/NAME.h5ad``.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: columns missing, or values that are no numbers.
+        FileExistsError: a prediction of that name is there, perhaps of another image; it is not overwritten.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"spots file {path} does not exist")
-    table = pd.read_csv(path)
-    if not {"x", "y"} <= set(table.columns):
-        raise ValueError(
-            f"{path}: need columns x and y (pixels of the full-resolution image), got {', '.join(table.columns)}"
+    image = Path(image)
+    name = reader_of(image).name(image) if _is_section(image) else image_name(image)
+    path = Path(folder) / "predictions" / f"{name}.h5ad"
+    if path.exists():
+        raise FileExistsError(
+            f"{path} exists: an earlier prediction of {image.name}, or of another image of that name. It is not "
+            "overwritten; name another file with --output, or remove it"
         )
-    try:
-        positions = table[["x", "y"]].to_numpy(dtype=np.float64)
-    except ValueError as error:
-        raise ValueError(f"{path}: columns x and y must be numbers ({error})") from error
-    return positions, table["spot"].astype(str).to_numpy() if "spot" in table else None
+    return path
 
 
-def _section_on(run: Run, image: Path, spots: str | Path | np.ndarray | None, mpp: float | None) -> Section:
+def _is_section(image: Path) -> bool:
+    return image.is_dir() or image.name.lower().endswith((".h5ad", ".tsv", ".tsv.gz", ".txt.gz"))
+
+
+def _section_on(
+    run: Run, image: Path, spots: str | Path | np.ndarray | None, mpp: float | None, min_tissue: float | None
+) -> Section:
     """The positions to predict, as a section on ``image``."""
-    if image.is_dir() or image.name.endswith((".h5ad", ".tsv", ".tsv.gz")):
+    if min_tissue is not None and (spots is not None or _is_section(image)):
+        raise ValueError(
+            "min_tissue (--min-tissue) chooses squares of a grid over the tissue; spots that are given are all predicted. "
+            "Leave it out, and choose by obs['tissue_fraction'] of the result"
+        )
+    if _is_section(image):
         if spots is not None:
             raise ValueError(f"{image} is a section with spots of its own; leave out --spots, or give the image alone")
         return read_section(image, mpp=mpp, require_counts=False, require_image=run.config.data.feature_key is None)
@@ -155,17 +175,17 @@ def _section_on(run: Run, image: Path, spots: str | Path | np.ndarray | None, mp
             f"with them instead of {image}"
         )
     if spots is None:
-        return _tiled(run, image, mpp)
+        return _tiled(run, image, mpp, MIN_TISSUE if min_tissue is None else min_tissue)
     if isinstance(spots, np.ndarray):
-        return image_section(image, spots, mpp=mpp)
-    if Path(spots).suffix != ".csv":
+        return image_section(image, spots, mpp=mpp, source="spots")
+    if Path(spots).suffix.lower() != ".csv":
         return read_section(spots, image=image, mpp=mpp, require_counts=False)
     positions, names = read_spots(spots)
-    section = image_section(image, positions, mpp=mpp)
+    section = image_section(image, positions, mpp=mpp, source=spots)
     return section if names is None else replace(section, spot_ids=names)
 
 
-def _tiled(run: Run, image: Path, mpp: float | None) -> Section:
+def _tiled(run: Run, image: Path, mpp: float | None, min_tissue: float) -> Section:
     """A grid over the tissue with the spacing of the first training section, in um where the run has a scale."""
     record = run.split.role("training")[0]
     if record.pitch_px is None:
@@ -183,7 +203,7 @@ def _tiled(run: Run, image: Path, mpp: float | None) -> Section:
         pitch_px = record.pitch_px * zoom
         diameter_px = None if record.spot_diameter_px is None else record.spot_diameter_px * zoom
     with open_image(image) as opened:
-        positions = tile_grid(opened, pitch_px)
+        positions = tile_grid(opened, pitch_px, min_tissue=min_tissue)
     return image_section(image, positions, mpp=mpp, pitch_px=pitch_px, spot_diameter_px=diameter_px)
 
 
@@ -197,7 +217,9 @@ def _to_anndata(run: Run, section: Section, values: np.ndarray) -> AnnData:
     adata.obsm["spatial"] = section.spot_px
     adata.uns["hyperst"] = _provenance(run, section)
     if section.image_path is not None:
-        adata.uns["spatial"] = {section.name: _picture(section)}
+        with section.open_image() as opened:
+            adata.uns["spatial"] = {section.name: _picture(section, opened)}
+            adata.obs["tissue_fraction"] = tissue_fractions(section, find_tissue(opened, section.grid.pitch_px))
     return adata
 
 
@@ -220,11 +242,10 @@ def _provenance(run: Run, section: Section) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def _picture(section: Section) -> dict[str, Any]:
+def _picture(section: Section, image: SlideImage) -> dict[str, Any]:
     """``uns['spatial'][name]``: a thumbnail of the image and how its pixels and the spots relate to full resolution."""
-    with section.open_image() as opened:
-        thumbnail = opened.thumbnail(_THUMBNAIL_PX)
-        scale = thumbnail.shape[1] / opened.width
+    thumbnail = image.thumbnail(_THUMBNAIL_PX)
+    scale = thumbnail.shape[1] / image.width
     diameter = section.spot_diameter_px or (section.grid.pitch_px or 2 / scale) / 2
     return {
         "images": {"hires": thumbnail},
@@ -233,5 +254,5 @@ def _picture(section: Section) -> dict[str, Any]:
             "spot_diameter_fullres": float(diameter),
             "fiducial_diameter_fullres": float(diameter),
         },
-        "metadata": {"source_image": opened.path.name},
+        "metadata": {"source_image": image.path.name},
     }

@@ -18,6 +18,7 @@ from hyperst.data.splits import (
 )
 from hyperst.data.targets import Target, transform
 from hyperst.data.tiles import tile_grid
+from hyperst.data.tissue import TissueMap, find_tissue, tissue_fractions
 
 __all__ = [
     "CropConfig",
@@ -29,12 +30,14 @@ __all__ = [
     "SplitError",
     "SpotDataset",
     "Target",
+    "TissueMap",
     "align_genes",
     "check_section",
     "common_genes",
     "crop_widths_px",
     "detect_grid",
     "find_sections",
+    "find_tissue",
     "image_section",
     "leave_one_patient_out",
     "leave_one_section_out",
@@ -48,5 +51,6 @@ __all__ = [
     "select_genes",
     "spot_validation_split",
     "tile_grid",
+    "tissue_fractions",
     "transform",
 ]
