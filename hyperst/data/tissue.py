@@ -25,7 +25,7 @@ _LEAST_DENSITY = 0.05
 _LEAST_TEXTURE = 0.01
 # Haematoxylin and eosin both absorb green most and blue clearly less. Grey (print, dust, black borders, black ink) absorbs all
 # alike, blue and green ink more red than green, red ink as much blue as green.
-_MOST_RED = 1.3
+_MOST_RED = 1.2
 _MOST_BLUE = 0.85
 _LEAST_AREA, _LEAST_HOLE = 4.0, 1.0  # in squares of the pitch: smaller specks are dust, smaller gaps belong to tissue
 
@@ -99,7 +99,7 @@ def tissue_mask(thumbnail: np.ndarray, pitch: float) -> np.ndarray:
     """
     rgb = thumbnail.astype(np.float32)
     glass = _glass(rgb)
-    sigma = max(1.0, pitch / 8)
+    sigma = max(2.0, pitch / 8)
     smooth = ndimage.gaussian_filter(rgb, (sigma, sigma, 0))
     red, green, blue = np.moveaxis(_density(smooth, glass), -1, 0)
     fine = _density(rgb[..., 1], glass[1])
