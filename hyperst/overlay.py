@@ -13,7 +13,7 @@ from hyperst.files import atomic_path
 __all__ = ["draw_overlay"]
 
 _MARK = "hyperst check"
-_ON, _OFF = "#00a651", "#e4002b"
+_ON, _OFF = "#00ff66", "#e4002b"
 
 
 def draw_overlay(report: Report, path: str | Path) -> Path:
@@ -75,7 +75,7 @@ def _title(report: Report) -> str:
     assert section is not None
     scale = "um/px unknown" if section.grid.um_per_px is None else f"{section.grid.um_per_px:.3g} um/px"
     where = "" if report.placement is None else f", {report.placement.n_background} on background (red)"
-    small = "" if section.image_path is not None else "; on the downscaled image"
+    small = "" if section.image_path is not None else "\non the downscaled image that came with it"
     return f"{section.name}: {section.n_spots} spots{where}; {section.grid.kind} grid, {scale}{small}"
 
 
