@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import tempfile
@@ -25,7 +26,7 @@ __all__ = [
     "write_text_atomic",
 ]
 
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_NO_SPACE = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file is too large"}
 
 
 @contextmanager
@@ -64,10 +65,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        if _is_full_disk(error):
+        if (number := _full_disk(error)) is not None:
             raise OSError(
-                errno.ENOSPC,
-                f"no space left while writing {path}; free some space or choose another place with --output "
+                number,
+                f"{_NO_SPACE[number]} while writing {path}; free some space or choose another place with --output "
                 "(a file that was already there has not been touched)",
             ) from error
         raise
@@ -155,10 +156,25 @@ def write_json_atomic(path: str | Path, value: Any) -> Path:
 
 
 def write_h5ad_atomic(adata: AnnData, path: str | Path) -> Path:
-    """Write an AnnData to ``path`` (.h5ad, gzip) atomically and return the path. Errors: see :func:`atomic_path`."""
+    """Write an AnnData to ``path`` (.h5ad, gzip) atomically and return the path. Errors: see :func:`atomic_path`.
+
+    The file is made in memory and goes to the disk in one piece: HDF5 on a full disk prints its own errors, again when Python
+    frees its objects, and may end the process.
+    """
+    import h5py
+
+    try:
+        from anndata.io import write_elem
+    except ImportError:  # before 0.11
+        from anndata.experimental import write_elem
+
     path = Path(path)
     with atomic_path(path) as temporary:
-        adata.write_h5ad(temporary, compression="gzip")
+        adata.strings_to_categoricals()
+        content = io.BytesIO()
+        with h5py.File(content, "w") as file:
+            write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+        temporary.write_bytes(content.getbuffer())
     return path
 
 
@@ -168,14 +184,12 @@ def _umask() -> int:
     return mask
 
 
-def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether ``error`` or what it came from is 'no space left' (HDF5 wraps it, sometimes as text only)."""
+def _full_disk(error: BaseException | None) -> int | None:
+    """Error number of 'no space left' and the like, if ``error`` or what it came from is one."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            return True
-        if isinstance(error, Exception) and f"errno = {errno.ENOSPC}" in str(error):
-            return True
+            return error.errno
         seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return False
+    return None

@@ -22,7 +22,7 @@ __all__ = ["Finding", "Report", "check_section", "examine_section"]
 _CROPS = 12  # spots whose crops are decoded, spread over the section
 _FEW_COUNTS = 500
 _MOST_BACKGROUND = 0.2  # share of spots: more cannot be a faint edge
-_PICTURE_PX = 1600
+_PICTURE_PX = 1000
 
 
 @dataclass(frozen=True)
