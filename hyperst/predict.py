@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hyperst.data import Section, SlideImage, find_tissue, image_section, open_image, read_section, tile_grid, tissue_fractions
-from hyperst.data.spots_csv import read_spots
+from hyperst.data import Section, SlideImage, image_section, open_image, read_section, tile_grid, tissue_fractions
 from hyperst.data.readers import reader_of
 from hyperst.data.sections import image_name
+from hyperst.data.spots_csv import read_spots
 from hyperst.data.tiles import MIN_TISSUE
 from hyperst.run import Run, RunFolder, as_trained, load_run, spot_dataset
 
@@ -219,7 +219,7 @@ def _to_anndata(run: Run, section: Section, values: np.ndarray) -> AnnData:
     if section.image_path is not None:
         with section.open_image() as opened:
             adata.uns["spatial"] = {section.name: _picture(section, opened)}
-            adata.obs["tissue_fraction"] = tissue_fractions(section, find_tissue(opened, section.grid.pitch_px))
+            adata.obs["tissue_fraction"] = tissue_fractions(section, opened)
     return adata
 
 

@@ -328,7 +328,9 @@ def check(
     sections: Sections,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for a picture of each section's spots on its image, NAME_spots.png."),
+        typer.Option(
+            "--output", "-o", help="Folder for a picture of each section's spots on its image, NAME_spots.png."
+        ),
     ] = None,
     images: Images = None,
     image: Image = None,

@@ -15,7 +15,7 @@ from hyperst.data.niches import niche_members
 from hyperst.data.placement import Placement, judge_placement
 from hyperst.data.sections import Section, read_section
 from hyperst.data.small_images import small_image
-from hyperst.data.tissue import TissueMap, find_tissue, tissue_mask
+from hyperst.data.tissue import TissueMap, find_tissue, spot_window, tissue_mask
 
 __all__ = ["Finding", "Report", "check_section", "examine_section"]
 
@@ -127,9 +127,7 @@ def _look_at_grid(report: Report, section: Section) -> None:
     pitch = "no regular grid" if grid.pitch_px is None else f"{grid.kind} grid, pitch {grid.pitch_px:.4g} px"
     report.say("ok" if grid.pitch_px else "warning", f"{pitch}, {scale}")
     if grid.um_per_px is None:
-        report.say(
-            "warning", "um/px is not recorded", "crops are cut in units of the pitch; give --mpp if you know it"
-        )
+        report.say("warning", "um/px is not recorded", "crops are cut in units of the pitch; give --mpp if you know it")
     if grid.pitch_px:
         sizes = niche_members(section).sum(axis=1)
         alone = int((sizes <= 1).sum())
@@ -137,23 +135,21 @@ def _look_at_grid(report: Report, section: Section) -> None:
 
 
 def _look_at_image(report: Report, section: Section) -> None:
-    pitch = section.grid.pitch_px or section.spot_diameter_px
+    window = spot_window(section)
     if section.image_path is None:
-        found = small_image(section)
-        if found is not None and pitch is not None:
-            pixels, scale = found
+        report.picture = small_image(section)
+        if report.picture is not None:
+            pixels, scale = report.picture
             height, width = pixels.shape[:2]
-            report.picture = found
-            mask = tissue_mask(pixels, pitch * scale)
-            _look_at_placement(report, section, TissueMap(mask, round(width / scale), round(height / scale)), pitch)
+            mask = tissue_mask(pixels, window * scale)
+            _look_at_placement(report, section, TissueMap(mask, round(width / scale), round(height / scale)))
         return
     try:
         with section.open_image() as opened:
             report.say("ok", f"image {opened.width} x {opened.height} px: {section.image_path}")
             thumbnail = opened.thumbnail(_PICTURE_PX)
             report.picture = thumbnail, thumbnail.shape[1] / opened.width
-            if pitch is not None:
-                _look_at_placement(report, section, find_tissue(opened, pitch), pitch)
+            _look_at_placement(report, section, find_tissue(opened, window))
             _look_at_crops(report, section, opened)
     except MemoryError:
         raise
@@ -196,18 +192,22 @@ def _spread(spot_px: np.ndarray, n: int) -> np.ndarray:
     return np.asarray(list(dict.fromkeys([*ends, *(int(step) for step in steps)]))[:n])
 
 
-def _look_at_placement(report: Report, section: Section, tissue: TissueMap, pitch: float) -> None:
-    placement = report.placement = judge_placement(section.spot_px, tissue, pitch)
+def _look_at_placement(report: Report, section: Section, tissue: TissueMap) -> None:
+    placement = report.placement = judge_placement(section.spot_px, tissue, spot_window(section))
     n = placement.n_background
     if not n:
         report.say("ok", "every spot lies on tissue")
         return
     message = f"{n} of {section.n_spots} spots lie on background"
     if not tissue.share:
-        report.say("error", f"{message}: no tissue found on the image", "check that it is the H&E image of this section")
+        report.say(
+            "error", f"{message}: no tissue found on the image", "check that it is the H&E image of this section"
+        )
     elif placement.explanation is not None:
         report.say(
-            "error", f"{message}; {placement.explanation} would leave {placement.explained} there", "correct the positions"
+            "error",
+            f"{message}; {placement.explanation} would leave {placement.explained} there",
+            "correct the positions",
         )
     elif n > _MOST_BACKGROUND * section.n_spots:
         report.say("error", message, "check that image and positions belong together: draw them with --output FOLDER")

@@ -11,7 +11,7 @@ from hyperst.data.tissue import TissueMap
 
 __all__ = ["Placement", "judge_placement"]
 
-_BACKGROUND = 0.05  # least share of tissue in the square of one pitch around a spot; measured spots have 0.2 and more
+_BACKGROUND = 0.05  # least share of tissue in the square around a spot; measured spots have 0.2 and more
 _SUSPECT = 0.02  # share of spots on background from which another placement is looked for
 _FEWER = 0.25  # an explanation leaves at most this part of them on background
 _GAIN = 0.05  # and lies on so much more tissue, in the mean over spots
@@ -23,7 +23,7 @@ class Placement:
     """Where spots lie.
 
     Attributes:
-        fraction: float64 (spot,), share of tissue in the square of one pitch around each spot.
+        fraction: float64 (spot,), share of tissue in a square around each spot.
         background: bool (spot,), whether there is as good as none.
         explanation: what would put the spots on tissue, in words, or None; and how many it would leave on background.
     """
@@ -39,22 +39,23 @@ class Placement:
         return int(self.background.sum())
 
 
-def judge_placement(spot_px: np.ndarray, tissue: TissueMap, pitch_px: float) -> Placement:
+def judge_placement(spot_px: np.ndarray, tissue: TissueMap, window_px: float) -> Placement:
     """Count the spots on background and, if they are more than 2 %, look for the mistake that explains them.
 
     Tried are the mirrorings and turns of the image, the same around the middle of the spots, and other scales. One is named
     if it leaves at most a quarter of these spots on background and gains 5 % of tissue; of several, the one with most tissue.
 
     Args:
-        spot_px: float (spot 2) x, y in full-resolution pixels. pitch_px: spacing of the spots in them.
+        spot_px: float (spot 2) x, y in full-resolution pixels.
+        window_px: side of the squares around them, see :func:`hyperst.data.tissue.spot_window`.
     """
-    fraction = tissue.fraction(spot_px, pitch_px)
+    fraction = tissue.fraction(spot_px, window_px)
     background = fraction < _BACKGROUND
     if not tissue.share or background.mean() <= _SUSPECT:
         return Placement(fraction, background)
     best, gain = Placement(fraction, background), _GAIN
     for words, moved, scale in _candidates(spot_px, tissue):
-        there = tissue.fraction(moved, pitch_px * scale)
+        there = tissue.fraction(moved, window_px * scale)
         left = int((there < _BACKGROUND).sum())
         if there.mean() - fraction.mean() >= gain and left <= _FEWER * background.sum():
             best, gain = Placement(fraction, background, words, left), float(there.mean() - fraction.mean())

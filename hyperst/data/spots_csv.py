@@ -10,7 +10,9 @@ import pandas as pd
 
 __all__ = ["read_spots"]
 
-_NEEDED = "a comma-separated table with columns x and y (pixels of the full-resolution image) and, if wanted, spot (names)"
+_NEEDED = (
+    "a comma-separated table with columns x and y (pixels of the full-resolution image) and, if wanted, spot (names)"
+)
 
 
 def read_spots(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -82,7 +84,9 @@ def _names(column: pd.Series, path: Path) -> np.ndarray:
     names = column.str.strip()
     if (names == "").any():
         row = int(np.flatnonzero(names == "")[0]) + 1
-        raise ValueError(f"{path}: no name in column spot in row {row} below the header; name every spot, or drop the column")
+        raise ValueError(
+            f"{path}: no name in column spot in row {row} below the header; name every spot, or drop the column"
+        )
     if names.duplicated().any():
         raise ValueError(
             f"{path}: {int(names.duplicated().sum())} spots have the name of another "

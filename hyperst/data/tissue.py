@@ -14,11 +14,12 @@ from hyperst.data.images import SlideImage
 if TYPE_CHECKING:
     from hyperst.data.sections import Section
 
-__all__ = ["TissueMap", "find_tissue", "tissue_fractions", "tissue_mask"]
+__all__ = ["TissueMap", "find_tissue", "spot_window", "tissue_fractions", "tissue_mask"]
 
 _PIXELS_PER_PITCH = 16  # of the thumbnail that is looked at
 _LONGEST_SIDE = 3000
 _PITCHES = 64  # across an image whose pitch is unknown: those of a Visium array
+_LARGEST_WINDOW_UM = 200.0  # the pitch of legacy arrays; spots that somebody chose may be further apart
 
 # Sections C2 to C5 of HER2-positive breast cancer have, at 98 of 100 measured spots, a density above 0.05 (green, log10) and a
 # texture above 0.04; two bulbs, stained faintly, a texture above 0.013. Glass has at most 0.057 in a haze of eosin, and 0.006.
@@ -116,10 +117,27 @@ def tissue_mask(thumbnail: np.ndarray, pitch: float) -> np.ndarray:
     return ~_without_small(~tissue, _LEAST_HOLE * pitch**2)
 
 
-def tissue_fractions(section: Section, tissue: TissueMap) -> np.ndarray:
-    """Share of tissue, float64 (spot,), in the square of one pitch around each spot; of its diameter without a pitch."""
-    side = section.grid.pitch_px or section.spot_diameter_px or max(tissue.width, tissue.height) / _PITCHES
-    return tissue.fraction(section.spot_px, side)
+def spot_window(section: Section) -> float:
+    """Side in full-resolution pixels of the square around a spot in which tissue is looked for.
+
+    It is the pitch of the section's grid, at most 200 um; without a grid 100 um, or else twice the diameter of a spot, or else a
+    64th of the spots' extent.
+    """
+    grid = section.grid
+    largest = None if grid.um_per_px is None else _LARGEST_WINDOW_UM / grid.um_per_px
+    if grid.kind != "none" and grid.pitch_px is not None:
+        return grid.pitch_px if largest is None else min(grid.pitch_px, largest)
+    if largest is not None:
+        return largest / 2
+    return (
+        2 * section.spot_diameter_px if section.spot_diameter_px else max(1.0, float(section.spot_px.max()) / _PITCHES)
+    )
+
+
+def tissue_fractions(section: Section, image: SlideImage) -> np.ndarray:
+    """Share of tissue, float64 (spot,), in the square around each spot whose side is :func:`spot_window`."""
+    side = spot_window(section)
+    return find_tissue(image, side).fraction(section.spot_px, side)
 
 
 def _glass(rgb: np.ndarray) -> np.ndarray:

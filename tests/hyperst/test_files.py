@@ -69,7 +69,9 @@ def test_what_cannot_be_written_is_said(tmp_path, monkeypatch):
         require_writable(tmp_path / "file" / "p.h5ad")
 
     def refuse(**options):
-        raise PermissionError(13, "Permission denied")  # as on a read-only disk; tests may run as root, who may anything
+        raise PermissionError(
+            13, "Permission denied"
+        )  # as on a read-only disk; tests may run as root, who may anything
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(OSError, match="permission denied; choose another place"):

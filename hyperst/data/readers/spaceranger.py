@@ -67,7 +67,9 @@ def read_spaceranger_table(folder: Path, name: str, *, counts: bool = True) -> S
     positions = _positions(spatial)
     scale, factors = _scale(spatial / "scalefactors_json.json")
     check_unique(positions.index.to_numpy(dtype=str), "spot", spatial, "restore the positions file of Space Ranger")
-    positions["in_tissue"] = yes_or_no(positions["in_tissue"], positions.index, "in_tissue", spatial)
+    positions["in_tissue"] = yes_or_no(
+        positions["in_tissue"], positions.index.to_numpy(dtype=str), "in_tissue", spatial
+    )
     if counts:
         matrix, genes, barcodes = _matrix(_matrix_file(root))
         check_unique(barcodes, "spot", _matrix_file(root), "restore the matrix of Space Ranger")

@@ -51,7 +51,10 @@ def save(image: np.ndarray, path):
 @pytest.mark.parametrize("pitch", [20.0, PITCH])
 @pytest.mark.parametrize("name", NO_TISSUE)
 def test_where_there_is_no_tissue_nothing_is_predicted(tmp_path, name, pitch):
-    with save(NO_TISSUE[name], tmp_path / "slide7.png") as image, pytest.raises(ValueError, match="no tissue") as caught:
+    with (
+        save(NO_TISSUE[name], tmp_path / "slide7.png") as image,
+        pytest.raises(ValueError, match="no tissue") as caught,
+    ):
         tile_grid(image, pitch)
     for words in ("slide7.png", "--mpp", "--min-tissue", "--spots"):
         assert words in str(caught.value)
