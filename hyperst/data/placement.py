@@ -15,6 +15,7 @@ _BACKGROUND = 0.05  # least share of tissue in the square around a spot; measure
 _SUSPECT = 0.02  # share of spots on background from which another placement is looked for
 _FEWER = 0.25  # an explanation leaves at most this part of them on background
 _GAIN = 0.05  # and lies on so much more tissue, in the mean over spots
+_ENOUGH = 2000  # spots to find the scale with: Visium HD has hundreds of thousands
 _SCALES = np.geomspace(0.05, 20.0, 301)  # 2 % apart
 
 
@@ -84,14 +85,15 @@ def _candidates(spot_px: np.ndarray, tissue: TissueMap) -> Iterator[tuple[str, n
 def _scaled(spot_px: np.ndarray, tissue: TissueMap) -> Iterator[tuple[str, np.ndarray, float]]:
     """The scale at which tissue and spots cover each other best, if they stay inside the image."""
     size = np.array([tissue.width, tissue.height])
-    spacing = float(np.sqrt(np.prod(np.ptp(spot_px, axis=0)) / len(spot_px)))
+    some = spot_px[:: max(1, len(spot_px) // _ENOUGH)]
+    spacing = float(np.sqrt(np.prod(np.ptp(some, axis=0)) / len(some)))
     best, found = 0.0, None
     for scale in _SCALES:
-        moved = spot_px * scale
+        moved = some * scale
         if (moved > size).any() or spacing == 0:
             continue
         covered = tissue.fraction(moved, spacing * scale).sum() * (spacing * scale) ** 2
-        all_of_both = tissue.share * size.prod() + len(spot_px) * (spacing * scale) ** 2 - covered
+        all_of_both = tissue.share * size.prod() + len(some) * (spacing * scale) ** 2 - covered
         if covered / all_of_both > best:
             best, found = covered / all_of_both, scale
     if found is not None:
