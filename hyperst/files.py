@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +16,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["atomic_path", "write_h5ad_atomic", "write_json_atomic", "write_text_atomic"]
+__all__ = [
+    "atomic_path",
+    "distinct_names",
+    "is_hidden",
+    "require_writable",
+    "write_h5ad_atomic",
+    "write_json_atomic",
+    "write_text_atomic",
+]
 
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_NO_SPACE = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file is too large"}
 
 
 @contextmanager
@@ -55,13 +65,69 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        if _is_full_disk(error):
+        if (number := _full_disk(error)) is not None:
             raise OSError(
-                errno.ENOSPC,
-                f"no space left while writing {path}; free some space or choose another place with --output "
+                number,
+                f"{_NO_SPACE[number]} while writing {path}; free some space or choose another place with --output "
                 "(a file that was already there has not been touched)",
             ) from error
         raise
+
+
+def require_writable(path: str | Path) -> None:
+    """Raise now what writing the file ``path`` would raise after an hour's work; leaves nothing behind.
+
+    Raises:
+        OSError: ``path`` is a folder, its folder (or the nearest one above it that exists) cannot be written to, or
+            something above it is a file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the path of a file to write")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "it is no folder" if not folder.is_dir() else (error.strerror or str(error)).lower()
+        raise OSError(
+            error.errno, f"{path} cannot be written: {folder}: {reason}; choose another place with --output"
+        ) from error
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a folder's reader passes over ``path``: names that begin with a dot.
+
+    They are macOS's ``._NAME`` companions of files on foreign disks, and the temporary files of :func:`atomic_path` that a
+    killed process left behind.
+
+    >>> is_hidden(Path("cohort/._A.h5ad")), is_hidden(Path("../A.h5ad"))
+    (True, False)
+    """
+    return path.name.startswith(".")
+
+
+def distinct_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """``names``, those that several ``paths`` share with the names of the folders above them in front.
+
+    >>> distinct_names(["S3", "S3", "S4"], [Path("A/S3.h5ad"), Path("B/S3.h5ad"), Path("A/S4.h5ad")])
+    ['A_S3', 'B_S3', 'S4']
+    """
+    found = list(names)
+    folders = [list(path.absolute().parents) for path in paths]
+    for level in range(max(map(len, folders), default=0)):
+        times = Counter(found)
+        if max(times.values(), default=1) == 1:
+            break
+        found = [
+            f"{above[level].name}_{name}" if times[name] > 1 and level < len(above) and above[level].name else name
+            for name, above in zip(found, folders, strict=True)
+        ]
+    seen: Counter[str] = Counter()
+    for number, name in enumerate(found):  # the same folders and the same name, such as A.h5ad beside the folder A
+        seen[name] += 1
+        found[number] = name if seen[name] == 1 else f"{name}_{seen[name]}"
+    return found
 
 
 def write_text_atomic(path: str | Path, text: str) -> Path:
@@ -90,10 +156,25 @@ def write_json_atomic(path: str | Path, value: Any) -> Path:
 
 
 def write_h5ad_atomic(adata: AnnData, path: str | Path) -> Path:
-    """Write an AnnData to ``path`` (.h5ad, gzip) atomically and return the path. Errors: see :func:`atomic_path`."""
+    """Write an AnnData to ``path`` (.h5ad, gzip) atomically and return the path. Errors: see :func:`atomic_path`.
+
+    The file is made in memory and goes to the disk in one piece: HDF5 on a full disk prints its own errors, again when Python
+    frees its objects, and may end the process.
+    """
+    import h5py
+
+    try:
+        from anndata.io import write_elem
+    except ImportError:  # before 0.11
+        from anndata.experimental import write_elem
+
     path = Path(path)
     with atomic_path(path) as temporary:
-        adata.write_h5ad(temporary, compression="gzip")
+        adata.strings_to_categoricals()
+        content = io.BytesIO()
+        with h5py.File(content, "w") as file:
+            write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+        temporary.write_bytes(content.getbuffer())
     return path
 
 
@@ -103,14 +184,12 @@ def _umask() -> int:
     return mask
 
 
-def _is_full_disk(error: BaseException | None) -> bool:
-    """Whether ``error`` or what it came from is 'no space left' (HDF5 wraps it, sometimes as text only)."""
+def _full_disk(error: BaseException | None) -> int | None:
+    """Error number of 'no space left' and the like, if ``error`` or what it came from is one."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            return True
-        if isinstance(error, Exception) and f"errno = {errno.ENOSPC}" in str(error):
-            return True
+            return error.errno
         seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return False
+    return None

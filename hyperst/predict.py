@@ -14,15 +14,38 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hyperst.data import Section, attach_features, crop_widths_px, image_section, open_image, read_section, tile_grid
+from hyperst.data import (
+    Section,
+    SlideImage,
+    attach_features,
+    crop_widths_px,
+    image_section,
+    open_image,
+    read_section,
+    tile_grid,
+    tissue_fractions,
+)
 from hyperst.data.images import DamagedTiles
 from hyperst.data.images.scale import check_mpp
+from hyperst.data.readers import reader_of
+from hyperst.data.sections import image_name
+from hyperst.data.spots_csv import read_spots
+from hyperst.data.tiles import MIN_TISSUE
 from hyperst.run import Run, RunFolder, as_trained, feature_width, load_run, spot_dataset
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Run", "load_run", "over_spots", "predict_image", "predict_section", "predict_values", "read_spots"]
+__all__ = [
+    "Run",
+    "load_run",
+    "over_spots",
+    "predict_image",
+    "predict_section",
+    "predict_values",
+    "prediction_path",
+    "read_spots",
+]
 
 UNITS = {
     "log1p_cp10k": "ln(1 + 10000 * count / total count of the spot)",
@@ -105,6 +128,7 @@ def predict_image(
     skip_damaged: bool = False,
     features: str | Path | None = None,
     niche_features: str | Path | None = None,
+    min_tissue: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Predict expression on an image.
@@ -120,15 +144,18 @@ def predict_image(
             default such a tile is an error.
         features, niche_features: files of precomputed features, for a run that was trained on such; spots without are left
             out, see :func:`hyperst.data.attach_features`.
+        min_tissue: share (0 to 1) of a square of the grid that must be tissue, default 0.15; 0 predicts on the whole image,
+            glass included. Spots that are given are all predicted.
 
     Returns:
         AnnData with X float32 (spot gene) on the run's target scale, ``obsm['spatial']`` in full-resolution pixels,
-        ``uns['spatial']`` with a thumbnail (so that scanpy and squidpy can plot it) and ``uns['hyperst']`` with units
-        and origin.
+        ``obs['tissue_fraction']`` (the share of a square of one pitch around the spot that is tissue, see
+        :func:`hyperst.data.find_tissue`), ``uns['spatial']`` with a thumbnail (so that scanpy and squidpy can plot it) and
+        ``uns['hyperst']`` with units and origin.
 
     Raises:
         FileNotFoundError: no image or no spots file.
-        ValueError: unknown scale, spots outside the image, no tissue found.
+        ValueError: unknown scale, spots outside the image, no tissue found, or ``min_tissue`` beside given spots.
     """
     if mpp is not None:
         check_mpp(mpp, "mpp as given")
@@ -138,7 +165,7 @@ def predict_image(
     if features is None and niche_features is not None:
         raise ValueError("niche_features go with features: give both files, --features and --niche-features")
     damaged = DamagedTiles() if skip_damaged else None
-    section = _section_on(run, Path(image), spots, mpp, damaged, with_features=features is not None)
+    section = _section_on(run, Path(image), spots, mpp, min_tissue, damaged, with_features=features is not None)
     if key is not None and features is not None:
         section = attach_features(section, features, niche_features, key=key)
     section = replace(section, damaged=damaged)
@@ -151,29 +178,25 @@ def predict_image(
     return predicted
 
 
-def read_spots(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Positions from a .csv with columns ``x`` and ``y`` (pixels) and, if there is one, names from its column ``spot``.
-
-    Returns:
-        float64 (spot 2) positions, and str (spot,) names or None.
+def prediction_path(folder: str | Path, image: str | Path) -> Path:
+    """Where the prediction of an image or section goes if nobody says: ``FOLDER/predictions/NAME.h5ad``.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: columns missing, or values that are no numbers.
+        FileExistsError: a prediction of that name is there, perhaps of another image; it is not overwritten.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"spots file {path} does not exist")
-    table = pd.read_csv(path)
-    if not {"x", "y"} <= set(table.columns):
-        raise ValueError(
-            f"{path}: need columns x and y (pixels of the full-resolution image), got {', '.join(table.columns)}"
+    image = Path(image)
+    name = reader_of(image).name(image) if _is_section(image) else image_name(image)
+    path = Path(folder) / "predictions" / f"{name}.h5ad"
+    if path.exists():
+        raise FileExistsError(
+            f"{path} exists: an earlier prediction of {image.name}, or of another image of that name. It is not "
+            "overwritten; name another file with --output, or remove it"
         )
-    try:
-        positions = table[["x", "y"]].to_numpy(dtype=np.float64)
-    except ValueError as error:
-        raise ValueError(f"{path}: columns x and y must be numbers ({error})") from error
-    return positions, table["spot"].astype(str).to_numpy() if "spot" in table else None
+    return path
+
+
+def _is_section(image: Path) -> bool:
+    return image.is_dir() or image.name.lower().endswith((".h5ad", ".tsv", ".tsv.gz", ".txt.gz"))
 
 
 def _section_on(
@@ -181,12 +204,18 @@ def _section_on(
     image: Path,
     spots: str | Path | np.ndarray | None,
     mpp: float | None,
+    min_tissue: float | None,
     damaged: DamagedTiles | None,
     *,
     with_features: bool,
 ) -> Section:
     """The positions to predict, as a section on ``image``."""
-    if image.is_dir() or image.name.endswith((".h5ad", ".tsv", ".tsv.gz")):
+    if min_tissue is not None and (spots is not None or _is_section(image)):
+        raise ValueError(
+            "min_tissue (--min-tissue) chooses squares of a grid over the tissue; spots that are given are all predicted. "
+            "Leave it out, and choose by obs['tissue_fraction'] of the result"
+        )
+    if _is_section(image):
         if spots is not None:
             raise ValueError(f"{image} is a section with spots of its own; leave out --spots, or give the image alone")
         return read_section(image, mpp=mpp, require_counts=False, require_image=run.config.data.feature_key is None)
@@ -196,17 +225,17 @@ def _section_on(
             "--features FILE, or a section (.h5ad) that has them in obsm"
         )
     if spots is None:
-        return _tiled(run, image, mpp, damaged)
+        return _tiled(run, image, mpp, MIN_TISSUE if min_tissue is None else min_tissue, damaged)
     if isinstance(spots, np.ndarray):
-        return image_section(image, spots, mpp=mpp)
-    if Path(spots).suffix != ".csv":
+        return image_section(image, spots, mpp=mpp, source="spots")
+    if Path(spots).suffix.lower() != ".csv":
         return read_section(spots, image=image, mpp=mpp, require_counts=False)
     positions, names = read_spots(spots)
-    section = image_section(image, positions, mpp=mpp)
+    section = image_section(image, positions, mpp=mpp, source=spots)
     return section if names is None else replace(section, spot_ids=names)
 
 
-def _tiled(run: Run, image: Path, mpp: float | None, damaged: DamagedTiles | None) -> Section:
+def _tiled(run: Run, image: Path, mpp: float | None, min_tissue: float, damaged: DamagedTiles | None) -> Section:
     """A grid over the tissue with the spacing of the first training section, in um where the run has a scale."""
     record = run.split.role("training")[0]
     if record.pitch_px is None:
@@ -225,7 +254,7 @@ def _tiled(run: Run, image: Path, mpp: float | None, damaged: DamagedTiles | Non
         pitch_px = record.pitch_px * zoom
         diameter_px = None if record.spot_diameter_px is None else record.spot_diameter_px * zoom
     with open_image(image, damaged=damaged) as opened:
-        positions = tile_grid(opened, pitch_px)
+        positions = tile_grid(opened, pitch_px, min_tissue=min_tissue)
     return image_section(image, positions, mpp=mpp, pitch_px=pitch_px, spot_diameter_px=diameter_px)
 
 
@@ -239,7 +268,9 @@ def _to_anndata(run: Run, section: Section, values: np.ndarray) -> AnnData:
     adata.obsm["spatial"] = section.spot_px
     adata.uns["hyperst"] = _provenance(run, section)
     if section.image_path is not None:
-        adata.uns["spatial"] = {section.name: _picture(section)}
+        with section.open_image() as opened:
+            adata.uns["spatial"] = {section.name: _picture(section, opened)}
+            adata.obs["tissue_fraction"] = tissue_fractions(section, opened)
     return adata
 
 
@@ -262,11 +293,10 @@ def _provenance(run: Run, section: Section) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def _picture(section: Section) -> dict[str, Any]:
+def _picture(section: Section, image: SlideImage) -> dict[str, Any]:
     """``uns['spatial'][name]``: a thumbnail of the image and how its pixels and the spots relate to full resolution."""
-    with section.open_image() as opened:
-        thumbnail = opened.thumbnail(_THUMBNAIL_PX)
-        scale = thumbnail.shape[1] / opened.width
+    thumbnail = image.thumbnail(_THUMBNAIL_PX)
+    scale = thumbnail.shape[1] / image.width
     diameter = section.spot_diameter_px or (section.grid.pitch_px or 2 / scale) / 2
     return {
         "images": {"hires": thumbnail},
@@ -275,5 +305,5 @@ def _picture(section: Section) -> dict[str, Any]:
             "spot_diameter_fullres": float(diameter),
             "fiducial_diameter_fullres": float(diameter),
         },
-        "metadata": {"source_image": opened.path.name},
+        "metadata": {"source_image": image.path.name},
     }

@@ -304,8 +304,20 @@ def predict(
     ] = False,
     features: Features = None,
     niche_features: NicheFeatures = None,
+    min_tissue: Annotated[
+        float | None,
+        typer.Option(
+            "--min-tissue",
+            min=0.0,
+            max=1.0,
+            help="Least share of tissue, 0 to 1, in a square of the grid; 0 takes all. Default 0.15.",
+        ),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The .h5ad to write; default RUN/predictions/IMAGE.h5ad.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The .h5ad to write; default RUN/predictions/IMAGE.h5ad, which must not exist."
+        ),
     ] = None,
     device: Device = None,
 ) -> None:
@@ -313,10 +325,13 @@ def predict(
     console = make_console()
     if output is not None and output.suffix != ".h5ad":
         raise typer.BadParameter(f"{output} must end in .h5ad", param_hint="--output")
-    from hyperst.files import write_h5ad_atomic
-    from hyperst.predict import predict_image
-    from hyperst.run import load_run
+    from hyperst.files import require_writable, write_h5ad_atomic
+    from hyperst.predict import predict_image, prediction_path
+    from hyperst.run import RunFolder, load_run
 
+    RunFolder(run_folder).require()
+    path = output or prediction_path(run_folder, image)
+    require_writable(path)
     run = load_run(run_folder, device=device)
     with SpotProgress(console, "spots") as progress:
         predicted = predict_image(
@@ -324,18 +339,21 @@ def predict(
             image,
             spots=spots,
             mpp=mpp,
+            min_tissue=min_tissue,
             skip_damaged=skip_damaged,
             features=features,
             niche_features=niche_features,
             on_progress=progress,
         )
-    path = write_h5ad_atomic(predicted, output or run_folder / "predictions" / f"{image.name.split('.')[0]}.h5ad")
+    write_h5ad_atomic(predicted, path)
     if skip_damaged and predicted.uns["hyperst"].get("damaged_tiles"):
         console.print(
             f"[yellow]note[/yellow] damaged tiles of the image left white: {predicted.uns['hyperst']['damaged_tiles']}; spots "
             f"on or beside them, see obs['on_damaged_tile']: {int(predicted.obs['on_damaged_tile'].sum())}",
             soft_wrap=True,
         )
+    if "tissue_fraction" in predicted.obs and (n := int((predicted.obs["tissue_fraction"] < 0.05).sum())):
+        console.print(f"[yellow]note[/yellow] {n} spots lie on background: obs['tissue_fraction'] tells which")
     console.print(
         f"{predicted.n_obs} spots x {predicted.n_vars} genes predicted as {predicted.uns['hyperst']['units']}\n"
         f"written: {path}\n"
@@ -347,28 +365,40 @@ def predict(
 @app.command()
 def check(
     sections: Sections,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder for a picture of each section's spots on its image, NAME_spots.png."
+        ),
+    ] = None,
     images: Images = None,
     image: Image = None,
     mpp: Mpp = None,
 ) -> None:
-    """Say what is right and wrong with sections before training: counts, names, positions, image, scale."""
+    """Say what is right and wrong with sections before training: counts, names, positions, tissue, image, scale."""
     console = make_console()
-    from hyperst.data import check_section
+    from hyperst.cli.reports import examine_all, print_reports
+    from hyperst.files import distinct_names, require_writable
 
     if image is not None and len(sections) > 1:
         raise typer.BadParameter("goes with one section; use --images FOLDER for several", param_hint="--image")
-    colours = {"error": "red", "warning": "yellow", "ok": "green"}
-    wrong = 0
-    for path in sections:
-        console.print(f"[bold]{path}[/bold]", soft_wrap=True)
-        findings = check_section(path, image=image, images_dir=images, mpp=mpp)
-        for finding in findings:
-            remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
-            console.print(
-                f"  [{colours[finding.level]}]{finding.level:7}[/] ", escape(finding.message + remedy), soft_wrap=True
-            )
-        wrong += any(finding.level == "error" for finding in findings)
-    console.print(f"{len(sections) - wrong} of {len(sections)} sections can be used")
+    if output is not None:
+        require_writable(output / "NAME_spots.png")
+    reports = examine_all(sections, image, images, mpp)
+    print_reports(console, reports)
+    drawn = [report for report in reports if report.section is not None and report.picture is not None]
+    if output is not None:
+        from hyperst.overlay import draw_overlay
+
+        names = distinct_names(
+            [report.section.name for report in drawn if report.section is not None], [report.path for report in drawn]
+        )
+        for name, report in zip(names, drawn, strict=True):
+            console.print(f"spots on the image: {draw_overlay(report, output / f'{name}_spots.png')}", soft_wrap=True)
+    elif drawn:
+        console.print("look at the spots on the images: --output FOLDER draws them")
+    wrong = sum(not report.usable for report in reports)
+    console.print(f"{len(reports) - wrong} of {len(reports)} sections can be used")
     if wrong:
         raise typer.Exit(1)
 

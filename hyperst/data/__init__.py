@@ -19,6 +19,7 @@ from hyperst.data.splits import (
 )
 from hyperst.data.targets import Target, transform
 from hyperst.data.tiles import tile_grid
+from hyperst.data.tissue import TissueMap, find_tissue, tissue_fractions
 
 __all__ = [
     "CropConfig",
@@ -30,6 +31,7 @@ __all__ = [
     "SplitError",
     "SpotDataset",
     "Target",
+    "TissueMap",
     "align_genes",
     "attach_features",
     "check_section",
@@ -37,6 +39,7 @@ __all__ = [
     "crop_widths_px",
     "detect_grid",
     "find_sections",
+    "find_tissue",
     "image_section",
     "leave_one_patient_out",
     "leave_one_section_out",
@@ -50,5 +53,6 @@ __all__ = [
     "select_genes",
     "spot_validation_split",
     "tile_grid",
+    "tissue_fractions",
     "transform",
 ]

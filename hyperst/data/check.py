@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from hyperst.data.crops import CropConfig, crop_widths_px, read_spot_crops
+from hyperst.data.images import SlideImage
 from hyperst.data.images.scale import scale_conflict
 from hyperst.data.niches import niche_members
-from hyperst.data.sections import read_section
+from hyperst.data.placement import Placement, judge_placement
+from hyperst.data.sections import Section, read_section
+from hyperst.data.small_images import small_image
+from hyperst.data.tissue import TissueMap, find_tissue, spot_window, tissue_mask
 
-__all__ = ["Finding", "check_section"]
+__all__ = ["Finding", "Report", "check_section", "examine_section"]
+
+_CROPS = 12  # spots whose crops are decoded, spread over the section
+_FEW_COUNTS = 500
+_MOST_BACKGROUND = 0.2  # share of spots: more cannot be a faint edge
+_PICTURE_PX = 1000
 
 
 @dataclass(frozen=True)
@@ -23,55 +35,185 @@ class Finding:
     remedy: str = ""
 
 
-def check_section(
+@dataclass
+class Report:
+    """What was found in one section.
+
+    Attributes:
+        path: as it was named.
+        findings: at least one.
+        section: None where it could not be read.
+        placement: where its spots lie on the image; None without an image.
+        picture: uint8 (h w 3) image of the whole section, and its pixels per full-resolution pixel; None without one.
+    """
+
+    path: Path
+    findings: list[Finding] = field(default_factory=list)
+    section: Section | None = None
+    placement: Placement | None = None
+    picture: tuple[np.ndarray, float] | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing was found that is an error."""
+        return all(finding.level != "error" for finding in self.findings)
+
+    def say(self, level: str, message: str, remedy: str = "") -> None:
+        """Add a finding."""
+        self.findings.append(Finding(level, message, remedy))
+
+
+def check_section(path: str | Path, **options: Any) -> list[Finding]:
+    """Read a section as training would, and say what was found; the findings of :func:`examine_section`."""
+    return examine_section(path, **options).findings
+
+
+def examine_section(
     path: str | Path,
     *,
     image: str | Path | None = None,
     images_dir: str | Path | None = None,
     mpp: float | None = None,
-) -> list[Finding]:
-    """Read a section as training would, and say what was found. A bad file is a finding, never an exception."""
+) -> Report:
+    """Read a section as training would, decode crops of a dozen spots, and look whether its spots lie on tissue.
+
+    A bad file is a finding, never an exception. Arguments: see :func:`hyperst.data.read_section`. Without a full-resolution
+    image, which is an error, the spots are looked at on the downscaled image that comes with the section, if there is one.
+    """
+    report = Report(Path(path))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        report.section = _read(report, image=image, images_dir=images_dir, mpp=mpp)
+    for message in dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning):
+        report.say("warning", message)
+    if report.section is not None:
+        _look_at_counts(report, report.section)
+        _look_at_grid(report, report.section)
+        _look_at_image(report, report.section)
+    return report
+
+
+def _read(report: Report, **options: Any) -> Section | None:
     try:
-        section = read_section(path, image=image, images_dir=images_dir, mpp=mpp)
-    except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:
-        return [Finding("error", str(error))]
-    findings = [
-        Finding(
-            "ok", f"{section.n_spots} spots, {len(section.genes)} genes, patient {section.patient or 'not recorded'}"
-        )
-    ]
+        return read_section(report.path, **options)
+    except Exception as error:  # damaged files raise of every kind, from the libraries that read them
+        said = isinstance(error, (OSError, ValueError, MemoryError, ImportError))
+        report.say("error", str(error) if said else f"{report.path}: {error!r}")
+    try:
+        section = read_section(report.path, **options, require_image=False)
+    except Exception:  # the error that has been said, or another one behind it
+        return None
+    return section if section.image_path is None else None
+
+
+def _look_at_counts(report: Report, section: Section) -> None:
     median = float(np.median(section.library_size))
     empty = int((section.library_size == 0).sum())
-    findings.append(Finding("ok", f"raw counts, median {median:g} per spot"))
+    report.say(
+        "ok", f"{section.n_spots} spots, {len(section.genes)} genes, patient {section.patient or 'not recorded'}"
+    )
+    report.say("ok", f"raw counts, median {median:g} per spot")
     if empty:
-        findings.append(
-            Finding("warning", f"{empty} spots without a single count", "their targets are 0; filter them if unwanted")
-        )
-    if median < 500:
-        findings.append(Finding("warning", f"median count per spot is {median:g}", "expect noisy correlations"))
+        report.say("warning", f"{empty} spots without a single count", "their targets are 0; filter them if unwanted")
+    if median < _FEW_COUNTS:
+        report.say("warning", f"median count per spot is {median:g}", "expect noisy correlations")
+    if section.patient is None:
+        report.say("warning", "no patient recorded", "splits by patient will refuse this section")
+
+
+def _look_at_grid(report: Report, section: Section) -> None:
     grid = section.grid
     scale = "unknown um/px" if grid.um_per_px is None else f"{grid.um_per_px:.4g} um/px"
     pitch = "no regular grid" if grid.pitch_px is None else f"{grid.kind} grid, pitch {grid.pitch_px:.4g} px"
-    findings.append(Finding("ok" if grid.pitch_px else "warning", f"{pitch}, {scale}"))
+    report.say("ok" if grid.pitch_px else "warning", f"{pitch}, {scale}")
     if grid.um_per_px is None:
-        with section.open_image() as opened:
-            ignored = f" ({opened.scale.problem})" if opened.scale.problem else ""
-        findings.append(
-            Finding(
-                "warning",
-                f"um/px is not recorded{ignored}",
-                "crops are cut in units of the pitch; give --mpp if you know it",
-            )
-        )
+        ignored = ""
+        if section.image_path is not None:
+            with section.open_image() as opened:
+                ignored = f" ({opened.scale.problem})" if opened.scale.problem else ""
+        remedy = "crops are cut in units of the pitch; give --mpp if you know it"
+        report.say("warning", f"um/px is not recorded{ignored}", remedy)
     if grid.pitch_px:
         sizes = niche_members(section).sum(axis=1)
         alone = int((sizes <= 1).sum())
-        findings.append(Finding("ok", f"niches of up to {int(sizes.max())} spots, {alone} spots without neighbours"))
-    with section.open_image() as opened:
-        findings.append(Finding("ok", f"image {opened.width} x {opened.height} px: {section.image_path}"))
-        conflict = scale_conflict(grid.um_per_px, opened.scale, section.image_path)
-        if conflict:
-            findings.append(Finding("warning", conflict, "make sure which one is right; crops are cut by the one used"))
-    if section.patient is None:
-        findings.append(Finding("warning", "no patient recorded", "splits by patient will refuse this section"))
-    return findings
+        report.say("ok", f"niches of up to {int(sizes.max())} spots, {alone} spots without neighbours")
+
+
+def _look_at_image(report: Report, section: Section) -> None:
+    window = spot_window(section)
+    if section.image_path is None:
+        report.picture = small_image(section)
+        if report.picture is not None:
+            pixels, scale = report.picture
+            height, width = pixels.shape[:2]
+            mask = tissue_mask(pixels, window * scale)
+            _look_at_placement(report, section, TissueMap(mask, round(width / scale), round(height / scale)))
+        return
+    try:
+        with section.open_image() as opened:
+            report.say("ok", f"image {opened.width} x {opened.height} px: {section.image_path}")
+            conflict = scale_conflict(section.grid.um_per_px, opened.scale, section.image_path)
+            if conflict:
+                report.say("warning", conflict, "make sure which one is right; crops are cut by the one used")
+            thumbnail = opened.thumbnail(_PICTURE_PX)
+            report.picture = thumbnail, thumbnail.shape[1] / opened.width
+            _look_at_placement(report, section, find_tissue(opened, window))
+            _look_at_crops(report, section, opened)
+    except Exception as error:
+        report.say("error", f"image {section.image_path} cannot be read: {error}", "copy or export it again")
+
+
+def _look_at_crops(report: Report, section: Section, image: SlideImage) -> None:
+    """Decode both crops of spots spread over the section: what is damaged or missing shows only when it is read."""
+    config = CropConfig()
+    try:
+        widths = crop_widths_px(section.grid, section.spot_diameter_px, config)
+    except ValueError as error:
+        report.say("warning", str(error))
+        return
+    spots = _spread(section.spot_px, _CROPS)
+    failed = []
+    for spot in spots:
+        try:
+            read_spot_crops(image, section.spot_px[spot], widths, config.image_size)
+        except Exception as error:
+            failed.append((section.spot_ids[spot], error))
+    if failed:
+        names = ", ".join(str(name) for name, _ in failed[:3]) + (" ..." if len(failed) > 3 else "")
+        report.say(
+            "error",
+            f"crops of {len(failed)} of the {len(spots)} spots looked at cannot be read ({names}): {failed[0][1]}",
+            "copy or export the image again",
+        )
+    else:
+        report.say("ok", f"crops of {len(spots)} spots spread over the section read")
+
+
+def _spread(spot_px: np.ndarray, n: int) -> np.ndarray:
+    """Numbers of at most ``n`` spots: the outermost ones, and others at equal steps from top to bottom."""
+    ends = [int(place) for axis in spot_px.T for place in (axis.argmin(), axis.argmax())]
+    steps = np.argsort(spot_px[:, 1], kind="stable")[np.linspace(0, len(spot_px) - 1, n).round().astype(int)]
+    return np.asarray(list(dict.fromkeys([*ends, *(int(step) for step in steps)]))[:n])
+
+
+def _look_at_placement(report: Report, section: Section, tissue: TissueMap) -> None:
+    placement = report.placement = judge_placement(section.spot_px, tissue, spot_window(section))
+    n = placement.n_background
+    if not n:
+        report.say("ok", "every spot lies on tissue")
+        return
+    message = f"{n} of {section.n_spots} spots lie on background"
+    if not tissue.share:
+        report.say(
+            "error", f"{message}: no tissue found on the image", "check that it is the H&E image of this section"
+        )
+    elif placement.explanation is not None:
+        report.say(
+            "error",
+            f"{message}; {placement.explanation} would leave {placement.explained} there",
+            "correct the positions",
+        )
+    elif n > _MOST_BACKGROUND * section.n_spots:
+        report.say("error", message, "check that image and positions belong together: draw them with --output FOLDER")
+    else:
+        report.say("warning", message, "look at them: draw them with --output FOLDER")

@@ -12,13 +12,17 @@ from typing import Literal
 import numpy as np
 from scipy.spatial import cKDTree
 
-__all__ = ["Grid", "LatticeFit", "detect_grid", "fit_lattice"]
+__all__ = ["Grid", "LatticeFit", "contradicting_spots", "detect_grid", "fit_lattice"]
 
 GridKind = Literal["square", "hexagonal", "none"]
 
 _LARGEST_RESIDUAL = 0.5  # of a pitch: above it the array indices do not describe these coordinates
 _ORDER = 0.6  # |mean exp(i k angle)| of neighbour directions: 1 on a perfect k-fold lattice, about 0 without one
 _SPREAD = 0.15  # relative spread of neighbour distances on a lattice
+_SAME_PARITY = 0.9  # share of spots on a staggered array whose row + column agree; about 0.5 on a square one
+_OFF = 0.3  # of a pitch from its place: an array column wrong by 1 on a staggered array moves a spot by 0.5
+_FEWEST = 8  # spots among which a majority means something
+_REMEDY = "check that array_row / array_col and the coordinates belong to the same spots, or remove them"
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,11 @@ class LatticeFit:
         """Distance in pixels between spots ``rows`` and ``columns`` apart."""
         return float(np.linalg.norm(rows * self.row_step + columns * self.col_step))
 
+    def distance(self, spot_px: np.ndarray, array_index: np.ndarray) -> np.ndarray:
+        """Distances, float64 (spot,), in pixels between given and fitted positions."""
+        fitted = self.origin + np.asarray(array_index) @ np.stack([self.row_step, self.col_step])
+        return np.linalg.norm(np.asarray(spot_px) - fitted, axis=1)
+
 
 def fit_lattice(spot_px: np.ndarray, array_index: np.ndarray) -> LatticeFit | None:
     """Least-squares affine fit of array (row, col) to pixel (x, y) coordinates.
@@ -77,9 +86,51 @@ def fit_lattice(spot_px: np.ndarray, array_index: np.ndarray) -> LatticeFit | No
 
 
 def is_staggered(array_index: np.ndarray) -> bool:
-    """Whether row + column has one parity for all spots: neighbouring rows are shifted by half a step."""
+    """Whether row + column has one parity for (nearly) all spots: neighbouring rows are shifted by half a step.
+
+    One wrong index among many must not turn a staggered array into a square one, so nine of ten decide.
+    """
     parity = np.asarray(array_index).sum(axis=1) % 2
-    return bool(len(parity)) and bool((parity == parity[0]).all())
+    return bool(len(parity)) and bool(max(parity.mean(), 1 - parity.mean()) >= _SAME_PARITY)
+
+
+def contradicting_spots(spot_px: np.ndarray, array_index: np.ndarray) -> np.ndarray:
+    """Numbers, int64 (n,), of the spots whose array index and position contradict those of the majority.
+
+    The majority is the largest set of spots that one affine map from array to pixel coordinates describes (RANSAC); a spot
+    more than 0.3 pitches from where that map puts it contradicts it. Fewer than 8 spots have no majority.
+
+    >>> row, column = np.divmod(np.arange(81), 9)
+    >>> spots = np.column_stack([100.0 * column + 50 * (row % 2), 86.6 * row])
+    >>> index = np.column_stack([row, 2 * column + row % 2])
+    >>> index[40, 1] += 1
+    >>> contradicting_spots(spots, index)
+    array([40])
+    """
+    spot_px, array_index = np.asarray(spot_px, dtype=np.float64), np.asarray(array_index)
+    none = np.empty(0, dtype=np.int64)
+    fit = fit_lattice(spot_px, array_index)
+    if fit is None or len(spot_px) < _FEWEST:
+        return none
+    allowed = _OFF * float(np.median(cKDTree(spot_px).query(spot_px, k=2)[0][:, 1]))
+    # A spot's own error draws the fit towards it, most at a corner: a third of the bound already asks for a closer look.
+    if fit.distance(spot_px, array_index).max() <= allowed / 3:
+        return none
+    from sklearn.linear_model import LinearRegression, RANSACRegressor
+
+    search = RANSACRegressor(
+        LinearRegression(), min_samples=3, residual_threshold=allowed, max_trials=500, loss=_distances, random_state=0
+    )
+    try:
+        search.fit(array_index.astype(np.float64), spot_px)
+    except ValueError:  # no three spots describe any fourth
+        return np.arange(len(spot_px))
+    majority = fit_lattice(spot_px[search.inlier_mask_], array_index[search.inlier_mask_])
+    return none if majority is None else np.flatnonzero(majority.distance(spot_px, array_index) > allowed)
+
+
+def _distances(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(wanted - found, axis=1)
 
 
 def detect_grid(spot_px: np.ndarray, array_index: np.ndarray | None = None, pitch_um: float | None = None) -> Grid:
@@ -88,7 +139,8 @@ def detect_grid(spot_px: np.ndarray, array_index: np.ndarray | None = None, pitc
     Args:
         spot_px: float (spot 2) spot centres x, y in pixels of the full-resolution image.
         array_index: int (spot 2) row, column on the array, if known. Staggered rows (row + column always even, or
-            always odd) are "hexagonal", everything else is "square". The pitch is the shortest step of the lattice.
+            always odd, but for one in ten) are "hexagonal", everything else is "square". The pitch is the shortest step
+            of the lattice. The majority decides: :func:`contradicting_spots` are left out.
         pitch_um: centre-to-centre distance in um, if the technology is known (Visium 100, legacy ST 200).
 
     Returns:
@@ -109,7 +161,16 @@ def detect_grid(spot_px: np.ndarray, array_index: np.ndarray | None = None, pitc
             f"{len(spot_px) - len(np.unique(spot_px, axis=0))} spots share the position of another spot; "
             "remove duplicated spots, or read one section at a time"
         )
-    fit = None if array_index is None else fit_lattice(spot_px, np.asarray(array_index))
+    fit = None
+    if array_index is not None:
+        odd = contradicting_spots(spot_px, array_index)
+        if 2 * len(odd) > len(spot_px):
+            raise ValueError(
+                f"array rows and columns do not describe the spot positions: those of {len(odd)} of {len(spot_px)} spots "
+                f"contradict each other; {_REMEDY}"
+            )
+        spot_px, array_index = np.delete(spot_px, odd, axis=0), np.delete(array_index, odd, axis=0)
+        fit = fit_lattice(spot_px, array_index)
     kind: GridKind
     if fit is not None and array_index is not None:
         if is_staggered(array_index):
@@ -119,8 +180,7 @@ def detect_grid(spot_px: np.ndarray, array_index: np.ndarray | None = None, pitc
         if fit.residual_px > _LARGEST_RESIDUAL * pitch_px:
             raise ValueError(
                 f"array rows and columns do not describe the spot positions: after the best affine fit they are "
-                f"{fit.residual_px:.3g} px off with a pitch of {pitch_px:.3g} px; check that array_row / array_col and "
-                "the coordinates belong to the same spots, or remove them"
+                f"{fit.residual_px:.3g} px off with a pitch of {pitch_px:.3g} px; {_REMEDY}"
             )
     else:
         kind, found = _from_geometry(spot_px)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from hyperst.data.grid import Grid, detect_grid
+from hyperst.data.grid import Grid, contradicting_spots, detect_grid
 from hyperst.data.images import IMAGE_SUFFIXES, DamagedTiles, SlideImage, open_image
 from hyperst.data.images.scale import LARGEST_SCALE_ERROR, RecordedScale, check_mpp, scale_conflict
 from hyperst.data.readers import reader_of
@@ -24,8 +24,9 @@ from hyperst.data.readers.h5ad import read_h5ad_features
 from hyperst.data.readers.legacy import is_legacy, legacy_name
 from hyperst.data.readers.spaceranger import is_spaceranger
 from hyperst.data.readers.table import Scale, SpotTable, check_positions, empty_counts
+from hyperst.files import is_hidden
 
-__all__ = ["Section", "find_sections", "image_section", "read_section"]
+__all__ = ["Section", "find_sections", "image_name", "image_section", "read_section"]
 
 _MPP_REMEDY = "Give the um/px of the image that the spot positions refer to with mpp=... (--mpp), or correct the file"
 
@@ -141,7 +142,8 @@ def read_section(
         require_image: False also reads sections without image (``image_path`` is then None).
         require_counts: False reads positions only: ``counts`` is (spot, 0) and ``genes`` empty.
 
-    Spots with in_tissue 0 are left out.
+    Spots with in_tissue 0 are left out. Where the array row and column of a few spots contradict their positions, a warning
+    names them and neighbours follow the positions alone (``array_index`` is then None).
 
     Raises:
         FileNotFoundError: the section, its image or one of its files is missing; the message lists where it looked.
@@ -165,6 +167,7 @@ def read_section(
     recorded = _check_image(table, image_path) if image_path is not None else RecordedScale()
     grid = _resolve_scale(table, mpp, recorded.mpp)
     _warn_of_conflict(grid.um_per_px, recorded, image_path)
+    _drop_contradicted_index(table)
     return Section(
         name=table.name,
         patient=patient if patient is not None else table.patient,
@@ -189,11 +192,13 @@ def image_section(
     pitch_px: float | None = None,
     spot_diameter_px: float | None = None,
     name: str | None = None,
+    source: str | Path | None = None,
 ) -> Section:
     """A section of positions on an image, without counts: what prediction needs.
 
     Args:
         spot_px: float (spot 2) x, y in pixels of ``image``.
+        source: where the positions come from, for messages; default the image.
         mpp: um/px; else taken from the image's metadata if recorded.
         pitch_px: spacing; else found from the positions.
 
@@ -201,20 +206,35 @@ def image_section(
         FileNotFoundError, ValueError: see :func:`read_section`.
     """
     path = Path(image)
-    name = path.name.split(".")[0] if name is None else name
+    name = image_name(path) if name is None else name
     spot_px = np.asarray(spot_px, dtype=np.float64)
     ids = np.asarray([f"{name}_{i}" for i in range(len(spot_px))], dtype=str)
-    spot_px = check_positions(spot_px, ids, path)
+    origin = path if source is None else Path(source)
+    spot_px = check_positions(spot_px, ids, origin)
     with open_image(path) as opened:
-        _check_inside(spot_px, opened, [], path)
+        _check_inside(spot_px, opened, [], origin)
         um_per_px = opened.mpp if mpp is None else check_mpp(mpp, "mpp as given")
         _warn_of_conflict(um_per_px, opened.scale, path)
-    found = detect_grid(spot_px)
+    try:
+        found = detect_grid(spot_px)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error
     pitch = found.pitch_px if pitch_px is None else float(pitch_px)
     grid = Grid(found.kind, pitch, um_per_px, None if um_per_px is None or pitch is None else pitch * um_per_px)
     counts, genes = empty_counts(len(spot_px))
     library = np.zeros(len(spot_px), dtype=np.float32)
     return Section(name, None, counts, genes, ids, spot_px, None, path, spot_diameter_px, grid, library)
+
+
+def image_name(path: str | Path) -> str:
+    """Name of an image's section: the file's name without the ending that tells its kind.
+
+    >>> image_name("case1.slide1.png"), image_name("case1.slide2.ome.tif")
+    ('case1.slide1', 'case1.slide2')
+    """
+    path = Path(path)
+    stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+    return stem[:-4] if stem.lower().endswith(".ome") and len(stem) > 4 else stem
 
 
 def find_sections(paths: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -243,13 +263,15 @@ def find_sections(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 
 def _sections_in(folder: Path) -> list[Path]:
     for place in (folder, folder / "h5ad", folder / "st"):
-        if files := sorted(place.glob("*.h5ad")):
+        if files := [file for file in sorted(place.glob("*.h5ad")) if not is_hidden(file)]:
             return files
     for place in (folder, folder / "counts"):
-        tables = [file for file in sorted(place.glob("*")) if file.is_file() and is_legacy(file)]
+        files = [file for file in sorted(place.glob("*")) if file.is_file() and not is_hidden(file)]
+        tables = [file for file in files if is_legacy(file)]
         if tables := [file for file in tables if not file.name.endswith("_selection.tsv")]:
             return tables
-    return sorted(child for child in folder.iterdir() if child.is_dir() and is_spaceranger(child))
+    children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not is_hidden(child)]
+    return [child for child in children if is_spaceranger(child)]
 
 
 def _find_image(
@@ -374,6 +396,20 @@ def _resolve_scale(table: SpotTable, mpp: float | None, image_mpp: float | None)
         elif pitch_um is None and pitch_px is not None:
             pitch_um = pitch_px * um_per_px
     return Grid(grid.kind, pitch_px, um_per_px, pitch_um)
+
+
+def _drop_contradicted_index(table: SpotTable) -> None:
+    """Leave neighbours to the positions, with a warning, where the array index of a few spots is not that of their place."""
+    if table.array_index is None or not len(odd := contradicting_spots(table.spot_px, table.array_index)):
+        return
+    table.array_index = None
+    names = ", ".join(str(name) for name in table.spot_ids[odd[:5]]) + (" ..." if len(odd) > 5 else "")
+    warnings.warn(
+        f"{table.source}: the array row and column of {len(odd)} of {len(table.spot_px)} spots ({names}) are not those of "
+        "the place where they lie on the image; neighbours are taken from the positions instead. Correct the rows and "
+        "columns, or the positions, of these spots",
+        stacklevel=3,
+    )
 
 
 def _spot_diameter(scale: Scale, grid: Grid) -> float | None:

@@ -3,52 +3,48 @@
 from __future__ import annotations
 
 import numpy as np
-from einops import rearrange, reduce
+from einops import rearrange
 
 from hyperst.data.images import SlideImage
+from hyperst.data.tissue import find_tissue
 
-__all__ = ["tile_grid"]
+__all__ = ["MIN_TISSUE", "tile_grid"]
 
-_LEAST_TISSUE = 0.25  # share of a tile that must be tissue
+MIN_TISSUE = 0.15
+"""Share of a tile that must be tissue. Few, because measured spots lie at the very edge of a section: on C2 to C5 of HER2-positive
+breast cancer 97 to 99 % of them lie in a tile that has so much, and 94 to 97 % in one that has half."""
 
 
-def tile_grid(image: SlideImage, pitch_px: float, tissue_only: bool = True) -> np.ndarray:
+def tile_grid(
+    image: SlideImage, pitch_px: float, tissue_only: bool = True, *, min_tissue: float = MIN_TISSUE
+) -> np.ndarray:
     """Centres (tile 2), x, y in full-resolution pixels, of square tiles of side ``pitch_px``.
 
-    Tissue is told from glass by its colour saturation, with Otsu's threshold on a thumbnail.
+    Tissue is found by :func:`hyperst.data.find_tissue`.
+
+    Args:
+        min_tissue: least share of tissue in a tile, 0 to 1; 0, like ``tissue_only=False``, takes every tile.
 
     Raises:
-        ValueError: pitch_px not positive or larger than the image, or no tissue found.
+        ValueError: pitch_px not positive or larger than the image, min_tissue out of range, or no tissue found.
     """
     if not 0 < pitch_px <= min(image.width, image.height):
         raise ValueError(f"pitch_px must be positive and at most the image's side, got {pitch_px} for {image}")
+    if not 0 <= min_tissue <= 1:
+        raise ValueError(f"min_tissue (--min-tissue): got {min_tissue}, need a share from 0 to 1")
     columns, rows = int(image.width // pitch_px), int(image.height // pitch_px)
     xy = np.meshgrid((np.arange(columns) + 0.5) * pitch_px, (np.arange(rows) + 0.5) * pitch_px)
     centres = rearrange(list(xy), "xy row column -> (row column) xy")
-    if not tissue_only:
+    if not tissue_only or min_tissue == 0:
         return centres
-    thumbnail = image.thumbnail(1500).astype(np.float32)
-    scale = thumbnail.shape[1] / image.width
-    saturation = reduce(thumbnail, "h w rgb -> h w", "max") - reduce(thumbnail, "h w rgb -> h w", "min")
-    tissue = saturation > _otsu(saturation)
-    kept = [centre for centre in centres if _window(tissue, centre * scale, pitch_px * scale).mean() >= _LEAST_TISSUE]
-    if not kept:
-        raise ValueError(f"no tissue found on {image.path}; give the positions with --spots")
-    return np.asarray(kept)
-
-
-def _window(mask: np.ndarray, centre: np.ndarray, side: float) -> np.ndarray:
-    x0, y0 = (int(max(0, value - side / 2)) for value in centre)
-    return mask[y0 : int(y0 + max(1, round(side))), x0 : int(x0 + max(1, round(side)))]
-
-
-def _otsu(values: np.ndarray) -> float:
-    """The threshold that separates two classes best (Otsu 1979)."""
-    counts, edges = np.histogram(values, bins=256)
-    middle = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts)
-    above = below[-1] - below
-    mass = np.cumsum(counts * middle)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
-    return float(middle[np.nanargmax(np.nan_to_num(between[:-1], nan=-1.0))])
+    tissue = find_tissue(image, pitch_px)
+    kept = centres[tissue.fraction(centres, pitch_px) >= min_tissue]
+    if not len(kept):
+        some = f"; {100 * tissue.share:.2g} % of the image look like tissue" if tissue.share else ""
+        raise ValueError(
+            f"no tissue found on {image.path} ({image.width} x {image.height} px): no square of {pitch_px:.4g} px has "
+            f"{100 * min_tissue:.3g} % of it stained with haematoxylin and eosin{some}. Look at the image and at the um/px "
+            "(--mpp); a lower --min-tissue takes squares with less tissue, --min-tissue 0 all of them, and --spots the "
+            "positions you give"
+        )
+    return kept

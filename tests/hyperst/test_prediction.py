@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
-from hyperst.data import Grid
+from hyperst.data import Grid, find_tissue, read_section, tile_grid
 from hyperst.files import write_h5ad_atomic
-from hyperst.predict import predict_image, predict_section, predict_values, read_spots
+from hyperst.predict import predict_image, predict_section, predict_values, prediction_path, read_spots
 from hyperst.run import as_trained, load_checkpoint, load_run
 
 
@@ -172,13 +172,91 @@ def test_checkpoint_and_configuration_must_belong_together(trained, tmp_path):
         load_run(tmp_path / "run")
 
 
-@pytest.mark.parametrize(("text", "words"), [("a,b\n1,2\n", "columns x and y"), ("x,y\n1,here\n", "must be numbers")])
-def test_wrong_tables_of_spots(tmp_path, text, words):
-    (tmp_path / "spots.csv").write_text(text)
-    with pytest.raises(ValueError, match=words):
-        read_spots(tmp_path / "spots.csv")
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a,b\n1,2\n", "need columns x and y .*, got a, b"),
+        (b"x;y\n1;2\n", "separated by ';'"),
+        (b"", "is empty; need a comma-separated table"),
+        (b"\n\n", "is empty; need a comma-separated table"),
+        (b"x,y\n", "holds no spots"),
+        (b"x,y\n1,here\n", "must be numbers, but y is 'here' in row 1"),
+        (b"x,y\n1,2\n,4\n5,\n", r"must be numbers, but x is empty in row 2 .*\(1 such of 3\)"),
+        (b"x,y\n1,nan\n", "must be numbers, but y is 'nan' in row 1"),
+        (b"x,y\n1,inf\n", "must be numbers, but y is 'inf' in row 1"),
+        (b'x,y\n"10,5","2,5"\n', "'10,5' in row 1 .*decimals with a point"),
+        (b"x,y\n10,5,2,5\n", "is no table of text"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\xff\xfe" * 9, "is no table of text"),
+        ("x,y\n1,2\n".encode("utf-16"), "is no table of text"),
+        (b"spot,x,y\nA,1,2\nA,3,4\n", r"1 spots have the name of another \(A\)"),
+        (b"spot,x,y\n,1,2\n", "no name in column spot in row 1"),
+    ],
+)
+def test_wrong_tables_of_spots(run, test_section, tmp_path, content, words):
+    """The table is named, not the image."""
+    (tmp_path / "spots.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=words) as caught:
+        predict_image(run, test_section.image_path, spots=tmp_path / "spots.csv", mpp=1.4)
+    assert str(caught.value).startswith(str(tmp_path / "spots.csv"))
+
+
+def test_a_table_of_spots_as_spreadsheets_write_it(tmp_path):
+    (tmp_path / "spots.csv").write_bytes(b"\xef\xbb\xbfx, y\r\n10.5, 20.5\r\n")
+    assert read_spots(tmp_path / "spots.csv")[0].tolist() == [[10.5, 20.5]]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("x,y\n1,2\n1,2\n5,9\n", "1 spots share the position"), ("x,y\n1,2\n1e6,2\n", "1 of 2 spots lie outside image")],
+)
+def test_wrong_positions_name_their_table(run, test_section, tmp_path, content, words):
+    (tmp_path / "spots.csv").write_text(content)
+    with pytest.raises(ValueError, match=words) as caught:
+        predict_image(run, test_section.image_path, spots=tmp_path / "spots.csv", mpp=1.4)
+    assert str(caught.value).startswith(str(tmp_path / "spots.csv"))
 
 
 def test_spots_outside_the_image(run, test_section):
     with pytest.raises(ValueError, match="outside"):
         predict_image(run, test_section.image_path, spots=test_section.spot_px + 1e5, mpp=1.0)
+
+
+def test_every_spot_has_its_share_of_tissue(run, tmp_path):
+    from tests.hyperst.data.slides import slide, write_slide
+
+    adata, image = slide()
+    path = write_slide(tmp_path, adata, image)
+    section = read_section(path)
+    at_spots = predict_image(run, path).obs["tissue_fraction"]
+    with section.open_image() as opened:
+        tissue = find_tissue(opened, section.grid.pitch_px)
+        tiles = tile_grid(opened, section.grid.pitch_px, min_tissue=0.5)
+    np.testing.assert_array_equal(at_spots, tissue.fraction(section.spot_px, section.grid.pitch_px))
+    assert at_spots.min() > 0.9
+    predicted = predict_image(run, section.image_path, mpp=section.grid.um_per_px, min_tissue=0.5)
+    pitch = run.split.role("training")[0].pitch_px  # of the same um/px
+    assert pitch == pytest.approx(section.grid.pitch_px, rel=1e-6)
+    np.testing.assert_allclose(predicted.obsm["spatial"], tiles, rtol=1e-6)
+    assert predicted.obs["tissue_fraction"].min() >= 0.5
+    glass = predict_image(run, section.image_path, spots=np.array([[60.0, 1200], [800, 400]]), mpp=1.4)
+    assert glass.obs["tissue_fraction"].tolist() == [0, 1]
+
+
+def test_min_tissue_goes_with_a_grid(run, section_paths, test_section):
+    for image, spots in ((section_paths[2], None), (test_section.image_path, test_section.spot_px)):
+        with pytest.raises(ValueError, match="--min-tissue"):
+            predict_image(run, image, spots=spots, min_tissue=0.3)
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ("case1.slide1.png", "case1.slide1"),
+        ("case1.slide2.ome.tif", "case1.slide2"),
+        ("A.B.SVS", "A.B"),
+        ("S.1.h5ad", "S.1"),
+    ],
+)
+def test_predictions_are_named_by_the_whole_name(tmp_path, image, name):
+    (tmp_path / image).write_bytes(b"")
+    assert prediction_path(tmp_path, tmp_path / image) == tmp_path / "predictions" / f"{name}.h5ad"

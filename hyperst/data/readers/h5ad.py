@@ -17,6 +17,7 @@ from hyperst.data.readers.table import (
     check_unique,
     count_problem,
     empty_counts,
+    yes_or_no,
 )
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def read_h5ad_table(path: Path, name: str, *, counts: bool = True) -> SpotTable:
         )
     library = _library(adata, path)
     if "in_tissue" in adata.obs:
-        adata = adata[np.asarray(adata.obs["in_tissue"]).astype(int) == 1]
+        adata = adata[yes_or_no(adata.obs["in_tissue"], adata.obs_names, "in_tissue", path)]
     spot_ids = np.asarray(adata.obs_names, dtype=str)
     check_unique(spot_ids, "spot", path, "make them unique, e.g. adata.obs_names_make_unique()")
     spot_px = check_positions(np.asarray(adata.obsm["spatial"])[:, :2], spot_ids, path)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from hyperst.data.grid import is_staggered
 from hyperst.data.readers.h5ad import LEGACY_PITCH_UM, LEGACY_SPOT_UM
-from hyperst.data.readers.table import Scale, SpotTable, check_counts, check_positions, check_unique
+from hyperst.data.readers.table import Scale, SpotTable, check_counts, check_positions, check_unique, yes_or_no
 
 __all__ = ["is_legacy", "legacy_name", "read_legacy_table"]
 
@@ -88,7 +88,8 @@ def _selection(path: Path, name: str, spots: Path | None) -> pd.DataFrame:
     if missing:
         raise ValueError(f"{found}: columns {', '.join(missing)} are missing; need {', '.join(_COLUMNS)}")
     if "selected" in table:
-        table = table[table["selected"] == 1]
+        names = (table["x"].astype(str) + "x" + table["y"].astype(str)).to_numpy(dtype=str)
+        table = table[yes_or_no(table["selected"], names, "selected", found)]
     table = table.set_index(table["x"].astype(str) + "x" + table["y"].astype(str))
     check_unique(table.index.to_numpy(dtype=str), "spot", found, "keep one row per array position")
     return table

@@ -12,7 +12,16 @@ from PIL import Image
 from scipy import sparse
 
 from hyperst.data.readers.h5ad import VISIUM_PITCH_UM, VISIUM_SPOT_UM, _number, _positive
-from hyperst.data.readers.table import Scale, SpotTable, check_counts, check_positions, check_unique, empty_counts
+from hyperst.data.readers.table import (
+    Scale,
+    SpotTable,
+    check_counts,
+    check_positions,
+    check_unique,
+    empty_counts,
+    yes_or_no,
+)
+from hyperst.files import is_hidden
 
 __all__ = ["is_spaceranger", "read_spaceranger_table", "spaceranger_name"]
 
@@ -58,6 +67,9 @@ def read_spaceranger_table(folder: Path, name: str, *, counts: bool = True) -> S
     positions = _positions(spatial)
     scale, factors = _scale(spatial / "scalefactors_json.json")
     check_unique(positions.index.to_numpy(dtype=str), "spot", spatial, "restore the positions file of Space Ranger")
+    positions["in_tissue"] = yes_or_no(
+        positions["in_tissue"], positions.index.to_numpy(dtype=str), "in_tissue", spatial
+    )
     if counts:
         matrix, genes, barcodes = _matrix(_matrix_file(root))
         check_unique(barcodes, "spot", _matrix_file(root), "restore the matrix of Space Ranger")
@@ -72,10 +84,10 @@ def read_spaceranger_table(folder: Path, name: str, *, counts: bool = True) -> S
                 stacklevel=2,
             )
         keep = present.copy()
-        keep[present] = positions.loc[barcodes[present], "in_tissue"].to_numpy(dtype=int) == 1
+        keep[present] = positions.loc[barcodes[present], "in_tissue"]
         matrix, barcodes = check_counts(matrix[keep], f"{root}: {_MATRIX}"), barcodes[keep]
     else:
-        barcodes = positions.index[positions["in_tissue"].astype(int) == 1].to_numpy(dtype=str)
+        barcodes = positions.index[positions["in_tissue"]].to_numpy(dtype=str)
         matrix, genes = empty_counts(len(barcodes))
     here = positions.loc[barcodes]
     return SpotTable(
@@ -93,13 +105,17 @@ def read_spaceranger_table(folder: Path, name: str, *, counts: bool = True) -> S
 
 def _root(folder: Path) -> Path | None:
     for candidate in (folder, folder / "outs"):
-        if (candidate / "spatial").is_dir() and any(candidate.glob(f"*{_MATRIX}")):
+        if (candidate / "spatial").is_dir() and _matrices(candidate):
             return candidate
     return None
 
 
 def _matrix_file(root: Path) -> Path:
-    return sorted(root.glob(f"*{_MATRIX}"), key=lambda path: len(path.name))[0]
+    return min(_matrices(root), key=lambda path: len(path.name))
+
+
+def _matrices(root: Path) -> list[Path]:
+    return [path for path in sorted(root.glob(f"*{_MATRIX}")) if not is_hidden(path)]
 
 
 def _positions(spatial: Path) -> pd.DataFrame:

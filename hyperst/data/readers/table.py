@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from scipy import sparse
 
-__all__ = ["Scale", "SpotTable", "check_counts", "check_positions", "check_unique", "count_problem", "empty_counts"]
+__all__ = [
+    "Scale",
+    "SpotTable",
+    "check_counts",
+    "check_positions",
+    "check_unique",
+    "count_problem",
+    "empty_counts",
+    "yes_or_no",
+]
+
+_YES_OR_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 
 @dataclass
@@ -100,6 +111,31 @@ def check_unique(names: np.ndarray, what: str, source: Path, remedy: str) -> Non
     if (times > 1).any():
         some = ", ".join(values[times > 1][:5])
         raise ValueError(f"{source}: {int((times > 1).sum())} duplicate {what} names ({some} ...); {remedy}")
+
+
+def yes_or_no(values: Iterable[object], spot_ids: Sequence[str] | np.ndarray, column: str, source: Path) -> np.ndarray:
+    """A column such as in_tissue as bool (spot,): 1 or 0 as numbers or text, True or False as they are or as text.
+
+    Raises:
+        ValueError: anything else, empty values (NaN) included: whether to keep such a spot is not for a reader to guess.
+
+    >>> yes_or_no([1, 0.0, "True", "0"], list("abcd"), "in_tissue", Path("x.h5ad"))
+    array([ True, False,  True, False])
+    """
+    read = [_YES_OR_NO.get(str(value).strip().lower()) for value in values]
+    if wrong := [number for number, value in enumerate(read) if value is None]:
+        values = list(values)
+        what = sorted({_shown(values[number]) for number in wrong})
+        raise ValueError(
+            f"{source}: {column} is {' or '.join(what[:3])} for {len(wrong)} of {len(read)} spots "
+            f"({', '.join(str(spot_ids[number]) for number in wrong[:3])}{' ...' if len(wrong) > 3 else ''}); "
+            "write 1 for a spot to use and 0 for one to leave out"
+        )
+    return np.asarray(read, dtype=bool)
+
+
+def _shown(value: object) -> str:
+    return "empty" if str(value).strip().lower() in {"", "nan", "none", "<na>"} else repr(str(value))
 
 
 def check_positions(spot_px: np.ndarray, spot_ids: Sequence[str] | np.ndarray, source: Path) -> np.ndarray:
