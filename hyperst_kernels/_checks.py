@@ -70,27 +70,51 @@ def positive(name: str, value: float | Tensor, like: Tensor, dtype: torch.dtype 
     positive_number(name, value, dtype)
     if isinstance(value, Tensor):
         reachable(name, value, like.device)
-        return value.reshape(()).to(device=like.device, dtype=dtype)
+        moved = value.reshape(()).to(device=like.device, dtype=dtype)
+        return moved if seen(value) else _or_nan(moved)
     return torch.full((), float(value), dtype=dtype, device=like.device)
 
 
 def positive_each(name: str, value: float | Tensor, n: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """What `positive` takes, as a 0-d tensor, or a tensor (n,) of numbers > 0."""
+    """What `positive` takes, as a 0-d tensor, or a tensor (n,) of such numbers."""
     value = tensor_or_number(value)
-    if not isinstance(value, Tensor) or value.ndim != 1 or value.shape[0] != n or n == 1:
+    if not isinstance(value, Tensor) or value.numel() == 1:
         return positive(name, value, like, dtype)
     whole(name, value)
     reachable(name, value, like.device)
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be a floating tensor, got {value.dtype}")
-    if seen(value):
-        bad = ~((value > 0) & torch.isfinite(value)).detach()
-        if bad.any():
-            first = int(bad.nonzero()[0])
-            raise ValueError(
-                f"{name} must be positive and finite, got {float(value.detach()[first]):.6g} at index {first}"
-            )
+    if value.shape != (n,):
+        got = tuple(value.shape)
+        raise ValueError(
+            f"{name} must be a number, a 0-d tensor, or of shape ({n},), one for each query, got shape {got}"
+        )
+    if value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
+    if not seen(value):
+        return _or_nan(value.to(device=like.device, dtype=dtype))
+    smallest, largest = torch.finfo(dtype).tiny, torch.finfo(dtype).max
+    bad = ~((value.detach() >= smallest) & (value.detach() <= largest))
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise ValueError(
+            f"{name} must lie between {smallest:.3g} and {largest:.3g} in {dtype}, got {float(value.detach()[first]):.6g} at index "
+            f"{first}"
+        )
     return value.to(device=like.device, dtype=dtype)
+
+
+def _or_nan(value: Tensor) -> Tensor:
+    """Numbers above 0, and NaN in place of others, where they cannot be `seen`."""
+    return torch.where(value > 0, value, torch.nan)
+
+
+def finite_number(name: str, value: float | Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """A float or one-element tensor that ``dtype`` holds, where it can be `seen`."""
+    real_number(name, value)
+    if isinstance(value, Tensor) and not seen(value):
+        return
+    number = float(value.detach() if isinstance(value, Tensor) else value)
+    if not abs(number) <= torch.finfo(dtype).max:
+        raise ValueError(f"{name} must be a finite number of {dtype}, got {number:.6g}")
 
 
 def tensor_or_number(value: float | Tensor) -> float | Tensor:

@@ -26,7 +26,7 @@ def show_config() -> str:
         "hyperst_kernels": f"{__version__}, python {platform.python_version()}, torch {torch.__version__}",
         "CPU": _cpu(),
         "threads": str(torch.get_num_threads()),
-        "products kept": f"{memory.kept_bytes >> 20} MiB per term at most (limit_cpu_memory)",
+        "products kept": f"{memory.kept_bytes / 2**20:.4g} MiB per term at most (limit_cpu_memory)",
         "Triton": _triton(),
         "GPU": _gpu(),
         "reference": "in use for everything (use_reference)" if reference_in_use() else "not in use",
@@ -45,7 +45,12 @@ def _cpu() -> str:
 def _triton() -> str:
     if importlib.util.find_spec("triton") is None:
         return "not installed: GPUs compute in PyTorch calls"
-    version = importlib.metadata.version("triton")
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:  # nightly builds and ROCm have other names for it
+        import triton
+
+        version = triton.__version__
     return f"{version}, in its interpreter, on CPU tensors too" if INTERPRETED else version
 
 

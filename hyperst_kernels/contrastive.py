@@ -44,7 +44,9 @@ def contrastive_loss(
         logit_scale: inverse temperature > 0, likewise, or (n,), one for each query.
         loss: "softmax", or "sigmoid": the sum over all pairs of softplus(-y (logit_bias - logit_scale d)), y = 1 for positives
             and -1 for the others, divided by n; ``directions`` has no effect on it.
-        logit_bias: float or 0-d tensor, 0 for None. In a softmax it shifts all logits alike and has no effect.
+        logit_bias: float or 0-d tensor, 0 for None. In a softmax it shifts all logits alike and has no effect. Of a sigmoid it is
+            the logit of two equal points, and has to be positive: about the logit scale times the distance at which a pair is as
+            likely a positive as not. SigLIP's -10 is for cosines, which are up to 1, and would pin every positive at 10.
         positives: None, or (query_ids (n,), key_ids (m,)), integers: every key with the query's id is a positive, for any n and
             m. The mean over positives stands outside the logarithm. Queries and keys without a positive have no loss, and
             are not counted in the mean; "none" gives 0 for them.
@@ -121,14 +123,18 @@ def hierarchical_contrastive_loss(
     """
     if not terms:
         raise ValueError("terms must hold at least one Term, got none")
+    for t, term in enumerate(terms):
+        if not isinstance(term, (tuple, list)):
+            raise TypeError(f"terms[{t}] must be a Term, got {type(term).__name__}")
     terms = [Term(*term) for term in terms]
     for t, term in enumerate(terms):
-        _checks.real_number(f"terms[{t}].weight", term.weight)
+        _checks.finite_number(f"terms[{t}].weight", term.weight)
     options = Options(
         loss, logit_bias, positives, input, geometry, exclude_ids, weights, reduction, precision, deterministic
     )
     losses = losses_of(terms, c, logit_scale, options)
-    if any(loss.shape != losses[0].shape for loss in losses):
-        sizes = ", ".join(str(loss.shape[0]) for loss in losses)
+    if any(found.shape != losses[0].shape for found in losses):
+        sizes = ", ".join(str(found.shape[0]) for found in losses)
         raise ValueError(f"reduction must be 'mean' or 'sum' for terms of several n, got 'none' with n = {sizes}")
-    return torch.stack([loss * t.weight for t, loss in zip(terms, losses, strict=True)]).sum(0), losses
+    weighted = [found * torch.as_tensor(t.weight).reshape(()).to(found) for t, found in zip(terms, losses, strict=True)]
+    return torch.stack(weighted).sum(0), losses

@@ -94,7 +94,8 @@ def similarity(
     _checks.choice("input", input, INPUTS)
     _checks.choice("geometry", geometry, LOSS_GEOMETRIES)
     if geometry == "angle":
-        return -pairwise_exterior_angle(queries, keys, c, input=input)
+        x, y = _checks.matrices(queries=queries, keys=keys)
+        return -pairwise_exterior_angle(x, y, c, input=input)
     if geometry == "lorentz":
         return -_geodesic(c, input, None, queries=queries, keys=keys)
     x, y = _checks.matrices(queries=queries, keys=keys)

@@ -57,7 +57,7 @@ def losses_of(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Ten
     pairings = []
     for t, term in enumerate(terms):
         within = f"terms[{t}]." if len(terms) > 1 else ""
-        _checks.choice("directions", term.directions, DIRECTIONS)
+        _checks.choice(f"{within}directions", term.directions, DIRECTIONS)
         factors = [_checks.tensor_or_number(factor) for factor in (term.query_scale, term.key_scale)]
         queries = _Features(f"{within}queries", term.queries, f"{within}query_scale", factors[0])
         keys = _Features(f"{within}keys", term.keys, f"{within}key_scale", factors[1])
@@ -75,6 +75,8 @@ def losses_of(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Ten
     if options.exclude_ids is not None:
         _checks.reachable("exclude_ids", options.exclude_ids, vectors[0].device)
         options = options._replace(exclude_ids=options.exclude_ids.to(vectors[0].device))
+    if isinstance(options.logit_bias, Tensor):
+        _checks.reachable("logit_bias", options.logit_bias, vectors[0].device)
     scales = _logit_scales(terms, logit_scale, vectors[0], c.dtype)
     fused = options.loss == "softmax" and options.positives is None and options.geometry != "angle"
     alike = all(term.logit_scale is terms[0].logit_scale for term in terms)
@@ -105,7 +107,7 @@ def _check_options(options: Options) -> None:
     if options.precision is not None:
         _checks.choice("precision", options.precision, PRECISIONS)
     if options.logit_bias is not None:
-        _checks.real_number("logit_bias", options.logit_bias)
+        _checks.finite_number("logit_bias", options.logit_bias)
 
 
 def _logit_scales(terms: Sequence[Term], logit_scale: float | Tensor, like: Tensor, dtype: torch.dtype) -> list[Tensor]:
@@ -143,7 +145,7 @@ def _by_blocks(
     queries: Tensor, keys: Tensor, c: Tensor, logit_scale: Tensor, symmetric: bool, options: Options
 ) -> Tensor:
     """The loss of one term that has no kernel of its own."""
-    ids = None if options.positives is None else [ids.to(queries.device) for ids in options.positives]
+    ids = None if options.positives is None else [ids.to(queries.device, torch.int64) for ids in options.positives]
     of_queries, of_keys = (None, None) if ids is None else ids
     symmetric, bias = symmetric and options.loss == "softmax", None
     if options.loss == "sigmoid" and options.logit_bias is not None:
@@ -161,6 +163,8 @@ def _by_blocks(
         found = _reduce(rows, _with_positive(of_queries, of_keys, options.weights), options.reduction)
         if symmetric:
             found = (found + _reduce(columns, _with_positive(of_keys, of_queries, None), options.reduction)) / 2
+        if not _checks.seen(of_queries):  # where it was not refused, a loss of nothing is no number
+            found = torch.where(torch.isin(of_queries, of_keys).any(), found, torch.nan)
     return _shifted(found, options.logit_bias)
 
 
@@ -172,12 +176,13 @@ def _with_positive(ids: Tensor, others: Tensor, weights: Tensor | None) -> Tenso
 
 def _shifted(loss: Tensor, logit_bias: float | Tensor | None) -> Tensor:
     """The loss, with the gradient 0 of a bias that shifts all logits alike."""
-    return loss + 0 * logit_bias.to(loss) if isinstance(logit_bias, Tensor) else loss
+    return loss + 0 * logit_bias.reshape(()).to(loss) if isinstance(logit_bias, Tensor) else loss
 
 
 def _check_positives(terms: Sequence[Term], positives: tuple[Tensor, Tensor], options: Options) -> None:
     if not isinstance(positives, (tuple, list)) or len(positives) != 2:
-        raise TypeError(f"positives must be (query_ids, key_ids) or None, got {type(positives).__name__}")
+        size = f" of {len(positives)}" if isinstance(positives, (tuple, list)) else ""
+        raise TypeError(f"positives must be (query_ids, key_ids) or None, got {type(positives).__name__}{size}")
     if options.exclude_ids is not None:
         raise ValueError("exclude_ids must be None where positives are given by ids: equal ids are positives there")
     for term in terms:
@@ -194,7 +199,8 @@ def _check_positives(terms: Sequence[Term], positives: tuple[Tensor, Tensor], op
             raise ValueError(
                 "weights and reduction='none' are of queries: with positives by ids they need directions='rows', got 'both'"
             )
-    if options.loss == "softmax" and _checks.seen(positives[0]) and not torch.isin(*positives).any():
+    of_queries, of_keys = (ids.to(torch.int64) for ids in positives)
+    if options.loss == "softmax" and _checks.seen(of_queries) and not torch.isin(of_queries, of_keys).any():
         raise ValueError("positives: no key has the id of a query, so that no query has a loss")
 
 

@@ -250,7 +250,7 @@ class HyperbolicContrastiveLoss(nn.Module):
         if not self.local_loss:
             return self._loss(gather(image), all_text, numbers, self.directions, ids)
         rows = self._loss(image, all_text, numbers, "rows", ids)
-        if self.directions == "rows":
+        if self.directions == "rows" or self.options["loss"] == "sigmoid":  # which has every pair in its rows
             return rows
         return (rows + self._loss(text, gather(image), numbers, "rows", ids)) / 2
 

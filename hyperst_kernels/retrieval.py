@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hyperst_kernels import _checks
-from hyperst_kernels._constants import GEOMETRIES, INPUTS
+from hyperst_kernels._constants import INPUTS, LOSS_GEOMETRIES
 from hyperst_kernels.operators.nearest import nearest_keys
 
 
@@ -20,9 +20,10 @@ def topk(
 ) -> tuple[Tensor, Tensor]:
     """Return the k nearest keys of each query, nearest first: distances (N, k) and indices (N, k).
 
-    Queries (N, d) and keys (M, d) as in `similarity`, of any floating dtype; memory is O((N + M) d + N k). Distances have the
-    errors of `pairwise_distance`, in float32 (float64 for float64 inputs), and carry no gradient. Where several keys are at
-    one distance, any of them may come.
+    Queries (N, d) and keys (M, d) of any floating dtype; memory is O((N + M) d + N k). Distances, or with geometry "angle"
+    exterior angles at the query, have the errors of `pairwise_distance` and `pairwise_exterior_angle`, are float32 (float64 for
+    float64 inputs), and carry no gradient. Where several keys are at one distance, any of them may come. ``input`` is "lorentz"
+    unless said otherwise, as of all functions of distances; losses and `similarity` begin with "tangent".
 
     Raises ValueError for k that is not between 1 and M, what `similarity` raises, and (on the CPU) for tangent vectors so long that
     products of their points overflow; on a GPU keys whose distance is NaN come last.
@@ -33,7 +34,7 @@ def topk(
     (tensor([[0.5000, 0.5000]]), tensor([[2, 0]]))
     """
     _checks.choice("input", input, INPUTS)
-    _checks.choice("geometry", geometry, GEOMETRIES)
+    _checks.choice("geometry", geometry, LOSS_GEOMETRIES)
     _checks.count("k", k)
     x, y = _checks.matrices(queries=queries, keys=keys)
     if k > y.shape[0]:

@@ -24,8 +24,9 @@ from hyperst_kernels.reference.flat import unit
 from hyperst_kernels.reference.pair import norm
 from hyperst_kernels.reference.scalars import polynomial
 
-# 1 - |cos theta| from which on a product of unit vectors keeps all but six bits
-ALIGNED = 2.0**-6
+# 1 - |cos theta| from which on a product of unit vectors keeps all but six bits; in float64 for float32, all that count
+ALIGNED, ALIGNED_WIDENED = 2.0**-6, 2.0**-30
+MANY = 1 / 64  # above this share of aligned pairs products in float64 are cheaper than differences
 
 
 class Polar(NamedTuple):
@@ -63,10 +64,10 @@ class _Turned(NamedTuple):
     aligned: Tensor
 
 
-def _turned(x: Polar, y: Polar) -> _Turned:
+def _turned(x: Polar, y: Polar, limit: float) -> _Turned:
     cosine = (x.direction @ y.direction.T).clamp(-1, 1)
     versine = 1 - cosine
-    aligned = (versine < ALIGNED) | (versine > 2 - ALIGNED)
+    aligned = (versine < limit) | (versine > 2 - limit)
     sine = torch.sqrt(versine * (1 + cosine))
     across = x.decay * y.sinh.T * sine
     # sinh(q - p) e^-(p+q) from the rapidities: e^-2p and e^-2q may be alike
@@ -77,10 +78,12 @@ def _turned(x: Polar, y: Polar) -> _Turned:
     return _Turned(cosine, versine, sine, across, along, aligned & (x.length != 0) & (y.length.T != 0))
 
 
-def values(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> Tensor:
+def values(x: Tensor, y: Tensor, c: Tensor, tangent: bool, limit: float = ALIGNED) -> Tensor:
     """`exterior_angle` of every x (r d) with every y (w d): (r w)."""
     u, v = polar(x, c, tangent), polar(y, c, tangent)
-    turned = _turned(u, v)
+    turned = _turned(u, v, limit)
+    if _too_many(turned.aligned, x):
+        return values(x.double(), y.double(), c.double(), tangent, ALIGNED_WIDENED).to(x.dtype)
     angles = torch.atan2(turned.across, turned.along)
     angles = torch.where(u.length == 0, torch.full_like(angles, math.pi / 2), angles)
     for i, j in _chunks(turned.aligned, x.shape[1]):
@@ -88,26 +91,31 @@ def values(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> Tensor:
     return angles
 
 
-def gradients(grad: Tensor, x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> tuple[Tensor, Tensor, Tensor]:
+def gradients(
+    grad: Tensor, x: Tensor, y: Tensor, c: Tensor, tangent: bool, limit: float = ALIGNED
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (r d), y (w d) and c () from that of the angles (r w); 0 where x is the origin.
 
     d angle = [S (cosh D) dp - sinh p sin theta dq + sinh q (cosh p sinh q - sinh p cosh q w) dtheta] / sinh^2 D.
     """
     u, v = polar(x, c, tangent), polar(y, c, tangent)
-    turned = _turned(u, v)
+    turned = _turned(u, v, limit)
+    if _too_many(turned.aligned, x):
+        wide = gradients(grad.double(), x.double(), y.double(), c.double(), tangent, ALIGNED_WIDENED)
+        return tuple(t.to(x.dtype) for t in wide)  # type: ignore[return-value]
     left_out = turned.aligned | (u.length == 0) | (v.length.T == 0)
     # twice divided by sinh D e^-(p+q): its square may be no number
     size = torch.where(left_out, torch.ones_like(grad), torch.hypot(turned.across, turned.along))
-    share = torch.where(left_out, torch.zeros_like(grad), grad) / size
+    upstream = torch.where(left_out, torch.zeros_like(grad), grad) / size
     # cosh(p - q) and sinh(q - p), both e^-(p+q) times
     even, odd = (v.decay.T**2 + u.decay**2) / 2, turned.along + u.cosh * v.sinh.T * turned.versine
-    dp = (share * (turned.across / size) * (even + u.sinh * v.sinh.T * turned.versine)).sum(1, keepdim=True)
-    dq = -(share * turned.sine * (u.sinh / size) * u.decay * v.decay.T**2).sum(0)[:, None]
+    dp = (upstream * (turned.across / size) * (even + u.sinh * v.sinh.T * turned.versine)).sum(1, keepdim=True)
+    dq = -(upstream * turned.sine * (u.sinh / size) * u.decay * v.decay.T**2).sum(0)[:, None]
     slope = v.sinh.T * u.decay * ((odd + u.sinh * v.cosh.T * turned.versine) / size)
-    dw = -share * slope / torch.where(left_out, torch.ones_like(grad), turned.sine)
+    dw = -upstream * slope / torch.where(left_out, torch.ones_like(grad), turned.sine)
     dx, dy = (_to_vectors(*some, c, tangent) for some in ((u, dw @ v.direction, dp), (v, dw.T @ u.direction, dq)))
     along = _along_curvature(u, v, turned, tangent) / size
-    dc = (share * turned.sine * along / (2 * c)).sum(dtype=torch.float64)
+    dc = (upstream * turned.sine * along / (2 * c)).sum(dtype=torch.float64)
     for i, j in _chunks(turned.aligned, x.shape[1]):
         # in float64: the slope by c is what is left of two numbers that are alike
         slopes = angle_gradients(x[i].double(), y[j].double(), c.double(), tangent)
@@ -150,6 +158,11 @@ def _sinhc_excess(some: Polar) -> Tensor:
     p = some.rapidity
     series = p**2 * polynomial(p.clamp(max=1) ** 2, [1 / math.factorial(2 * k + 3) for k in range(9)])
     return torch.where(p < 1, series * some.decay, some.sinh / p.clamp(min=1) - some.decay)
+
+
+def _too_many(aligned: Tensor, x: Tensor) -> bool:
+    """Whether a float32 block is for float64: of one feature all pairs are aligned there too."""
+    return x.dtype == torch.float32 and x.shape[1] > 1 and int(aligned.sum()) > MANY * aligned.numel() + 1024
 
 
 def _chunks(pairs: Tensor, d: int) -> list[tuple[Tensor, Tensor]]:

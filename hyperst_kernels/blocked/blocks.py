@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hyperst_kernels.blocked import angle
+from hyperst_kernels.blocked import angle, flat
 from hyperst_kernels.operators import distance
 
 # Rows and columns: a block and what is made of it stay in the cache of a CPU; a GPU wants work for all its processors.
@@ -38,8 +38,8 @@ class Geometry(NamedTuple):
         if self.name == "angle":
             return angle.values(queries, keys, c, self.tangent)
         if self.name == "cosine":
-            return 1 - queries @ keys.T
-        return torch.cdist(queries, keys, compute_mode="donot_use_mm_for_euclid_dist")
+            return flat.cosine(queries, keys)
+        return flat.euclidean(queries, keys)
 
     def gradients(
         self, grad: Tensor, queries: Tensor, keys: Tensor, c: Tensor, values: Tensor
@@ -51,7 +51,4 @@ class Geometry(NamedTuple):
             return angle.gradients(grad, queries, keys, c, self.tangent)
         if self.name == "cosine":
             return -grad @ keys, -grad.T @ queries, torch.zeros_like(c)
-        slopes = torch.ops.aten._cdist_backward
-        dx = slopes(grad.contiguous(), queries, keys, 2.0, values)
-        dy = slopes(grad.T.contiguous(), keys, queries, 2.0, values.T.contiguous())
-        return dx, dy, torch.zeros_like(c)
+        return *flat.euclidean_gradients(grad, queries, keys, values), torch.zeros_like(c)

@@ -19,5 +19,7 @@ def nearest(queries: Tensor, keys: Tensor, c: Tensor, k: int, geometry: Geometry
             best, order = torch.cat([found[-1][0], best], 1).sort(dim=1, stable=True)
             where = torch.cat([found.pop()[1], where], 1).gather(1, order)
         found.append((best[:, :k], where[:, :k]))
+    if not found:  # no query
+        return c.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=c.device)
     distances, indices = zip(*found, strict=True)
     return torch.cat(distances), torch.cat(indices)

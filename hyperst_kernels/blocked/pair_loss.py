@@ -68,8 +68,8 @@ class Block(NamedTuple):
     has_positives: bool
 
 
-class Sums(NamedTuple):
-    """Sums of rows or of columns over their positives or their negatives, all (n) and float64.
+class PowerSums(NamedTuple):
+    """PowerSums of rows or of columns over their positives or their negatives, all (n) and float64.
 
     ``nearest`` is the least distance, infinite where there is none; ``total`` is sum e^(-s (d - nearest)), ``spread`` the sum of
     d - nearest, and ``number`` how many there are.
@@ -81,7 +81,7 @@ class Sums(NamedTuple):
     number: Tensor
 
     @classmethod
-    def nothing(cls, n: int, like: Tensor) -> Sums:
+    def nothing(cls, n: int, like: Tensor) -> PowerSums:
         zeros = like.new_zeros(3, n, dtype=torch.float64)
         return cls(torch.full_like(zeros[0], torch.inf), *zeros)
 
@@ -112,8 +112,8 @@ class Sums(NamedTuple):
 class Softmax(NamedTuple):
     """Of rows or of columns: sums over positives and over negatives, and the scale of each, () or (n)."""
 
-    positives: Sums
-    negatives: Sums
+    positives: PowerSums
+    negatives: PowerSums
     scale: Tensor
 
     def add(self, where: slice, block: Block, values: Tensor, scale: Tensor, dim: int) -> None:
@@ -139,22 +139,22 @@ class Softmax(NamedTuple):
 
         Of a positive that is alone, minus g sigmoid(gap).
         """
-        of_negatives, of_positives = (Sums(*(t[where] for t in some)) for some in (self.negatives, self.positives))
+        of_negatives, of_positives = (PowerSums(*(t[where] for t in some)) for some in (self.negatives, self.positives))
         some = of_positives.number > 0
         gap, count = torch.where(some, self.gap[where], 0), torch.where(some, of_positives.number, 1)
         grad = torch.where(some, grad[where], 0)
         # softmax over the negatives times sigmoid(gap), and over the positives times 1 - sigmoid(gap)
-        share = torch.sigmoid(gap)
-        slopes = self._weights(of_negatives, values, block.negative, scale, grad * share, dim)
+        doubt = torch.sigmoid(gap)
+        slopes = self._weights(of_negatives, values, block.negative, scale, grad * doubt, dim)
         if block.has_positives:
             softmax = self._weights(of_positives, values, block.positive, scale, torch.ones_like(grad), dim)
-            each, pull, shared = (x.to(values.dtype).unsqueeze(dim) for x in (1 / count, grad, grad * share))
+            each, pull, shared = (x.to(values.dtype).unsqueeze(dim) for x in (1 / count, grad, grad * doubt))
             # of one that is alone exactly -g sigmoid(gap)
             slopes += pull * (softmax - torch.where(block.positive, each, 0)) - shared * softmax
         return slopes
 
     def _weights(
-        self, sums: Sums, values: Tensor, taking_part: Tensor, scale: Tensor, factor: Tensor, dim: int
+        self, sums: PowerSums, values: Tensor, taking_part: Tensor, scale: Tensor, factor: Tensor, dim: int
     ) -> Tensor:
         """Softmax over those that take part, times a factor of each row or column."""
         empty = sums.nearest == torch.inf
@@ -163,7 +163,7 @@ class Softmax(NamedTuple):
         return torch.where(taking_part, values, torch.inf).sub_(origin).mul_(-scale).exp_().mul_(factor)
 
 
-STATS = 2 * len(Sums._fields)  # numbers of each row and column that the backward pass is given
+STATS = 2 * len(PowerSums._fields)  # numbers of each row and column that the backward pass is given
 
 
 def _of_columns(inputs: Inputs, block: Block) -> tuple[Tensor, Tensor]:
@@ -194,7 +194,7 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
 def _no_softmaxes(inputs: Inputs) -> tuple[Softmax, Softmax]:
     n, m = inputs.queries.shape[0], inputs.keys.shape[0] if inputs.symmetric else 0
     return tuple(
-        Softmax(Sums.nothing(k, inputs.c), Sums.nothing(k, inputs.c), scale)
+        Softmax(PowerSums.nothing(k, inputs.c), PowerSums.nothing(k, inputs.c), scale)
         for k, scale in ((n, inputs.logit_scale.double()), (m, _scale_of_columns(inputs)))
     )  # type: ignore[return-value]
 
@@ -212,8 +212,8 @@ def _softmaxes(inputs: Inputs, stats: Tensor) -> tuple[Softmax, Softmax]:
     n, half = inputs.queries.shape[0], STATS // 2
     rows, columns = stats[:, :n], stats[:, n:]
     return (
-        Softmax(Sums(*rows[:half]), Sums(*rows[half:]), inputs.logit_scale.double()),
-        Softmax(Sums(*columns[:half]), Sums(*columns[half:]), _scale_of_columns(inputs)),
+        Softmax(PowerSums(*rows[:half]), PowerSums(*rows[half:]), inputs.logit_scale.double()),
+        Softmax(PowerSums(*columns[:half]), PowerSums(*columns[half:]), _scale_of_columns(inputs)),
     )
 
 

@@ -183,7 +183,7 @@ _ONCE = (
     "call backward without create_graph=True, or compute the loss under hyperst_kernels.use_reference() where the batch is "
     "small"
 )
-differentiate(_backward, {"": raising(_backward, "contrastive", _ONCE)})
+differentiate(_backward, {"": raising(_backward, "contrastive_loss", _ONCE)})
 
 
 def contrastive_terms(

@@ -290,16 +290,53 @@ X, Y, IDS = torch.ones(3, 2), torch.ones(4, 2), (torch.tensor([0, 1, 2]), torch.
         (lambda: hk.contrastive_loss(X, Y, positives=(IDS[0] + 9, IDS[1])), ValueError, "no key has the id of a query"),
         (lambda: hk.contrastive_loss(X, Y, positives=IDS, reduction="none"), ValueError, "need directions='rows'"),
         (lambda: hk.contrastive_loss(X, Y, positives=IDS, weights=torch.ones(3)), ValueError, "need directions='rows'"),
-        (lambda: hk.contrastive_loss(X, Y, 1.0, torch.ones(2)), ValueError, r"logit_scale must be .* got shape .2,"),
+        (lambda: hk.contrastive_loss(X, Y, positives=(*IDS, IDS[0])), TypeError, "got tuple of 3"),
+        (
+            lambda: hk.contrastive_loss(X, Y, 1.0, torch.ones(2)),
+            ValueError,
+            r"of shape .3,., one for each query, got shape .2,",
+        ),
         (
             lambda: hk.contrastive_loss(X, Y, 1.0, torch.tensor([1.0, -1, 1])),
             ValueError,
-            "logit_scale must be positive .* index 1",
+            "logit_scale must lie .* index 1",
         ),
         (
-            lambda: hk.contrastive_loss(X, Y, 1.0, torch.tensor([1, 1, 1])),
+            lambda: hk.contrastive_loss(X, Y, 1.0, torch.full((3,), 1e-50).double()),
+            ValueError,
+            "logit_scale must lie between",
+        ),
+        (
+            lambda: hk.contrastive_loss(X, Y, 1.0, torch.tensor([True] * 3)),
             TypeError,
-            "logit_scale must be a floating tensor",
+            "logit_scale must hold real numbers",
+        ),
+        (lambda: hk.contrastive_loss(X, Y, logit_bias=float("nan")), ValueError, "logit_bias must be a finite number"),
+        (
+            lambda: hk.contrastive_loss(X, Y, logit_bias=1e300, loss="sigmoid"),
+            ValueError,
+            "logit_bias must be a finite number",
+        ),
+        (
+            lambda: hk.contrastive_loss(X, Y, logit_bias=torch.zeros((), device="meta")),
+            ValueError,
+            "logit_bias must hold numbers",
+        ),
+        (lambda: hk.hierarchical_contrastive_loss([X, Y]), TypeError, r"terms\[0\] must be a Term, got Tensor"),
+        (
+            lambda: hk.hierarchical_contrastive_loss([hk.Term(X, Y, float("nan"))]),
+            ValueError,
+            r"terms\[0\].weight must be a finite",
+        ),
+        (
+            lambda: hk.hierarchical_contrastive_loss([hk.Term(X, Y), hk.Term(X, Y, 1.0, "row")]),
+            ValueError,
+            r"terms\[1\].directions must be",
+        ),
+        (
+            lambda: hk.similarity(X, Y[:, :1], geometry="angle"),
+            ValueError,
+            "queries and keys must have the same number",
         ),
         (lambda: hk.contrastive_loss(X, Y, logit_bias="0"), TypeError, "logit_bias must be a float"),
         (lambda: hk.HyperbolicContrastiveLoss(use_horovod=True), ValueError, "use_horovod must be False"),
@@ -310,9 +347,53 @@ def test_errors_say_what_is_needed(call, error, words):
         call()
 
 
-def test_more_queries_than_keys_with_ids():
-    loss = hk.contrastive_loss(Y + torch.rand(4, 2), X, positives=(IDS[1], IDS[0]))
-    assert torch.isfinite(loss)
+def test_more_queries_than_keys_with_ids_of_any_integers():
+    q, k, c, s, _ = inputs_of(9, 5, 3, 12, 1.0, False)
+    ids = torch.arange(9) % 4, torch.arange(5) % 4
+    want = plainly(q, k, c, s, None, loss="softmax", geometry="lorentz", input="tangent", directions="both", ids=ids)
+    for dtype in (torch.int64, torch.int32, torch.uint8, torch.uint16):
+        torch.testing.assert_close(hk.contrastive_loss(q, k, c, s, positives=tuple(t.to(dtype) for t in ids)), want)
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1)])
+def test_numbers_of_one_entry_do_not_change_the_shape(shape):
+    bias, weight = torch.zeros(shape), torch.ones(shape)
+    for loss in ("softmax", "sigmoid"):
+        assert hk.contrastive_loss(X, Y, logit_bias=bias, loss=loss).shape == ()
+    assert hk.hierarchical_contrastive_loss([hk.Term(X, Y, weight)], logit_bias=bias)[0].shape == ()
+
+
+def test_what_cannot_be_refused_is_nan():
+    """Inside torch.compile numbers cannot be looked at."""
+    x, y = inputs_of(4, 5, 3, 13, 1.0, False)[:2]
+
+    def compiled(function):
+        return torch.compile(function, fullgraph=True, backend="eager")
+
+    assert compiled(lambda s: hk.contrastive_loss(x, y, 1.0, s))(torch.tensor(-1.0)).isnan()
+    each = torch.tensor([1.0, -1.0, 1.0, 1.0])
+    found = compiled(lambda s: hk.contrastive_loss(x, y, 1.0, s, loss="sigmoid", reduction="none"))(each)
+    assert found.isnan().tolist() == [False, True, False, False]
+    ids = torch.arange(4), torch.arange(5)
+    for shift, nothing in ((0, False), (100, True)):
+        loss = compiled(lambda i, k: hk.contrastive_loss(x, y, positives=(i, k)))(ids[0], ids[1] + shift)
+        assert bool(loss.isnan()) == nothing
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("spread", [1e-2, 1e-4])
+def test_of_an_encoder_that_has_collapsed(geometry, spread, monkeypatch):
+    """Distances of near vectors tell them apart, in a block that is nearly all of them too."""
+    monkeypatch.setitem(blocks.SIDE, "cpu", (64, 64))
+    g = torch.Generator().manual_seed(0)
+    base = torch.randn(1, 16, generator=g, dtype=torch.float64)
+    k = (base + spread * torch.randn(90, 16, generator=g, dtype=torch.float64)).float()
+    wide = hk.similarity(k[:20].double(), k.double(), 0.8, geometry=geometry)
+    distances, indices = hk.topk(k[:20], k, 3, 0.8, input="tangent", geometry=geometry)
+    torch.testing.assert_close(distances.double(), -wide.topk(3).values, rtol=1e-3, atol=1e-5 * spread)
+    if geometry != "angle":  # which is 0 of a vector and itself, and of all that are straight behind it
+        assert indices[:, 0].tolist() == list(range(20))
+        assert (indices == wide.topk(3).indices).double().mean() > 0.95
 
 
 class Largest(TorchDispatchMode):
