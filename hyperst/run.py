@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from hyperst.config import RunConfig, read_config
-from hyperst.data import Section, SpotDataset, read_section
+from hyperst.data import Section, SpotDataset, fingerprint, read_section
+from hyperst.device import choose_device
 from hyperst.files import write_json_atomic
 from hyperst.model import HyperST
 
@@ -43,6 +44,8 @@ class SectionRecord:
         role: ``"training"`` or ``"validation"``.
         path, image: absolute paths of the file or folder with the counts and of the full-resolution image.
         um_per_px, pitch_px, spot_diameter_px: scale of the image and of the spot grid; None where unknown.
+        gene_names: where its genes' names were read from, None for the usual place.
+        fingerprint: of its content, to know it again under another name; None in runs of earlier versions.
     """
 
     name: str
@@ -54,6 +57,8 @@ class SectionRecord:
     um_per_px: float | None
     pitch_px: float | None
     spot_diameter_px: float | None
+    gene_names: str | None = None
+    fingerprint: dict[str, Any] | None = None
 
     def read(self) -> Section:
         """Read the section again. Errors: see :func:`hyperst.data.read_section`."""
@@ -65,6 +70,7 @@ class SectionRecord:
             mpp=self.um_per_px,
             name=self.name,
             patient=self.patient,
+            gene_names=self.gene_names,
             require_image=self.image is not None,
         )
 
@@ -81,6 +87,8 @@ class SectionRecord:
             um_per_px=section.grid.um_per_px,
             pitch_px=section.grid.pitch_px,
             spot_diameter_px=section.spot_diameter_px,
+            gene_names=section.gene_names,
+            fingerprint=asdict(fingerprint(section)),
         )
 
 
@@ -281,10 +289,11 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
 
     Raises:
         FileNotFoundError: no run in ``folder``, or none of its epochs is finished.
-        ValueError: a damaged checkpoint, or one that does not belong to the configuration beside it.
+        ValueError: no such device, a damaged checkpoint, or one that does not belong to the configuration beside it.
     """
     place = RunFolder(folder)
     place.require()
+    chosen = choose_device(device)
     config, genes, split = read_config(place.config), place.read_genes(), place.read_split()
     checkpoint = load_checkpoint(place.best)
     copy = "averaged.module." if config.training.averaging else "model."
@@ -298,7 +307,6 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     wrong = sorted({*problems.missing_keys, *problems.unexpected_keys} - frozen_weights(model))
     if wrong:
         raise ValueError(f"{place.best} does not fit {place.config}: {', '.join(wrong[:3])} do not match")
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, int(checkpoint["epoch"]) + 1)
 
 

@@ -7,7 +7,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,20 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from hyperst.config import RunConfig, TrainingConfig, read_config, write_config
-from hyperst.data import Section, align_genes, resolve_crops, select_genes, spot_validation_split, transform
+from hyperst.data import (
+    Section,
+    align_genes,
+    check_distinct,
+    fingerprint,
+    resolve_crops,
+    select_genes,
+    spot_validation_split,
+    transform,
+)
 from hyperst.files import write_json_atomic, write_text_atomic
 from hyperst.model import Alignment
 from hyperst.run import (
@@ -86,23 +96,23 @@ def fit(
         FileNotFoundError: ``resume`` is True and ``folder`` holds no run.
         ValueError: sections that do not go together, or that are not those of the run to resume.
         FloatingPointError: the loss is no longer finite.
+        MemoryError: a batch does not fit into the GPU.
         KeyboardInterrupt: interrupted; resume to go on.
     """
     place = RunFolder(folder)
     if resume:
         place.require()
         config = read_config(place.config)
-        split = place.read_split()
+        split, genes = place.read_split(), place.read_genes()
         _check_same_sections(split, sections, validation_sections)
+        if (finished := place.read_summary()) is not None:
+            return TrainingSummary(**finished)
     elif place.exists():
         raise FileExistsError(
             f"{place.path} already holds a run: continue it with --resume, or choose another --output"
         )
     else:
-        config, split = _start(config, sections, validation_sections, place)
-    genes = place.read_genes()
-    if resume and (finished := place.read_summary()) is not None:
-        return TrainingSummary(**finished)
+        config, split, genes = _plan(config, sections, validation_sections)
 
     loaders = make_loaders(config, genes, split, sections, validation_sections)
     lightning.seed_everything(config.training.seed, verbose=False)
@@ -110,8 +120,21 @@ def fit(
     model.initialise_output(_mean_target(config, genes, sections, split))
     module = TrainingStep(model, Alignment(config.alignment, config.model.width), config)
     recorder = Recorder(place, config.training, on_epoch)
+    trainer = _trainer(config.training, recorder)
+    if not resume:
+        _write_start(place, config, split, genes)
     started = time.perf_counter()
-    _run_trainer(config.training, module, loaders, recorder)
+    try:
+        _run_trainer(trainer, module, loaders, recorder)
+    except Exception as error:
+        if not resume and not recorder.history:
+            _remove_start(place)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise MemoryError(
+                f"a step with {config.training.batch_size} spots does not fit into the memory of the GPU; lower "
+                "training.batch_size (--batch-size), or train in precision bf16-mixed (--precision)"
+            ) from error
+        raise
     best = recorder.best
     summary = TrainingSummary(
         epochs=len(recorder.history),
@@ -132,15 +155,16 @@ def _feature_width(config: RunConfig, section: Section) -> int | None:
     return len(spot_dataset(config, [section], indices=[(0, 0)])[0]["spot_features"])
 
 
-def _start(
-    config: RunConfig, sections: Sequence[Section], validation_sections: Sequence[Section], place: RunFolder
-) -> tuple[RunConfig, Split]:
-    """Fix genes, split and crop widths of a new run and write them; the configuration last."""
+def _plan(
+    config: RunConfig, sections: Sequence[Section], validation_sections: Sequence[Section]
+) -> tuple[RunConfig, Split, list[str]]:
+    """Fix genes, split and crop widths of a new run; nothing is written."""
     names = [section.name for section in (*sections, *validation_sections)]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
             f"section {', '.join(doubled)} is given more than once; each section has one role, training or validation"
         )
+    check_distinct([*sections, *validation_sections])
     genes = select_genes(sections, config.data.n_genes, config.data.gene_selection)
     if config.data.feature_key is None:
         config = replace(config, crop=_common_crop(config, sections))
@@ -151,12 +175,23 @@ def _start(
             held_out[section.name] = [str(name) for name in section.spot_ids[chosen]]
     records = [SectionRecord.of(section, "training") for section in sections]
     records += [SectionRecord.of(section, "validation") for section in validation_sections]
-    split = Split(tuple(records), held_out)
+    return config, Split(tuple(records), held_out), [str(gene) for gene in genes]
+
+
+def _write_start(place: RunFolder, config: RunConfig, split: Split, genes: Sequence[str]) -> None:
+    """Write what a run starts with; the configuration last, when all that can fail before the first step has been done."""
     write_text_atomic(place.genes, "\n".join(genes) + "\n")
     place.write_split(split)
     write_json_atomic(place.versions, code_versions())
     write_config(config, place.config)
-    return config, split
+
+
+def _remove_start(place: RunFolder) -> None:
+    """Remove what :func:`_write_start` wrote, so that the corrected command can use the folder."""
+    for file in (place.config, place.genes, place.split, place.versions):
+        file.unlink(missing_ok=True)
+    with suppress(OSError):  # something else is in it
+        place.path.rmdir()
 
 
 def _common_crop(config: RunConfig, sections: Sequence[Section]) -> Any:
@@ -180,6 +215,12 @@ def _check_same_sections(split: Split, sections: Sequence[Section], validation: 
     stored = [(record.name, record.role, record.n_spots) for record in split.sections]
     if given != stored:
         raise ValueError(f"cannot resume: the run was started with (section, role, spots) {stored}, now given {given}")
+    for record, section in zip(split.sections, (*sections, *validation), strict=True):
+        if record.fingerprint is not None and record.fingerprint["counts"] != list(fingerprint(section).counts):
+            raise ValueError(
+                f"cannot resume: the counts of section {section.name} ({section.path}) are not those that the run was started "
+                "with; restore the file, or train again into another folder"
+            )
 
 
 def _mean_target(config: RunConfig, genes: list[str], sections: Sequence[Section], split: Split) -> Tensor:
@@ -194,7 +235,36 @@ def _mean_target(config: RunConfig, genes: list[str], sections: Sequence[Section
     return torch.from_numpy(np.concatenate(values).mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
-def _run_trainer(settings: TrainingConfig, module: TrainingStep, loaders: Loaders, recorder: Recorder) -> None:
+def _trainer(settings: TrainingConfig, recorder: Recorder) -> lightning.Trainer:
+    """Lightning's loop.
+
+    Raises:
+        ValueError: an accelerator or a precision that this machine does not have.
+    """
+    try:
+        with _quiet_lightning():
+            return lightning.Trainer(
+                default_root_dir=recorder.place.path,
+                max_epochs=settings.epochs,
+                accelerator=settings.accelerator,
+                devices=1,
+                precision=settings.precision,
+                gradient_clip_val=settings.gradient_clip or None,
+                callbacks=[recorder],
+                plugins=[AtomicCheckpoints()],
+                logger=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+            )
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"training.accelerator {settings.accelerator!r} with training.precision {settings.precision!r} (--precision) "
+            f"cannot be used here: {error}"
+        ) from error
+
+
+def _run_trainer(trainer: lightning.Trainer, module: TrainingStep, loaders: Loaders, recorder: Recorder) -> None:
     """Train until done; go on from the last checkpoint where there is one."""
     last = recorder.place.last
     if last.is_file():
@@ -204,20 +274,6 @@ def _run_trainer(settings: TrainingConfig, module: TrainingStep, loaders: Loader
         if recorder.finished:
             return
     with _quiet_lightning():
-        trainer = lightning.Trainer(
-            default_root_dir=recorder.place.path,
-            max_epochs=settings.epochs,
-            accelerator=settings.accelerator,
-            devices=1,
-            precision=settings.precision,
-            gradient_clip_val=settings.gradient_clip or None,
-            callbacks=[recorder],
-            plugins=[AtomicCheckpoints()],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
         handler = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, loaders.training, loaders.validation, ckpt_path=str(last) if last.is_file() else None)
@@ -228,7 +284,9 @@ def _run_trainer(settings: TrainingConfig, module: TrainingStep, loaders: Loader
             if signal.getsignal(signal.SIGINT) is not handler:
                 signal.signal(signal.SIGINT, handler)
     if trainer.interrupted:
-        raise KeyboardInterrupt(f"interrupted after epoch {len(recorder.history)} of at most {settings.epochs}")
+        raise KeyboardInterrupt(
+            f"interrupted after epoch {len(recorder.history)} of at most {recorder.settings.epochs}"
+        )
 
 
 @contextmanager
