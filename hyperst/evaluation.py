@@ -182,7 +182,9 @@ def measured_expression(run: Run, section: Section) -> np.ndarray:
     return _measured(run, section, run.genes)
 
 
-def _measured(run: Run, section: Section, genes: Sequence[str], missing: Literal["error", "zero"] = "error") -> np.ndarray:
+def _measured(
+    run: Run, section: Section, genes: Sequence[str], missing: Literal["error", "zero"] = "error"
+) -> np.ndarray:
     return transform(align_genes(section, genes, missing), section.library_size, run.config.data.target)
 
 

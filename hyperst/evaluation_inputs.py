@@ -36,7 +36,9 @@ def check_unseen(run: Run, section: Section, training_sections: Sequence[Section
     }
     known |= {each.name: fingerprint(each) for each in training_sections if each.name not in known}
     for record in run.split.sections:
-        same = same_section(known[record.name], print_of_section) if record.name in known else record.name == section.name
+        same = (
+            same_section(known[record.name], print_of_section) if record.name in known else record.name == section.name
+        )
         if same:
             called = "" if record.name == section.name else f" as {record.name}"
             raise ValueError(
@@ -66,7 +68,11 @@ def check_drawn(evaluated: Sequence[str], wanted: Sequence[str], run: Run) -> No
         if gene not in evaluated:
             near = difflib.get_close_matches(gene, evaluated, n=3)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
-            why = "is not measured in the section" if gene in run.genes else f"is none of the {len(run.genes)} genes of the run"
+            why = (
+                "is not measured in the section"
+                if gene in run.genes
+                else f"is none of the {len(run.genes)} genes of the run"
+            )
             raise ValueError(f"gene {gene} (--gene) {why}; {hint}{run.folder / 'genes.txt'} lists those it predicts")
 
 

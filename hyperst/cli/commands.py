@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from typer.core import TyperGroup
 
 from hyperst.cli.console import EpochProgress, SpotProgress, make_console, print_error, print_sections
+from hyperst.cli.inputs import list_groups, one_image, read_sections
+from hyperst.cli.predict_manifest import predict_listed
 
 if TYPE_CHECKING:
     from hyperst.config import RunConfig
@@ -59,7 +60,9 @@ app = typer.Typer(
 Sections = Annotated[
     list[Path],
     typer.Argument(
-        help="Sections: .h5ad, Space Ranger folder, legacy counts .tsv.gz, or a folder of them.", show_default=False
+        help="Sections: .h5ad, Space Ranger folder, legacy counts .tsv.gz, a folder of them, or a manifest (.csv with columns "
+        "section, name, patient, image, mpp, kind).",
+        show_default=False,
     ),
 ]
 Images = Annotated[
@@ -70,6 +73,13 @@ Image = Annotated[
 ]
 Mpp = Annotated[
     float | None, typer.Option("--mpp", help="um per pixel of the full-resolution images, if the files do not say.")
+]
+BinUm = Annotated[
+    int | None, typer.Option("--bin-um", min=1, help="Which binning of a Visium HD folder: 2, 8 or 16 um.")
+]
+GeneNames = Annotated[
+    str | None,
+    typer.Option("--gene-names", help="Column of var with the genes' names; of a Space Ranger folder name or id."),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; default: the GPU if there is one.")]
 
@@ -87,7 +97,7 @@ def demo(
 ) -> None:
     """Make synthetic sections, train on three, evaluate the fourth, draw its figure. No data needed."""
     console = make_console()
-    console.print("[bold]HyperST demonstration[/bold] on synthetic tissue; about two minutes on two CPU cores.")
+    console.print("HyperST demonstration on synthetic tissue; about two minutes on two CPU cores.", style="bold")
     from hyperst.demo import demo_config, run_demo
 
     started = time.perf_counter()
@@ -96,7 +106,7 @@ def demo(
 
         def tell(line: str) -> None:
             progress.close()
-            console.print(f"[bold cyan]>[/bold cyan] {line}")
+            console.print(Text.assemble((">", "bold cyan"), " ", line))
 
         result = run_demo(output, config=config, on_step=tell, on_epoch=progress)
     _print_training(console, result.training)
@@ -107,7 +117,7 @@ def demo(
         f"  {result.evaluation.folder}   every gene's figures (per_gene.csv), all scores (metrics.json)\n"
         f"  {result.prediction}   {result.n_predicted} predicted spots; open it with scanpy.read_h5ad\n"
         f"  {result.run}   the trained run: configuration, genes, split, checkpoints, metrics.csv\n"
-        "\n[bold]What to try next[/bold] with these sections, then with yours\n"
+        "\nWhat to try next with these sections, then with yours\n"
         f"  hyperst check {result.sections[0]}\n"
         f"  hyperst train {' '.join(map(str, result.sections[:-1]))} --n-genes 60 --output runs/mine\n"
         f"  hyperst evaluate runs/mine {result.sections[-1]}\n"
@@ -120,7 +130,10 @@ def demo(
 def train(
     sections: Annotated[
         list[Path] | None,
-        typer.Argument(help="Training sections; not needed with --resume.", show_default=False),
+        typer.Argument(
+            help="Training sections, folders of them, or a manifest (.csv); not needed with --resume.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path("runs/run"),
     validation_sections: Annotated[
@@ -164,6 +177,8 @@ def train(
     images: Images = None,
     image: Image = None,
     mpp: Mpp = None,
+    bin_um: BinUm = None,
+    gene_names: GeneNames = None,
 ) -> None:
     """Train on sections with counts and images; the best checkpoint by validation error is kept."""
     console = make_console()
@@ -208,8 +223,11 @@ def train(
             config = with_ablation(config, ablation)
         config = update(config, changes)
         need_image = config.data.feature_key is None
-        training = _read_sections(sections or [], images, image, mpp, need_image)
-        validation = _read_sections(validation_sections or [], images, None, mpp, need_image)
+        groups = list_groups([sections or [], validation_sections or []], bin_um)
+        one_image(groups[0], image)
+        read: dict[str, Any] = {"images": images, "mpp": mpp, "gene_names": gene_names, "require_image": need_image}
+        training = read_sections(groups[0], image=image, **read)
+        validation = read_sections(groups[1], **read)
     print_sections(console, training, "training sections")
     if validation:
         print_sections(console, validation, "validation sections")
@@ -238,28 +256,52 @@ def evaluate_command(
     genes: Annotated[
         list[str] | None, typer.Option("--gene", help="Gene to draw; repeat for more. Default: the best predicted.")
     ] = None,
+    missing: Annotated[
+        Literal["drop", "zero", "error"],
+        typer.Option(
+            "--missing",
+            help="Genes that a section has not measured: drop (evaluate on the others), zero (measured and never seen) or error.",
+        ),
+    ] = "drop",
     images: Images = None,
     image: Image = None,
     mpp: Mpp = None,
+    bin_um: BinUm = None,
+    gene_names: GeneNames = None,
     device: Device = None,
 ) -> None:
     """Compare predictions with measured expression, beside ridge regression, the training mean and shuffled images."""
     console = make_console()
     from hyperst.evaluation import evaluate, summarise
+    from hyperst.evaluation_inputs import check_drawn, check_unseen, shared_genes
     from hyperst.run import load_run
 
     run = load_run(run_folder, device=device)
-    test = _read_sections(sections, images, image, mpp, run.config.data.feature_key is None)
-    training, missing = _training_sections(run_folder)
-    if missing:
-        console.print(f"[yellow]ridge regression left out:[/yellow] {missing}", soft_wrap=True)
+    (listed,) = list_groups([sections], bin_um)
+    one_image(listed, image)
+    require_image = run.config.data.feature_key is None
+    test = read_sections(
+        listed, images=images, image=image, mpp=mpp, gene_names=gene_names, require_image=require_image
+    )
+    for section in test:  # all that can be refused is refused before the first hour of work
+        check_unseen(run, section)
+        check_drawn(shared_genes(run, section, missing)[0], genes or (), run)
+    training, unread = _training_sections(run_folder)
+    if unread:
+        console.print(Text.assemble(("ridge regression left out:", "yellow"), " ", unread), soft_wrap=True)
     print_sections(console, test, "sections to evaluate")
     results = []
     for section in test:
         with SpotProgress(console, f"{section.name}: image features") as progress:
             results.append(
                 evaluate(
-                    run, section, training_sections=training, output=output, genes=genes or (), on_progress=progress
+                    run,
+                    section,
+                    training_sections=training,
+                    output=output,
+                    genes=genes or (),
+                    missing=missing,
+                    on_progress=progress,
                 )
             )
         _print_evaluation(console, results[-1])
@@ -273,7 +315,12 @@ def evaluate_command(
 @app.command()
 def predict(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")],
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Full-resolution H&E image, or a section with one.")],
+    image: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGE", help="Full-resolution H&E image, a section with one, or a manifest (.csv) of them."
+        ),
+    ],
     spots: Annotated[
         Path | None,
         typer.Option(
@@ -282,12 +329,24 @@ def predict(
     ] = None,
     mpp: Mpp = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The .h5ad to write; default RUN/predictions/IMAGE.h5ad.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The .h5ad to write, default RUN/predictions/IMAGE.h5ad; of a manifest the folder of its predictions.",
+        ),
     ] = None,
     device: Device = None,
 ) -> None:
     """Predict expression from an image, at given spots or on a grid over the tissue, and write an .h5ad."""
     console = make_console()
+    from hyperst.data.manifest import is_manifest
+
+    if is_manifest(image):
+        if spots is not None:
+            raise typer.BadParameter("a manifest names the sections whose spots are predicted", param_hint="--spots")
+        predict_listed(console, run_folder, image, mpp, output, device)
+        return
     if output is not None and output.suffix != ".h5ad":
         raise typer.BadParameter(f"{output} must end in .h5ad", param_hint="--output")
     from hyperst.files import write_h5ad_atomic
@@ -312,25 +371,26 @@ def check(
     images: Images = None,
     image: Image = None,
     mpp: Mpp = None,
+    bin_um: BinUm = None,
+    gene_names: GeneNames = None,
 ) -> None:
     """Say what is right and wrong with sections before training: counts, names, positions, image, scale."""
     console = make_console()
     from hyperst.data import check_section
 
-    if image is not None and len(sections) > 1:
-        raise typer.BadParameter("goes with one section; use --images FOLDER for several", param_hint="--image")
+    (listed,) = list_groups([sections], bin_um)
+    one_image(listed, image)
     colours = {"error": "red", "warning": "yellow", "ok": "green"}
     wrong = 0
-    for path in sections:
-        console.print(f"[bold]{path}[/bold]", soft_wrap=True)
-        findings = check_section(path, image=image, images_dir=images, mpp=mpp)
+    for source in listed:
+        console.print(str(source.path), style="bold", soft_wrap=True)
+        findings = check_section(source, image=image, images_dir=images, mpp=mpp, gene_names=gene_names)
         for finding in findings:
             remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
-            console.print(
-                f"  [{colours[finding.level]}]{finding.level:7}[/] ", escape(finding.message + remedy), soft_wrap=True
-            )
+            line = Text.assemble("  ", (f"{finding.level:7}", colours[finding.level]), " ", finding.message + remedy)
+            console.print(line, soft_wrap=True)
         wrong += any(finding.level == "error" for finding in findings)
-    console.print(f"{len(sections) - wrong} of {len(sections)} sections can be used")
+    console.print(f"{len(listed) - wrong} of {len(listed)} sections can be used")
     if wrong:
         raise typer.Exit(1)
 
@@ -338,20 +398,6 @@ def check(
 def main() -> None:
     """Entry point of the ``hyperst`` command."""
     app()
-
-
-def _read_sections(
-    paths: Sequence[Path], images: Path | None, image: Path | None, mpp: float | None, need_image: bool
-) -> list[Section]:
-    """Read sections, folders standing for the sections in them."""
-    if not paths:
-        return []
-    from hyperst.data import find_sections, read_section
-
-    found = find_sections(paths)
-    if image is not None and len(found) > 1:
-        raise typer.BadParameter("goes with one section; use --images FOLDER for several", param_hint="--image")
-    return [read_section(path, image=image, images_dir=images, mpp=mpp, require_image=need_image) for path in found]
 
 
 def _read_run_sections(folder: Path) -> tuple[RunConfig, list[Section], list[Section]]:
@@ -385,7 +431,7 @@ def _print_training(console: Console, summary: TrainingSummary) -> None:
 def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     console.print(evaluation.table())
     for caveat in evaluation.caveats:
-        console.print(f"  [yellow]note[/yellow] {escape(caveat)}", soft_wrap=True)
+        console.print(Text.assemble("  ", ("note", "yellow"), " ", caveat), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 from hyperst.data.check import Finding, check_section
 from hyperst.data.crops import CropConfig, crop_widths_px, read_crops, resolve_crops
 from hyperst.data.dataset import SpotDataset
-from hyperst.data.identity import Fingerprint, check_distinct, fingerprint, same_section
 from hyperst.data.genes import align_genes, common_genes, select_genes
 from hyperst.data.grid import Grid, detect_grid
+from hyperst.data.identity import Fingerprint, check_distinct, fingerprint, same_section
 from hyperst.data.images import SlideImage, open_image
 from hyperst.data.manifest import read_manifest
 from hyperst.data.niches import niche_counts, niche_members

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hyperst.data.niches import niche_members
-from hyperst.data.sections import read_section
+from hyperst.data.sources import SectionSource
 
 __all__ = ["Finding", "check_section"]
 
@@ -23,15 +23,17 @@ class Finding:
 
 
 def check_section(
-    path: str | Path,
+    path: str | Path | SectionSource,
     *,
     image: str | Path | None = None,
     images_dir: str | Path | None = None,
     mpp: float | None = None,
+    gene_names: str | None = None,
 ) -> list[Finding]:
     """Read a section as training would, and say what was found. A bad file is a finding, never an exception."""
+    source = path if isinstance(path, SectionSource) else SectionSource(Path(path))
     try:
-        section = read_section(path, image=image, images_dir=images_dir, mpp=mpp)
+        section = source.read(image=image, images_dir=images_dir, mpp=mpp, gene_names=gene_names)
     except (OSError, ValueError, TypeError, KeyError) as error:
         return [Finding("error", str(error))]
     findings = [

@@ -79,7 +79,11 @@ def check_distinct(sections: Sequence[Section]) -> None:
                     f"sections {other.name} ({other.path}) and {one.name} ({one.path}) hold the same spots: one is a copy of "
                     "the other, and would stand on both sides of a split or count twice; leave one out"
                 )
-            if prints[number].image is not None and prints[number].image == print_of_other.image and _overlap(one, other):
+            if (
+                prints[number].image is not None
+                and prints[number].image == print_of_other.image
+                and _overlap(one, other)
+            ):
                 raise ValueError(
                     f"sections {other.name} ({other.path}) and {one.name} ({one.path}) lie on the same place of image "
                     f"{one.image_path}: either they are one tissue (two binnings of it), or one has another image. Leave "

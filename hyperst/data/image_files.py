@@ -9,7 +9,7 @@ from hyperst.data.images import IMAGE_SUFFIXES
 from hyperst.data.readers.spaceranger_files import sample_folder
 from hyperst.data.readers.table import SpotTable
 
-__all__ = ["find_image"]
+__all__ = ["find_image", "image_stem", "is_image"]
 
 _SHOWN = 5
 
@@ -49,7 +49,7 @@ def find_image(
     found = _first(folder, stems) or next((path for path in named if path.is_file()), None)
     if found is not None or not required:
         return found
-    held = [path.name for path in sorted(folder.iterdir()) if _stem(path) is not None]
+    held = [path.name for path in sorted(folder.iterdir()) if is_image(path)]
     holds = ", ".join(held[:_SHOWN]) + (" ..." if len(held) > _SHOWN else "") if held else "no image"
     other = "" if beside is None else f", or leave --images out to use {beside}"
     raise FileNotFoundError(
@@ -81,15 +81,24 @@ def _first(folder: Path, stems: list[str]) -> Path | None:
     """The image in ``folder`` with the first of ``stems``; of several the one whose ending comes first in IMAGE_SUFFIXES."""
     if not folder.is_dir():
         return None
-    files = [(stem, path) for path in sorted(folder.iterdir()) if (stem := _stem(path)) in stems]
-    order = [(stems.index(stem), IMAGE_SUFFIXES.index(path.suffix.lower()), path) for stem, path in files if stem]
+    files = [
+        (stem, path) for path in sorted(folder.iterdir()) if is_image(path) and (stem := image_stem(path)) in stems
+    ]
+    order = [(stems.index(stem), IMAGE_SUFFIXES.index(path.suffix.lower()), path) for stem, path in files]
     return min(order)[2] if order else None
 
 
-def _stem(path: Path) -> str | None:
-    """An image's name without its ending, None of another file."""
-    if path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
-        return None
+def is_image(path: Path) -> bool:
+    """Whether a file is called like an image that can be opened; dotfiles are not."""
+    return not path.name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def image_stem(path: Path) -> str:
+    """An image's name without its ending.
+
+    >>> image_stem(Path("case1.slide1.ome.tif")), image_stem(Path("S3.Tif"))
+    ('case1.slide1', 'S3')
+    """
     stem = path.stem
     return stem[: -len(".ome")] if stem.lower().endswith(".ome") and len(stem) > len(".ome") else stem
 

@@ -59,7 +59,9 @@ def read_manifest(path: str | Path) -> list[SectionSource]:
         if not any(cell.strip() for cell in row):
             continue
         if len(row) > len(columns):
-            raise ValueError(f"{path}, row {number}: {len(row)} cells for {len(columns)} columns; quote what holds {separator!r}")
+            raise ValueError(
+                f"{path}, row {number}: {len(row)} cells for {len(columns)} columns; quote what holds {separator!r}"
+            )
         found.append(_source(dict(zip(columns, (cell.strip() for cell in row), strict=False)), path, number))
     if not found:
         raise ValueError(f"{path} names no section; add a row for each")
@@ -89,10 +91,14 @@ def _source(cells: dict[str, str], path: Path, number: int) -> SectionSource:
         raise ValueError(f"{where}: no section; give its file or folder")
     name = cells.get("name") or None
     if name is not None and ("/" in name or "\\" in name or name.startswith(".")):
-        raise ValueError(f"{where}: name {name!r} cannot name a folder of results; leave out slashes and a dot in front")
+        raise ValueError(
+            f"{where}: name {name!r} cannot name a folder of results; leave out slashes and a dot in front"
+        )
     kind = cells.get("kind") or None
     if kind is not None and kind not in {reader.key for reader in READERS}:
-        raise ValueError(f"{where}: kind is {kind!r}; need one of {', '.join(reader.key for reader in READERS)}, or nothing")
+        raise ValueError(
+            f"{where}: kind is {kind!r}; need one of {', '.join(reader.key for reader in READERS)}, or nothing"
+        )
     return SectionSource(
         path=_existing(cells["section"], path.parent, f"{where}: section"),
         name=name,
@@ -114,11 +120,17 @@ def _mpp(cell: str, where: str) -> float:
     try:
         return float(cell.replace(",", "."))  # a spreadsheet may write a decimal comma
     except ValueError:
-        raise ValueError(f"{where}: mpp is {cell!r}; need the um per pixel as a number such as 0.5, or nothing") from None
+        raise ValueError(
+            f"{where}: mpp is {cell!r}; need the um per pixel as a number such as 0.5, or nothing"
+        ) from None
 
 
 def _check_distinct(sources: list[SectionSource], path: Path) -> None:
-    for what, values in (("section", [s.path.resolve() for s in sources]), ("name", [s.name for s in sources])):
-        doubled = [value for value in values if value is not None and values.count(value) > 1]
+    listed: dict[str, list[str]] = {
+        "section": [str(source.path.resolve()) for source in sources],
+        "name": [source.name for source in sources if source.name is not None],
+    }
+    for what, values in listed.items():
+        doubled = [value for value in values if values.count(value) > 1]
         if doubled:
             raise ValueError(f"{path}: {what} {doubled[0]} is there twice; keep one row for each")

@@ -71,7 +71,9 @@ class Section:
     def open_image(self) -> SlideImage:
         """Open the full-resolution image. Raises FileNotFoundError when the section has none."""
         if self.image_path is None:
-            raise FileNotFoundError(f"section {self.name} has no full-resolution image; give it with --image (in Python image=)")
+            raise FileNotFoundError(
+                f"section {self.name} has no full-resolution image; give it with --image (in Python image=)"
+            )
         return open_image(self.image_path)
 
     def load_features(self, key: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hyperst.data.image_files import image_stem, is_image
 from hyperst.data.readers import reader_of
 from hyperst.data.readers.legacy import is_count_table
 from hyperst.data.readers.spaceranger_files import bins_of, choose_bin, is_spaceranger, outputs_in
@@ -66,28 +67,23 @@ def list_sections(paths: str | Path | Iterable[str | Path], *, bin_um: int | Non
     it. Files whose names begin with a dot are passed over, and so are texts that are no tables.
 
     Args:
-        bin_um: which binning of a Visium HD tissue, whose folder holds several.
+        bin_um: which binning of a Visium HD tissue, whose folder holds several; other sections have none to choose.
 
     Raises:
         FileNotFoundError: a path does not exist, or a folder holds no section.
-        ValueError: a Visium HD folder and no (or another) ``bin_um``, a ``bin_um`` without such a folder, or a wrong manifest.
+        ValueError: a Visium HD folder without the binning ``bin_um``, or with several where none is chosen; a wrong manifest.
     """
     from hyperst.data.manifest import is_manifest, read_manifest
 
     found: list[SectionSource] = []
-    binned = False
     for entry in [paths] if isinstance(paths, (str, Path)) else paths:
         path = Path(entry)
         if not path.exists():
             raise FileNotFoundError(f"section {path} does not exist")
         listed = read_manifest(path) if is_manifest(path) else [SectionSource(each) for each in _inside(path)]
         for source in listed:
-            if source.kind is None and source.path.is_dir() and (bins := bins_of(source.path)):
-                binned = True
-                source = replace(source, path=choose_bin(source.path, bin_um) if bin_um or len(bins) > 1 else source.path)
-            found.append(source)
-    if bin_um is not None and not binned:
-        raise ValueError(f"--bin-um {bin_um}: none of the sections is a Visium HD folder with several binnings; leave it out")
+            is_binned = source.path.is_dir() and bool(bins_of(source.path))
+            found.append(replace(source, path=choose_bin(source.path, bin_um)) if is_binned else source)
     return _once(found)
 
 
@@ -103,7 +99,7 @@ def distinct_names(sources: Sequence[SectionSource]) -> list[SectionSource]:
         ValueError: names that stay the same, such as a name of a manifest that another section has.
     """
     given = {number for number, source in enumerate(sources) if source.name is not None}
-    names = [source.name or reader_of(source.path, source.kind).name(source.path) for source in sources]
+    names = [source.name or _usual_name(source) for source in sources]
     for name in [name for name, times in Counter(names).items() if times > 1]:
         alike = [number for number, other in enumerate(names) if other == name and number not in given]
         for number, folder in zip(alike, _folders([sources[number].path for number in alike]), strict=True):
@@ -116,6 +112,13 @@ def distinct_names(sources: Sequence[SectionSource]) -> list[SectionSource]:
                 "section, name)"
             )
     return [replace(source, name=name) for source, name in zip(sources, names, strict=True)]
+
+
+def _usual_name(source: SectionSource) -> str:
+    """The name that a section's reader, or an image's file, gives it."""
+    if source.kind is None and is_image(source.path):
+        return image_stem(source.path)
+    return reader_of(source.path, source.kind).name(source.path)
 
 
 def _folders(paths: Sequence[Path]) -> list[str]:

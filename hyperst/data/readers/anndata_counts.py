@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["Counts", "read_counts"]
 
 _LAYERS = ("counts", "raw_counts", "raw_count", "count", "raw", "umi", "umis", "umi_counts")
-_SYMBOLS = ("gene_symbols", "gene_symbol", "symbol", "symbols", "gene_name", "gene_names", "feature_name", "gene_short_name")
+_SYMBOLS = (
+    "gene_symbols",
+    "gene_symbol",
+    "symbol",
+    "symbols",
+    "gene_name",
+    "gene_names",
+    "feature_name",
+    "gene_short_name",
+)
 
 
 class Counts(NamedTuple):

@@ -47,7 +47,9 @@ def positions(adata: AnnData, path: Path) -> np.ndarray:
             f"{path}: {where} are positions on the array (whole numbers, neighbours 1 or 2 apart), not pixels; store the "
             "spot centres in pixels of the full-resolution image in obsm['spatial']"
         )
-    warnings.warn(f"{path}: no obsm['spatial'], so {where} are taken as pixels of the full-resolution image", stacklevel=3)
+    warnings.warn(
+        f"{path}: no obsm['spatial'], so {where} are taken as pixels of the full-resolution image", stacklevel=3
+    )
     return found
 
 

@@ -13,7 +13,15 @@ import pandas as pd
 
 from hyperst.data.grid import is_staggered
 from hyperst.data.readers.h5ad import LEGACY_PITCH_UM, LEGACY_SPOT_UM
-from hyperst.data.readers.table import Scale, SpotTable, check_counts, check_positions, check_unique, empty_counts, numbers
+from hyperst.data.readers.table import (
+    Scale,
+    SpotTable,
+    check_counts,
+    check_positions,
+    check_unique,
+    empty_counts,
+    numbers,
+)
 
 __all__ = ["is_count_table", "is_legacy", "legacy_name", "read_legacy_table"]
 

@@ -58,8 +58,8 @@ def _centroid(geometry: dict[str, Any]) -> tuple[float, float, float]:
         cross = x * np.roll(y, -1) - np.roll(x, -1) * y
         area = cross.sum() / 2
         if area != 0:
-            centre = centre + np.array(
-                [((x + np.roll(x, -1)) * cross).sum(), ((y + np.roll(y, -1)) * cross).sum()]
-            ) / (6 * area)
+            centre = centre + np.array([((x + np.roll(x, -1)) * cross).sum(), ((y + np.roll(y, -1)) * cross).sum()]) / (
+                6 * area
+            )
         found.append((float(centre[0]), float(centre[1]), abs(float(area))))
     return max(found, key=lambda part: part[2])

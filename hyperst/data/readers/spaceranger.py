@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import warnings
 import zlib
@@ -40,9 +41,7 @@ __all__ = ["is_spaceranger", "read_spaceranger_table", "spaceranger_name"]
 _COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 
 
-def read_spaceranger_table(
-    path: Path, name: str, *, counts: bool = True, gene_names: str | None = None
-) -> SpotTable:
+def read_spaceranger_table(path: Path, name: str, *, counts: bool = True, gene_names: str | None = None) -> SpotTable:
     """Read spots under tissue, positions, scale and raw counts of one Space Ranger output.
 
     The counts are ``filtered_feature_bc_matrix.h5``, or ``matrix.mtx`` with its lists; of segmented cells
@@ -61,7 +60,9 @@ def read_spaceranger_table(
     files = _one(path)
     factors_file = files.find(("scalefactors_json.json",))
     if factors_file is None:
-        raise FileNotFoundError(f"{files.root}: no scalefactors_json.json in spatial/; it is part of Space Ranger's output")
+        raise FileNotFoundError(
+            f"{files.root}: no scalefactors_json.json in spatial/; it is part of Space Ranger's output"
+        )
     scale, factors = _scale(factors_file)
     if files.raw:
         warnings.warn(
@@ -137,7 +138,8 @@ def _segmented(
         keep = np.isin(barcodes, known)
         if not keep.all():
             warnings.warn(
-                f"{files.root}: {int((~keep).sum())} of {len(keep)} cells have no outline and are left out", stacklevel=3
+                f"{files.root}: {int((~keep).sum())} of {len(keep)} cells have no outline and are left out",
+                stacklevel=3,
             )
         matrix = check_counts(matrix[keep], f"{files.root}: {files.matrix.name}")
     else:
@@ -160,12 +162,18 @@ def _positions(files: OutputFiles) -> tuple[pd.DataFrame, Path]:
     """Positions indexed by barcode, as numbers, and their file. v1 lists have no header, v2 has one, HD is parquet."""
     file = files.find(POSITIONS)
     if file is None:
-        raise FileNotFoundError(f"{files.root}: no spot positions; looked for {', '.join(POSITIONS)} in spatial/ and here")
+        raise FileNotFoundError(
+            f"{files.root}: no spot positions; looked for {', '.join(POSITIONS)} in spatial/ and here"
+        )
     try:
         if file.suffix == ".parquet":
             table = pd.read_parquet(file)
         else:
-            with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as stream:
+            with (
+                gzip.open(file, "rt", encoding="utf-8")
+                if file.suffix == ".gz"
+                else file.open(encoding="utf-8") as stream
+            ):
                 headed = stream.readline().startswith("barcode")
             table = pd.read_csv(file, header=0 if headed else None, names=None if headed else _COLUMNS)
         table = table[_COLUMNS].set_index("barcode")
@@ -204,7 +212,8 @@ def _small_images(files: OutputFiles, factors: dict[str, Any]) -> list[tuple[tup
         file, factor = files.find((f"tissue_{kind}_image.png",)), _positive(factors.get(f"tissue_{kind}_scalef"))
         if file is not None and factor is not None:
             try:
-                with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream, Image.open(stream) as image:
+                content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+                with Image.open(io.BytesIO(content)) as image:
                     found.append((image.size, factor))
             except (OSError, EOFError, zlib.error, ValueError, Image.DecompressionBombError) as error:
                 raise ValueError(f"{file} is no readable image ({error}); restore or remove it") from error

@@ -6,7 +6,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["POSITIONS", "OutputFiles", "bins_of", "choose_bin", "is_matrix_file", "is_spaceranger", "outputs_in", "sample_folder", "spaceranger_name"]
+__all__ = [
+    "POSITIONS",
+    "OutputFiles",
+    "bins_of",
+    "choose_bin",
+    "is_matrix_file",
+    "is_spaceranger",
+    "outputs_in",
+    "sample_folder",
+    "spaceranger_name",
+]
 
 POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
 _FILTERED, _CELLS, _RAW = "filtered_feature_bc_matrix", "filtered_feature_cell_matrix", "raw_feature_bc_matrix"

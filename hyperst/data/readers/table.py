@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -84,7 +85,7 @@ def count_problem(values: np.ndarray) -> str | None:
     return None
 
 
-def check_counts(counts: object, where: str) -> sparse.csr_array:
+def check_counts(counts: Any, where: str) -> sparse.csr_array:
     """Raw counts as float32 CSR without stored zeros or duplicates.
 
     Args:

@@ -84,9 +84,7 @@ def _read_mtx(file: Path, prefix: str) -> tuple[sparse.csr_array, pd.DataFrame, 
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             counts = sparse.csr_array(mmread(stream)).T.tocsr()
     except (OSError, EOFError, ValueError, OverflowError, TypeError, zlib.error) as error:
-        raise ValueError(
-            f"{file} is no readable Matrix Market file ({error}); copy or download it again"
-        ) from error
+        raise ValueError(f"{file} is no readable Matrix Market file ({error}); copy or download it again") from error
     features, barcodes = lists["features"], lists["barcodes"]
     if counts.shape != (len(barcodes), len(features)):
         raise ValueError(
