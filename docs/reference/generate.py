@@ -1,4 +1,4 @@
-"""Write command_line.md and configuration.md beside this file from the commands and the configuration themselves.
+"""Write command_line.md, configuration.md and section_formats.md beside this file from the code that they describe.
 
 python docs/reference/generate.py [FOLDER]      # `make docs` does it
 """
@@ -17,6 +17,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from hyperst.config import RunConfig, preset
+from hyperst.data.readers.formats import formats_page
 
 COMMANDS = (sys.executable, "-m", "typer", "hyperst.cli.commands", "utils", "docs", "--name", "hyperst")
 COMMANDS += ("--title", "Command line")
@@ -59,6 +60,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     (folder / "command_line.md").write_text(command_line(), encoding="utf-8")
     (folder / "configuration.md").write_text(configuration(), encoding="utf-8")
+    (folder / "section_formats.md").write_text(formats_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":
