@@ -150,11 +150,12 @@ def evaluate(
     predictions = {OURS: test["prediction"]}
     if training_sections:
         train = [_read_images(run, each, progress) for each in training_sections]
-        targets = np.concatenate([_measured(run, each, kept) for each in training_sections])
+        targets = np.concatenate([measured_expression(run, each) for each in training_sections])
         for name, key in ((RIDGE_OWN, "own"), (RIDGE_STAIN, "stain")):
             if key in test:
-                predictions[name] = ridge_floor(np.concatenate([each[key] for each in train]), targets, test[key])
-        predictions[MEAN] = training_mean(targets, section.n_spots)
+                ridge = ridge_floor(np.concatenate([each[key] for each in train]), targets, test[key])
+                predictions[name] = np.ascontiguousarray(ridge[:, columns])
+        predictions[MEAN] = training_mean(targets[:, columns], section.n_spots)
     scores = {name: score(prediction, measured) for name, prediction in predictions.items()}
     scores[NULL] = _null_scores(test["prediction"], measured, run.config.training.seed)
     per_gene = _per_gene(kept, predictions, measured)

@@ -144,8 +144,9 @@ def _once(sources: list[SectionSource]) -> list[SectionSource]:
         place = source.path.resolve()
         if place in kept:
             warnings.warn(f"section {source.path} is named twice; it is used once", stacklevel=3)
-            bare = kept[place] == SectionSource(kept[place].path)
-            kept[place] = source if bare else kept[place]
+            said_nothing, says_nothing = (each == SectionSource(each.path) for each in (kept[place], source))
+            if said_nothing and not says_nothing:
+                kept[place] = source
         else:
             kept[place] = source
     return list(kept.values())
