@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 
 from hyperst.cli.console import make_console, print_error, print_sections
-from hyperst.data import fingerprint
+from hyperst.data import fingerprint, read_section
 from hyperst.evaluation import OURS, evaluate
-from hyperst.evaluation_inputs import check_folder
+from hyperst.evaluation_inputs import check_folder, check_unseen
 from hyperst.predict import predict_values
 from hyperst.run import load_run
 
@@ -46,10 +46,11 @@ def test_a_training_section_is_known_again_under_another_name(trained, copied):
     assert not (trained / "evaluation").exists()
 
 
-def test_another_section_of_a_training_sections_name_is_evaluated(trained, copied, tmp_path):
-    result = call("evaluate", trained, copied(2, "new", "S1"), "-o", tmp_path / "out")
-    assert result.exit_code == 0, result.output
-    assert json.loads((tmp_path / "out" / "S1" / "metrics.json").read_text())["file"].endswith("new/S1.h5ad")
+def test_another_section_of_a_training_sections_name_is_evaluated(trained, sections):
+    run = load_run(trained, device="cpu")
+    check_unseen(run, replace(sections[2], name="S1"))
+    with pytest.raises(ValueError, match=r"S2 took part in the training of .* as S1"):
+        check_unseen(run, replace(sections[0], name="S2"))
 
 
 def test_a_run_without_fingerprints_compares_with_the_training_sections(trained, copied, tmp_path):
@@ -75,16 +76,12 @@ def test_one_section_in_training_and_validation_is_refused(copied, section_paths
 
 
 def test_sections_of_two_patients_with_one_file_name(copied, tmp_path):
-    """They train under the names of their folders, and their evaluations lie apart."""
+    """They train under the names of their folders."""
     training = [copied(0, "P1", "slide"), copied(1, "P2", "slide")]
     result = call("train", *training, "-o", tmp_path / "run", *SMALL)
     assert result.exit_code == 0, result.output
     assert [record.name for record in load_run(tmp_path / "run").split.sections] == ["P1_slide", "P2_slide"]
     assert "took part" in failure("evaluate", tmp_path / "run", training[1])
-    test = [copied(2, "P3", "slide"), copied(2, "P4", "slide")]
-    result = call("evaluate", tmp_path / "run", *test)
-    assert result.exit_code == 0, result.output
-    assert {"P3_slide", "P4_slide"} <= {path.name for path in (tmp_path / "run" / "evaluation").iterdir()}
 
 
 def test_results_of_another_section_of_the_same_name_are_not_overwritten(sections, tmp_path):
@@ -138,32 +135,36 @@ def test_visium_hd_needs_a_choice_of_bin(tmp_path):
     assert call("check", both[0], "--bin-um", 16).exit_code == 2
 
 
-@pytest.mark.parametrize("missing", [None, "zero", "error"])
-def test_genes_that_a_section_has_not_measured(trained, copied, tmp_path, missing):
+@pytest.fixture
+def fewer(trained, copied):
+    """A section without the first two genes of the run, and the run."""
     path = copied(2, "new", "fewer")
     run = load_run(trained, device="cpu")
     adata = anndata.read_h5ad(path)
-    kept = [gene for gene in adata.var_names if gene not in run.genes[:2]]
-    adata[:, kept].copy().write_h5ad(path)
-    arguments = [
-        "evaluate",
-        trained,
-        path,
-        "-o",
-        tmp_path / "out",
-        *([] if missing is None else ["--missing", missing]),
-    ]
-    if missing == "error":
-        assert f"10 of the 12 wanted genes are measured; missing {run.genes[0]}, {run.genes[1]}" in failure(*arguments)
-        return
-    result = call(*arguments)
+    adata[:, [gene for gene in adata.var_names if gene not in run.genes[:2]]].copy().write_h5ad(path)
+    return path, run
+
+
+def test_genes_that_a_section_has_not_measured_are_dropped_and_named(trained, fewer, tmp_path):
+    path, run = fewer
+    result = call("evaluate", trained, path, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert f"has not measured 2 of the 12 genes of the run ({run.genes[0]}, {run.genes[1]})" in result.output
+    assert "over the other 10" in result.output
     stored = json.loads((tmp_path / "out" / "fewer" / "metrics.json").read_text())
-    assert stored["missing_genes"] == run.genes[:2]
-    assert stored["n_genes"] == (12 if missing == "zero" else 10)
-    lines = (tmp_path / "out" / "fewer" / "per_gene.csv").read_text().splitlines()
-    assert {line.split(",")[0] for line in lines[1:]} == set(run.genes if missing == "zero" else run.genes[2:])
+    assert (stored["missing_genes"], stored["n_genes"]) == (run.genes[:2], 10)
+    message = failure("evaluate", trained, path, "-o", tmp_path / "out", "--missing", "error")
+    assert f"10 of the 12 wanted genes are measured; missing {run.genes[0]}, {run.genes[1]}" in message
+    assert call("evaluate", trained, path, "--missing", "guess").exit_code == 2
+
+
+def test_genes_that_a_file_left_out_because_they_were_never_seen(fewer, tmp_path):
+    path, run = fewer
+    found = evaluate(run, read_section(path), missing="zero", output=tmp_path)
+    assert set(found.per_gene.index) == set(run.genes)
+    assert (found.per_gene.loc[run.genes[:2], ["measured_mean", "measured_fraction_nonzero"]] == 0).all(axis=None)
+    assert found.missing_genes == tuple(run.genes[:2])
+    assert "taken as measured and never seen" in found.caveats[0]
 
 
 def test_scores_on_shared_genes_are_those_of_these_genes(trained, sections, tmp_path):
