@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from hyperst.cli.console import EpochProgress, SpotProgress, make_console, print_error, print_sections
-from hyperst.cli.inputs import list_groups, one_image, read_sections
+from hyperst.cli.console import (
+    EpochProgress,
+    SpotProgress,
+    make_console,
+    print_error,
+    print_evaluation,
+    print_sections,
+    print_training,
+)
+from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
 from hyperst.cli.predict_manifest import predict_listed
-
-if TYPE_CHECKING:
-    from hyperst.config import RunConfig
-    from hyperst.data import Section
-    from hyperst.evaluation import Evaluation
-    from hyperst.train import TrainingSummary
 
 # The commands import what they need themselves: `hyperst --help` must not wait for PyTorch.
 
@@ -109,8 +110,8 @@ def demo(
             console.print(Text.assemble((">", "bold cyan"), " ", line))
 
         result = run_demo(output, config=config, on_step=tell, on_epoch=progress)
-    _print_training(console, result.training)
-    _print_evaluation(console, result.evaluation)
+    print_training(console, result.training)
+    print_evaluation(console, result.evaluation)
     console.print(
         f"\nDone in {time.perf_counter() - started:.0f} s. Look at\n"
         f"  {result.evaluation.figure}   measured and predicted expression side by side\n"
@@ -214,7 +215,7 @@ def train(
     from hyperst.train import fit
 
     if resume:
-        config, training, validation = _read_run_sections(output)
+        config, training, validation = read_run_sections(output)
     else:
         config = preset(preset_name or "cpu")
         if config_file is not None:
@@ -243,7 +244,7 @@ def train(
             f"{error or 'interrupted'}; nothing of the finished epochs is lost. Go on with: "
             f"hyperst train --resume --output {output}"
         ) from error
-    _print_training(console, summary)
+    print_training(console, summary)
     console.print(f"run folder: {output}", soft_wrap=True)
     console.print(f"next: hyperst evaluate {output} SECTION   or   hyperst predict {output} IMAGE", soft_wrap=True)
 
@@ -286,7 +287,7 @@ def evaluate_command(
     for section in test:  # all that can be refused is refused before the first hour of work
         check_unseen(run, section)
         check_drawn(shared_genes(run, section, missing)[0], genes or (), run)
-    training, unread = _training_sections(run_folder)
+    training, unread = training_sections(run_folder)
     if unread:
         console.print(Text.assemble(("ridge regression left out:", "yellow"), " ", unread), soft_wrap=True)
     print_sections(console, test, "sections to evaluate")
@@ -304,7 +305,7 @@ def evaluate_command(
                     on_progress=progress,
                 )
             )
-        _print_evaluation(console, results[-1])
+        print_evaluation(console, results[-1])
         console.print(f"files: {results[-1].folder}", soft_wrap=True)
         console.print(f"figure: {results[-1].figure}", soft_wrap=True)
     if len(results) > 1:
@@ -398,40 +399,6 @@ def check(
 def main() -> None:
     """Entry point of the ``hyperst`` command."""
     app()
-
-
-def _read_run_sections(folder: Path) -> tuple[RunConfig, list[Section], list[Section]]:
-    """Configuration, training and validation sections of a started run."""
-    from hyperst.config import read_config
-    from hyperst.run import RunFolder
-
-    place = RunFolder(folder)
-    place.require()
-    split = place.read_split()
-    training, validation = ([record.read() for record in split.role(role)] for role in ("training", "validation"))
-    return read_config(place.config), training, validation
-
-
-def _training_sections(folder: Path) -> tuple[list[Section], str]:
-    """The training sections of a run, or none and the reason."""
-    try:
-        return _read_run_sections(folder)[1], ""
-    except (OSError, ValueError) as error:
-        return [], f"it needs the training sections again, and {error}"
-
-
-def _print_training(console: Console, summary: TrainingSummary) -> None:
-    console.print(
-        f"trained for {summary.epochs} epochs in {summary.seconds:.0f} s"
-        f"{', stopped early' if summary.stopped_early else ''}; kept epoch {summary.best_epoch}: "
-        f"validation MSE {summary.validation_mse:.4f}, mean PCC {summary.validation_pcc:+.3f}"
-    )
-
-
-def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
-    console.print(evaluation.table())
-    for caveat in evaluation.caveats:
-        console.print(Text.assemble("  ", ("note", "yellow"), " ", caveat), soft_wrap=True)
 
 
 if __name__ == "__main__":

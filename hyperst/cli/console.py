@@ -15,9 +15,18 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from hyperst.data import Section
-    from hyperst.train import Epoch
+    from hyperst.evaluation import Evaluation
+    from hyperst.train import Epoch, TrainingSummary
 
-__all__ = ["EpochProgress", "SpotProgress", "make_console", "print_error", "print_sections"]
+__all__ = [
+    "EpochProgress",
+    "SpotProgress",
+    "make_console",
+    "print_error",
+    "print_evaluation",
+    "print_sections",
+    "print_training",
+]
 
 _WIDTH_OF_LOGS = 120
 
@@ -62,6 +71,22 @@ def print_sections(console: Console, sections: Sequence[Section], title: str) ->
             "?" if scale is None else f"{scale:.3f}",
         )
     console.print(table)
+
+
+def print_training(console: Console, summary: TrainingSummary) -> None:
+    """How a training ended."""
+    console.print(
+        f"trained for {summary.epochs} epochs in {summary.seconds:.0f} s"
+        f"{', stopped early' if summary.stopped_early else ''}; kept epoch {summary.best_epoch}: "
+        f"validation MSE {summary.validation_mse:.4f}, mean PCC {summary.validation_pcc:+.3f}"
+    )
+
+
+def print_evaluation(console: Console, evaluation: Evaluation) -> None:
+    """The scores of a section, and what they do not say."""
+    console.print(evaluation.table())
+    for caveat in evaluation.caveats:
+        console.print(Text.assemble("  ", ("note", "yellow"), " ", caveat), soft_wrap=True)
 
 
 class EpochProgress:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from hyperst.config import RunConfig
     from hyperst.data import Section, SectionSource
 
-__all__ = ["list_groups", "one_image", "read_sections"]
+__all__ = ["list_groups", "one_image", "read_run_sections", "read_sections", "training_sections"]
 
 
 def list_groups(groups: Sequence[Sequence[Path]], bin_um: int | None) -> list[list[SectionSource]]:
@@ -54,3 +55,23 @@ def read_sections(
         source.read(image=image, images_dir=images, mpp=mpp, gene_names=gene_names, require_image=require_image)
         for source in sources
     ]
+
+
+def read_run_sections(folder: Path) -> tuple[RunConfig, list[Section], list[Section]]:
+    """Configuration, training and validation sections of a started run."""
+    from hyperst.config import read_config
+    from hyperst.run import RunFolder
+
+    place = RunFolder(folder)
+    place.require()
+    split = place.read_split()
+    training, validation = ([record.read() for record in split.role(role)] for role in ("training", "validation"))
+    return read_config(place.config), training, validation
+
+
+def training_sections(folder: Path) -> tuple[list[Section], str]:
+    """The training sections of a run, or none and the reason."""
+    try:
+        return read_run_sections(folder)[1], ""
+    except (OSError, ValueError) as error:
+        return [], f"it needs the training sections again, and {error}"

@@ -293,3 +293,18 @@ def test_an_image_folder_without_the_image(section_paths, tmp_path):
     message = failure("train", section_paths[0], "--images", tmp_path / "slides", "-o", tmp_path / "run", *SMALL)
     assert "(--images), which holds other.tif" in message
     assert "image=PATH" not in message
+
+
+def test_no_markup_is_shown(trained, section_paths, copied, tmp_path):
+    """The console reads no markup, so that what is styled must be styled otherwise."""
+    path = copied(2, "new", "shown")
+    results = [
+        call("check", *section_paths[:2]),
+        call("check", section_paths[0]),
+        call("check", tmp_path / "new" / "shown.png"),
+    ]
+    results += [call("predict", trained, path, "-o", tmp_path / "p.h5ad")]
+    for result in results:
+        assert result.output
+        for markup in ("[/", "[bold", "[red", "[yellow", "[green", "[cyan"):
+            assert markup not in result.output + result.stderr

@@ -77,15 +77,13 @@ def outputs_in(path: Path) -> list[OutputFiles]:
     for folder in (path, path / "outs"):
         if not folder.is_dir():
             continue
+        kept: dict[str, OutputFiles] = {}
         places = [found for entry in sorted(folder.iterdir()) if (found := _as_matrix(entry)) is not None]
-        kept: dict[tuple[str, bool], OutputFiles] = {}
         for place in sorted(places, key=lambda place: (place.raw, len(place.matrix.name))):
             if place.cells or place.find(POSITIONS) is not None or (folder / "spatial").is_dir():
-                kept.setdefault((place.prefix, place.cells), place)
-        prefixes = {place.prefix for place in kept.values()}
-        if kept:
-            several = len(prefixes) > 1 and not (folder / "spatial").is_dir()
-            return list(kept.values()) if several else list(kept.values())[:1]
+                kept.setdefault(place.prefix, place)
+        if kept:  # a matrix without a prefix is that of the folder, whatever else lies beside it
+            return [kept[""]] if "" in kept else list(kept.values())
     return []
 
 
