@@ -44,7 +44,7 @@ class SectionRecord:
         role: ``"training"`` or ``"validation"``.
         path, image: absolute paths of the file or folder with the counts and of the full-resolution image.
         um_per_px, pitch_px, spot_diameter_px: scale of the image and of the spot grid; None where unknown.
-        gene_names: where its genes' names were read from, None for the usual place.
+        gene_names, kind: how it was read, see :func:`hyperst.data.read_section`; None for the usual.
         fingerprint: of its content, to know it again under another name; None in runs of earlier versions.
     """
 
@@ -58,6 +58,7 @@ class SectionRecord:
     pitch_px: float | None
     spot_diameter_px: float | None
     gene_names: str | None = None
+    kind: str | None = None
     fingerprint: dict[str, Any] | None = None
 
     def read(self) -> Section:
@@ -71,6 +72,7 @@ class SectionRecord:
             name=self.name,
             patient=self.patient,
             gene_names=self.gene_names,
+            kind=self.kind,
             require_image=self.image is not None,
         )
 
@@ -88,6 +90,7 @@ class SectionRecord:
             pitch_px=section.grid.pitch_px,
             spot_diameter_px=section.spot_diameter_px,
             gene_names=section.gene_names,
+            kind=section.kind,
             fingerprint=asdict(fingerprint(section)),
         )
 

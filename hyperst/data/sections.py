@@ -44,7 +44,7 @@ class Section:
         features: obsm key -> float32 (spot width), for precomputed backbones; filled by :meth:`load_features`.
         path: the file or folder the section was read from, or None.
         symbols: str (gene,), symbols of the genes where ``genes`` are other identifiers and the file tells, or None.
-        gene_names: where the genes' names were read from if not from the usual place, see :func:`read_section`.
+        gene_names, kind: what :func:`read_section` was given, to read the section again; None for the usual.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Section:
     path: Path | None = None
     symbols: np.ndarray | None = None
     gene_names: str | None = None
+    kind: str | None = None
 
     @property
     def n_spots(self) -> int:
@@ -171,6 +172,7 @@ def read_section(
         path=table.source,
         symbols=table.symbols,
         gene_names=gene_names,
+        kind=kind,
     )
 
 

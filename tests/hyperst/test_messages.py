@@ -18,9 +18,9 @@ from hyperst.data import fingerprint, read_section
 from hyperst.evaluation import OURS, evaluate
 from hyperst.evaluation_inputs import check_folder, check_unseen
 from hyperst.predict import predict_values
-from hyperst.run import load_run
+from hyperst.run import SectionRecord, load_run
 
-from .data.section_formats import hd, write_image
+from .data.section_formats import MADE, hd, write_image
 from .test_cli import SMALL, call, failure
 
 
@@ -59,7 +59,7 @@ def test_a_run_without_fingerprints_compares_with_the_training_sections(trained,
     shutil.copytree(trained, old)
     split = json.loads((old / "split.json").read_text())
     for record in split["sections"]:
-        del record["fingerprint"], record["gene_names"]
+        del record["fingerprint"], record["gene_names"], record["kind"]
     (old / "split.json").write_text(json.dumps(split))
     assert "took part" in failure("evaluate", old, copied(0, "new", "patient7"))
     (old / "split.json").write_text(json.dumps(split).replace(".h5ad", ".gone"))
@@ -121,6 +121,18 @@ def test_a_manifest_names_sections_patients_and_images(copied, tmp_path):
     assert tiles.n_obs > 10
     message = failure("predict", tmp_path / "run", tmp_path / "predict.csv", "-o", tmp_path / "predicted")
     assert "spots.h5ad exists" in message
+
+
+def test_a_section_of_a_run_is_read_again_as_it_was_read(tmp_path):
+    """By the same reader, with the same names of genes, from one matrix among several in a folder."""
+    path = MADE["ensembl"](tmp_path).rename(tmp_path / "A.adata")
+    section = read_section(path, kind="h5ad", gene_names="gene_symbols", patient="P7")
+    again = SectionRecord.of(section, "training").read()
+    assert (list(again.genes), again.patient, again.image_path) == (list(section.genes), "P7", section.image_path)
+    assert again.genes[0] == "ACTB"
+    folder = MADE["geo_several"](tmp_path / "geo")
+    section = read_section(folder / "GSM2_B_matrix.mtx.gz")
+    assert SectionRecord.of(section, "training").read().image_path == section.image_path
 
 
 def test_visium_hd_needs_a_choice_of_bin(tmp_path):
