@@ -27,7 +27,7 @@ build/with-%/.installed: $(STAMP) .ci/on_top.py
 
 # Backbones of timm, which `make test` leaves out.
 timm: build/with-timm/.installed
-	build/with-timm/bin/python -m pytest -q tests/hyperst/test_timm.py
+	build/with-timm/bin/python -m pytest -q tests/hyperst/test_timm.py tests/hyperst/test_encoders.py
 
 # Under another version of Triton: every kernel compiled for every architecture, and the first tests in its interpreter.
 TRITON ?= 3.9.0

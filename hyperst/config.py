@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from hyperst.data import CropConfig, Target
 from hyperst.files import write_text_atomic
 from hyperst.model import ModelConfig
-from hyperst.model.alignment import ABLATIONS, AlignmentConfig
+from hyperst.model.alignment import ABLATION_FIELDS, AlignmentConfig
 from hyperst.validation import STRICT, Count, NonNegative, Positive, Real, friendly
 
 __all__ = [
@@ -48,8 +48,8 @@ class DataConfig:
             ``"log2"``, log2(1 + count), is the paper's and lets depth make most of the correlation.
         n_genes: how many genes are selected, on the training sections only.
         gene_selection: ``"hmhvg"`` (high mean and high variance, the paper's) or ``"hvg"`` (variance of log1p_cp10k).
-        feature_key: name of the ``obsm`` entries with precomputed image features; set together with the
-            ``"precomputed"`` backbone. None: crops of the image are used.
+        feature_key: name of the precomputed image features: ``obsm`` entries, or ``"file"`` for those of ``--features``; set
+            together with the ``"precomputed"`` backbone. None: crops of the image are used.
         cache_gib: memory for decoded crops, in GiB; beyond it crops are read from the image each time.
     """
 
@@ -128,7 +128,7 @@ def _paper() -> RunConfig:
     return RunConfig(
         data=DataConfig(target="log2"),
         crop=CropConfig(image_size=224),
-        model=ModelConfig(backbone="timm:vit_large_patch16_224", lora=True, width=1024, dropout=0.1),
+        model=ModelConfig(backbone="uni", lora=True, width=1024, dropout=0.1),
         training=TrainingConfig(
             epochs=200,
             batch_size=128,
@@ -143,7 +143,7 @@ def _paper() -> RunConfig:
 
 
 #: Named starting points: ``"cpu"`` trains a small convolutional encoder in minutes on two cores, ``"paper"`` is the
-#: published configuration (ViT-L/16 with LoRA, width 1024, log2(1 + count); needs the backbone's weights and a GPU).
+#: published configuration (UNI with LoRA, width 1024, log2(1 + count); needs UNI's weights and a GPU).
 PRESETS = {"cpu": RunConfig, "paper": _paper}
 
 
@@ -161,17 +161,22 @@ def preset(name: str) -> RunConfig:
 
 
 def with_ablation(config: RunConfig, name: str) -> RunConfig:
-    """``config`` with the alignment and the inputs of the head of a row of the paper's ablation.
+    """``config`` with what a row of the paper's ablation is about, and everything else as it was.
 
     Raises:
-        ValueError: no such row.
+        ValueError: no such row, or one that does not go with the rest of the alignment.
 
     >>> with_ablation(RunConfig(), "spot_head").model.head_inputs
     ('spot',)
     """
-    _require_known("ablation", name, ABLATIONS)
-    alignment, head_inputs = ABLATIONS[name]
-    return replace(config, alignment=alignment, model=replace(config.model, head_inputs=head_inputs))
+    _require_known("ablation", name, ABLATION_FIELDS)
+    alignment = dict(ABLATION_FIELDS[name])
+    head_inputs = alignment.pop("head_inputs", config.model.head_inputs)
+    return replace(
+        config,
+        alignment=replace(config.alignment, **alignment),
+        model=replace(config.model, head_inputs=head_inputs),
+    )
 
 
 def read_config(path: str | Path, base: RunConfig | None = None) -> RunConfig:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hyperst.data import Section, image_section, open_image, read_section, tile_grid
-from hyperst.run import Run, RunFolder, as_trained, load_run, spot_dataset
+from hyperst.data import Section, attach_features, crop_widths_px, image_section, open_image, read_section, tile_grid
+from hyperst.data.images import DamagedTiles
+from hyperst.data.images.scale import check_mpp
+from hyperst.run import Run, RunFolder, as_trained, feature_width, load_run, spot_dataset
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -74,6 +76,12 @@ def over_spots(
     ``on_batch`` is called with the number of spots of each batch.
     """
     parts: dict[str, list[np.ndarray]] = {}
+    width = feature_width(run.config, [section], run.split.role("training")[0].own_niche)
+    if width is not None and width != run.model.backbone.width:
+        raise ValueError(
+            f"section {section.name} has {width} features per spot, the run in {run.folder} was trained on "
+            f"{run.model.backbone.width}; take features of the same encoder"
+        )
     with torch.inference_mode():
         for batch in DataLoader(spot_dataset(run.config, [as_trained(run, section)]), batch_size):
             found = compute({name: value.to(run.device) for name, value in batch.items()})
@@ -94,6 +102,9 @@ def predict_image(
     *,
     spots: str | Path | np.ndarray | None = None,
     mpp: float | None = None,
+    skip_damaged: bool = False,
+    features: str | Path | None = None,
+    niche_features: str | Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Predict expression on an image.
@@ -104,6 +115,11 @@ def predict_image(
             with columns x and y, or float (spot 2), in pixels of ``image``. None: a square grid over the tissue, with
             the spacing of the training sections.
         mpp: um/px of ``image``; default what the section or the image itself records.
+        skip_damaged: leave tiles of the image that cannot be decoded white, like background. Their number is then
+            ``damaged_tiles`` in ``uns['hyperst']``, and ``obs['on_damaged_tile']`` tells the spots whose niche they touch. By
+            default such a tile is an error.
+        features, niche_features: files of precomputed features, for a run that was trained on such; spots without are left
+            out, see :func:`hyperst.data.attach_features`.
 
     Returns:
         AnnData with X float32 (spot gene) on the run's target scale, ``obsm['spatial']`` in full-resolution pixels,
@@ -114,8 +130,25 @@ def predict_image(
         FileNotFoundError: no image or no spots file.
         ValueError: unknown scale, spots outside the image, no tissue found.
     """
-    section = _section_on(run, Path(image), spots, mpp)
-    return predict_section(run, section, on_progress=on_progress)
+    if mpp is not None:
+        check_mpp(mpp, "mpp as given")
+    key = run.config.data.feature_key
+    if key is None and (features is not None or niche_features is not None):
+        raise ValueError(f"the run in {run.folder} was trained on crops of the image; leave --features out")
+    if features is None and niche_features is not None:
+        raise ValueError("niche_features go with features: give both files, --features and --niche-features")
+    damaged = DamagedTiles() if skip_damaged else None
+    section = _section_on(run, Path(image), spots, mpp, damaged, with_features=features is not None)
+    if key is not None and features is not None:
+        section = attach_features(section, features, niche_features, key=key)
+    section = replace(section, damaged=damaged)
+    predicted = predict_section(run, section, on_progress=on_progress)
+    if damaged is not None and section.image_path is not None:
+        seen = as_trained(run, section)
+        _, niche = crop_widths_px(seen.grid, seen.spot_diameter_px, run.config.crop)
+        predicted.obs["on_damaged_tile"] = damaged.touched(section.spot_px, niche)
+        predicted.uns["hyperst"]["damaged_tiles"] = len(damaged)
+    return predicted
 
 
 def read_spots(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -143,19 +176,27 @@ def read_spots(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     return positions, table["spot"].astype(str).to_numpy() if "spot" in table else None
 
 
-def _section_on(run: Run, image: Path, spots: str | Path | np.ndarray | None, mpp: float | None) -> Section:
+def _section_on(
+    run: Run,
+    image: Path,
+    spots: str | Path | np.ndarray | None,
+    mpp: float | None,
+    damaged: DamagedTiles | None,
+    *,
+    with_features: bool,
+) -> Section:
     """The positions to predict, as a section on ``image``."""
     if image.is_dir() or image.name.endswith((".h5ad", ".tsv", ".tsv.gz")):
         if spots is not None:
             raise ValueError(f"{image} is a section with spots of its own; leave out --spots, or give the image alone")
         return read_section(image, mpp=mpp, require_counts=False, require_image=run.config.data.feature_key is None)
-    if run.config.data.feature_key is not None:
+    if run.config.data.feature_key is not None and not with_features:
         raise ValueError(
-            f"the run in {run.folder} uses precomputed features {run.config.data.feature_key!r}; give a section (.h5ad) "
-            f"with them instead of {image}"
+            f"the run in {run.folder} uses precomputed features {run.config.data.feature_key!r}; give those of {image} with "
+            "--features FILE, or a section (.h5ad) that has them in obsm"
         )
     if spots is None:
-        return _tiled(run, image, mpp)
+        return _tiled(run, image, mpp, damaged)
     if isinstance(spots, np.ndarray):
         return image_section(image, spots, mpp=mpp)
     if Path(spots).suffix != ".csv":
@@ -165,7 +206,7 @@ def _section_on(run: Run, image: Path, spots: str | Path | np.ndarray | None, mp
     return section if names is None else replace(section, spot_ids=names)
 
 
-def _tiled(run: Run, image: Path, mpp: float | None) -> Section:
+def _tiled(run: Run, image: Path, mpp: float | None, damaged: DamagedTiles | None) -> Section:
     """A grid over the tissue with the spacing of the first training section, in um where the run has a scale."""
     record = run.split.role("training")[0]
     if record.pitch_px is None:
@@ -175,14 +216,15 @@ def _tiled(run: Run, image: Path, mpp: float | None) -> Section:
     else:
         with open_image(image) as opened:
             um_per_px = mpp if mpp is not None else opened.mpp
+            ignored = f" ({opened.scale.problem})" if opened.scale.problem else ""
         if um_per_px is None or record.um_per_px is None:
             raise ValueError(
-                f"the um/px of {image} are not recorded in it; give them with --mpp (for example --mpp 0.5)"
+                f"the um/px of {image} are not recorded in it{ignored}; give them with --mpp (for example --mpp 0.5)"
             )
         zoom = record.um_per_px / um_per_px
         pitch_px = record.pitch_px * zoom
         diameter_px = None if record.spot_diameter_px is None else record.spot_diameter_px * zoom
-    with open_image(image) as opened:
+    with open_image(image, damaged=damaged) as opened:
         positions = tile_grid(opened, pitch_px)
     return image_section(image, positions, mpp=mpp, pitch_px=pitch_px, spot_diameter_px=diameter_px)
 

@@ -6,22 +6,24 @@
 from __future__ import annotations
 
 import json
-import pickle
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
+from hyperst.checkpoint import load_checkpoint, require_genes, stored_identity, weights_checksum
 from hyperst.config import RunConfig, read_config
-from hyperst.data import Section, SpotDataset, fingerprint, read_section
+from hyperst.data import Section, SpotDataset, attach_features, fingerprint, read_section
+from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
+from hyperst.data.features import has_niche_features
 from hyperst.device import choose_device
-from hyperst.files import write_json_atomic
+from hyperst.files import write_json_atomic, write_text_atomic
 from hyperst.model import HyperST
+from hyperst.model.backbones import is_pretrained
+from hyperst.versions import code_versions
 
 __all__ = [
     "Run",
@@ -44,6 +46,9 @@ class SectionRecord:
         role: ``"training"`` or ``"validation"``.
         path, image: absolute paths of the file or folder with the counts and of the full-resolution image.
         um_per_px, pitch_px, spot_diameter_px: scale of the image and of the spot grid; None where unknown.
+        features, niche_features: absolute paths of the files with precomputed features, None where there are none.
+        own_niche: whether niches have precomputed features of their own, not the mean over their spots; None without features
+            and in runs of an older version.
         gene_names, kind: how it was read, see :func:`hyperst.data.read_section`; None for the usual.
         fingerprint: of its content, to know it again under another name; None in runs of earlier versions.
     """
@@ -57,15 +62,21 @@ class SectionRecord:
     um_per_px: float | None
     pitch_px: float | None
     spot_diameter_px: float | None
+    features: str | None = None
+    niche_features: str | None = None
+    own_niche: bool | None = None
     gene_names: str | None = None
     kind: str | None = None
     fingerprint: dict[str, Any] | None = None
 
-    def read(self) -> Section:
-        """Read the section again. Errors: see :func:`hyperst.data.read_section`."""
+    def read(self, feature_key: str | None = None) -> Section:
+        """Read the section again, with its precomputed features as ``feature_key``.
+
+        Errors: see :func:`hyperst.data.read_section` and :func:`hyperst.data.attach_features`.
+        """
         if self.path is None:
             raise ValueError(f"section {self.name} was not read from a file, so it cannot be read again")
-        return read_section(
+        section = read_section(
             self.path,
             image=self.image,
             mpp=self.um_per_px,
@@ -75,24 +86,34 @@ class SectionRecord:
             kind=self.kind,
             require_image=self.image is not None,
         )
+        if self.features is None or feature_key is None:
+            return section
+        return attach_features(section, self.features, self.niche_features, key=feature_key)
 
     @classmethod
-    def of(cls, section: Section, role: str) -> SectionRecord:
-        """The record of ``section`` in its role."""
+    def of(cls, section: Section, role: str, feature_key: str | None = None) -> SectionRecord:
+        """The record of ``section`` in its role, in a run on the precomputed features ``feature_key``."""
         return cls(
             name=section.name,
             patient=section.patient,
             role=role,
-            path=None if section.path is None else str(Path(section.path).resolve()),
-            image=None if section.image_path is None else str(Path(section.image_path).resolve()),
+            path=_absolute(section.path),
+            image=_absolute(section.image_path),
             n_spots=section.n_spots,
             um_per_px=section.grid.um_per_px,
             pitch_px=section.grid.pitch_px,
             spot_diameter_px=section.spot_diameter_px,
+            features=_absolute(section.features_path),
+            niche_features=_absolute(section.niche_features_path),
+            own_niche=None if feature_key is None else has_niche_features(section, feature_key),
             gene_names=section.gene_names,
             kind=section.kind,
             fingerprint=asdict(fingerprint(section)),
         )
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())
 
 
 @dataclass(frozen=True)
@@ -147,13 +168,39 @@ class RunFolder:
             )
 
     def read_genes(self) -> list[str]:
-        """Names of the predicted genes, in the order of the model's outputs."""
-        return self.genes.read_text(encoding="utf-8").split()
+        """Names of the predicted genes, one per line, in the order of the model's outputs.
+
+        Raises:
+            FileNotFoundError, ValueError: the file is missing, or no list of names.
+        """
+        genes = _read_text(self.genes).split("\n")
+        genes = genes[:-1] if not genes[-1] else genes
+        if not genes or not all(name.strip() for name in genes) or len(set(genes)) < len(genes):
+            raise ValueError(f"{self.genes} is damaged: it must name each predicted gene once, one per line; {_AGAIN}")
+        return genes
+
+    def write_genes(self, genes: Sequence[str]) -> None:
+        """Write ``genes.txt`` atomically. Raises ValueError for a name that is no single line."""
+        broken = [name for name in genes if not name.strip() or len(name.splitlines()) != 1]
+        if broken:
+            raise ValueError(f"gene {broken[0]!r} has no name of one line; rename it in the sections (var_names)")
+        write_text_atomic(self.genes, "\n".join(genes) + "\n")
 
     def read_split(self) -> Split:
-        """The sections and held-out spots of the run."""
-        stored = self._read_json(self.split)
-        return Split(tuple(SectionRecord(**entry) for entry in stored["sections"]), stored["validation_spots"])
+        """The sections and held-out spots of the run.
+
+        Raises:
+            FileNotFoundError, ValueError: the file is missing or damaged.
+        """
+        try:
+            split = _SPLIT.validate_python(_read_json(self.split))
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            where = ".".join(map(str, wrong["loc"])) or "the whole"
+            raise ValueError(f"{self.split} is damaged ({where}: {wrong['msg']}); {_AGAIN}") from error
+        if not split.role("training"):
+            raise ValueError(f"{self.split} is damaged (it names no training section); {_AGAIN}")
+        return split
 
     def write_split(self, split: Split) -> None:
         """Write ``split.json`` atomically."""
@@ -162,18 +209,38 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any] | None:
         """How the training ended, or None while it has not."""
-        return self._read_json(self.summary) if self.summary.is_file() else None
+        return _read_object(self.summary) if self.summary.is_file() else None
 
     def read_versions(self) -> dict[str, str]:
         """Versions that the run was started with."""
-        return self._read_json(self.versions)
+        return _read_object(self.versions)
 
-    @staticmethod
-    def _read_json(path: Path) -> Any:
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is damaged ({error}); train again into another folder") from error
+
+_SPLIT = TypeAdapter(Split)
+_AGAIN = "restore it, or train again into another folder"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing from the run; {_AGAIN}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); {_AGAIN}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(_read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {_AGAIN}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    found = _read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (it holds no table of names and values); {_AGAIN}")
+    return found
 
 
 def section_indices(sections: Sequence[Section], spots: dict[str, list[str]], *, inside: bool) -> list[tuple[int, int]]:
@@ -185,36 +252,20 @@ def section_indices(sections: Sequence[Section], spots: dict[str, list[str]], *,
     return pairs
 
 
-def code_versions() -> dict[str, str]:
-    """Versions of what makes a result: this library (with its git commit where there is one) and what it stands on."""
-    versions = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in ("hyperst-kernels", "torch", "lightning", "numpy", "anndata", "timm", "peft"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    commit = _git_commit(Path(__file__).resolve().parents[1])
-    return {**versions, **({"commit": commit} if commit else {})}
+def build_model(config: RunConfig, n_genes: int, backbone_width: int | None = None, *, stored: bool = False) -> HyperST:
+    """The untrained model of a run; ``backbone_width`` is the width of precomputed features.
 
-
-def _git_commit(folder: Path) -> str | None:
-    """Commit of the checkout that holds this library, marked ``-dirty`` when files differ from it; None elsewhere."""
-    if not (folder / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        answer = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-        return answer.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def build_model(config: RunConfig, n_genes: int, backbone_width: int | None = None) -> HyperST:
-    """The untrained model of a run; ``backbone_width`` is the width of precomputed features."""
-    return HyperST(n_genes, config.model, backbone_width=backbone_width, image_size=config.crop.image_size)
+    Args:
+        stored: whether ``config`` is that of a run on disk. One without ``image_mean`` is of an older version, which
+            normalised images as ImageNet's for every encoder and left weights without a place unused: it goes on so.
+    """
+    model = config.model
+    old = stored and is_pretrained(model.backbone) and model.normalisation is None
+    if old:
+        model = replace(model, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD)
+    return HyperST(
+        n_genes, model, backbone_width=backbone_width, image_size=config.crop.image_size, strict_weights=not old
+    )
 
 
 def frozen_weights(model: HyperST) -> set[str]:
@@ -245,23 +296,28 @@ def spot_dataset(
     )
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU with ``weights_only=True``.
+def feature_width(config: RunConfig, sections: Sequence[Section], own_niche: bool | None = None) -> int | None:
+    """Width of the precomputed features, the same in all sections; None where crops are used.
+
+    Args:
+        own_niche: whether niches must have features of their own; None: as in the first section.
 
     Raises:
-        FileNotFoundError: the run has no such checkpoint (its first epoch was not finished).
-        ValueError: the file is damaged, or holds more than tensors and plain values.
+        ValueError: the widths differ, a section has no such features, or its niches' are of another kind.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"checkpoint {path} does not exist: the run has no finished epoch yet; continue it with --resume"
-        )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path} is damaged or not of this library ({reason}); train again") from error
+    key = config.data.feature_key
+    if key is None:
+        return None
+    width = len(spot_dataset(config, sections, indices=[(0, 0)])[0]["spot_features"])
+    own_niche = has_niche_features(sections[0], key) if own_niche is None else own_niche
+    for section in sections:
+        if has_niche_features(section, key) != own_niche:
+            kinds = ("the mean over the niche's spots", "features of the niche itself")
+            raise ValueError(
+                f"section {section.name}: the niches' features are {kinds[not own_niche]}, those trained on {kinds[own_niche]}; "
+                f"{'give them' if own_niche else 'leave them out'} ({key}_niche in obsm, or --niche-features)"
+            )
+    return width
 
 
 @dataclass(frozen=True)
@@ -299,17 +355,25 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     chosen = choose_device(device)
     config, genes, split = read_config(place.config), place.read_genes(), place.read_split()
     checkpoint = load_checkpoint(place.best)
+    require_genes(checkpoint, genes, place.best, place.genes)
     copy = "averaged.module." if config.training.averaging else "model."
     stored = checkpoint["state_dict"].items()
     weights = {name.removeprefix(copy): value for name, value in stored if name.startswith(copy)}
     try:
-        model = build_model(config, len(genes), weights["image_projectors.spot.weight"].shape[1])
+        model = build_model(config, len(genes), weights["image_projectors.spot.weight"].shape[1], stored=True)
         problems = model.load_state_dict(weights, strict=False)
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, IndexError) as error:
         raise ValueError(f"{place.best} does not fit {place.config}: {error}") from error
-    wrong = sorted({*problems.missing_keys, *problems.unexpected_keys} - frozen_weights(model))
+    frozen = frozen_weights(model)
+    wrong = sorted({*problems.missing_keys, *problems.unexpected_keys} - frozen)
     if wrong:
         raise ValueError(f"{place.best} does not fit {place.config}: {', '.join(wrong[:3])} do not match")
+    trained_on = stored_identity(checkpoint).get("frozen")
+    if trained_on is not None and trained_on != weights_checksum(model, frozen):
+        raise ValueError(
+            f"{config.model.weights} does not hold the weights that {place.path} was trained with; put back that file, or "
+            f"point model.weights in {place.config} to it"
+        )
     return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, int(checkpoint["epoch"]) + 1)
 
 

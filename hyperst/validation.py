@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import pickle
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-__all__ = ["STRICT", "Count", "NonNegative", "Positive", "Real", "friendly"]
+__all__ = ["STRICT", "Count", "NonNegative", "Positive", "Real", "friendly", "reason_of"]
 
 #: Configuration of every section's dataclass: no unknown keys, no silent conversion ("3" or True is no number), no NaN.
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -58,3 +59,16 @@ def _describe(detail: ErrorDetails, known: Mapping[str, Any]) -> str:
             return f"{label or 'the configuration'} must be a mapping of keys to values, got {detail['input']!r}"
     need = detail["msg"].replace("Input should", "it must").replace("greater than or equal to", "at least")
     return f"{label} is {detail['input']!r}; {need.replace('less than or equal to', 'at most')}"
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what a library says about a file it cannot read, in one line.
+
+    >>> reason_of(KeyError()), reason_of(ValueError("no zip file\\nmore"))
+    ('KeyError', 'no zip file')
+    """
+    if isinstance(
+        error, pickle.UnpicklingError
+    ):  # PyTorch's text is about how to run the code in the file all the same
+        return "it holds more than tensors and plain values, or its table of contents is broken"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -21,7 +21,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", ["command_line.md", "configuration.md"])
+@pytest.mark.parametrize("page", ["command_line.md", "configuration.md", "image_formats.md"])
 def test_a_page_is_that_of_the_code(generated, page):
     assert (generated / page).read_text(encoding="utf-8") == (REFERENCE / page).read_text(encoding="utf-8")
 

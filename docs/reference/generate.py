@@ -1,4 +1,5 @@
-"""Write command_line.md, configuration.md and section_formats.md beside this file from the code that they describe.
+"""Write command_line.md, configuration.md, section_formats.md and image_formats.md beside this file from the code and the
+tables of the tests.
 
 python docs/reference/generate.py [FOLDER]      # `make docs` does it
 """
@@ -56,11 +57,44 @@ def configuration() -> str:
     return "\n".join(text) + "\n"
 
 
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    """A table in Markdown."""
+    return [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
+
+
+def image_formats() -> str:
+    """What is read of image files and how, and what is refused with which remedy."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from tests.hyperst.data import image_formats as formats
+    from tests.hyperst.data import image_scales as places
+
+    compressions = [
+        (name, *("read" if formats.exists(name, layout) else "-" for layout in formats.LAYOUTS))
+        for name in formats.COMPRESSIONS
+    ]
+    kinds = [
+        (kind.what, kind.as_ if kind.read is not None else f"refused: {kind.as_}", kind.remedy and f"`{kind.remedy}`")
+        for kind in formats.KINDS
+    ]
+    scales = [
+        (scale.what, "not recorded" if scale.mpp is None else f"{scale.mpp:g}", scale.problem)
+        for scale in places.SCALES
+    ]
+    endings = [(", ".join(f"`{each}`" for each in part.endings), part.reader, part.how) for part in formats.ENDINGS]
+    text = ["# Image formats", "", *formats.INTRODUCTION, "", "## Files", ""]
+    text += [*table(("ending", "read by", "how"), endings), "", "## Compressions and layouts of TIFF", ""]
+    text += [*table(("compression", *formats.LAYOUTS), compressions), "", "## Pixels", ""]
+    text += [*table(("file", "what becomes of it", "the message names"), kinds), "", "## um per pixel", ""]
+    text += [*places.ABOUT_SCALE, "", *table(("where the file says it", "um/px", "what is told"), scales), ""]
+    return "\n".join([*text, "## Damage and memory", "", *places.ABOUT_DAMAGE]) + "\n"
+
+
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     (folder / "command_line.md").write_text(command_line(), encoding="utf-8")
     (folder / "configuration.md").write_text(configuration(), encoding="utf-8")
     (folder / "section_formats.md").write_text(formats_page(), encoding="utf-8")
+    (folder / "image_formats.md").write_text(image_formats(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from hyperst.cli.console import (
     print_sections,
     print_training,
 )
+from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
 from hyperst.cli.predict_manifest import predict_listed
 
@@ -158,9 +159,14 @@ def train(
     n_genes: Annotated[int | None, typer.Option("--n-genes", help="Genes to predict.")] = None,
     gene_selection: Annotated[str | None, typer.Option("--gene-selection", help="hmhvg or hvg.")] = None,
     backbone: Annotated[
-        str | None, typer.Option("--backbone", help="conv, stain, conv+stain, precomputed, or timm:NAME.")
+        str | None,
+        typer.Option(
+            "--backbone",
+            help="conv, stain, conv+stain, precomputed; with --weights: uni, uni2-h, conch, virchow2, h-optimus-0, gigapath, "
+            "phikon-v2, resnet50, or timm:NAME.",
+        ),
     ] = None,
-    weights: Annotated[str | None, typer.Option("--weights", help="File with the backbone's weights.")] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="Local file with the backbone's weights.")] = None,
     feature_key: Annotated[
         str | None, typer.Option("--feature-key", help="obsm entries with precomputed image features.")
     ] = None,
@@ -180,6 +186,8 @@ def train(
     mpp: Mpp = None,
     bin_um: BinUm = None,
     gene_names: GeneNames = None,
+    features: Features = None,
+    niche_features: NicheFeatures = None,
 ) -> None:
     """Train on sections with counts and images; the best checkpoint by validation error is kept."""
     console = make_console()
@@ -202,16 +210,19 @@ def train(
         for part, keys in options.items()
         if (given := {key: value for key, value in keys.items() if value is not None})
     }
-    if resume and (changes or config_file or preset_name or ablation):
+    if resume and (changes or config_file or preset_name or ablation or features or niche_features):
         raise typer.BadParameter(
             "a resumed run keeps its configuration; leave out every option but --output", param_hint="--resume"
         )
     if not sections and not resume:
         raise typer.BadParameter("name at least one section to train on", param_hint="SECTIONS")
-    if feature_key is not None:
+    if features is not None and feature_key is None:
+        changes.setdefault("data", {})["feature_key"] = "file"
+    if feature_key is not None or features is not None:
         changes.setdefault("model", {}).setdefault("backbone", "precomputed")
 
     from hyperst.config import preset, read_config, update, with_ablation
+    from hyperst.model.backbones import require_weights
     from hyperst.train import fit
 
     if resume:
@@ -223,12 +234,15 @@ def train(
         if ablation is not None:
             config = with_ablation(config, ablation)
         config = update(config, changes)
+        require_weights(config.model.backbone, config.model.weights, config.crop.image_size)
         need_image = config.data.feature_key is None
         groups = list_groups([sections or [], validation_sections or []], bin_um)
         one_image(groups[0], image)
         read: dict[str, Any] = {"images": images, "mpp": mpp, "gene_names": gene_names, "require_image": need_image}
         training = read_sections(groups[0], image=image, **read)
         validation = read_sections(groups[1], **read)
+        key = config.data.feature_key
+        training, validation = (with_features(each, features, niche_features, key) for each in (training, validation))
     print_sections(console, training, "training sections")
     if validation:
         print_sections(console, validation, "validation sections")
@@ -269,6 +283,8 @@ def evaluate_command(
     mpp: Mpp = None,
     bin_um: BinUm = None,
     gene_names: GeneNames = None,
+    features: Features = None,
+    niche_features: NicheFeatures = None,
     device: Device = None,
 ) -> None:
     """Compare predictions with measured expression, beside ridge regression, the training mean and shuffled images."""
@@ -280,10 +296,9 @@ def evaluate_command(
     run = load_run(run_folder, device=device)
     (listed,) = list_groups([sections], bin_um)
     one_image(listed, image)
-    require_image = run.config.data.feature_key is None
-    test = read_sections(
-        listed, images=images, image=image, mpp=mpp, gene_names=gene_names, require_image=require_image
-    )
+    key = run.config.data.feature_key
+    test = read_sections(listed, images=images, image=image, mpp=mpp, gene_names=gene_names, require_image=key is None)
+    test = with_features(test, features, niche_features, key)
     for section in test:  # all that can be refused is refused before the first hour of work
         check_unseen(run, section)
         check_drawn(shared_genes(run, section, missing)[0], genes or (), run)
@@ -329,6 +344,12 @@ def predict(
         ),
     ] = None,
     mpp: Mpp = None,
+    skip_damaged: Annotated[
+        bool,
+        typer.Option("--skip-damaged", help="Leave tiles of the image that cannot be decoded white, and count them."),
+    ] = False,
+    features: Features = None,
+    niche_features: NicheFeatures = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -346,6 +367,10 @@ def predict(
     if is_manifest(image):
         if spots is not None:
             raise typer.BadParameter("a manifest names the sections whose spots are predicted", param_hint="--spots")
+        if features is not None or niche_features is not None or skip_damaged:
+            raise typer.BadParameter(
+                "--features, --niche-features and --skip-damaged go with one image or section", param_hint="IMAGE"
+            )
         predict_listed(console, run_folder, image, mpp, output, device)
         return
     if output is not None and output.suffix != ".h5ad":
@@ -356,8 +381,23 @@ def predict(
 
     run = load_run(run_folder, device=device)
     with SpotProgress(console, "spots") as progress:
-        predicted = predict_image(run, image, spots=spots, mpp=mpp, on_progress=progress)
+        predicted = predict_image(
+            run,
+            image,
+            spots=spots,
+            mpp=mpp,
+            skip_damaged=skip_damaged,
+            features=features,
+            niche_features=niche_features,
+            on_progress=progress,
+        )
     path = write_h5ad_atomic(predicted, output or run_folder / "predictions" / f"{image.name.split('.')[0]}.h5ad")
+    if skip_damaged and predicted.uns["hyperst"].get("damaged_tiles"):
+        damage = (
+            f"damaged tiles of the image left white: {predicted.uns['hyperst']['damaged_tiles']}; spots on or beside them, see "
+            f"obs['on_damaged_tile']: {int(predicted.obs['on_damaged_tile'].sum())}"
+        )
+        console.print(Text.assemble(("note", "yellow"), " ", damage), soft_wrap=True)
     console.print(
         f"{predicted.n_obs} spots x {predicted.n_vars} genes predicted as {predicted.uns['hyperst']['units']}\n"
         f"written: {path}\n"

@@ -65,8 +65,11 @@ def read_run_sections(folder: Path) -> tuple[RunConfig, list[Section], list[Sect
     place = RunFolder(folder)
     place.require()
     split = place.read_split()
-    training, validation = ([record.read() for record in split.role(role)] for role in ("training", "validation"))
-    return read_config(place.config), training, validation
+    config = read_config(place.config)
+    training, validation = (
+        [record.read(config.data.feature_key) for record in split.role(role)] for role in ("training", "validation")
+    )
+    return config, training, validation
 
 
 def training_sections(folder: Path) -> tuple[list[Section], str]:

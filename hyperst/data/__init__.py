@@ -3,6 +3,7 @@
 from hyperst.data.check import Finding, check_section
 from hyperst.data.crops import CropConfig, crop_widths_px, read_crops, resolve_crops
 from hyperst.data.dataset import SpotDataset
+from hyperst.data.features import attach_features
 from hyperst.data.genes import align_genes, common_genes, select_genes
 from hyperst.data.grid import Grid, detect_grid
 from hyperst.data.identity import Fingerprint, check_distinct, fingerprint, same_section
@@ -35,6 +36,7 @@ __all__ = [
     "SpotDataset",
     "Target",
     "align_genes",
+    "attach_features",
     "check_distinct",
     "check_section",
     "common_genes",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hyperst.data.images.scale import scale_conflict
 from hyperst.data.niches import niche_members
 from hyperst.data.sources import SectionSource
 
@@ -34,7 +35,7 @@ def check_section(
     source = path if isinstance(path, SectionSource) else SectionSource(Path(path))
     try:
         section = source.read(image=image, images_dir=images_dir, mpp=mpp, gene_names=gene_names)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, MemoryError) as error:
         return [Finding("error", str(error))]
     findings = [
         Finding(
@@ -55,9 +56,13 @@ def check_section(
     pitch = "no regular grid" if grid.pitch_px is None else f"{grid.kind} grid, pitch {grid.pitch_px:.4g} px"
     findings.append(Finding("ok" if grid.pitch_px else "warning", f"{pitch}, {scale}"))
     if grid.um_per_px is None:
+        with section.open_image() as opened:
+            ignored = f" ({opened.scale.problem})" if opened.scale.problem else ""
         findings.append(
             Finding(
-                "warning", "um/px is not recorded", "crops are cut in units of the pitch; give --mpp if you know it"
+                "warning",
+                f"um/px is not recorded{ignored}",
+                "crops are cut in units of the pitch; give --mpp if you know it",
             )
         )
     if grid.pitch_px:
@@ -66,6 +71,9 @@ def check_section(
         findings.append(Finding("ok", f"niches of up to {int(sizes.max())} spots, {alone} spots without neighbours"))
     with section.open_image() as opened:
         findings.append(Finding("ok", f"image {opened.width} x {opened.height} px: {section.image_path}"))
+        conflict = scale_conflict(grid.um_per_px, opened.scale, section.image_path)
+        if conflict:
+            findings.append(Finding("warning", conflict, "make sure which one is right; crops are cut by the one used"))
     if section.patient is None:
         findings.append(Finding("warning", "no patient recorded", "splits by patient will refuse this section"))
     return findings

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hyperst.data.crops import CropConfig, crop_widths_px, read_crops, read_spot_crops
+from hyperst.data.features import spot_and_niche_features
 from hyperst.data.genes import align_genes, gene_columns
 from hyperst.data.images import SlideImage
 from hyperst.data.niches import niche_counts, niche_members
@@ -35,8 +36,9 @@ class SpotDataset(Dataset):
         crop: widths and side of the crops.
         target: scale of the expression, see :mod:`hyperst.data.targets`.
         augment: turn and mirror both crops by one random element of the square's symmetry group (torch's generator).
-        feature_key: use precomputed image features instead of crops: obsm ``KEY_spot`` and ``KEY_niche``; if there is only
-            ``KEY``, it is the spot's and the niche's is its mean over the niche's spots.
+        feature_key: use precomputed image features instead of crops: ``KEY_spot`` and ``KEY_niche`` of obsm or of
+            :func:`hyperst.data.attach_features`; if there is only ``KEY``, it is the spot's and the niche's is its mean over
+            the niche's spots.
         indices: (section, spot) pairs to keep, in this order; default all.
         cache_bytes: crops are read once and kept as uint8 if they fit into this much memory; else each item reads its own
             two regions, which for JPEG and PNG means keeping whole decoded images (at most 4) in memory.
@@ -52,7 +54,8 @@ class SpotDataset(Dataset):
     - block_id: int64, shared by spots of the same block of 2 x 2 pitches of one section: false negatives of each other.
 
     Raises:
-        ValueError: no sections or no spots, missing genes, an index out of range, or crops that cannot be sized.
+        ValueError: no sections or no spots, missing genes, an index out of range, crops that cannot be sized, or features that
+            are missing, not finite or of several widths.
         FileNotFoundError: a section without image.
     """
 
@@ -82,7 +85,7 @@ class SpotDataset(Dataset):
         self.indices = _checked_indices(self.sections, indices)
         self._blocks = [block_ids(section, number) for number, section in enumerate(self.sections)]
         self._expression = [self._expressions(section) for section in self.sections] if counts else None
-        self._features = None if feature_key is None else [_features(each, feature_key) for each in self.sections]
+        self._features = None if feature_key is None else _feature_tables(self.sections, feature_key)
         self._images: OrderedDict[int, SlideImage] = OrderedDict()
         self._cache: np.ndarray | None = None
         if feature_key is None:
@@ -187,10 +190,11 @@ def _checked_indices(sections: list[Section], indices: Sequence[tuple[int, int]]
     return np.asarray(pairs, dtype=np.int64)
 
 
-def _features(section: Section, key: str) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        return section.load_features(f"{key}_spot"), section.load_features(f"{key}_niche")
-    except (KeyError, ValueError):
-        spot = section.load_features(key)
-    members = niche_members(section)
-    return spot, ((members @ spot) / np.diff(members.indptr)[:, None]).astype(np.float32)
+def _feature_tables(sections: list[Section], key: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Features of spots and niches of each section; all of one width."""
+    tables = [spot_and_niche_features(section, key) for section in sections]
+    widths = {section.name: spot.shape[1] for section, (spot, _) in zip(sections, tables, strict=True)}
+    if len(set(widths.values())) > 1:
+        each = ", ".join(f"{name} has {width}" for name, width in widths.items())
+        raise ValueError(f"features {key!r} differ in width: {each} numbers per spot; take them from one encoder")
+    return tables

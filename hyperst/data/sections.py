@@ -16,15 +16,17 @@ from scipy import sparse
 
 from hyperst.data.grid import Grid, detect_grid
 from hyperst.data.image_files import find_image
-from hyperst.data.images import SlideImage, open_image
+from hyperst.data.images import DamagedTiles, SlideImage, open_image
+from hyperst.data.images.scale import LARGEST_SCALE_ERROR, RecordedScale, check_mpp, scale_conflict
 from hyperst.data.readers import reader_of
+from hyperst.data.readers.features import obsm_keys
 from hyperst.data.readers.h5ad import read_h5ad_features
 from hyperst.data.readers.spaceranger_files import sample_folder
 from hyperst.data.readers.table import Scale, SpotTable, check_positions, empty_counts
 
 __all__ = ["Section", "image_section", "read_section"]
 
-_LARGEST_SCALE_ERROR = 0.10
+_MPP_REMEDY = "Give the um/px of the image that the spot positions refer to with mpp=... (--mpp), or correct the file"
 
 
 @dataclass
@@ -45,6 +47,8 @@ class Section:
         path: the file or folder the section was read from, or None.
         symbols: str (gene,), symbols of the genes where ``genes`` are other identifiers and the file tells, or None.
         gene_names, kind: what :func:`read_section` was given, to read the section again; None for the usual.
+        damaged: takes down tiles of the image that cannot be decoded, which are then white; None makes such a tile an error.
+        features_path, niche_features_path: files that ``features`` came from, see :func:`hyperst.data.attach_features`.
     """
 
     name: str
@@ -63,6 +67,9 @@ class Section:
     symbols: np.ndarray | None = None
     gene_names: str | None = None
     kind: str | None = None
+    damaged: DamagedTiles | None = None
+    features_path: Path | None = None
+    niche_features_path: Path | None = None
 
     @property
     def n_spots(self) -> int:
@@ -75,28 +82,43 @@ class Section:
             raise FileNotFoundError(
                 f"section {self.name} has no full-resolution image; give it with --image (in Python image=)"
             )
-        return open_image(self.image_path)
+        return open_image(self.image_path, damaged=self.damaged)
+
+    def feature_keys(self) -> list[str]:
+        """Names that :meth:`load_features` takes: features in memory, and ``obsm`` entries of an .h5ad file."""
+        path = self.path
+        in_file = obsm_keys(path) if path is not None and path.suffix.lower() == ".h5ad" and path.is_file() else []
+        return sorted({*self.features, *in_file})
 
     def load_features(self, key: str) -> np.ndarray:
         """``obsm[key]`` of the section's .h5ad file as float32 (spot width); read once, then kept in ``features``.
 
         Raises:
-            MissingFeatures: no such key; a ValueError and a KeyError.
-            ValueError: the section was not read from .h5ad, or the features are not finite (spot width).
+            ValueError: the section has no such features (the message names those it has), or they are not finite
+                (spot width).
         """
         if key in self.features:
             return self.features[key]
-        if self.path is None or self.path.suffix.lower() != ".h5ad":
+        if key not in self.feature_keys():
             raise ValueError(
-                f"section {self.name} was not read from .h5ad, so it has no features {key!r}; "
-                "set section.features[key] to an array (spot width)"
+                f"section {self.name} has no features {key!r}; features found: {', '.join(self.feature_keys()) or 'none'}. "
+                "Add them to obsm of an .h5ad file, give a file of features with --features (attach_features), or set "
+                "section.features[key] to an array (spot width)"
             )
+        assert self.path is not None
         names, values = read_h5ad_features(self.path, key)
-        if values.ndim != 2 or not np.isfinite(values).all():
-            raise ValueError(f"{self.path}: obsm[{key!r}] of shape {values.shape} must be finite (spot width)")
+        if values.ndim != 2:
+            raise ValueError(f"{self.path}: obsm[{key!r}] of shape {values.shape} must be (spot width)")
         place = {name: i for i, name in enumerate(names)}
-        self.features[key] = values[[place[name] for name in self.spot_ids]]
-        return self.features[key]
+        values = values[[place[name] for name in self.spot_ids]]
+        broken = ~np.isfinite(values).all(axis=1)
+        if broken.any():
+            raise ValueError(
+                f"{self.path}: obsm[{key!r}] of {int(broken.sum())} spots is NaN or infinite "
+                f"({', '.join(map(str, self.spot_ids[broken][:5]))}); compute it again"
+            )
+        self.features[key] = values
+        return values
 
 
 def read_section(
@@ -136,7 +158,8 @@ def read_section(
     Raises:
         FileNotFoundError: the section, its image or one of its files is missing; the message lists where it looked.
         ValueError: the file is damaged; X does not hold raw counts; duplicate gene or spot names; coordinates missing
-            or not finite; spots outside the image; a downscaled image; ``mpp`` contradicts the spot grid by over 10 %.
+            or not finite; spots outside the image; a downscaled image; um/px that contradict the spot grid by over 10 %, or
+            that no histology image has (below 0.05 or above 20).
 
     >>> import tempfile
     >>> from hyperst.synthetic import write_tissue
@@ -155,8 +178,9 @@ def read_section(
     if table.source.is_dir():
         image_names += [sample_folder(table.source.resolve()).name, table.source.name]
     image_path = find_image(table, image_names, image, images_dir, require_image)
-    image_mpp = _check_image(table, image_path) if image_path is not None else None
-    grid = _resolve_scale(table, mpp, image_mpp)
+    recorded = _check_image(table, image_path) if image_path is not None else RecordedScale()
+    grid = _resolve_scale(table, mpp, recorded.mpp)
+    _warn_of_conflict(grid.um_per_px, recorded, image_path)
     return Section(
         name=table.name,
         patient=patient if patient is not None else table.patient,
@@ -202,7 +226,8 @@ def image_section(
     spot_px = check_positions(spot_px, ids, path)
     with open_image(path) as opened:
         _check_inside(spot_px, opened, [], path)
-        um_per_px = opened.mpp if mpp is None else _positive_mpp(mpp)
+        um_per_px = opened.mpp if mpp is None else check_mpp(mpp, "mpp as given")
+        _warn_of_conflict(um_per_px, opened.scale, path)
     found = detect_grid(spot_px)
     pitch = found.pitch_px if pitch_px is None else float(pitch_px)
     grid = Grid(found.kind, pitch, um_per_px, None if um_per_px is None or pitch is None else pitch * um_per_px)
@@ -211,8 +236,8 @@ def image_section(
     return Section(name, None, counts, genes, ids, spot_px, None, path, spot_diameter_px, grid, library)
 
 
-def _check_image(table: SpotTable, path: Path) -> float | None:
-    """Raise unless ``path`` can be the full-resolution image of the spots; return the um/px it records."""
+def _check_image(table: SpotTable, path: Path) -> RecordedScale:
+    """Raise unless ``path`` can be the full-resolution image of the spots; return what it records of its scale."""
     with open_image(path) as opened:
         for size, factor in table.small_images:
             if factor < 0.99 and size == (opened.width, opened.height):
@@ -222,7 +247,7 @@ def _check_image(table: SpotTable, path: Path) -> float | None:
                     "give the microscope image that Space Ranger was run on"
                 )
         _check_inside(table.spot_px, opened, table.small_images, table.source)
-        return opened.mpp
+        return opened.scale
 
 
 def _check_inside(
@@ -262,16 +287,23 @@ def _resolve_scale(table: SpotTable, mpp: float | None, image_mpp: float | None)
     if scale.staggered_only and grid.kind == "square":
         scale.pitch_um = scale.spot_um = None  # "Visium" was a guess from the file and cannot be right
         grid = Grid(grid.kind, grid.pitch_px)
-    declared, source = (_positive_mpp(mpp), "mpp as given") if mpp is not None else (scale.mpp, scale.mpp_from)
+    declared, source = (mpp, "mpp as given") if mpp is not None else (scale.mpp, scale.mpp_from)
+    if declared is not None:
+        check_mpp(declared, f"{table.source}: {source}", "" if mpp is not None else _MPP_REMEDY)
     fitted = grid.um_per_px
+    if fitted is not None:
+        check_mpp(
+            fitted,
+            f"{table.source}: the spot grid (pitch {grid.pitch_px:.4g} px for {scale.pitch_um:g} um)",
+            "Positions must be in pixels of the full-resolution image",
+        )
     pitch_um = scale.pitch_um
-    if declared is not None and fitted is not None and abs(declared / fitted - 1) > _LARGEST_SCALE_ERROR:
+    if declared is not None and fitted is not None and abs(declared / fitted - 1) > LARGEST_SCALE_ERROR:
         steps = declared / fitted
         if scale.bin_um is None or mpp is not None or round(steps) < 2 or abs(steps / round(steps) - 1) > 0.02:
             raise ValueError(
                 f"{table.source}: um/px contradict each other: {source} says {declared:.4g}, the spot grid says {fitted:.4g} "
-                f"(pitch {grid.pitch_px:.4g} px for {scale.pitch_um:g} um). Give the um/px of the image that the spot "
-                f"positions refer to with mpp=... (--mpp), or correct the file"
+                f"(pitch {grid.pitch_px:.4g} px for {scale.pitch_um:g} um). {_MPP_REMEDY}"
             )
         pitch_um = scale.pitch_um * round(steps) if scale.pitch_um is not None else None
         warnings.warn(
@@ -295,7 +327,7 @@ def _spot_diameter(scale: Scale, grid: Grid) -> float | None:
     return scale.spot_px
 
 
-def _positive_mpp(mpp: float) -> float:
-    if not np.isfinite(mpp) or mpp <= 0:
-        raise ValueError(f"mpp: got {mpp!r}, need the um per pixel of the image, a positive number such as 0.5")
-    return float(mpp)
+def _warn_of_conflict(used: float | None, recorded: RecordedScale, image: Path | None) -> None:
+    conflict = scale_conflict(used, recorded, image)
+    if conflict:
+        warnings.warn(conflict, stacklevel=3)

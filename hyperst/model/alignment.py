@@ -6,7 +6,7 @@ Every row of the paper's ablation (Zhang et al. 2025, table 4) is a configuratio
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -24,7 +24,7 @@ from hyperst_kernels.modules import (
     scalar,
 )
 
-__all__ = ["ABLATIONS", "Alignment", "AlignmentConfig"]
+__all__ = ["ABLATIONS", "ABLATION_FIELDS", "Alignment", "AlignmentConfig"]
 
 _CONTRASTIVE: dict[str, tuple[ContrastiveTerm, ...]] = {
     "hierarchical": HYPERST_CONTRASTIVE,
@@ -67,17 +67,29 @@ class AlignmentConfig:
             )
 
 
-#: name -> (alignment, inputs of the prediction head): the rows of the paper's ablation.
+#: name -> the fields that a row of the paper's ablation is about: of the alignment, and the inputs of the prediction head.
+ABLATION_FIELDS: dict[str, dict[str, Any]] = {
+    "full": {"contrastive": "hierarchical", "entailment": "all", "geometry": "lorentz", "head_inputs": LEVELS},
+    "no_gene_image_hea": {"entailment": "levels"},
+    "no_hea": {"entailment": "none"},
+    "no_hca_hea": {"contrastive": "none", "entailment": "none"},
+    "euclidean": {"entailment": "none", "geometry": "euclidean"},
+    "meru": {"contrastive": "spot", "entailment": "spot", "geometry": "lorentz"},
+    "clip": {"contrastive": "spot", "entailment": "none", "geometry": "cosine"},
+    "spot_head": {"head_inputs": ("spot",)},
+    "niche_head": {"head_inputs": ("niche",)},
+}
+
+
+def _row(fields: dict[str, Any]) -> tuple[AlignmentConfig, tuple[Level, ...]]:
+    return AlignmentConfig(**{name: value for name, value in fields.items() if name != "head_inputs"}), fields.get(
+        "head_inputs", LEVELS
+    )
+
+
+#: name -> (alignment, inputs of the prediction head): the rows of the paper's ablation, with everything else as published.
 ABLATIONS: dict[str, tuple[AlignmentConfig, tuple[Level, ...]]] = {
-    "full": (AlignmentConfig(), LEVELS),
-    "no_gene_image_hea": (AlignmentConfig(entailment="levels"), LEVELS),
-    "no_hea": (AlignmentConfig(entailment="none"), LEVELS),
-    "no_hca_hea": (AlignmentConfig(contrastive="none", entailment="none"), LEVELS),
-    "euclidean": (AlignmentConfig(entailment="none", geometry="euclidean"), LEVELS),
-    "meru": (AlignmentConfig(contrastive="spot", entailment="spot"), LEVELS),
-    "clip": (AlignmentConfig(contrastive="spot", entailment="none", geometry="cosine"), LEVELS),
-    "spot_head": (AlignmentConfig(), ("spot",)),
-    "niche_head": (AlignmentConfig(), ("niche",)),
+    name: _row(fields) for name, fields in ABLATION_FIELDS.items()
 }
 
 

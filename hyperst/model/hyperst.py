@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from dataclasses import field
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from einops import rearrange
@@ -10,13 +11,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from hyperst.model.backbones import build_backbone
-from hyperst.validation import STRICT, Count, Real
+from hyperst.model.backbones import Normalisation, build_backbone
+from hyperst.validation import STRICT, Count, Positive, Real
 
 __all__ = ["HyperST", "ModelConfig"]
 
 Level = Literal["spot", "niche"]
 LEVELS: tuple[Level, ...] = get_args(Level)
+Channels = Annotated[tuple[Real, Real, Real], Field(strict=False)]  # a list is welcome
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -24,9 +26,14 @@ class ModelConfig:
     """What the model is made of.
 
     Attributes:
-        backbone: "conv", "stain", "conv+stain", "timm:NAME" or "precomputed"; see :func:`hyperst.model.backbones.build_backbone`.
-        weights: local file of the backbone's weights, for "timm:NAME".
-        lora: whether to train a timm vision transformer through low-rank adapters.
+        backbone: "conv", "stain", "conv+stain", "precomputed", a published encoder ("uni", "uni2-h", "conch", "virchow2",
+            "h-optimus-0", "gigapath", "phikon-v2", "resnet50") or "timm:NAME"; see :func:`hyperst.model.backbones.build_backbone`.
+        weights: local file of the weights (.bin, .pt, .pth, .safetensors) that a published encoder and "timm:NAME" need.
+        timm_kwargs: keyword arguments of "timm:NAME", such as ``{init_values: 1.0e-05}``; layers by name (``SwiGLUPacked``).
+        image_mean: mean per colour channel of the images that the encoder was trained on, of pixels in 0..1; None: what the
+            encoder declares. A run records it.
+        image_std: standard deviation of the same, given together with it.
+        lora: whether to train a vision transformer through low-rank adapters.
         width: width of the features (1024 in the paper).
         dropout: probability of dropout inside the residual MLPs.
         head_inputs: levels that the prediction head sees, "spot", "niche" or both.
@@ -34,6 +41,9 @@ class ModelConfig:
 
     backbone: str = "conv+stain"
     weights: str | None = None
+    timm_kwargs: dict[str, Any] = field(default_factory=dict)
+    image_mean: Channels | None = None
+    image_std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] | None = None
     lora: bool = False
     width: Count = 256
     dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.1
@@ -42,6 +52,13 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.head_inputs:
             raise ValueError("model.head_inputs must name 'spot', 'niche' or both, got none")
+        if (self.image_mean is None) != (self.image_std is None):
+            raise ValueError("model.image_mean and model.image_std go together: give both, or neither")
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """``image_mean`` and ``image_std``, or None where the encoder's own declaration is to be used."""
+        return None if self.image_mean is None or self.image_std is None else (self.image_mean, self.image_std)
 
 
 class ResidualMLP(nn.Module):
@@ -88,7 +105,13 @@ class HyperST(nn.Module):
     """
 
     def __init__(
-        self, n_genes: int, config: ModelConfig, *, backbone_width: int | None = None, image_size: int = 224
+        self,
+        n_genes: int,
+        config: ModelConfig,
+        *,
+        backbone_width: int | None = None,
+        image_size: int = 224,
+        strict_weights: bool = True,
     ) -> None:
         super().__init__()
         if n_genes < 1:
@@ -96,7 +119,14 @@ class HyperST(nn.Module):
         d = config.width
         self.config = config
         self.backbone = build_backbone(
-            config.backbone, weights=config.weights, lora=config.lora, image_size=image_size, width=backbone_width
+            config.backbone,
+            weights=config.weights,
+            lora=config.lora,
+            image_size=image_size,
+            width=backbone_width,
+            timm_kwargs=config.timm_kwargs,
+            normalisation=config.normalisation,
+            strict=strict_weights,
         )
         self.image_projectors = nn.ModuleDict({level: nn.Linear(self.backbone.width, d) for level in LEVELS})
         self.gene_projectors = nn.ModuleDict({level: nn.Linear(n_genes, d) for level in LEVELS})

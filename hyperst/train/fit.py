@@ -18,6 +18,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from hyperst.checkpoint import load_checkpoint, require_genes
 from hyperst.config import RunConfig, TrainingConfig, read_config, write_config
 from hyperst.data import (
     Section,
@@ -29,18 +30,10 @@ from hyperst.data import (
     spot_validation_split,
     transform,
 )
-from hyperst.files import write_json_atomic, write_text_atomic
+from hyperst.files import write_json_atomic
 from hyperst.model import Alignment
-from hyperst.run import (
-    RunFolder,
-    SectionRecord,
-    Split,
-    build_model,
-    code_versions,
-    load_checkpoint,
-    section_indices,
-    spot_dataset,
-)
+from hyperst.model.backbones import declared_normalisation, require_weights
+from hyperst.run import RunFolder, SectionRecord, Split, build_model, code_versions, feature_width, section_indices
 from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
 from hyperst.train.loaders import Loaders, make_loaders
 from hyperst.train.step import TrainingStep
@@ -102,11 +95,10 @@ def fit(
     place = RunFolder(folder)
     if resume:
         place.require()
-        config = read_config(place.config)
-        split, genes = place.read_split(), place.read_genes()
+        config, split, genes = read_config(place.config), place.read_split(), place.read_genes()
         _check_same_sections(split, sections, validation_sections)
         if (finished := place.read_summary()) is not None:
-            return TrainingSummary(**finished)
+            return _stored_summary(finished, place)
     elif place.exists():
         raise FileExistsError(
             f"{place.path} already holds a run: continue it with --resume, or choose another --output"
@@ -114,14 +106,15 @@ def fit(
     else:
         config, split, genes = _plan(config, sections, validation_sections)
 
+    width = feature_width(config, [*sections, *validation_sections])
     loaders = make_loaders(config, genes, split, sections, validation_sections)
     lightning.seed_everything(config.training.seed, verbose=False)
-    model = build_model(config, len(genes), _feature_width(config, sections[0]))
+    model = build_model(config, len(genes), width, stored=resume)
     model.initialise_output(_mean_target(config, genes, sections, split))
-    module = TrainingStep(model, Alignment(config.alignment, config.model.width), config)
+    module = TrainingStep(model, Alignment(config.alignment, config.model.width), config, genes)
     recorder = Recorder(place, config.training, on_epoch)
     trainer = _trainer(config.training, recorder)
-    if not resume:
+    if not resume:  # nothing is written of a run that cannot start
         _write_start(place, config, split, genes)
     started = time.perf_counter()
     try:
@@ -148,17 +141,11 @@ def fit(
     return summary
 
 
-def _feature_width(config: RunConfig, section: Section) -> int | None:
-    """Width of the precomputed features, None where crops are used."""
-    if config.data.feature_key is None:
-        return None
-    return len(spot_dataset(config, [section], indices=[(0, 0)])[0]["spot_features"])
-
-
 def _plan(
     config: RunConfig, sections: Sequence[Section], validation_sections: Sequence[Section]
 ) -> tuple[RunConfig, Split, list[str]]:
-    """Fix genes, split and crop widths of a new run; nothing is written."""
+    """Fix genes, split, crop widths and the encoder's normalisation of a new run."""
+    require_weights(config.model.backbone, config.model.weights, config.crop.image_size)
     names = [section.name for section in (*sections, *validation_sections)]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
@@ -166,6 +153,9 @@ def _plan(
         )
     check_distinct([*sections, *validation_sections])
     genes = select_genes(sections, config.data.n_genes, config.data.gene_selection)
+    declared = config.model.normalisation or declared_normalisation(config.model.backbone)
+    if declared is not None:
+        config = replace(config, model=replace(config.model, image_mean=declared[0], image_std=declared[1]))
     if config.data.feature_key is None:
         config = replace(config, crop=_common_crop(config, sections))
     held_out: dict[str, list[str]] = {}
@@ -173,14 +163,15 @@ def _plan(
         for number, section in enumerate(sections):
             chosen = spot_validation_split(section, config.training.validation_fraction, config.training.seed + number)
             held_out[section.name] = [str(name) for name in section.spot_ids[chosen]]
-    records = [SectionRecord.of(section, "training") for section in sections]
-    records += [SectionRecord.of(section, "validation") for section in validation_sections]
+    key = config.data.feature_key
+    records = [SectionRecord.of(section, "training", key) for section in sections]
+    records += [SectionRecord.of(section, "validation", key) for section in validation_sections]
     return config, Split(tuple(records), held_out), [str(gene) for gene in genes]
 
 
 def _write_start(place: RunFolder, config: RunConfig, split: Split, genes: Sequence[str]) -> None:
     """Write what a run starts with; the configuration last, when all that can fail before the first step has been done."""
-    write_text_atomic(place.genes, "\n".join(genes) + "\n")
+    place.write_genes(genes)
     place.write_split(split)
     write_json_atomic(place.versions, code_versions())
     write_config(config, place.config)
@@ -192,6 +183,13 @@ def _remove_start(place: RunFolder) -> None:
         file.unlink(missing_ok=True)
     with suppress(OSError):  # something else is in it
         place.path.rmdir()
+
+
+def _stored_summary(stored: dict[str, Any], place: RunFolder) -> TrainingSummary:
+    try:
+        return TrainingSummary(**stored)
+    except TypeError as error:
+        raise ValueError(f"{place.summary} is damaged ({error}); remove it and resume again") from error
 
 
 def _common_crop(config: RunConfig, sections: Sequence[Section]) -> Any:
@@ -269,7 +267,11 @@ def _run_trainer(trainer: lightning.Trainer, module: TrainingStep, loaders: Load
     last = recorder.place.last
     if last.is_file():
         checkpoint = load_checkpoint(last)
-        recorder.load_state_dict(checkpoint["callbacks"][recorder.state_key])
+        require_genes(checkpoint, recorder.place.read_genes(), last, recorder.place.genes)
+        try:
+            recorder.load_state_dict(checkpoint["callbacks"][recorder.state_key])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"checkpoint {last} holds no history to go on from ({error!r}); train again") from error
         loaders.order.set_epoch(len(recorder.history))
         if recorder.finished:
             return

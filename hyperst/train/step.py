@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import lightning
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from hyperst.checkpoint import IDENTITY, weights_checksum
 from hyperst.config import RunConfig
 from hyperst.metrics import per_gene_pearson
 from hyperst.model import Alignment, HyperST
@@ -22,13 +24,14 @@ __all__ = ["TrainingStep", "averaged_model", "parameter_groups"]
 class TrainingStep(lightning.LightningModule):
     """One step: prediction error plus the weighted alignment of images and genes in hyperbolic space."""
 
-    def __init__(self, model: HyperST, alignment: Alignment, config: RunConfig) -> None:
+    def __init__(self, model: HyperST, alignment: Alignment, config: RunConfig, genes: Sequence[str]) -> None:
         super().__init__()
         self.model = model
         self.alignment = alignment
         self.settings = config.training
         self.frozen = frozen_weights(model) if config.model.weights is not None else set()
         self.strict_loading = not self.frozen
+        self.identity = {"genes": list(genes), "frozen": weights_checksum(model, self.frozen)}
         self.averaged = averaged_model(model, config.training.averaging) if config.training.averaging else None
         self._validation: list[tuple[Tensor, Tensor]] = []
 
@@ -66,7 +69,8 @@ class TrainingStep(lightning.LightningModule):
         self.log_dict({name: float(value) for name, value in self.alignment.report().items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Frozen weights stay where they came from: they are large, and not ours to pass on."""
+        """Frozen weights stay where they came from: they are large, and not ours to pass on. A checksum is kept."""
+        checkpoint[IDENTITY] = self.identity
         for copy in ("model.", "averaged.module."):
             for name in self.frozen:
                 checkpoint["state_dict"].pop(copy + name, None)

@@ -96,6 +96,7 @@ def test_paper_preset_is_the_published_configuration():
     assert (config.training.batch_size, config.training.learning_rate, config.training.epochs) == (128, 1e-4, 200)
     assert (config.training.patience, config.training.gradient_clip) == (10, 1.0)
     assert (config.model.width, config.model.dropout, config.model.lora) == (1024, 0.1, True)
+    assert config.model.backbone == "uni"
     assert (config.crop.image_size, config.data.n_genes) == (224, 200)
     assert (config.data.target, config.data.gene_selection) == ("log2", "hmhvg")
     assert (config.alignment.weight, config.alignment.entailment_weight) == (0.2, 0.4)
@@ -138,6 +139,13 @@ def test_an_empty_file_is_the_default(tmp_path):
         ("model: {lora: 1}", TypeError, ["model.lora is 1", "bool"]),
         ("model: {head_inputs: spot}", TypeError, ["model.head_inputs must be a list, got 'spot'"]),
         ("model: {head_inputs: [cell]}", ValueError, ["model.head_inputs.0 is 'cell'", "'spot' or 'niche'"]),
+        ("model: {image_mean: [0.5, 0.5, 0.5]}", ValueError, ["image_mean and model.image_std go together"]),
+        (
+            "model: {image_mean: [0.5, 0.5, 0.5], image_std: [1, 1, 0]}",
+            ValueError,
+            ["model.image_std.2 is 0", "greater"],
+        ),
+        ("model: {timm_kwargs: 3}", TypeError, ["model.timm_kwargs"]),
         ("model: {head_inputs: []}", ValueError, ["model.head_inputs", "got none"]),
         ("training: {epochs: 0, patience: 0}", ValueError, ["training.epochs is 0", "training.patience is 0"]),
         ("training: {3: 4}", ValueError, ["unknown configuration key 'training.3'"]),
@@ -153,6 +161,18 @@ def test_what_is_wrong_is_named_with_the_file(tmp_path, text, kind, words):
     assert str(path) in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_an_encoder_of_timm_in_yaml(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "model: {backbone: 'timm:vit_tiny_patch16_224', timm_kwargs: {init_values: 1.0e-05, mlp_layer: SwiGLUPacked},"
+        " image_mean: [0.5, 0.6, 0.7], image_std: [0.1, 0.2, 0.3]}\n"
+    )
+    model = read_config(path).model
+    assert model.timm_kwargs == {"init_values": 1e-5, "mlp_layer": "SwiGLUPacked"}
+    assert model.normalisation == ((0.5, 0.6, 0.7), (0.1, 0.2, 0.3))
+    assert read_config(write_config(read_config(path), tmp_path / "again.yaml")) == read_config(path)
 
 
 def test_a_dataclass_is_checked_as_it_is_made():
@@ -196,6 +216,49 @@ def test_every_ablation_is_selectable_and_survives_yaml(tmp_path, name):
 def test_head_ablations_choose_the_heads_input():
     assert tuple(with_ablation(RunConfig(), "spot_head").model.head_inputs) == ("spot",)
     assert tuple(with_ablation(RunConfig(), "niche_head").model.head_inputs) == ("niche",)
+
+
+ROWS = {  # what each row of the table is about; the rest of the configuration is not its business
+    "full": {"contrastive": "hierarchical", "entailment": "all", "geometry": "lorentz"},
+    "no_gene_image_hea": {"entailment": "levels"},
+    "no_hea": {"entailment": "none"},
+    "no_hca_hea": {"contrastive": "none", "entailment": "none"},
+    "euclidean": {"entailment": "none", "geometry": "euclidean"},
+    "meru": {"contrastive": "spot", "entailment": "spot", "geometry": "lorentz"},
+    "clip": {"contrastive": "spot", "entailment": "none", "geometry": "cosine"},
+    "spot_head": {},
+    "niche_head": {},
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_its_own_fields_only(name):
+    theirs = update(
+        RunConfig(),
+        {
+            "alignment": {"weight": 0.7, "entailment_weight": 0.1, "mask_neighbours": True, "entailment": "none"},
+            "model": {"width": 48, "head_inputs": ["niche"]},
+            "training": {"epochs": 7},
+        },
+    )
+    changed = with_ablation(theirs, name)
+    heads = {"full": ("spot", "niche"), "spot_head": ("spot",)}
+    assert changed == update(theirs, {"alignment": ROWS[name], "model": {"head_inputs": heads.get(name, ("niche",))}})
+
+
+def test_an_ablation_on_the_command_line_keeps_the_alignment_of_the_file(section_paths, tmp_path):
+    from typer.testing import CliRunner
+
+    from hyperst.cli import app
+
+    (tmp_path / "c.yaml").write_text("alignment: {weight: 0.5, mask_neighbours: true}\n")
+    options = ["--config", tmp_path / "c.yaml", "--ablation", "clip", "--epochs", 1, "--n-genes", 6, "--width", 8]
+    command = ["train", section_paths[0], "-o", tmp_path / "run", "--image-size", 16, *options]
+    result = CliRunner().invoke(app, [str(each) for each in command])
+    assert result.exit_code == 0, result.output
+    stored = read_config(tmp_path / "run" / "config.yaml").alignment
+    assert (stored.weight, stored.mask_neighbours) == (0.5, True)
+    assert (stored.contrastive, stored.entailment, stored.geometry) == ("spot", "none", "cosine")
 
 
 def test_unknown_ablation_lists_the_known_ones():

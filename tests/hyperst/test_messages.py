@@ -221,7 +221,7 @@ def test_cuda_without_a_gpu(trained, section_paths):
 def test_features_that_are_not_there(section_paths, tmp_path):
     message = failure("train", section_paths[0], "-o", tmp_path / "run", "--feature-key", "nope", *SMALL[:4])
     assert "nope" in message
-    assert "obsm holds spatial" in message
+    assert "features found: spatial" in message
     assert not message.startswith('error: "')
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -10,14 +11,16 @@ from types import TracebackType
 import numpy as np
 from PIL import Image
 
-__all__ = ["SlideImage", "plausible_mpp"]
+from hyperst.data.images.scale import RecordedScale
 
-_PLAUSIBLE_UM_PER_PX = (0.05, 20.0)
+__all__ = ["SlideImage"]
+
 _WHITE = 255
+_THUMBNAIL_PIXELS = 1 << 25  # read at a time for a thumbnail: 100 MB
 
 
 class SlideImage(ABC):
-    """An image with ``width`` and ``height`` in pixels of full resolution and ``mpp`` in um/px (None when not recorded).
+    """An image with ``width`` and ``height`` in pixels of full resolution, and what it records about their size.
 
     Use it as a context manager, or call :meth:`close` to free the decoded pixels and the file.
     """
@@ -25,11 +28,20 @@ class SlideImage(ABC):
     path: Path
     width: int
     height: int
-    mpp: float | None = None
+    scale: RecordedScale = RecordedScale()
+
+    @property
+    def mpp(self) -> float | None:
+        """um/px as the file records it, or None."""
+        return self.scale.mpp
 
     @abstractmethod
     def _levels(self) -> list[float]:
         """Downsampling factor of each stored resolution, finest (1.0) first."""
+
+    @abstractmethod
+    def _level_size(self, level: int) -> tuple[int, int]:
+        """Width and height of a stored resolution in its own pixels."""
 
     @abstractmethod
     def _read_level(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
@@ -79,12 +91,21 @@ class SlideImage(ABC):
     def thumbnail(self, longest_side: int = 1000) -> np.ndarray:
         """The whole image as uint8 (h w 3), at most ``longest_side`` pixels long (never enlarged)."""
         scale = min(1.0, longest_side / max(self.width, self.height))
-        size = (max(1, round(self.height * scale)), max(1, round(self.width * scale)))
-        return self.read(0, 0, self.width, self.height, size=size)
+        height, width = max(1, round(self.height * scale)), max(1, round(self.width * scale))
+        # In bands, so that a whole slide of one resolution is never in memory.
+        factor = max(each for each in self._levels() if each <= max(1.0, min(self.width / width, self.height / height)))
+        bands = max(1, math.ceil(self.width * self.height / factor**2 / _THUMBNAIL_PIXELS))
+        rows = np.linspace(0, height, min(bands, height) + 1).round().astype(int)
+        step = self.height / height
+        return np.concatenate(
+            [
+                self.read(0, upper * step, self.width, (lower - upper) * step, size=(int(lower - upper), width))
+                for upper, lower in itertools.pairwise(rows)
+            ]
+        )
 
     def _padded(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        factor = self._levels()[level]
-        width, height = max(1, int(self.width / factor)), max(1, int(self.height / factor))
+        width, height = self._level_size(level)
         left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
         if (left, top, right, bottom) == (x0, y0, x1, y1):
             return self._read_level(level, x0, y0, x1, y1)
@@ -104,11 +125,3 @@ class SlideImage(ABC):
     def __repr__(self) -> str:
         scale = "um/px unknown" if self.mpp is None else f"{self.mpp:.4g} um/px"
         return f"{type(self).__name__}({self.path.name}, {self.width} x {self.height} px, {scale})"
-
-
-def plausible_mpp(value: float | None) -> float | None:
-    """``value`` if it can be the um/px of a histology image (0.05 to 20), else None: many files carry screen dpi."""
-    if value is None or not math.isfinite(value):
-        return None
-    low, high = _PLAUSIBLE_UM_PER_PX
-    return float(value) if low <= value <= high else None

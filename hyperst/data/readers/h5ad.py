@@ -132,8 +132,8 @@ def _scale(library: dict[str, Any], metadata: dict[str, Any], hest: dict[str, An
         (factors.get("microns_per_pixel"), "scalefactors microns_per_pixel"),
         (hest.get("pixel_size_um_estimated"), "HEST metadata pixel_size_um_estimated"),
     ):
-        if scale.mpp is None and _positive(value) is not None:
-            scale.mpp, scale.mpp_from = _positive(value), where
+        if scale.mpp is None and _number(value) is not None:
+            scale.mpp, scale.mpp_from = _number(value), where
     scale.pitch_um = _positive(metadata.get("spot_pitch_um")) or _positive(hest.get("inter_spot_dist"))
     scale.spot_um = _positive(metadata.get("spot_diameter_um")) or _positive(hest.get("spot_diameter"))
     scale.bin_um = _positive(factors.get("bin_size_um"))
@@ -153,11 +153,17 @@ def _scale(library: dict[str, Any], metadata: dict[str, Any], hest: dict[str, An
 
 
 def _positive(value: Any) -> float | None:
+    number = _number(value)
+    return number if number is not None and number > 0 else None
+
+
+def _number(value: Any) -> float | None:
+    """``value`` as float; None for what is no number and for NaN, which stands for "not recorded"."""
     try:
         number = float(np.asarray(value).item())
     except (TypeError, ValueError):
         return None
-    return number if np.isfinite(number) and number > 0 else None
+    return number if np.isfinite(number) else None
 
 
 def _small_images(library: dict[str, Any]) -> list[tuple[tuple[int, int], float]]:

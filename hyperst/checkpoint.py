@@ -1,0 +1,99 @@
+"""Checkpoints: read without running code, whole or not at all, and matched with the genes and weights they belong to."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyperst.validation import reason_of
+
+__all__ = ["load_checkpoint", "require_genes", "stored_identity", "weights_checksum"]
+
+IDENTITY = "hyperst"
+"""Entry of a checkpoint with what it belongs to: "genes", the names in order, and "frozen", the :func:`weights_checksum`."""
+
+_SAMPLES = 64  # values of each tensor that a checksum covers
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU with ``weights_only=True``; every checksum in the file is looked at.
+
+    Raises:
+        FileNotFoundError: the run has no such checkpoint (its first epoch was not finished).
+        ValueError: the file is damaged, is no checkpoint, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"checkpoint {path} does not exist: the run has no finished epoch yet; continue it with --resume"
+        )
+    with path.open("rb"):  # a file without permission is no damaged one
+        pass
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()  # PyTorch does not compare checksums as it reads
+        if wrong is not None:
+            raise ValueError(f"{wrong} in it is not what was written")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if not _is_checkpoint(checkpoint):
+            raise ValueError("it holds no state_dict and epoch")
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(
+            f"checkpoint {path} is damaged or not of this library ({reason_of(error)}); train again"
+        ) from error
+    return checkpoint
+
+
+def weights_checksum(model: nn.Module, names: Collection[str]) -> str | None:
+    """A checksum of the parameters called ``names``, from name, shape and 64 values of each; None without any.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> weights_checksum(layer, {"weight"}) == weights_checksum(layer, {"weight"}) != weights_checksum(layer, {"bias"})
+    True
+    """
+    if not names:
+        return None
+    digest = hashlib.sha256()
+    parameters = dict(model.named_parameters())
+    for name in sorted(names):
+        flat = parameters[name].detach().float().cpu().flatten()
+        digest.update(f"{name} {tuple(parameters[name].shape)} ".encode())
+        digest.update(flat[:: max(1, len(flat) // _SAMPLES)].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def stored_identity(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says it belongs to; empty in one of an older version, which does not say."""
+    stored = checkpoint.get(IDENTITY)
+    return stored if isinstance(stored, dict) else {}
+
+
+def require_genes(checkpoint: dict[str, Any], genes: Sequence[str], checkpoint_path: Path, genes_path: Path) -> None:
+    """Raise ValueError unless ``genes`` are those that the checkpoint was trained on, in their order."""
+    trained = stored_identity(checkpoint).get("genes")
+    if trained is None or trained == list(genes):
+        return
+    if len(trained) != len(genes):
+        differs = f"it names {len(genes)} genes, not {len(trained)}"
+    else:
+        line = next(number for number, pair in enumerate(zip(trained, genes, strict=True)) if pair[0] != pair[1])
+        differs = f"line {line + 1} is {genes[line]!r}, not {trained[line]!r}"
+    raise ValueError(
+        f"{genes_path} is not the list of genes that {checkpoint_path} was trained on: {differs}. Put back the file of this "
+        "run, or train again"
+    )
+
+
+def _is_checkpoint(checkpoint: Any) -> bool:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("epoch"), int):
+        return False
+    state = checkpoint.get("state_dict")
+    return isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())

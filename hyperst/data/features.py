@@ -1,0 +1,201 @@
+"""Precomputed image features of a section: which patch of a file is which spot's, and what is told about the rest."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from hyperst.data.niches import niche_members
+from hyperst.data.readers.features import PatchFeatures, find_features, read_patch_features
+from hyperst.data.sections import Section
+
+__all__ = ["FILE_KEY", "attach_features", "has_niche_features", "match_patches", "spot_and_niche_features"]
+
+FILE_KEY = "file"
+"""`data.feature_key` of a run whose features come from files."""
+
+_PER_SPOT = ("counts", "spot_ids", "spot_px", "array_index", "library_size")
+
+
+def attach_features(
+    section: Section, features: str | Path, niche_features: str | Path | None = None, *, key: str = FILE_KEY
+) -> Section:
+    """``section`` with precomputed features from HDF5 files, see :func:`hyperst.data.readers.features.read_patch_features`.
+
+    A patch belongs to a spot by its barcode; in a file without barcodes of these spots, to the spot that lies in it: its
+    centre is within half a patch of the spot along x and along y, and the nearest one counts. Spots without a patch are
+    left out of the section, with a warning that names them.
+
+    Args:
+        features: file of the spots' features, or a folder with NAME.h5 for a section called NAME.
+        niche_features: the same for the niches; None: a niche's feature is the mean over its spots.
+        key: name that a run knows the features by (`data.feature_key`).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file holds no features, none of them is of a spot of the section, a barcode of a spot is there
+            twice, features are NaN or infinite, or those of spot and niche have different widths.
+
+    >>> import h5py, tempfile
+    >>> from hyperst.data import read_section
+    >>> from hyperst.synthetic import write_tissue
+    >>> folder = tempfile.mkdtemp()
+    >>> section = read_section(write_tissue(folder, seed=0, name="S0", n_rows=5, n_cols=5))
+    >>> with h5py.File(f"{folder}/S0.h5", "w") as file:
+    ...     file["embeddings"] = np.arange(50.0).reshape(25, 2)
+    ...     file["barcode"] = section.spot_ids.astype("S")
+    >>> attach_features(section, folder).load_features("file")[3]
+    array([6., 7.], dtype=float32)
+    """
+    files = {"spot" if niche_features is not None else None: find_features(features, section.name)}
+    if niche_features is not None:
+        files["niche"] = find_features(niche_features, section.name)
+    patches = {level: read_patch_features(file) for level, file in files.items()}
+    found = {level: match_patches(section, each) for level, each in patches.items()}
+    keep = np.all([rows >= 0 for rows in found.values()], axis=0)
+    _tell_left_out(section, keep, list(files.values()))
+    values = {}
+    for level, each in patches.items():
+        values[key if level is None else f"{key}_{level}"] = each.values[found[level][keep]]
+        _require_finite(each, found[level], section.spot_ids, keep)
+    changes: dict[str, Any] = {name: getattr(section, name) for name in _PER_SPOT}
+    kept: dict[str, Any] = {name: None if value is None else value[keep] for name, value in changes.items()}
+    return replace(
+        section,
+        **kept,
+        features={**{name: value[keep] for name, value in section.features.items()}, **values},
+        features_path=next(iter(files.values())),
+        niche_features_path=files.get("niche"),
+    )
+
+
+def match_patches(section: Section, patches: PatchFeatures) -> np.ndarray:
+    """Row in ``patches`` of each spot, int64 (spot,), -1 where there is none; see :func:`attach_features`.
+
+    Raises:
+        ValueError: no spot has a patch, or a barcode of a spot is there twice.
+    """
+    rows = np.full(section.n_spots, -1)
+    if patches.barcodes is not None:
+        rows = _by_barcode(section, patches.path, patches.barcodes)
+    by_position = (rows < 0).all() and patches.centres is not None and patches.side_px is not None
+    if by_position:
+        if patches.barcodes is not None:
+            warnings.warn(
+                f"{patches.path}: no barcode is a spot of section {section.name} ({patches.barcodes[0]}, not "
+                f"{section.spot_ids[0]}), so patches are found by their position",
+                stacklevel=3,
+            )
+        rows = _by_position(section, patches)
+    if (rows < 0).all():
+        raise ValueError(f"{patches.path} has no patch of a spot of section {section.name}: {_why(section, patches)}")
+    return rows
+
+
+def spot_and_niche_features(section: Section, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features of spots and niches, float32 (spot width) each: ``KEY_spot`` and ``KEY_niche``, or ``KEY`` and its niche means.
+
+    Raises:
+        ValueError: the section has no such features; the message names those it has. They are not finite, or of two widths.
+    """
+    names = section.feature_keys()
+    if has_niche_features(section, key):
+        spot, niche = section.load_features(f"{key}_spot"), section.load_features(f"{key}_niche")
+        if spot.shape[1] != niche.shape[1]:
+            raise ValueError(
+                f"section {section.name}: features of spots have {spot.shape[1]} numbers and those of niches "
+                f"{niche.shape[1]}; both must come from one encoder"
+            )
+        return spot, niche
+    if key not in names:
+        held = ", ".join(names) or "none"
+        raise ValueError(
+            f"section {section.name} has no features {key!r}, nor {key + '_spot'!r} with {key + '_niche'!r}; features found: "
+            f"{held}. Choose one with --feature-key (data.feature_key), or give a file of features with --features"
+        )
+    spot = section.load_features(key)
+    members = niche_members(section)
+    return spot, ((members @ spot) / np.diff(members.indptr)[:, None]).astype(np.float32)
+
+
+def has_niche_features(section: Section, key: str) -> bool:
+    """Whether niches have features of their own, ``KEY_niche`` beside ``KEY_spot``, and not the mean over their spots."""
+    return {f"{key}_spot", f"{key}_niche"} <= set(section.feature_keys())
+
+
+def _by_barcode(section: Section, path: Path, barcodes: np.ndarray) -> np.ndarray:
+    wanted = {str(name): spot for spot, name in enumerate(section.spot_ids)}
+    rows = np.full(section.n_spots, -1)
+    twice = []
+    for row, barcode in enumerate(barcodes):
+        spot = wanted.get(str(barcode))
+        if spot is None:
+            continue
+        if rows[spot] >= 0:
+            twice.append(str(barcode))
+        rows[spot] = row
+    if twice:
+        raise ValueError(
+            f"{path}: {len(twice)} spots of section {section.name} have more than one row ({_some(twice)}); keep one per barcode"
+        )
+    return rows
+
+
+def _by_position(section: Section, patches: PatchFeatures) -> np.ndarray:
+    assert patches.centres is not None
+    assert patches.side_px is not None
+    distance, row = cKDTree(patches.centres).query(section.spot_px, p=np.inf)
+    rows = np.where(distance <= patches.side_px / 2, row, -1)
+    used, times = np.unique(rows[rows >= 0], return_counts=True)
+    if (times > 1).any():
+        warnings.warn(
+            f"{patches.path}: {int((times > 1).sum())} patches of {patches.side_px:g} px lie over more than one spot of "
+            f"section {section.name}; {int(times[times > 1].sum())} spots share their features "
+            f"({_some(section.spot_ids[np.isin(rows, used[times > 1])])})",
+            stacklevel=4,
+        )
+    return rows
+
+
+def _tell_left_out(section: Section, keep: np.ndarray, files: Sequence[Path]) -> None:
+    if keep.all():
+        return
+    if not keep.any():
+        raise ValueError(
+            f"section {section.name}: no spot has features in both {' and '.join(map(str, files))}; give files of one section"
+        )
+    warnings.warn(
+        f"section {section.name}: {int((~keep).sum())} of {len(keep)} spots have no features in "
+        f"{' and '.join(map(str, files))} and are left out ({_some(section.spot_ids[~keep])})",
+        stacklevel=3,
+    )
+
+
+def _require_finite(patches: PatchFeatures, rows: np.ndarray, spot_ids: np.ndarray, keep: np.ndarray) -> None:
+    broken = ~np.isfinite(patches.values[rows]).all(axis=1) & keep
+    if broken.any():
+        raise ValueError(
+            f"{patches.path}: features of {int(broken.sum())} spots are NaN or infinite ({_some(spot_ids[broken])}); compute "
+            "them again"
+        )
+
+
+def _why(section: Section, patches: PatchFeatures) -> str:
+    said = []
+    if patches.barcodes is not None:
+        said.append(f"its barcodes are {_some(patches.barcodes)}, the spots are {_some(section.spot_ids)}")
+    if patches.centres is not None:
+        for what, points in (("its patches lie", patches.centres), ("the spots", section.spot_px)):
+            (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+            said.append(f"{what} at x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}")
+    return "; ".join(said) + ". Give the file of this section, with positions in pixels of its full-resolution image"
+
+
+def _some(names: Sequence[str] | np.ndarray) -> str:
+    return ", ".join(str(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
