@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hyperst.baselines import ridge_floor, training_mean
-from hyperst.data import Section, align_genes, transform
+from hyperst.data import Section, align_genes, fingerprint, transform
+from hyperst.evaluation_inputs import Missing, check_drawn, check_folder, check_unseen, shared_genes
 from hyperst.files import atomic_path, write_json_atomic
 from hyperst.metrics import METRICS, per_gene_pearson, top_k_mean
 from hyperst.model import build_backbone
@@ -73,6 +74,7 @@ class Evaluation:
         per_gene: one row per gene: correlation of each method, error, mean and spread of the measurement.
         caveats: what the numbers do not say.
         folder, figure: where metrics.json, per_gene.csv and the figure are.
+        missing_genes: genes of the run that the section has not measured.
     """
 
     section: str
@@ -83,6 +85,7 @@ class Evaluation:
     caveats: list[str]
     folder: Path
     figure: Path
+    missing_genes: tuple[str, ...] = ()
 
     def table(self) -> Table:
         """The scores as a rich table."""
@@ -110,6 +113,7 @@ def evaluate(
     training_sections: Sequence[Section] = (),
     output: str | Path | None = None,
     genes: Sequence[str] = (),
+    missing: Missing = "drop",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Predict ``section``, compare with its counts, and write metrics.json, per_gene.csv and a figure.
@@ -123,39 +127,50 @@ def evaluate(
         training_sections: those of the run; without them the training mean and ridge regression are left out.
         output: results go to ``output/SECTION``; default ``RUN/evaluation/SECTION``.
         genes: names of genes to draw beside the best predicted.
+        missing: what to do with genes of the run that the section has not measured: "drop" evaluates on the shared ones and
+            says which are missing; "zero" takes them as measured and never seen, which is right for files that leave out
+            genes without counts; "error" refuses.
         on_progress: called with (spots done, spots in all), over all sections.
 
     Raises:
-        ValueError: the section lacks genes of the run, or is one of the training sections.
+        ValueError: the section is one of the training sections, whatever it is called; it shares no gene with the run, or lacks
+            some with "error"; or a gene to draw is none of the run's.
+        FileExistsError: the folder for the results holds those of another section.
     """
-    if section.name in {record.name for record in run.split.sections}:
-        raise ValueError(f"section {section.name} took part in the training of {run.folder}; evaluate on another one")
-    measured = measured_expression(run, section)
+    check_unseen(run, section, training_sections)
+    kept, absent = shared_genes(run, section, missing)
+    check_drawn(kept, genes, run)
+    columns = np.flatnonzero(np.isin(run.genes, kept))
+    measured = _measured(run, section, kept, "zero" if missing == "zero" else "error")
+    folder = (Path(output) if output is not None else run.folder / "evaluation") / section.name
+    check_folder(folder, section)
     progress = _Count(on_progress, sum(each.n_spots for each in (section, *training_sections)))
     test = _read_images(run, section, progress)
+    test["prediction"] = np.ascontiguousarray(test["prediction"][:, columns])
     predictions = {OURS: test["prediction"]}
     if training_sections:
         train = [_read_images(run, each, progress) for each in training_sections]
         targets = np.concatenate([measured_expression(run, each) for each in training_sections])
         for name, key in ((RIDGE_OWN, "own"), (RIDGE_STAIN, "stain")):
             if key in test:
-                predictions[name] = ridge_floor(np.concatenate([each[key] for each in train]), targets, test[key])
-        predictions[MEAN] = training_mean(targets, section.n_spots)
+                ridge = ridge_floor(np.concatenate([each[key] for each in train]), targets, test[key])
+                predictions[name] = np.ascontiguousarray(ridge[:, columns])
+        predictions[MEAN] = training_mean(targets[:, columns], section.n_spots)
     scores = {name: score(prediction, measured) for name, prediction in predictions.items()}
     scores[NULL] = _null_scores(test["prediction"], measured, run.config.training.seed)
-    per_gene = _per_gene(run.genes, predictions, measured)
-    folder = (Path(output) if output is not None else run.folder / "evaluation") / section.name
+    per_gene = _per_gene(kept, predictions, measured)
     evaluation = Evaluation(
         section=section.name,
         n_spots=section.n_spots,
         target=run.config.data.target,
         scores=scores,
         per_gene=per_gene,
-        caveats=_caveats(run, section, scores),
+        caveats=[*_gene_caveats(run, section, absent, missing), *_caveats(run, section, scores)],
         folder=folder,
         figure=folder / "expression.png",
+        missing_genes=tuple(absent),
     )
-    _write(run, section, evaluation, test["prediction"], measured, genes)
+    _write(run, section, evaluation, kept, test["prediction"], measured, genes)
     return evaluation
 
 
@@ -165,7 +180,13 @@ def measured_expression(run: Run, section: Section) -> np.ndarray:
     Raises:
         ValueError: the section lacks some of the genes.
     """
-    return transform(align_genes(section, run.genes), section.library_size, run.config.data.target)
+    return _measured(run, section, run.genes)
+
+
+def _measured(
+    run: Run, section: Section, genes: Sequence[str], missing: Literal["error", "zero"] = "error"
+) -> np.ndarray:
+    return transform(align_genes(section, genes, missing), section.library_size, run.config.data.target)
 
 
 def score(prediction: np.ndarray, measured: np.ndarray) -> Scores:
@@ -258,6 +279,17 @@ def _per_gene(genes: Sequence[str], predictions: dict[str, np.ndarray], measured
     return table.sort_values("pcc", ascending=False, kind="stable")
 
 
+def _gene_caveats(run: Run, section: Section, absent: Sequence[str], missing: Missing) -> list[str]:
+    """Which genes the section lacks, and what was made of them."""
+    if not absent:
+        return []
+    shown = ", ".join(absent[:10]) + (" ..." if len(absent) > 10 else "")
+    what = f"{section.name} has not measured {len(absent)} of the {len(run.genes)} genes of the run ({shown})"
+    if missing == "zero":
+        return [f"{what}; they were taken as measured and never seen."]
+    return [f"{what}; all scores are over the other {len(run.genes) - len(absent)}, also those of the baselines."]
+
+
 def _caveats(run: Run, section: Section, scores: dict[str, Scores]) -> list[str]:
     """What a reader of the table has to know."""
     said = []
@@ -298,6 +330,7 @@ def _write(
     run: Run,
     section: Section,
     evaluation: Evaluation,
+    kept: Sequence[str],
     prediction: np.ndarray,
     measured: np.ndarray,
     genes: Iterable[str],
@@ -309,8 +342,11 @@ def _write(
     record = {
         "section": evaluation.section,
         "patient": section.patient,
+        "file": None if section.path is None else str(Path(section.path).resolve()),
+        "fingerprint": list(fingerprint(section).counts),
         "n_spots": evaluation.n_spots,
         "n_genes": len(evaluation.per_gene),
+        "missing_genes": list(evaluation.missing_genes),
         "target": evaluation.target,
         "best_epoch": run.best_epoch,
         "training_sections": [each.name for each in run.split.role("training")],
@@ -318,7 +354,7 @@ def _write(
         "caveats": evaluation.caveats,
     }
     write_json_atomic(evaluation.folder / "metrics.json", record)
-    expression_figure(section, run.genes, prediction, measured, evaluation.figure, genes=list(genes))
+    expression_figure(section, kept, prediction, measured, evaluation.figure, genes=list(genes))
 
 
 def _plain(value: float) -> float | None:

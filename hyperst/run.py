@@ -16,9 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from hyperst.checkpoint import load_checkpoint, require_genes, stored_identity, weights_checksum
 from hyperst.config import RunConfig, read_config
-from hyperst.data import Section, SpotDataset, attach_features, read_section
+from hyperst.data import Section, SpotDataset, attach_features, fingerprint, read_section
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from hyperst.data.features import has_niche_features
+from hyperst.device import choose_device
 from hyperst.files import write_json_atomic, write_text_atomic
 from hyperst.model import HyperST
 from hyperst.model.backbones import is_pretrained
@@ -48,6 +49,8 @@ class SectionRecord:
         features, niche_features: absolute paths of the files with precomputed features, None where there are none.
         own_niche: whether niches have precomputed features of their own, not the mean over their spots; None without features
             and in runs of an older version.
+        gene_names, kind: how it was read, see :func:`hyperst.data.read_section`; None for the usual.
+        fingerprint: of its content, to know it again under another name; None in runs of earlier versions.
     """
 
     name: str
@@ -62,6 +65,9 @@ class SectionRecord:
     features: str | None = None
     niche_features: str | None = None
     own_niche: bool | None = None
+    gene_names: str | None = None
+    kind: str | None = None
+    fingerprint: dict[str, Any] | None = None
 
     def read(self, feature_key: str | None = None) -> Section:
         """Read the section again, with its precomputed features as ``feature_key``.
@@ -76,6 +82,8 @@ class SectionRecord:
             mpp=self.um_per_px,
             name=self.name,
             patient=self.patient,
+            gene_names=self.gene_names,
+            kind=self.kind,
             require_image=self.image is not None,
         )
         if self.features is None or feature_key is None:
@@ -98,6 +106,9 @@ class SectionRecord:
             features=_absolute(section.features_path),
             niche_features=_absolute(section.niche_features_path),
             own_niche=None if feature_key is None else has_niche_features(section, feature_key),
+            gene_names=section.gene_names,
+            kind=section.kind,
+            fingerprint=asdict(fingerprint(section)),
         )
 
 
@@ -337,10 +348,11 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
 
     Raises:
         FileNotFoundError: no run in ``folder``, or none of its epochs is finished.
-        ValueError: a damaged checkpoint, or one that does not belong to the configuration beside it.
+        ValueError: no such device, a damaged checkpoint, or one that does not belong to the configuration beside it.
     """
     place = RunFolder(folder)
     place.require()
+    chosen = choose_device(device)
     config, genes, split = read_config(place.config), place.read_genes(), place.read_split()
     checkpoint = load_checkpoint(place.best)
     require_genes(checkpoint, genes, place.best, place.genes)
@@ -362,7 +374,6 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
             f"{config.model.weights} does not hold the weights that {place.path} was trained with; put back that file, or "
             f"point model.weights in {place.config} to it"
         )
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, int(checkpoint["epoch"]) + 1)
 
 

@@ -1,5 +1,5 @@
-"""Write command_line.md, configuration.md and image_formats.md beside this file from the commands, the configuration and the
-table that the tests of images use.
+"""Write command_line.md, configuration.md, section_formats.md and image_formats.md beside this file from the code and the
+tables of the tests.
 
 python docs/reference/generate.py [FOLDER]      # `make docs` does it
 """
@@ -18,6 +18,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from hyperst.config import RunConfig, preset
+from hyperst.data.readers.formats import formats_page
 
 COMMANDS = (sys.executable, "-m", "typer", "hyperst.cli.commands", "utils", "docs", "--name", "hyperst")
 COMMANDS += ("--title", "Command line")
@@ -92,6 +93,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     (folder / "command_line.md").write_text(command_line(), encoding="utf-8")
     (folder / "configuration.md").write_text(configuration(), encoding="utf-8")
+    (folder / "section_formats.md").write_text(formats_page(), encoding="utf-8")
     (folder / "image_formats.md").write_text(image_formats(), encoding="utf-8")
 
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from typer.core import TyperGroup
 
-from hyperst.cli.console import EpochProgress, SpotProgress, make_console, print_error, print_sections
+from hyperst.cli.console import (
+    EpochProgress,
+    SpotProgress,
+    make_console,
+    print_error,
+    print_evaluation,
+    print_sections,
+    print_training,
+)
 from hyperst.cli.features import Features, NicheFeatures, with_features
-
-if TYPE_CHECKING:
-    from hyperst.config import RunConfig
-    from hyperst.data import Section
-    from hyperst.evaluation import Evaluation
-    from hyperst.train import TrainingSummary
+from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
+from hyperst.cli.predict_manifest import predict_listed
 
 # The commands import what they need themselves: `hyperst --help` must not wait for PyTorch.
 
@@ -60,7 +62,9 @@ app = typer.Typer(
 Sections = Annotated[
     list[Path],
     typer.Argument(
-        help="Sections: .h5ad, Space Ranger folder, legacy counts .tsv.gz, or a folder of them.", show_default=False
+        help="Sections: .h5ad, Space Ranger folder, legacy counts .tsv.gz, a folder of them, or a manifest (.csv with columns "
+        "section, name, patient, image, mpp, kind).",
+        show_default=False,
     ),
 ]
 Images = Annotated[
@@ -71,6 +75,13 @@ Image = Annotated[
 ]
 Mpp = Annotated[
     float | None, typer.Option("--mpp", help="um per pixel of the full-resolution images, if the files do not say.")
+]
+BinUm = Annotated[
+    int | None, typer.Option("--bin-um", min=1, help="Which binning of a Visium HD folder: 2, 8 or 16 um.")
+]
+GeneNames = Annotated[
+    str | None,
+    typer.Option("--gene-names", help="Column of var with the genes' names; of a Space Ranger folder name or id."),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; default: the GPU if there is one.")]
 
@@ -88,7 +99,7 @@ def demo(
 ) -> None:
     """Make synthetic sections, train on three, evaluate the fourth, draw its figure. No data needed."""
     console = make_console()
-    console.print("[bold]HyperST demonstration[/bold] on synthetic tissue; about two minutes on two CPU cores.")
+    console.print("HyperST demonstration on synthetic tissue; about two minutes on two CPU cores.", style="bold")
     from hyperst.demo import demo_config, run_demo
 
     started = time.perf_counter()
@@ -97,18 +108,18 @@ def demo(
 
         def tell(line: str) -> None:
             progress.close()
-            console.print(f"[bold cyan]>[/bold cyan] {line}")
+            console.print(Text.assemble((">", "bold cyan"), " ", line))
 
         result = run_demo(output, config=config, on_step=tell, on_epoch=progress)
-    _print_training(console, result.training)
-    _print_evaluation(console, result.evaluation)
+    print_training(console, result.training)
+    print_evaluation(console, result.evaluation)
     console.print(
         f"\nDone in {time.perf_counter() - started:.0f} s. Look at\n"
         f"  {result.evaluation.figure}   measured and predicted expression side by side\n"
         f"  {result.evaluation.folder}   every gene's figures (per_gene.csv), all scores (metrics.json)\n"
         f"  {result.prediction}   {result.n_predicted} predicted spots; open it with scanpy.read_h5ad\n"
         f"  {result.run}   the trained run: configuration, genes, split, checkpoints, metrics.csv\n"
-        "\n[bold]What to try next[/bold] with these sections, then with yours\n"
+        "\nWhat to try next with these sections, then with yours\n"
         f"  hyperst check {result.sections[0]}\n"
         f"  hyperst train {' '.join(map(str, result.sections[:-1]))} --n-genes 60 --output runs/mine\n"
         f"  hyperst evaluate runs/mine {result.sections[-1]}\n"
@@ -121,7 +132,10 @@ def demo(
 def train(
     sections: Annotated[
         list[Path] | None,
-        typer.Argument(help="Training sections; not needed with --resume.", show_default=False),
+        typer.Argument(
+            help="Training sections, folders of them, or a manifest (.csv); not needed with --resume.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path("runs/run"),
     validation_sections: Annotated[
@@ -170,6 +184,8 @@ def train(
     images: Images = None,
     image: Image = None,
     mpp: Mpp = None,
+    bin_um: BinUm = None,
+    gene_names: GeneNames = None,
     features: Features = None,
     niche_features: NicheFeatures = None,
 ) -> None:
@@ -210,7 +226,7 @@ def train(
     from hyperst.train import fit
 
     if resume:
-        config, training, validation = _read_run_sections(output)
+        config, training, validation = read_run_sections(output)
     else:
         config = preset(preset_name or "cpu")
         if config_file is not None:
@@ -220,8 +236,11 @@ def train(
         config = update(config, changes)
         require_weights(config.model.backbone, config.model.weights, config.crop.image_size)
         need_image = config.data.feature_key is None
-        training = _read_sections(sections or [], images, image, mpp, need_image)
-        validation = _read_sections(validation_sections or [], images, None, mpp, need_image)
+        groups = list_groups([sections or [], validation_sections or []], bin_um)
+        one_image(groups[0], image)
+        read: dict[str, Any] = {"images": images, "mpp": mpp, "gene_names": gene_names, "require_image": need_image}
+        training = read_sections(groups[0], image=image, **read)
+        validation = read_sections(groups[1], **read)
         key = config.data.feature_key
         training, validation = (with_features(each, features, niche_features, key) for each in (training, validation))
     print_sections(console, training, "training sections")
@@ -239,7 +258,7 @@ def train(
             f"{error or 'interrupted'}; nothing of the finished epochs is lost. Go on with: "
             f"hyperst train --resume --output {output}"
         ) from error
-    _print_training(console, summary)
+    print_training(console, summary)
     console.print(f"run folder: {output}", soft_wrap=True)
     console.print(f"next: hyperst evaluate {output} SECTION   or   hyperst predict {output} IMAGE", soft_wrap=True)
 
@@ -252,9 +271,18 @@ def evaluate_command(
     genes: Annotated[
         list[str] | None, typer.Option("--gene", help="Gene to draw; repeat for more. Default: the best predicted.")
     ] = None,
+    missing: Annotated[
+        Literal["drop", "zero", "error"],
+        typer.Option(
+            "--missing",
+            help="Genes that a section has not measured: drop (evaluate on the others), zero (measured and never seen) or error.",
+        ),
+    ] = "drop",
     images: Images = None,
     image: Image = None,
     mpp: Mpp = None,
+    bin_um: BinUm = None,
+    gene_names: GeneNames = None,
     features: Features = None,
     niche_features: NicheFeatures = None,
     device: Device = None,
@@ -262,24 +290,37 @@ def evaluate_command(
     """Compare predictions with measured expression, beside ridge regression, the training mean and shuffled images."""
     console = make_console()
     from hyperst.evaluation import evaluate, summarise
+    from hyperst.evaluation_inputs import check_drawn, check_unseen, shared_genes
     from hyperst.run import load_run
 
     run = load_run(run_folder, device=device)
+    (listed,) = list_groups([sections], bin_um)
+    one_image(listed, image)
     key = run.config.data.feature_key
-    test = with_features(_read_sections(sections, images, image, mpp, key is None), features, niche_features, key)
-    training, missing = _training_sections(run_folder)
-    if missing:
-        console.print(f"[yellow]ridge regression left out:[/yellow] {missing}", soft_wrap=True)
+    test = read_sections(listed, images=images, image=image, mpp=mpp, gene_names=gene_names, require_image=key is None)
+    test = with_features(test, features, niche_features, key)
+    for section in test:  # all that can be refused is refused before the first hour of work
+        check_unseen(run, section)
+        check_drawn(shared_genes(run, section, missing)[0], genes or (), run)
+    training, unread = training_sections(run_folder)
+    if unread:
+        console.print(Text.assemble(("ridge regression left out:", "yellow"), " ", unread), soft_wrap=True)
     print_sections(console, test, "sections to evaluate")
     results = []
     for section in test:
         with SpotProgress(console, f"{section.name}: image features") as progress:
             results.append(
                 evaluate(
-                    run, section, training_sections=training, output=output, genes=genes or (), on_progress=progress
+                    run,
+                    section,
+                    training_sections=training,
+                    output=output,
+                    genes=genes or (),
+                    missing=missing,
+                    on_progress=progress,
                 )
             )
-        _print_evaluation(console, results[-1])
+        print_evaluation(console, results[-1])
         console.print(f"files: {results[-1].folder}", soft_wrap=True)
         console.print(f"figure: {results[-1].figure}", soft_wrap=True)
     if len(results) > 1:
@@ -290,7 +331,12 @@ def evaluate_command(
 @app.command()
 def predict(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")],
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Full-resolution H&E image, or a section with one.")],
+    image: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGE", help="Full-resolution H&E image, a section with one, or a manifest (.csv) of them."
+        ),
+    ],
     spots: Annotated[
         Path | None,
         typer.Option(
@@ -316,13 +362,27 @@ def predict(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="The .h5ad to write; default RUN/predictions/IMAGE.h5ad, which must not exist."
+            "--output",
+            "-o",
+            help="The .h5ad to write, default RUN/predictions/IMAGE.h5ad, which must not exist; of a manifest the folder of its "
+            "predictions.",
         ),
     ] = None,
     device: Device = None,
 ) -> None:
     """Predict expression from an image, at given spots or on a grid over the tissue, and write an .h5ad."""
     console = make_console()
+    from hyperst.data.manifest import is_manifest
+
+    if is_manifest(image):
+        if spots is not None:
+            raise typer.BadParameter("a manifest names the sections whose spots are predicted", param_hint="--spots")
+        if features is not None or niche_features is not None or skip_damaged:
+            raise typer.BadParameter(
+                "--features, --niche-features and --skip-damaged go with one image or section", param_hint="IMAGE"
+            )
+        predict_listed(console, run_folder, image, mpp, output, device)
+        return
     if output is not None and output.suffix != ".h5ad":
         raise typer.BadParameter(f"{output} must end in .h5ad", param_hint="--output")
     from hyperst.files import require_writable, write_h5ad_atomic
@@ -347,13 +407,14 @@ def predict(
         )
     write_h5ad_atomic(predicted, path)
     if skip_damaged and predicted.uns["hyperst"].get("damaged_tiles"):
-        console.print(
-            f"[yellow]note[/yellow] damaged tiles of the image left white: {predicted.uns['hyperst']['damaged_tiles']}; spots "
-            f"on or beside them, see obs['on_damaged_tile']: {int(predicted.obs['on_damaged_tile'].sum())}",
-            soft_wrap=True,
+        damage = (
+            f"damaged tiles of the image left white: {predicted.uns['hyperst']['damaged_tiles']}; spots on or beside them, see "
+            f"obs['on_damaged_tile']: {int(predicted.obs['on_damaged_tile'].sum())}"
         )
+        console.print(Text.assemble(("note", "yellow"), " ", damage), soft_wrap=True)
     if "tissue_fraction" in predicted.obs and (n := int((predicted.obs["tissue_fraction"] < 0.05).sum())):
-        console.print(f"[yellow]note[/yellow] {n} spots lie on background: obs['tissue_fraction'] tells which")
+        background = f"{n} spots lie on background: obs['tissue_fraction'] tells which"
+        console.print(Text.assemble(("note", "yellow"), " ", background), soft_wrap=True)
     console.print(
         f"{predicted.n_obs} spots x {predicted.n_vars} genes predicted as {predicted.uns['hyperst']['units']}\n"
         f"written: {path}\n"
@@ -374,6 +435,8 @@ def check(
     images: Images = None,
     image: Image = None,
     mpp: Mpp = None,
+    bin_um: BinUm = None,
+    gene_names: GeneNames = None,
 ) -> None:
     """Say what is right and wrong with sections before training: counts, names, positions, tissue, image, scale."""
     console = make_console()
@@ -384,7 +447,7 @@ def check(
         raise typer.BadParameter("goes with one section; use --images FOLDER for several", param_hint="--image")
     if output is not None:
         require_writable(output / "NAME_spots.png")
-    reports = examine_all(sections, image, images, mpp)
+    reports = examine_all(sections, image, images, mpp, bin_um, gene_names)
     print_reports(console, reports)
     drawn = [report for report in reports if report.section is not None and report.picture is not None]
     if output is not None:
@@ -406,57 +469,6 @@ def check(
 def main() -> None:
     """Entry point of the ``hyperst`` command."""
     app()
-
-
-def _read_sections(
-    paths: Sequence[Path], images: Path | None, image: Path | None, mpp: float | None, need_image: bool
-) -> list[Section]:
-    """Read sections, folders standing for the sections in them."""
-    if not paths:
-        return []
-    from hyperst.data import find_sections, read_section
-
-    found = find_sections(paths)
-    if image is not None and len(found) > 1:
-        raise typer.BadParameter("goes with one section; use --images FOLDER for several", param_hint="--image")
-    return [read_section(path, image=image, images_dir=images, mpp=mpp, require_image=need_image) for path in found]
-
-
-def _read_run_sections(folder: Path) -> tuple[RunConfig, list[Section], list[Section]]:
-    """Configuration, training and validation sections of a started run."""
-    from hyperst.config import read_config
-    from hyperst.run import RunFolder
-
-    place = RunFolder(folder)
-    place.require()
-    split = place.read_split()
-    config = read_config(place.config)
-    training, validation = (
-        [record.read(config.data.feature_key) for record in split.role(role)] for role in ("training", "validation")
-    )
-    return config, training, validation
-
-
-def _training_sections(folder: Path) -> tuple[list[Section], str]:
-    """The training sections of a run, or none and the reason."""
-    try:
-        return _read_run_sections(folder)[1], ""
-    except (OSError, ValueError) as error:
-        return [], f"it needs the training sections again, and {error}"
-
-
-def _print_training(console: Console, summary: TrainingSummary) -> None:
-    console.print(
-        f"trained for {summary.epochs} epochs in {summary.seconds:.0f} s"
-        f"{', stopped early' if summary.stopped_early else ''}; kept epoch {summary.best_epoch}: "
-        f"validation MSE {summary.validation_mse:.4f}, mean PCC {summary.validation_pcc:+.3f}"
-    )
-
-
-def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
-    console.print(evaluation.table())
-    for caveat in evaluation.caveats:
-        console.print(f"  [yellow]note[/yellow] {escape(caveat)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -6,25 +6,40 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from hyperst.data import Section
-    from hyperst.train import Epoch
+    from hyperst.evaluation import Evaluation
+    from hyperst.train import Epoch, TrainingSummary
 
-__all__ = ["EpochProgress", "SpotProgress", "make_console", "print_error", "print_sections"]
+__all__ = [
+    "EpochProgress",
+    "SpotProgress",
+    "make_console",
+    "print_error",
+    "print_evaluation",
+    "print_sections",
+    "print_training",
+]
 
 _WIDTH_OF_LOGS = 120
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console for the current standard output (or error); wide enough for tables when that is no terminal."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDTH_OF_LOGS)
+    """A console for the current standard output (or error); wide enough for tables when that is no terminal.
+
+    It reads no markup: what it shows holds names of files, and a folder may be called ``[b]``. Styles are given as such.
+    """
+    console = Console(stderr=stderr, highlight=False, markup=False)
+    if console.is_terminal:
+        return console
+    return Console(stderr=stderr, highlight=False, markup=False, width=_WIDTH_OF_LOGS)
 
 
 def print_error(error: BaseException, hint: str = "run `hyperst --debug ...` to see where it happened") -> None:
@@ -32,9 +47,9 @@ def print_error(error: BaseException, hint: str = "run `hyperst --debug ...` to 
     console = make_console(stderr=True)
     message = str(error) or type(error).__name__
     if console.is_terminal:
-        console.print(Panel(escape(message), title="error", title_align="left", border_style="red", subtitle=hint))
+        console.print(Panel(Text(message), title="error", title_align="left", border_style="red", subtitle=hint))
     else:  # one unbroken line, for logs and grep
-        console.print(f"error: {escape(message)} ({hint})", soft_wrap=True)
+        console.print(f"error: {' '.join(message.split())} ({hint})", soft_wrap=True)
 
 
 def print_sections(console: Console, sections: Sequence[Section], title: str) -> None:
@@ -51,11 +66,27 @@ def print_sections(console: Console, sections: Sequence[Section], title: str) ->
             section.patient or "?",
             f"{section.n_spots}",
             f"{len(section.genes)}",
-            f"{sorted(section.library_size)[section.n_spots // 2]:,.0f}",
+            f"{np.median(section.library_size):,.0f}",
             section.grid.kind,
             "?" if scale is None else f"{scale:.3f}",
         )
     console.print(table)
+
+
+def print_training(console: Console, summary: TrainingSummary) -> None:
+    """How a training ended."""
+    console.print(
+        f"trained for {summary.epochs} epochs in {summary.seconds:.0f} s"
+        f"{', stopped early' if summary.stopped_early else ''}; kept epoch {summary.best_epoch}: "
+        f"validation MSE {summary.validation_mse:.4f}, mean PCC {summary.validation_pcc:+.3f}"
+    )
+
+
+def print_evaluation(console: Console, evaluation: Evaluation) -> None:
+    """The scores of a section, and what they do not say."""
+    console.print(evaluation.table())
+    for caveat in evaluation.caveats:
+        console.print(Text.assemble("  ", ("note", "yellow"), " ", caveat), soft_wrap=True)
 
 
 class EpochProgress:
@@ -121,7 +152,7 @@ def _bar(console: Console) -> Progress:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         console=console,
         disable=not console.is_terminal,
     )

@@ -6,9 +6,12 @@ from hyperst.data.dataset import SpotDataset
 from hyperst.data.features import attach_features
 from hyperst.data.genes import align_genes, common_genes, select_genes
 from hyperst.data.grid import Grid, detect_grid
+from hyperst.data.identity import Fingerprint, check_distinct, fingerprint, same_section
 from hyperst.data.images import SlideImage, open_image
+from hyperst.data.manifest import read_manifest
 from hyperst.data.niches import niche_counts, niche_members
-from hyperst.data.sections import Section, find_sections, image_section, read_section
+from hyperst.data.sections import Section, image_section, read_section
+from hyperst.data.sources import SectionSource, distinct_names, find_sections, list_sections
 from hyperst.data.splits import (
     Split,
     SplitError,
@@ -24,8 +27,10 @@ from hyperst.data.tissue import TissueMap, find_tissue, tissue_fractions
 __all__ = [
     "CropConfig",
     "Finding",
+    "Fingerprint",
     "Grid",
     "Section",
+    "SectionSource",
     "SlideImage",
     "Split",
     "SplitError",
@@ -34,22 +39,28 @@ __all__ = [
     "TissueMap",
     "align_genes",
     "attach_features",
+    "check_distinct",
     "check_section",
     "common_genes",
     "crop_widths_px",
     "detect_grid",
+    "distinct_names",
     "find_sections",
     "find_tissue",
+    "fingerprint",
     "image_section",
     "leave_one_patient_out",
     "leave_one_section_out",
+    "list_sections",
     "niche_counts",
     "niche_members",
     "open_image",
     "random_split",
     "read_crops",
+    "read_manifest",
     "read_section",
     "resolve_crops",
+    "same_section",
     "select_genes",
     "spot_validation_split",
     "tile_grid",

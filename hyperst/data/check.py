@@ -14,8 +14,9 @@ from hyperst.data.images import SlideImage
 from hyperst.data.images.scale import scale_conflict
 from hyperst.data.niches import niche_members
 from hyperst.data.placement import Placement, judge_placement
-from hyperst.data.sections import Section, read_section
+from hyperst.data.sections import Section
 from hyperst.data.small_images import small_image
+from hyperst.data.sources import SectionSource
 from hyperst.data.tissue import TissueMap, find_tissue, spot_window, tissue_mask
 
 __all__ = ["Finding", "Report", "check_section", "examine_section"]
@@ -63,27 +64,30 @@ class Report:
         self.findings.append(Finding(level, message, remedy))
 
 
-def check_section(path: str | Path, **options: Any) -> list[Finding]:
+def check_section(path: str | Path | SectionSource, **options: Any) -> list[Finding]:
     """Read a section as training would, and say what was found; the findings of :func:`examine_section`."""
     return examine_section(path, **options).findings
 
 
 def examine_section(
-    path: str | Path,
+    path: str | Path | SectionSource,
     *,
     image: str | Path | None = None,
     images_dir: str | Path | None = None,
     mpp: float | None = None,
+    gene_names: str | None = None,
 ) -> Report:
     """Read a section as training would, decode crops of a dozen spots, and look whether its spots lie on tissue.
 
-    A bad file is a finding, never an exception. Arguments: see :func:`hyperst.data.read_section`. Without a full-resolution
-    image, which is an error, the spots are looked at on the downscaled image that comes with the section, if there is one.
+    A bad file is a finding, never an exception. Arguments: see :func:`hyperst.data.read_section`; what a source says of
+    itself comes first. Without a full-resolution image, which is an error, the spots are looked at on the downscaled image
+    that comes with the section, if there is one.
     """
-    report = Report(Path(path))
+    source = path if isinstance(path, SectionSource) else SectionSource(Path(path))
+    report = Report(source.path)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        report.section = _read(report, image=image, images_dir=images_dir, mpp=mpp)
+        report.section = _read(report, source, image=image, images_dir=images_dir, mpp=mpp, gene_names=gene_names)
     for message in dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning):
         report.say("warning", message)
     if report.section is not None:
@@ -93,14 +97,14 @@ def examine_section(
     return report
 
 
-def _read(report: Report, **options: Any) -> Section | None:
+def _read(report: Report, source: SectionSource, **options: Any) -> Section | None:
     try:
-        return read_section(report.path, **options)
+        return source.read(**options)
     except Exception as error:  # damaged files raise of every kind, from the libraries that read them
         said = isinstance(error, (OSError, ValueError, MemoryError, ImportError))
         report.say("error", str(error) if said else f"{report.path}: {error!r}")
     try:
-        section = read_section(report.path, **options, require_image=False)
+        section = source.read(**options, require_image=False)
     except Exception:  # the error that has been said, or another one behind it
         return None
     return section if section.image_path is None else None

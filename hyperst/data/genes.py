@@ -15,6 +15,8 @@ from hyperst.data.sections import Section
 __all__ = ["align_genes", "common_genes", "gene_columns", "is_excluded", "select_genes"]
 
 _MITOCHONDRIAL = re.compile(r"^mt[-_]", re.IGNORECASE)
+_GENOME = re.compile(r"^(GRC[a-z]\d+|hg\d+|mm\d+|rn\d+|mRatBN\d+|T2T|CHM13)[\w.-]*?_+(?=\w)")
+_ENSEMBL = re.compile(r"ENS[A-Z]{0,6}G\d{11}(\.\d+)?(_PAR_Y)?")
 _RIBOSOMAL = re.compile(r"^rp(l|s)\d+[a-z]?(\d+|[lxy]\d*|-.+|p\d+)?$|^rplp\d+$|^rpsa\d*$", re.IGNORECASE)
 
 
@@ -23,9 +25,15 @@ def is_excluded(gene: str) -> bool:
 
     Everything else stays, also genes that merely start alike: MTOR, MT1X, MT2A, RPA1, RPE65, RPS6KA1, MRPL1.
 
+    A genome in front (GRCh38_MT-CO1, mm10___Rpl3) and an Ensembl id beside the symbol (MT-CO1_ENSG00000198804) are passed over.
+
     >>> [gene for gene in ("MT-CO1", "MTOR", "MT2A", "RPL13A", "RPS6KA1", "RPE65", "MRPL4") if is_excluded(gene)]
     ['MT-CO1', 'RPL13A']
+    >>> is_excluded("GRCh38_MT-CO1"), is_excluded("MT-CO1_ENSG00000198804.2"), is_excluded("GRCh38_MTOR")
+    (True, True, False)
     """
+    gene = _GENOME.sub("", gene)
+    gene = _ENSEMBL.sub("", gene).strip("_-|:; ") or gene
     return _MITOCHONDRIAL.match(gene) is not None or _RIBOSOMAL.match(gene) is not None
 
 
@@ -52,6 +60,8 @@ def select_genes(
 ) -> np.ndarray:
     """Choose genes from the training sections, over their common genes, without mitochondrial and ribosomal-protein genes.
 
+    Where a file tells the symbol beside another identifier, the symbol decides what is mitochondrial or ribosomal.
+
     Args:
         sections: TRAINING sections only.
         n_genes: how many.
@@ -64,13 +74,23 @@ def select_genes(
         str (n_genes,), best first; ties are broken by name, so that the result does not depend on the sections' order.
 
     Raises:
-        ValueError: no common gene, fewer usable genes than n_genes, or an unknown method.
+        ValueError: no common gene, fewer usable genes than n_genes, an unknown method, or Ensembl ids without symbols, of which
+            mitochondrial and ribosomal genes cannot be told.
     """
     if n_genes < 1:
         raise ValueError(f"n_genes: got {n_genes}, need at least 1")
     if method not in ("hmhvg", "hvg"):
         raise ValueError(f"method: got {method!r}, need 'hmhvg' or 'hvg'")
-    candidates = np.asarray([gene for gene in common_genes(sections) if not is_excluded(gene)], dtype=str)
+    symbols = _symbols(sections)
+    common = common_genes(sections)
+    unknown = [gene for gene in common if _ENSEMBL.fullmatch(_GENOME.sub("", gene)) and gene not in symbols]
+    if len(unknown) > len(common) / 2:
+        raise ValueError(
+            f"genes are named by Ensembl ids ({', '.join(unknown[:3])} ...) and no symbols are recorded beside them, so that "
+            "mitochondrial and ribosomal genes cannot be left out. Choose the column of var that holds the symbols with "
+            "--gene-names COLUMN (gene_names= in Python), or name the genes by their symbols"
+        )
+    candidates = np.asarray([gene for gene in common if not is_excluded(symbols.get(gene, gene))], dtype=str)
     counts = [section.counts[:, gene_columns(section, candidates)].astype(np.float64) for section in sections]
     score = _hmhvg_score(counts) if method == "hmhvg" else _hvg_score(counts, sections)
     usable = np.sum([np.asarray(matrix.sum(axis=0)).ravel() for matrix in counts], axis=0) > 0
@@ -90,13 +110,13 @@ def gene_columns(section: Section, genes: Sequence[str] | np.ndarray) -> np.ndar
         ValueError: genes that the section has not measured.
     """
     place = {gene: column for column, gene in enumerate(section.genes)}
-    missing = [gene for gene in genes if gene not in place]
+    missing = [str(gene) for gene in genes if gene not in place]
     if missing:
-        kind = "none of the" if len(missing) == len(genes) else f"{len(missing)} of the"
+        wanted = len(genes)
+        found = f"{wanted - len(missing)} of the {wanted}" if len(missing) < wanted else f"none of the {wanted}"
         raise ValueError(
-            f"section {section.name}: {kind} {len(genes)} wanted genes are measured here as named; missing "
-            f"{', '.join(map(str, missing[:5]))} ..., measured {', '.join(section.genes[:5])} ...; use the same kind of gene "
-            "names, or train on genes common to all sections"
+            f"section {section.name}: {found} wanted genes are measured; missing {_some(missing)}; the section measured "
+            f"{_some(list(section.genes))}. Use the same kind of gene names (--gene-names), or genes common to all sections"
         )
     return np.asarray([place[gene] for gene in genes], dtype=np.int64)
 
@@ -150,3 +170,17 @@ def _hvg_score(counts: list[sparse.csr_array], sections: Sequence[Section]) -> n
         mean = np.asarray(scaled.mean(axis=0)).ravel()
         variance.append(np.asarray((scaled * scaled).mean(axis=0)).ravel() - mean**2)
     return -np.mean(variance, axis=0)
+
+
+def _some(names: Sequence[str], n: int = 5) -> str:
+    return ", ".join(map(str, names[:n])) + (" ..." if len(names) > n else "")
+
+
+def _symbols(sections: Sequence[Section]) -> dict[str, str]:
+    """Symbol of each gene that some section tells another name of."""
+    found: dict[str, str] = {}
+    for section in sections:
+        if section.symbols is not None:
+            pairs = zip(section.genes, section.symbols, strict=True)
+            found |= {str(gene): str(symbol) for gene, symbol in pairs if symbol and symbol not in (gene, "nan")}
+    return found

@@ -8,7 +8,6 @@ it, normalised counts, a wrong scale.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,17 +15,16 @@ import numpy as np
 from scipy import sparse
 
 from hyperst.data.grid import Grid, contradicting_spots, detect_grid
+from hyperst.data.image_files import find_image, image_stem
 from hyperst.data.images import IMAGE_SUFFIXES, DamagedTiles, SlideImage, open_image
 from hyperst.data.images.scale import LARGEST_SCALE_ERROR, RecordedScale, check_mpp, scale_conflict
 from hyperst.data.readers import reader_of
 from hyperst.data.readers.features import obsm_keys
 from hyperst.data.readers.h5ad import read_h5ad_features
-from hyperst.data.readers.legacy import is_legacy, legacy_name
-from hyperst.data.readers.spaceranger import is_spaceranger
+from hyperst.data.readers.spaceranger_files import sample_folder
 from hyperst.data.readers.table import Scale, SpotTable, check_positions, empty_counts
-from hyperst.files import is_hidden
 
-__all__ = ["Section", "find_sections", "image_name", "image_section", "read_section"]
+__all__ = ["Section", "image_name", "image_section", "read_section"]
 
 _MPP_REMEDY = "Give the um/px of the image that the spot positions refer to with mpp=... (--mpp), or correct the file"
 
@@ -47,6 +45,8 @@ class Section:
         library_size: float32 (spot,), total count over ALL measured genes.
         features: obsm key -> float32 (spot width), for precomputed backbones; filled by :meth:`load_features`.
         path: the file or folder the section was read from, or None.
+        symbols: str (gene,), symbols of the genes where ``genes`` are other identifiers and the file tells, or None.
+        gene_names, kind: what :func:`read_section` was given, to read the section again; None for the usual.
         damaged: takes down tiles of the image that cannot be decoded, which are then white; None makes such a tile an error.
         features_path, niche_features_path: files that ``features`` came from, see :func:`hyperst.data.attach_features`.
     """
@@ -64,6 +64,9 @@ class Section:
     library_size: np.ndarray
     features: dict[str, np.ndarray] = field(default_factory=dict)
     path: Path | None = None
+    symbols: np.ndarray | None = None
+    gene_names: str | None = None
+    kind: str | None = None
     damaged: DamagedTiles | None = None
     features_path: Path | None = None
     niche_features_path: Path | None = None
@@ -76,13 +79,15 @@ class Section:
     def open_image(self) -> SlideImage:
         """Open the full-resolution image. Raises FileNotFoundError when the section has none."""
         if self.image_path is None:
-            raise FileNotFoundError(f"section {self.name} has no full-resolution image; read it with image=PATH")
+            raise FileNotFoundError(
+                f"section {self.name} has no full-resolution image; give it with --image (in Python image=)"
+            )
         return open_image(self.image_path, damaged=self.damaged)
 
     def feature_keys(self) -> list[str]:
         """Names that :meth:`load_features` takes: features in memory, and ``obsm`` entries of an .h5ad file."""
         path = self.path
-        in_file = obsm_keys(path) if path is not None and path.suffix == ".h5ad" and path.is_file() else []
+        in_file = obsm_keys(path) if path is not None and path.suffix.lower() == ".h5ad" and path.is_file() else []
         return sorted({*self.features, *in_file})
 
     def load_features(self, key: str) -> np.ndarray:
@@ -125,20 +130,26 @@ def read_section(
     name: str | None = None,
     patient: str | None = None,
     spots: str | Path | None = None,
+    kind: str | None = None,
+    gene_names: str | None = None,
     require_image: bool = True,
     require_counts: bool = True,
 ) -> Section:
     """Read one section.
 
     Args:
-        path: .h5ad; Space Ranger folder (with ``filtered_feature_bc_matrix.h5`` and ``spatial/``; for Visium HD one
-            ``binned_outputs/square_NNNum``); or legacy counts .tsv / .tsv.gz.
-        image: the full-resolution image. Else it is looked for as ``images_dir/NAME.*``, then under the name that the
-            file gives it, then as NAME.* beside the file, in ``images``, ``../images`` and ``../wsis``.
+        path: .h5ad; Space Ranger folder (with ``filtered_feature_bc_matrix.h5`` or ``matrix.mtx``, and ``spatial/``; for
+            Visium HD one ``binned_outputs/square_NNNum`` or ``segmented_outputs``), or the matrix of one section among
+            several in a folder; or legacy counts .tsv / .tsv.gz. docs/reference/section_formats.md has the whole list.
+        image: the full-resolution image. Else NAME.* or the name that the file gives it in ``images_dir``, if that is given;
+            else under the name that the file gives it, or as NAME.* beside the file, in ``images``, ``../images`` and
+            ``../wsis``, for a folder of Space Ranger also in the folders above it up to that beside the sample's.
         mpp: um/px of that image. Else: what the file declares, HEST-1k metadata, the spot grid with the known spacing of
             the technology, the image's own metadata; None if nothing tells.
         name, patient: override what the files say. ``name`` is also the image's stem.
         spots: table of selected spots of a legacy section, if not in its usual place.
+        kind: "h5ad", "spaceranger" or "table"; default what the path looks like.
+        gene_names: column of ``var`` (.h5ad) with the genes' names, or "id" instead of "name" (Space Ranger).
         require_image: False also reads sections without image (``image_path`` is then None).
         require_counts: False reads positions only: ``counts`` is (spot, 0) and ``genes`` empty.
 
@@ -159,11 +170,15 @@ def read_section(
     ('S0', 'P0', 'hexagonal', 100)
     """
     path = Path(path)
-    reader = reader_of(path)
+    reader = reader_of(path, kind)
+    usual_name = reader.name(path)
     table = reader.read(
-        path, reader.name(path) if name is None else name, None if spots is None else Path(spots), require_counts
+        path, usual_name if name is None else name, None if spots is None else Path(spots), require_counts, gene_names
     )
-    image_path = _find_image(table, image, images_dir, require_image)
+    image_names = [usual_name]
+    if table.source.is_dir():
+        image_names += [sample_folder(table.source.resolve()).name, table.source.name]
+    image_path = find_image(table, image_names, image, images_dir, require_image)
     recorded = _check_image(table, image_path) if image_path is not None else RecordedScale()
     grid = _resolve_scale(table, mpp, recorded.mpp)
     _warn_of_conflict(grid.um_per_px, recorded, image_path)
@@ -181,6 +196,9 @@ def read_section(
         grid=grid,
         library_size=np.asarray(table.counts.sum(axis=1), dtype=np.float32).ravel(),
         path=table.source,
+        symbols=table.symbols,
+        gene_names=gene_names,
+        kind=kind,
     )
 
 
@@ -233,84 +251,7 @@ def image_name(path: str | Path) -> str:
     ('case1.slide1', 'case1.slide2')
     """
     path = Path(path)
-    stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
-    return stem[:-4] if stem.lower().endswith(".ome") and len(stem) > 4 else stem
-
-
-def find_sections(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Files and folders that hold sections, from a list in which folders stand for the sections in them.
-
-    A folder that is no Space Ranger output stands for the .h5ad files in it (or else in ``h5ad`` or ``st`` under it); without any,
-    for the legacy count tables in it or its ``counts``; without any, for the Space Ranger folders in it.
-
-    Raises:
-        FileNotFoundError: a path does not exist, or a folder holds no section.
-    """
-    found: list[Path] = []
-    for entry in [paths] if isinstance(paths, (str, Path)) else paths:
-        path = Path(entry)
-        if not path.exists():
-            raise FileNotFoundError(f"section {path} does not exist")
-        if not path.is_dir() or is_spaceranger(path):
-            found.append(path)
-            continue
-        inside = _sections_in(path)
-        if not inside:
-            raise FileNotFoundError(f"{path}: no section in this folder (.h5ad, Space Ranger output, counts .tsv.gz)")
-        found += inside
-    return list(dict.fromkeys(found))
-
-
-def _sections_in(folder: Path) -> list[Path]:
-    for place in (folder, folder / "h5ad", folder / "st"):
-        if files := [file for file in sorted(place.glob("*.h5ad")) if not is_hidden(file)]:
-            return files
-    for place in (folder, folder / "counts"):
-        files = [file for file in sorted(place.glob("*")) if file.is_file() and not is_hidden(file)]
-        tables = [file for file in files if is_legacy(file)]
-        if tables := [file for file in tables if not file.name.endswith("_selection.tsv")]:
-            return tables
-    children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not is_hidden(child)]
-    return [child for child in children if is_spaceranger(child)]
-
-
-def _find_image(
-    table: SpotTable, image: str | Path | None, images_dir: str | Path | None, required: bool
-) -> Path | None:
-    if image is not None:
-        if not Path(image).is_file():
-            raise FileNotFoundError(f"image {image} (given for section {table.name}) does not exist")
-        return Path(image)
-    folder = table.source if table.source.is_dir() else table.source.parent
-    stems = list(
-        dict.fromkeys([table.name, legacy_name(table.source) if is_legacy(table.source) else table.source.stem])
-    )
-    looked: list[Path] = []
-    if images_dir is not None:
-        if not Path(images_dir).is_dir():
-            raise FileNotFoundError(f"images_dir {images_dir} is no folder")
-        looked += [Path(images_dir) / f"{stem}.*" for stem in stems]
-    looked += table.images_to_try
-    for place in (folder, folder / "images", folder.parent / "images", folder.parent / "wsis"):
-        looked += [place / f"{stem}.*" for stem in stems]
-    for candidate in looked:
-        if candidate.suffix != ".*":
-            if candidate.is_file():
-                return candidate
-            continue
-        stem = candidate.name[:-2]
-        for suffix in IMAGE_SUFFIXES:
-            for file in (candidate.with_name(stem + suffix), candidate.with_name(stem + suffix.upper())):
-                if file.is_file():
-                    return file
-    if not required:
-        return None
-    small = "; the downscaled images that come with it are too coarse for spots" if table.small_images else ""
-    raise FileNotFoundError(
-        f"{table.source}: no full-resolution image for section {table.name}{small}. Looked for "
-        f"{', '.join(map(str, looked))}. Give the image with image=PATH (--image) or its folder with images_dir=FOLDER "
-        "(--images)"
-    )
+    return image_stem(path) if path.suffix.lower() in IMAGE_SUFFIXES else path.name
 
 
 def _check_image(table: SpotTable, path: Path) -> RecordedScale:

@@ -130,7 +130,9 @@ def _check_names(names: Sequence[str]) -> None:
 def _patients(sections: Sequence[Section]) -> dict[str, str]:
     unknown = [section.name for section in sections if section.patient is None]
     if unknown:
-        raise SplitError(f"the patient of {', '.join(unknown)} is not recorded; give patient= when reading")
+        raise SplitError(
+            f"the patient of {', '.join(unknown)} is not recorded; name it in a manifest's column patient (in Python patient=)"
+        )
     owner = {section.name: str(section.patient) for section in sections}
     if len(set(owner.values())) < 2:
         raise SplitError(

@@ -7,7 +7,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,21 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from hyperst.checkpoint import load_checkpoint, require_genes
 from hyperst.config import RunConfig, TrainingConfig, read_config, write_config
-from hyperst.data import Section, align_genes, resolve_crops, select_genes, spot_validation_split, transform
+from hyperst.data import (
+    Section,
+    align_genes,
+    check_distinct,
+    fingerprint,
+    resolve_crops,
+    select_genes,
+    spot_validation_split,
+    transform,
+)
 from hyperst.files import write_json_atomic
 from hyperst.model import Alignment
 from hyperst.model.backbones import declared_normalisation, require_weights
@@ -79,6 +89,7 @@ def fit(
         FileNotFoundError: ``resume`` is True and ``folder`` holds no run.
         ValueError: sections that do not go together, or that are not those of the run to resume.
         FloatingPointError: the loss is no longer finite.
+        MemoryError: a batch does not fit into the GPU.
         KeyboardInterrupt: interrupted; resume to go on.
     """
     place = RunFolder(folder)
@@ -102,10 +113,21 @@ def fit(
     model.initialise_output(_mean_target(config, genes, sections, split))
     module = TrainingStep(model, Alignment(config.alignment, config.model.width), config, genes)
     recorder = Recorder(place, config.training, on_epoch)
+    trainer = _trainer(config.training, recorder)
     if not resume:  # nothing is written of a run that cannot start
         _write_start(place, config, split, genes)
     started = time.perf_counter()
-    _run_trainer(config.training, module, loaders, recorder)
+    try:
+        _run_trainer(trainer, module, loaders, recorder)
+    except Exception as error:
+        if not resume and not recorder.history:
+            _remove_start(place)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise MemoryError(
+                f"a step with {config.training.batch_size} spots does not fit into the memory of the GPU; lower "
+                "training.batch_size (--batch-size), or train in precision bf16-mixed (--precision)"
+            ) from error
+        raise
     best = recorder.best
     summary = TrainingSummary(
         epochs=len(recorder.history),
@@ -129,6 +151,7 @@ def _plan(
         raise ValueError(
             f"section {', '.join(doubled)} is given more than once; each section has one role, training or validation"
         )
+    check_distinct([*sections, *validation_sections])
     genes = select_genes(sections, config.data.n_genes, config.data.gene_selection)
     declared = config.model.normalisation or declared_normalisation(config.model.backbone)
     if declared is not None:
@@ -147,11 +170,19 @@ def _plan(
 
 
 def _write_start(place: RunFolder, config: RunConfig, split: Split, genes: Sequence[str]) -> None:
-    """Write what a run starts with; the configuration last."""
+    """Write what a run starts with; the configuration last, when all that can fail before the first step has been done."""
     place.write_genes(genes)
     place.write_split(split)
     write_json_atomic(place.versions, code_versions())
     write_config(config, place.config)
+
+
+def _remove_start(place: RunFolder) -> None:
+    """Remove what :func:`_write_start` wrote, so that the corrected command can use the folder."""
+    for file in (place.config, place.genes, place.split, place.versions):
+        file.unlink(missing_ok=True)
+    with suppress(OSError):  # something else is in it
+        place.path.rmdir()
 
 
 def _stored_summary(stored: dict[str, Any], place: RunFolder) -> TrainingSummary:
@@ -182,6 +213,12 @@ def _check_same_sections(split: Split, sections: Sequence[Section], validation: 
     stored = [(record.name, record.role, record.n_spots) for record in split.sections]
     if given != stored:
         raise ValueError(f"cannot resume: the run was started with (section, role, spots) {stored}, now given {given}")
+    for record, section in zip(split.sections, (*sections, *validation), strict=True):
+        if record.fingerprint is not None and record.fingerprint["counts"] != list(fingerprint(section).counts):
+            raise ValueError(
+                f"cannot resume: the counts of section {section.name} ({section.path}) are not those that the run was started "
+                "with; restore the file, or train again into another folder"
+            )
 
 
 def _mean_target(config: RunConfig, genes: list[str], sections: Sequence[Section], split: Split) -> Tensor:
@@ -196,7 +233,36 @@ def _mean_target(config: RunConfig, genes: list[str], sections: Sequence[Section
     return torch.from_numpy(np.concatenate(values).mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
-def _run_trainer(settings: TrainingConfig, module: TrainingStep, loaders: Loaders, recorder: Recorder) -> None:
+def _trainer(settings: TrainingConfig, recorder: Recorder) -> lightning.Trainer:
+    """Lightning's loop.
+
+    Raises:
+        ValueError: an accelerator or a precision that this machine does not have.
+    """
+    try:
+        with _quiet_lightning():
+            return lightning.Trainer(
+                default_root_dir=recorder.place.path,
+                max_epochs=settings.epochs,
+                accelerator=settings.accelerator,
+                devices=1,
+                precision=settings.precision,
+                gradient_clip_val=settings.gradient_clip or None,
+                callbacks=[recorder],
+                plugins=[AtomicCheckpoints()],
+                logger=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+            )
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"training.accelerator {settings.accelerator!r} with training.precision {settings.precision!r} (--precision) "
+            f"cannot be used here: {error}"
+        ) from error
+
+
+def _run_trainer(trainer: lightning.Trainer, module: TrainingStep, loaders: Loaders, recorder: Recorder) -> None:
     """Train until done; go on from the last checkpoint where there is one."""
     last = recorder.place.last
     if last.is_file():
@@ -210,20 +276,6 @@ def _run_trainer(settings: TrainingConfig, module: TrainingStep, loaders: Loader
         if recorder.finished:
             return
     with _quiet_lightning():
-        trainer = lightning.Trainer(
-            default_root_dir=recorder.place.path,
-            max_epochs=settings.epochs,
-            accelerator=settings.accelerator,
-            devices=1,
-            precision=settings.precision,
-            gradient_clip_val=settings.gradient_clip or None,
-            callbacks=[recorder],
-            plugins=[AtomicCheckpoints()],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
         handler = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, loaders.training, loaders.validation, ckpt_path=str(last) if last.is_file() else None)
@@ -234,7 +286,9 @@ def _run_trainer(settings: TrainingConfig, module: TrainingStep, loaders: Loader
             if signal.getsignal(signal.SIGINT) is not handler:
                 signal.signal(signal.SIGINT, handler)
     if trainer.interrupted:
-        raise KeyboardInterrupt(f"interrupted after epoch {len(recorder.history)} of at most {settings.epochs}")
+        raise KeyboardInterrupt(
+            f"interrupted after epoch {len(recorder.history)} of at most {recorder.settings.epochs}"
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from hyperst.data.readers.h5ad import read_h5ad_table
 from hyperst.data.readers.legacy import is_legacy, legacy_name, read_legacy_table
 from hyperst.data.readers.spaceranger import read_spaceranger_table, spaceranger_name
+from hyperst.data.readers.spaceranger_files import is_matrix_file
 from hyperst.data.readers.table import SpotTable
 
 __all__ = ["READERS", "Reader", "reader_of"]
@@ -24,41 +25,50 @@ class Reader(NamedTuple):
         kind: what an error calls it.
         accepts: whether a path, which exists, is of this kind.
         name: the section's name, from the path.
-        read: (path, name, spots, counts) to the table; ``spots`` is the file of spots, for kinds that have one, or None, and
-            without ``counts`` the table has none.
+        read: (path, name, spots, counts, gene_names) to the table; ``spots`` is the file of spots, for kinds that have one, or
+            None; without ``counts`` the table has none; ``gene_names`` is where the genes' names are, or None.
+        key: what a manifest calls it.
     """
 
     kind: str
     accepts: Callable[[Path], bool]
     name: Callable[[Path], str]
-    read: Callable[[Path, str, Path | None, bool], SpotTable]
+    read: Callable[[Path, str, Path | None, bool, str | None], SpotTable]
+    key: str = ""
 
 
 READERS = (
     Reader(
         "a Space Ranger folder",
-        Path.is_dir,
+        lambda path: path.is_dir() or is_matrix_file(path),
         spaceranger_name,
-        lambda path, name, spots, counts: read_spaceranger_table(path, name, counts=counts),
+        lambda path, name, spots, counts, gene_names: read_spaceranger_table(
+            path, name, counts=counts, gene_names=gene_names
+        ),
+        "spaceranger",
     ),
     Reader(
         ".h5ad",
-        lambda path: path.suffix == ".h5ad",
+        lambda path: path.suffix.lower() == ".h5ad",
         lambda path: path.stem,
-        lambda path, name, spots, counts: read_h5ad_table(path, name, counts=counts),
+        lambda path, name, spots, counts, gene_names: read_h5ad_table(path, name, counts=counts, gene_names=gene_names),
+        "h5ad",
     ),
     Reader(
         "counts as .tsv(.gz)",
         is_legacy,
         legacy_name,
-        lambda path, name, spots, counts: read_legacy_table(path, name, spots=spots, counts=counts),
+        lambda path, name, spots, counts, gene_names: read_legacy_table(
+            path, name, spots=spots, counts=counts, gene_names=gene_names
+        ),
+        "table",
     ),
 )
 """The first that accepts a path reads it."""
 
 
-def reader_of(path: Path) -> Reader:
-    """Return the reader of a file or folder.
+def reader_of(path: Path, kind: str | None = None) -> Reader:
+    """Return the reader of a file or folder, the first that accepts it or the one whose key is ``kind``.
 
     Raises:
         FileNotFoundError: ``path`` does not exist.
@@ -66,6 +76,10 @@ def reader_of(path: Path) -> Reader:
     """
     if not path.exists():
         raise FileNotFoundError(f"section {path} does not exist")
+    if kind is not None:
+        if (named := next((reader for reader in READERS if reader.key == kind), None)) is None:
+            raise ValueError(f"{path}: unknown kind {kind!r}; need one of {', '.join(each.key for each in READERS)}")
+        return named
     for reader in READERS:
         if reader.accepts(path):
             return reader

@@ -9,24 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hyperst.data.readers.table import (
-    Scale,
-    SpotTable,
-    check_counts,
-    check_positions,
-    check_unique,
-    count_problem,
-    empty_counts,
-    yes_or_no,
-)
+from hyperst.data.readers.anndata_counts import read_counts
+from hyperst.data.readers.anndata_spatial import array_index, positions
+from hyperst.data.readers.anndata_spatial import library as read_library
+from hyperst.data.readers.table import Scale, SpotTable, check_positions, check_unique, empty_counts, yes_or_no
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["read_anndata", "read_h5ad_features", "read_h5ad_table"]
+__all__ = ["MissingFeatures", "read_anndata", "read_h5ad_features", "read_h5ad_table"]
 
 VISIUM_PITCH_UM, VISIUM_SPOT_UM = 100.0, 55.0
 LEGACY_PITCH_UM, LEGACY_SPOT_UM = 200.0, 100.0
+
+
+class MissingFeatures(ValueError, KeyError):
+    """Features that a file does not hold; a KeyError to those who look for one, and a ValueError with a plain message."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def read_anndata(path: Path) -> AnnData:
@@ -54,31 +55,27 @@ def read_anndata(path: Path) -> AnnData:
         ) from error
 
 
-def read_h5ad_table(path: Path, name: str, *, counts: bool = True) -> SpotTable:
+def read_h5ad_table(path: Path, name: str, *, counts: bool = True, gene_names: str | None = None) -> SpotTable:
     """Read spots, positions, scale and (unless ``counts`` is False) raw counts of an .h5ad file.
+
+    Args:
+        gene_names: column of ``var`` with the genes' names; default the index.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`hyperst.data.read_section`.
     """
     adata = read_anndata(path)
-    if "spatial" not in adata.obsm:
-        raise ValueError(
-            f"{path}: no obsm['spatial'] with spot centres (x, y in pixels of the full-resolution image); "
-            f"obsm holds {sorted(adata.obsm) or 'nothing'}"
-        )
-    library = _library(adata, path)
+    library = read_library(adata, path)
     if "in_tissue" in adata.obs:
         adata = adata[yes_or_no(adata.obs["in_tissue"], adata.obs_names, "in_tissue", path)]
     spot_ids = np.asarray(adata.obs_names, dtype=str)
     check_unique(spot_ids, "spot", path, "make them unique, e.g. adata.obs_names_make_unique()")
-    spot_px = check_positions(np.asarray(adata.obsm["spatial"])[:, :2], spot_ids, path)
+    spot_px = check_positions(positions(adata, path), spot_ids, path)
     if counts:
-        genes = np.asarray(adata.var_names, dtype=str)
-        check_unique(genes, "gene", path, "sum or drop them, e.g. adata.var_names_make_unique()")
-        matrix = check_counts(*_raw_counts(adata, path))
+        matrix, genes, symbols = read_counts(adata, path, gene_names)
     else:
-        matrix, genes = empty_counts(len(spot_ids))
-    metadata = dict(library.get("metadata", {}))
+        (matrix, genes), symbols = empty_counts(len(spot_ids)), None
+    metadata = library.get("metadata", {})
     hest = _hest_metadata(path)
     return SpotTable(
         source=path,
@@ -87,11 +84,12 @@ def read_h5ad_table(path: Path, name: str, *, counts: bool = True) -> SpotTable:
         genes=genes,
         spot_ids=spot_ids,
         spot_px=spot_px,
-        array_index=_array_index(adata, path),
+        array_index=array_index(adata, path),
         patient=_patient(adata, metadata, hest),
         scale=_scale(library, metadata, hest),
         small_images=_small_images(library),
         images_to_try=_named_images(path, metadata),
+        symbols=symbols,
     )
 
 
@@ -99,57 +97,18 @@ def read_h5ad_features(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Spot names and ``obsm[key]`` of an .h5ad file as (names (spot,), features float32 (spot width)).
 
     Raises:
-        KeyError: no such key in obsm.
+        MissingFeatures: no such key in obsm.
+        ValueError: the entry holds no numbers.
     """
     adata = read_anndata(path)
     if key not in adata.obsm:
-        raise KeyError(f"{path}: no obsm[{key!r}]; obsm holds {sorted(adata.obsm)}")
-    features = np.asarray(adata.obsm[key], dtype=np.float32)
+        held = ", ".join(sorted(adata.obsm)) or "nothing"
+        raise MissingFeatures(f"{path}: no features {key!r} in obsm (--feature-key); obsm holds {held}")
+    try:
+        features = np.asarray(adata.obsm[key], dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: obsm[{key!r}] must hold numbers ({error})") from error
     return np.asarray(adata.obs_names, dtype=str), features
-
-
-def _library(adata: AnnData, path: Path) -> dict[str, Any]:
-    spatial = adata.uns.get("spatial", {})
-    libraries = {key: value for key, value in spatial.items() if isinstance(value, dict)}
-    if len(libraries) > 1:
-        raise ValueError(
-            f"{path} holds {len(libraries)} sections ({', '.join(map(str, libraries))}) with one coordinate system each; "
-            "write one .h5ad per section"
-        )
-    return next(iter(libraries.values()), {})
-
-
-def _raw_counts(adata: AnnData, path: Path) -> tuple[Any, str]:
-    """The first of X, layers['counts'] and raw that holds raw counts; X (and its error) when none does."""
-    if adata.X is None:
-        raise ValueError(f"{path}: X is empty; store the raw integer counts in X")
-    if _stored_problem(adata.X) is None:
-        return adata.X, f"{path}: X"
-    others = {"layers['counts']": adata.layers.get("counts")}
-    if adata.raw is not None and list(adata.raw.var_names) == list(adata.var_names):
-        others["raw"] = adata.raw.X
-    for where, matrix in others.items():
-        if matrix is not None and _stored_problem(matrix) is None:
-            warnings.warn(f"{path}: X does not hold raw counts, so {where} is used", stacklevel=2)
-            return matrix, f"{path}: {where}"
-    looked = " and ".join(where for where, matrix in others.items() if matrix is not None)
-    return adata.X, f"{path}: X" + (f" (nor {looked})" if looked else "")
-
-
-def _stored_problem(matrix: Any) -> str | None:
-    return count_problem(np.asarray(matrix.data if hasattr(matrix, "indptr") else matrix))
-
-
-def _array_index(adata: AnnData, path: Path) -> np.ndarray | None:
-    if not {"array_row", "array_col"} <= set(adata.obs):
-        return None
-    index = adata.obs[["array_row", "array_col"]].to_numpy(dtype=np.float64)
-    if not np.isfinite(index).all() or (index != np.rint(index)).any():
-        return None  # adjusted, fractional positions are no index: the geometry of the coordinates is used
-    index = index.astype(np.int64)
-    if len(np.unique(index, axis=0)) < len(index):
-        raise ValueError(f"{path}: several spots share the same array_row and array_col; keep one section per file")
-    return index
 
 
 def _patient(adata: AnnData, metadata: dict[str, Any], hest: dict[str, Any]) -> str | None:

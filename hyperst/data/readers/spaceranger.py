@@ -1,17 +1,30 @@
-"""Space Ranger output folders: Visium (v1 and v2 positions) and Visium HD bins."""
+"""Space Ranger outputs: Visium (v1 and v2 positions), Visium HD bins and segmented cells, and the flat copies of GEO."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import warnings
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy import sparse
 
 from hyperst.data.readers.h5ad import VISIUM_PITCH_UM, VISIUM_SPOT_UM, _number, _positive
+from hyperst.data.readers.segmented import cell_positions
+from hyperst.data.readers.spaceranger_files import (
+    POSITIONS,
+    OutputFiles,
+    bins_of,
+    choose_bin,
+    is_spaceranger,
+    outputs_in,
+    spaceranger_name,
+)
 from hyperst.data.readers.table import (
     Scale,
     SpotTable,
@@ -19,130 +32,171 @@ from hyperst.data.readers.table import (
     check_positions,
     check_unique,
     empty_counts,
+    numbers,
     yes_or_no,
 )
-from hyperst.files import is_hidden
+from hyperst.data.readers.tenx import read_matrix
 
 __all__ = ["is_spaceranger", "read_spaceranger_table", "spaceranger_name"]
 
-_MATRIX = "filtered_feature_bc_matrix.h5"
-_POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
 _COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 
 
-def is_spaceranger(folder: Path) -> bool:
-    """Whether ``folder`` (or its ``outs``) holds the output of Space Ranger."""
-    return _root(folder) is not None
+def read_spaceranger_table(path: Path, name: str, *, counts: bool = True, gene_names: str | None = None) -> SpotTable:
+    """Read spots under tissue, positions, scale and raw counts of one Space Ranger output.
 
+    The counts are ``filtered_feature_bc_matrix.h5``, or ``matrix.mtx`` with its lists; of segmented cells
+    ``filtered_feature_cell_matrix.h5`` with their outlines. Positions and ``scalefactors_json.json`` lie in ``spatial/``, or,
+    as on GEO, beside the matrix; names may have a prefix, and end in .gz. Where there is only the raw matrix, its barcodes
+    under tissue are the filtered ones. Spots with in_tissue 0 are left out.
 
-def spaceranger_name(folder: Path) -> str:
-    """Name of the section: the sample's folder, with the bin size for Visium HD."""
-    root = (_root(folder) or folder).resolve()
-    parts = [root.name] if root.name != "outs" else []
-    sample = root.parent
-    while sample.name in {"outs", "binned_outputs"}:
-        sample = sample.parent
-    if not parts:
-        return sample.name
-    return f"{sample.name}_{parts[0]}" if root.parent.name == "binned_outputs" else parts[0]
-
-
-def read_spaceranger_table(folder: Path, name: str, *, counts: bool = True) -> SpotTable:
-    """Read spots under tissue, positions, scale and raw counts of a Space Ranger folder.
-
-    The folder holds ``filtered_feature_bc_matrix.h5`` (a prefix is allowed) and ``spatial/`` with the positions and
-    ``scalefactors_json.json``. A gene symbol that several genes share is written SYMBOL_ID. Spots with in_tissue 0 are
-    left out.
+    Args:
+        path: the folder, or the matrix of one section among several in a folder.
+        gene_names: "name" (default): a symbol that several genes share is written SYMBOL_ID; or "id".
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or matrix and positions have no barcode in common.
+        ValueError: a file is damaged, several sections in the folder, or matrix and positions have no barcode in common.
     """
-    root = _root(folder)
-    if root is None:
-        bins = sorted(path.name for path in folder.glob("**/square_*um") if _root(path))
-        hint = f"; choose one of its binned folders: {', '.join(bins)}" if bins else ""
-        raise FileNotFoundError(f"{folder}: no {_MATRIX} and spatial/ in this folder{hint}")
-    spatial = root / "spatial"
-    positions = _positions(spatial)
-    scale, factors = _scale(spatial / "scalefactors_json.json")
-    check_unique(positions.index.to_numpy(dtype=str), "spot", spatial, "restore the positions file of Space Ranger")
-    positions["in_tissue"] = yes_or_no(
-        positions["in_tissue"], positions.index.to_numpy(dtype=str), "in_tissue", spatial
-    )
+    files = _one(path)
+    factors_file = files.find(("scalefactors_json.json",))
+    if factors_file is None:
+        raise FileNotFoundError(
+            f"{files.root}: no scalefactors_json.json in spatial/; it is part of Space Ranger's output"
+        )
+    scale, factors = _scale(factors_file)
+    if files.raw:
+        warnings.warn(
+            f"{files.root}: there is only the raw matrix {files.matrix.name}, so its barcodes under tissue are read",
+            stacklevel=2,
+        )
+    if files.cells:
+        return _segmented(files, name, scale, factors, counts, gene_names)
+    positions, source = _positions(files)
+    under = positions.index[positions["in_tissue"]].to_numpy(dtype=str)
+    symbols = None
     if counts:
-        matrix, genes, barcodes = _matrix(_matrix_file(root))
-        check_unique(barcodes, "spot", _matrix_file(root), "restore the matrix of Space Ranger")
+        matrix, genes, symbols, barcodes = read_matrix(files.matrix, files.prefix, gene_names)
+        check_unique(barcodes, "spot", files.matrix, "restore the matrix of Space Ranger")
         present = np.isin(barcodes, positions.index.to_numpy(dtype=str))
         if not present.any():
             raise ValueError(
-                f"{root}: no barcode of {_MATRIX} is in {spatial}; matrix and positions are of different samples"
+                f"{files.root}: no barcode of {files.matrix.name} is in {source}; matrix and positions are of different "
+                "samples"
             )
         if not present.all():
             warnings.warn(
-                f"{root}: {int((~present).sum())} of {len(present)} barcodes have no position and are left out",
+                f"{files.root}: {int((~present).sum())} of {len(present)} barcodes have no position and are left out",
                 stacklevel=2,
             )
-        keep = present.copy()
-        keep[present] = positions.loc[barcodes[present], "in_tissue"]
-        matrix, barcodes = check_counts(matrix[keep], f"{root}: {_MATRIX}"), barcodes[keep]
+        keep = np.isin(barcodes, under)
+        matrix, barcodes = check_counts(matrix[keep], f"{files.root}: {files.matrix.name}"), barcodes[keep]
     else:
-        barcodes = positions.index[positions["in_tissue"]].to_numpy(dtype=str)
+        barcodes = under
         matrix, genes = empty_counts(len(barcodes))
     here = positions.loc[barcodes]
     return SpotTable(
-        source=root,
+        source=path if path.is_file() else files.root,
         name=name,
         counts=matrix,
         genes=genes,
         spot_ids=barcodes,
-        spot_px=check_positions(here[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy(), barcodes, root),
+        spot_px=check_positions(here[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy(), barcodes, files.root),
         array_index=here[["array_row", "array_col"]].to_numpy(dtype=np.int64),
         scale=scale,
-        small_images=_small_images(spatial, factors),
+        small_images=_small_images(files, factors),
+        symbols=symbols,
     )
 
 
-def _root(folder: Path) -> Path | None:
-    for candidate in (folder, folder / "outs"):
-        if (candidate / "spatial").is_dir() and _matrices(candidate):
-            return candidate
-    return None
+def _one(path: Path) -> OutputFiles:
+    """The files of the one section that ``path`` names."""
+    found = outputs_in(path)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(
+            f"{path} holds {len(found)} sections ({', '.join(place.sample for place in found)}); name the matrix of one, "
+            f"such as {found[0].matrix.name}"
+        )
+    if bins_of(path):
+        return _one(choose_bin(path, None))
+    raise FileNotFoundError(
+        f"{path}: no filtered_feature_bc_matrix (.h5, or a folder with matrix.mtx) with spatial/ in this folder; give the "
+        "folder that Space Ranger left"
+    )
 
 
-def _matrix_file(root: Path) -> Path:
-    return min(_matrices(root), key=lambda path: len(path.name))
+def _segmented(
+    files: OutputFiles, name: str, scale: Scale, factors: dict[str, Any], counts: bool, gene_names: str | None
+) -> SpotTable:
+    """A section of cells: each a spot at the centroid of its outline, on no grid."""
+    symbols = None
+    if counts:
+        matrix, genes, symbols, barcodes = read_matrix(files.matrix, files.prefix, gene_names)
+        check_unique(barcodes, "cell", files.matrix, "restore the matrix of Space Ranger")
+        known, spot_px, diameter = cell_positions(files.root, barcodes)
+        keep = np.isin(barcodes, known)
+        if not keep.all():
+            warnings.warn(
+                f"{files.root}: {int((~keep).sum())} of {len(keep)} cells have no outline and are left out",
+                stacklevel=3,
+            )
+        matrix = check_counts(matrix[keep], f"{files.root}: {files.matrix.name}")
+    else:
+        known, spot_px, diameter = cell_positions(files.root, None)
+        matrix, genes = empty_counts(len(known))
+    return SpotTable(
+        source=files.root,
+        name=name,
+        counts=matrix,
+        genes=genes,
+        spot_ids=known,
+        spot_px=check_positions(spot_px, known, files.root),
+        scale=Scale(mpp=scale.mpp, mpp_from=scale.mpp_from, spot_px=diameter),
+        small_images=_small_images(files, factors),
+        symbols=symbols,
+    )
 
 
-def _matrices(root: Path) -> list[Path]:
-    return [path for path in sorted(root.glob(f"*{_MATRIX}")) if not is_hidden(path)]
-
-
-def _positions(spatial: Path) -> pd.DataFrame:
-    """Positions indexed by barcode. v1 lists have no header, v2 has one, HD is parquet."""
-    for name in _POSITIONS:
-        file = spatial / name
-        if not file.is_file():
-            continue
-        try:
-            if file.suffix == ".parquet":
-                table = pd.read_parquet(file)
-            else:
-                headed = file.open(encoding="utf-8").readline().startswith("barcode")
-                table = pd.read_csv(file, header=0 if headed else None, names=None if headed else _COLUMNS)
-            return table[_COLUMNS].set_index("barcode")
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{file} is no readable table of {', '.join(_COLUMNS)} ({error}); restore it") from error
-    raise FileNotFoundError(f"{spatial}: no spot positions; looked for {', '.join(_POSITIONS)}")
-
-
-def _scale(file: Path) -> tuple[Scale, dict[str, float]]:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; it is part of Space Ranger's output")
+def _positions(files: OutputFiles) -> tuple[pd.DataFrame, Path]:
+    """Positions indexed by barcode, as numbers, and their file. v1 lists have no header, v2 has one, HD is parquet."""
+    file = files.find(POSITIONS)
+    if file is None:
+        raise FileNotFoundError(
+            f"{files.root}: no spot positions; looked for {', '.join(POSITIONS)} in spatial/ and here"
+        )
     try:
-        factors = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        if file.suffix == ".parquet":
+            table = pd.read_parquet(file)
+        else:
+            with (
+                gzip.open(file, "rt", encoding="utf-8")
+                if file.suffix == ".gz"
+                else file.open(encoding="utf-8") as stream
+            ):
+                headed = stream.readline().startswith("barcode")
+            table = pd.read_csv(file, header=0 if headed else None, names=None if headed else _COLUMNS)
+        table = table[_COLUMNS].set_index("barcode")
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+        raise ValueError(f"{file} is no readable table of {', '.join(_COLUMNS)} ({error}); restore it") from error
+    table.index = table.index.astype(str)
+    check_unique(table.index.to_numpy(dtype=str), "spot", file, "restore the positions file of Space Ranger")
+    values = pd.DataFrame(numbers(table, _COLUMNS[2:], file), index=table.index, columns=_COLUMNS[2:])
+    if values[_COLUMNS[2:4]].isna().any(axis=None):
+        raise ValueError(f"{file}: an empty cell in array_row or array_col; restore it")
+    values["in_tissue"] = yes_or_no(table["in_tissue"], table.index.to_numpy(dtype=str), "in_tissue", file)
+    return values, file
+
+
+def _scale(file: Path) -> tuple[Scale, dict[str, Any]]:
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as stream:
+            factors = json.load(stream)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{file} is no readable JSON ({error}); restore it") from error
+    if not isinstance(factors, dict):
+        raise ValueError(f"{file} holds {type(factors).__name__} instead of named scale factors; restore it")
     scale = Scale(spot_px=_positive(factors.get("spot_diameter_fullres")))
     scale.mpp = _number(factors.get("microns_per_pixel"))
     scale.mpp_from = "scalefactors microns_per_pixel"
@@ -154,37 +208,15 @@ def _scale(file: Path) -> tuple[Scale, dict[str, float]]:
     return scale, factors
 
 
-def _small_images(spatial: Path, factors: dict[str, float]) -> list[tuple[tuple[int, int], float]]:
+def _small_images(files: OutputFiles, factors: dict[str, Any]) -> list[tuple[tuple[int, int], float]]:
     found = []
     for kind in ("hires", "lowres"):
-        file, factor = spatial / f"tissue_{kind}_image.png", _positive(factors.get(f"tissue_{kind}_scalef"))
-        if file.is_file() and factor is not None:
-            with Image.open(file) as image:
-                found.append((image.size, factor))
+        file, factor = files.find((f"tissue_{kind}_image.png",)), _positive(factors.get(f"tissue_{kind}_scalef"))
+        if file is not None and factor is not None:
+            try:
+                content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+                with Image.open(io.BytesIO(content)) as image:
+                    found.append((image.size, factor))
+            except (OSError, EOFError, zlib.error, ValueError, Image.DecompressionBombError) as error:
+                raise ValueError(f"{file} is no readable image ({error}); restore or remove it") from error
     return found
-
-
-def _matrix(file: Path) -> tuple[sparse.csr_array, np.ndarray, np.ndarray]:
-    """(counts (spot gene), genes, barcodes) of a 10x HDF5 matrix; only features of type "Gene Expression"."""
-    import h5py
-
-    try:
-        with h5py.File(file) as handle:
-            group = handle["matrix"]
-            n_features, n_barcodes = (int(size) for size in group["shape"][:])
-            matrix = sparse.csr_array(
-                (group["data"][:], group["indices"][:], group["indptr"][:]), shape=(n_barcodes, n_features)
-            )
-            features = group["features"]
-            names, ids, kinds = (features[key][:].astype(str) for key in ("name", "id", "feature_type"))
-            barcodes = group["barcodes"][:].astype(str)
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{file} cannot be read: it is cut short, damaged or no 10x matrix ({error}); copy or download it again"
-        ) from error
-    wanted = np.flatnonzero(kinds == "Gene Expression")
-    matrix, names, ids = matrix[:, wanted], names[wanted], ids[wanted]
-    _, inverse, times = np.unique(names, return_inverse=True, return_counts=True)
-    shared = times[inverse] > 1
-    genes = np.where(shared, np.char.add(np.char.add(names.astype(str), "_"), ids.astype(str)), names).astype(str)
-    return matrix, genes, barcodes

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "check_unique",
     "count_problem",
     "empty_counts",
+    "numbers",
+    "unique_names",
     "yes_or_no",
 ]
 
@@ -61,6 +65,8 @@ class SpotTable:
     """Size (width, height) and scale factor of every downscaled image that comes with the file."""
     images_to_try: list[Path] = field(default_factory=list)
     """Files that the section itself names as its full-resolution image."""
+    symbols: np.ndarray | None = None
+    """Symbols (gene,) of the genes where ``genes`` holds other identifiers and the file tells both."""
 
 
 def empty_counts(n_spots: int) -> tuple[sparse.csr_array, np.ndarray]:
@@ -82,7 +88,7 @@ def count_problem(values: np.ndarray) -> str | None:
     return None
 
 
-def check_counts(counts: object, where: str) -> sparse.csr_array:
+def check_counts(counts: Any, where: str) -> sparse.csr_array:
     """Raw counts as float32 CSR without stored zeros or duplicates.
 
     Args:
@@ -90,9 +96,14 @@ def check_counts(counts: object, where: str) -> sparse.csr_array:
         where: named in the error, such as "C3.h5ad: X".
 
     Raises:
-        ValueError: negative, fractional, NaN or infinite values.
+        ValueError: no genes, no count above 0, or values that are text, negative, fractional, NaN or infinite.
     """
-    matrix = sparse.csr_array(counts)
+    if np.ndim(counts) == 2 and np.shape(counts)[1] == 0:
+        raise ValueError(f"{where} holds no genes; check that the file was written completely")
+    try:
+        matrix = sparse.csr_array(counts)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} is no matrix of numbers ({error}); store the raw integer counts") from error
     problem = count_problem(matrix.data)
     if problem is not None:
         raise ValueError(
@@ -102,6 +113,8 @@ def check_counts(counts: object, where: str) -> sparse.csr_array:
     matrix = matrix.astype(np.float32)
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
+    if matrix.nnz == 0 and matrix.shape[0] > 0:
+        raise ValueError(f"{where} holds no count above 0; check that the file was written completely")
     return matrix
 
 
@@ -144,7 +157,10 @@ def check_positions(spot_px: np.ndarray, spot_ids: Sequence[str] | np.ndarray, s
     Raises:
         ValueError: no spots, not two columns, or coordinates that are NaN or infinite.
     """
-    spot_px = np.asarray(spot_px, dtype=np.float64)
+    try:
+        spot_px = np.asarray(spot_px, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: spot positions must be numbers ({error})") from error
     if spot_px.ndim != 2 or spot_px.shape[1] != 2 or len(spot_px) != len(spot_ids):
         raise ValueError(f"{source}: spot positions of shape {spot_px.shape}; need ({len(spot_ids)}, 2): x and y")
     if len(spot_px) == 0:
@@ -156,3 +172,31 @@ def check_positions(spot_px: np.ndarray, spot_ids: Sequence[str] | np.ndarray, s
             f"{source}: {int(bad.sum())} spots have NaN or infinite coordinates ({some} ...); remove these spots"
         )
     return spot_px
+
+
+def numbers(table: pd.DataFrame, columns: Sequence[str], source: Path) -> np.ndarray:
+    """Columns of a table as float64 (row column); an empty cell is NaN.
+
+    Raises:
+        ValueError: a cell holds text; the message names the column, the row and the text.
+    """
+    values = np.empty((len(table), len(columns)), dtype=np.float64)
+    for place, name in enumerate(columns):
+        column = table[name]
+        found = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+        wrong = np.flatnonzero(np.isnan(found) & column.notna().to_numpy())
+        if len(wrong):
+            raise ValueError(
+                f"{source}: column {name} holds {str(column.iloc[wrong[0]])!r} in row {table.index[wrong[0]]} where a "
+                f"number is needed ({len(wrong)} of {len(column)} rows); correct the column"
+            )
+        values[:, place] = found
+    return values
+
+
+def unique_names(names: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Gene names (gene,): a name that several genes share is written NAME_ID, an empty one as the gene's id."""
+    names = np.where(np.isin(names, ["", "nan", "NaN", "None", "<NA>"]), ids, names).astype(str)
+    _, inverse, times = np.unique(names, return_inverse=True, return_counts=True)
+    shared = (times[inverse] > 1) & (names != ids)
+    return np.where(shared, np.char.add(np.char.add(names, "_"), ids.astype(str)), names).astype(str)

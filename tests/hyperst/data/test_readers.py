@@ -68,7 +68,10 @@ def test_visium_hd_bins(real_data):
     assert (section.name, section.grid.kind) == ("visium_hd_square_016um", "square")
     assert section.grid.pitch_um == 16
     assert section.spot_diameter_px == pytest.approx(section.grid.pitch_px, rel=0.01)
-    assert [path.name for path in find_sections(folder / "binned_outputs")] == ["square_008um", "square_016um"]
+    for root in (folder, folder / "binned_outputs"):
+        assert [path.name for path in find_sections(root, bin_um=8)] == ["square_008um"]
+        with pytest.raises(ValueError, match="choose one: --bin-um 8 or 16"):
+            find_sections(root)
 
 
 def test_normalised_values_are_refused_and_counts_elsewhere_found(real_data, tmp_path):
