@@ -8,82 +8,24 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.text import Text
-from typer.core import TyperGroup
 
+from hyperst.cli.app import app
 from hyperst.cli.console import (
     EpochProgress,
     SpotProgress,
     make_console,
-    print_error,
     print_evaluation,
     print_sections,
     print_training,
 )
 from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
+from hyperst.cli.options import BinUm, Device, GeneNames, Image, Images, Mpp, Sections
 from hyperst.cli.predict_manifest import predict_listed
 
 # The commands import what they need themselves: `hyperst --help` must not wait for PyTorch.
 
 __all__ = ["app", "main"]
-
-_USER_ERRORS = (ValueError, TypeError, OSError, ArithmeticError, ImportError, MemoryError)
-_INTERRUPTED = 130  # what a shell reports for Ctrl-C
-
-
-class _FriendlyGroup(TyperGroup):
-    """Turns errors into one message and an exit code; ``--debug`` shows the traceback instead."""
-
-    def invoke(self, ctx: Any) -> Any:  # typer brings its own click
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            print_error(
-                error if str(error) else KeyboardInterrupt("interrupted"), hint="nothing half-written is left behind"
-            )
-            raise typer.Exit(_INTERRUPTED) from error
-        except _USER_ERRORS as error:
-            if ctx.params.get("debug"):
-                raise
-            print_error(error)
-            raise typer.Exit(1) from error
-
-
-app = typer.Typer(
-    cls=_FriendlyGroup,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="Gene expression from histology images: train on spatial transcriptomics sections, predict on images alone.",
-    epilog="Start with [bold]hyperst demo[/bold]: it needs no data and takes about two minutes.",
-)
-
-Sections = Annotated[
-    list[Path],
-    typer.Argument(
-        help="Sections: .h5ad, Space Ranger folder, legacy counts .tsv.gz, a folder of them, or a manifest (.csv with columns "
-        "section, name, patient, image, mpp, kind).",
-        show_default=False,
-    ),
-]
-Images = Annotated[
-    Path | None, typer.Option("--images", help="Folder with the full-resolution images, named like the sections.")
-]
-Image = Annotated[
-    Path | None, typer.Option("--image", help="Full-resolution image of the section, if there is one section.")
-]
-Mpp = Annotated[
-    float | None, typer.Option("--mpp", help="um per pixel of the full-resolution images, if the files do not say.")
-]
-BinUm = Annotated[
-    int | None, typer.Option("--bin-um", min=1, help="Which binning of a Visium HD folder: 2, 8 or 16 um.")
-]
-GeneNames = Annotated[
-    str | None,
-    typer.Option("--gene-names", help="Column of var with the genes' names; of a Space Ranger folder name or id."),
-]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; default: the GPU if there is one.")]
 
 
 @app.callback()
@@ -385,6 +327,7 @@ def predict(
         return
     if output is not None and output.suffix != ".h5ad":
         raise typer.BadParameter(f"{output} must end in .h5ad", param_hint="--output")
+    from hyperst.cli.reports import print_notes
     from hyperst.files import require_writable, write_h5ad_atomic
     from hyperst.predict import predict_image, prediction_path
     from hyperst.run import RunFolder, load_run
@@ -406,15 +349,7 @@ def predict(
             on_progress=progress,
         )
     write_h5ad_atomic(predicted, path)
-    if skip_damaged and predicted.uns["hyperst"].get("damaged_tiles"):
-        damage = (
-            f"damaged tiles of the image left white: {predicted.uns['hyperst']['damaged_tiles']}; spots on or beside them, see "
-            f"obs['on_damaged_tile']: {int(predicted.obs['on_damaged_tile'].sum())}"
-        )
-        console.print(Text.assemble(("note", "yellow"), " ", damage), soft_wrap=True)
-    if "tissue_fraction" in predicted.obs and (n := int((predicted.obs["tissue_fraction"] < 0.05).sum())):
-        background = f"{n} spots lie on background: obs['tissue_fraction'] tells which"
-        console.print(Text.assemble(("note", "yellow"), " ", background), soft_wrap=True)
+    print_notes(console, predicted)
     console.print(
         f"{predicted.n_obs} spots x {predicted.n_vars} genes predicted as {predicted.uns['hyperst']['units']}\n"
         f"written: {path}\n"
@@ -440,8 +375,8 @@ def check(
 ) -> None:
     """Say what is right and wrong with sections before training: counts, names, positions, tissue, image, scale."""
     console = make_console()
-    from hyperst.cli.reports import examine_all, print_reports
-    from hyperst.files import distinct_names, require_writable
+    from hyperst.cli.reports import draw_reports, examine_all, print_reports
+    from hyperst.files import require_writable
 
     if image is not None and len(sections) > 1:
         raise typer.BadParameter("goes with one section; use --images FOLDER for several", param_hint="--image")
@@ -449,17 +384,7 @@ def check(
         require_writable(output / "NAME_spots.png")
     reports = examine_all(sections, image, images, mpp, bin_um, gene_names)
     print_reports(console, reports)
-    drawn = [report for report in reports if report.section is not None and report.picture is not None]
-    if output is not None:
-        from hyperst.overlay import draw_overlay
-
-        names = distinct_names(
-            [report.section.name for report in drawn if report.section is not None], [report.path for report in drawn]
-        )
-        for name, report in zip(names, drawn, strict=True):
-            console.print(f"spots on the image: {draw_overlay(report, output / f'{name}_spots.png')}", soft_wrap=True)
-    elif drawn:
-        console.print("look at the spots on the images: --output FOLDER draws them")
+    draw_reports(console, reports, output)
     wrong = sum(not report.usable for report in reports)
     console.print(f"{len(reports) - wrong} of {len(reports)} sections can be used")
     if wrong:

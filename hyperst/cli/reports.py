@@ -1,4 +1,4 @@
-"""What `hyperst check` shows: one table for several sections, and what was found in each."""
+"""What `hyperst check` shows: one table for several sections, and what was found in each; and what `hyperst predict` notes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from hyperst.data.check import Report
 
-__all__ = ["examine_all", "print_reports"]
+__all__ = ["draw_reports", "examine_all", "print_notes", "print_reports"]
 
 _COLOURS = {"error": "red", "warning": "yellow", "ok": "green"}
 
@@ -55,6 +57,35 @@ def print_reports(console: Console, reports: Sequence[Report]) -> None:
             remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
             line = Text.assemble("  ", (f"{finding.level:7}", _COLOURS[finding.level]), " ", finding.message + remedy)
             console.print(line, soft_wrap=True)
+
+
+def draw_reports(console: Console, reports: Sequence[Report], output: Path | None) -> None:
+    """Draw the spots of every section on its image, into a folder, and say where; without a folder say how."""
+    drawn = [report for report in reports if report.section is not None and report.picture is not None]
+    if output is None:
+        if drawn:
+            console.print("look at the spots on the images: --output FOLDER draws them")
+        return
+    from hyperst.files import distinct_names
+    from hyperst.overlay import draw_overlay
+
+    called = [report.section.name for report in drawn if report.section is not None]
+    for name, report in zip(distinct_names(called, [report.path for report in drawn]), drawn, strict=True):
+        console.print(f"spots on the image: {draw_overlay(report, output / f'{name}_spots.png')}", soft_wrap=True)
+
+
+def print_notes(console: Console, predicted: AnnData) -> None:
+    """What one has to know of a prediction: damaged tiles left white, spots on background."""
+    notes = []
+    if damaged := predicted.uns["hyperst"].get("damaged_tiles"):
+        touched = int(predicted.obs["on_damaged_tile"].sum())
+        notes.append(
+            f"damaged tiles of the image left white: {damaged}; spots on or beside them, see obs['on_damaged_tile']: {touched}"
+        )
+    if "tissue_fraction" in predicted.obs and (n := int((predicted.obs["tissue_fraction"] < 0.05).sum())):
+        notes.append(f"{n} spots lie on background: obs['tissue_fraction'] tells which")
+    for note in notes:
+        console.print(Text.assemble(("note", "yellow"), " ", note), soft_wrap=True)
 
 
 def _table(reports: Sequence[Report]) -> Table:

@@ -1,0 +1,44 @@
+"""The application that the commands belong to, and what it makes of their errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from hyperst.cli.console import print_error
+
+__all__ = ["app"]
+
+_USER_ERRORS = (ValueError, TypeError, OSError, ArithmeticError, ImportError, MemoryError)
+_INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+
+class _FriendlyGroup(TyperGroup):
+    """Turns errors into one message and an exit code; ``--debug`` shows the traceback instead."""
+
+    def invoke(self, ctx: Any) -> Any:  # typer brings its own click
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            print_error(
+                error if str(error) else KeyboardInterrupt("interrupted"), hint="nothing half-written is left behind"
+            )
+            raise typer.Exit(_INTERRUPTED) from error
+        except _USER_ERRORS as error:
+            if ctx.params.get("debug"):
+                raise
+            print_error(error)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=_FriendlyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Gene expression from histology images: train on spatial transcriptomics sections, predict on images alone.",
+    epilog="Start with [bold]hyperst demo[/bold]: it needs no data and takes about two minutes.",
+)

@@ -1,0 +1,36 @@
+"""Arguments and options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["BinUm", "Device", "GeneNames", "Image", "Images", "Mpp", "Sections"]
+
+Sections = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Sections: .h5ad, Space Ranger folder, legacy counts .tsv.gz, a folder of them, or a manifest (.csv with columns "
+        "section, name, patient, image, mpp, kind).",
+        show_default=False,
+    ),
+]
+Images = Annotated[
+    Path | None, typer.Option("--images", help="Folder with the full-resolution images, named like the sections.")
+]
+Image = Annotated[
+    Path | None, typer.Option("--image", help="Full-resolution image of the section, if there is one section.")
+]
+Mpp = Annotated[
+    float | None, typer.Option("--mpp", help="um per pixel of the full-resolution images, if the files do not say.")
+]
+BinUm = Annotated[
+    int | None, typer.Option("--bin-um", min=1, help="Which binning of a Visium HD folder: 2, 8 or 16 um.")
+]
+GeneNames = Annotated[
+    str | None,
+    typer.Option("--gene-names", help="Column of var with the genes' names; of a Space Ranger folder name or id."),
+]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; default: the GPU if there is one.")]
