@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hyperst.config import RunConfig
     from hyperst.data import Section, SectionSource
 
-__all__ = ["list_groups", "one_image", "read_run_sections", "read_sections", "training_sections"]
+__all__ = ["list_groups", "one_image", "read_run_sections", "read_sections", "require_bin", "training_sections"]
 
 
 def list_groups(groups: Sequence[Sequence[Path]], bin_um: int | None) -> list[list[SectionSource]]:
@@ -21,10 +21,7 @@ def list_groups(groups: Sequence[Sequence[Path]], bin_um: int | None) -> list[li
 
     found = [list_sections(paths, bin_um=bin_um) if paths else [] for paths in groups]
     together = [source for sources in found for source in sources]
-    if bin_um is not None and not any(source.path.name == f"square_{bin_um:03d}um" for source in together):
-        raise typer.BadParameter(
-            "none of the sections is a Visium HD folder of several binnings", param_hint="--bin-um"
-        )
+    require_bin(together, bin_um)
     places = [source.path.resolve() for source in together]
     for source, place in zip(together, places, strict=True):
         if places.count(place) > 1:
@@ -33,6 +30,14 @@ def list_groups(groups: Sequence[Sequence[Path]], bin_um: int | None) -> list[li
             )
     named = iter(distinct_names(together))
     return [[next(named) for _ in sources] for sources in found]
+
+
+def require_bin(sources: Sequence[SectionSource], bin_um: int | None) -> None:
+    """Raise where --bin-um chooses nothing."""
+    if bin_um is not None and not any(source.path.name == f"square_{bin_um:03d}um" for source in sources):
+        raise typer.BadParameter(
+            "none of the sections is a Visium HD folder of several binnings", param_hint="--bin-um"
+        )
 
 
 def one_image(sources: Sequence[SectionSource], image: Path | None) -> None:

@@ -10,9 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hyperst.cli.inputs import require_bin
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from hyperst.data import SectionSource
     from hyperst.data.check import Report
 
 __all__ = ["draw_reports", "examine_all", "print_notes", "print_reports"]
@@ -32,16 +35,20 @@ def examine_all(
     from hyperst.data import list_sections
     from hyperst.data.check import Finding, Report, examine_section
 
-    reports = []
+    reports: list[Report] = []
+    sources: list[SectionSource] = []
     for path in paths:
         try:
             found = list_sections(path, bin_um=bin_um)
         except (OSError, ValueError) as error:
             reports.append(Report(path, [Finding("error", str(error))]))
             continue
+        sources += found
         reports += [
             examine_section(each, image=image, images_dir=images, mpp=mpp, gene_names=gene_names) for each in found
         ]
+    if sources:
+        require_bin(sources, bin_um)
     return reports
 
 

@@ -88,12 +88,14 @@ def examine_section(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         report.section = _read(report, source, image=image, images_dir=images_dir, mpp=mpp, gene_names=gene_names)
-    for message in dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning):
-        report.say("warning", message)
     if report.section is not None:
         _look_at_counts(report, report.section)
         _look_at_grid(report, report.section)
         _look_at_image(report, report.section)
+    said = {finding.message for finding in report.findings}
+    for message in dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning):
+        if message not in said:  # a conflict of um/px has been said with its remedy
+            report.say("warning", message)
     return report
 
 

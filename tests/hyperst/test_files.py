@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
 import tempfile
@@ -43,7 +44,7 @@ def test_leftovers_and_companions_are_no_sections(tmp_path):
     assert find_sections(tmp_path) == [tmp_path / "A.h5ad"]
     (tmp_path / "A.h5ad").unlink()
     for name in ("A.tsv.gz", "._A.tsv.gz", ".DS_Store"):
-        (tmp_path / name).write_bytes(b"")
+        (tmp_path / name).write_bytes(gzip.compress(b"\tACTB\tGAPDH\n1x2\t3\t0\n"))
     assert find_sections(tmp_path) == [tmp_path / "A.tsv.gz"]
     (tmp_path / "A.tsv.gz").unlink()
     for sample in ("one", ".Trash"):
