@@ -51,8 +51,6 @@ class Options(NamedTuple):
 def losses_of(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Tensor, options: Options) -> list[Tensor]:
     """Return the loss of each term, unweighted."""
     _check_options(options)
-    if options.positives is not None:
-        _check_positives(terms, options.positives, options)
     features: list[_Features] = []
     pairings = []
     for t, term in enumerate(terms):
@@ -67,6 +65,8 @@ def losses_of(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Ten
             weights = _checks.sample_weights("weights", options.weights, term.queries.shape[0])
             _checks.reachable("weights", weights, term.queries.device)
             options = options._replace(weights=weights)
+    if options.positives is not None:
+        _check_positives(terms, options.positives, options)
     _checks.one_device({x.name: x.vectors for x in features})
     vectors, scaling, c = _on_one_footing(features, c)
     if options.geometry == "lorentz" and options.input == "tangent":
@@ -234,7 +234,7 @@ def _check_shapes(within: str, term: Term, d: int, options: Options) -> None:
     exclude_ids, diagonal = options.exclude_ids, options.positives is None
     n, m = term.queries.shape[0], term.keys.shape[0]
     if term.queries.shape[1] != d or term.keys.shape[1] != d or (diagonal and m < n) or n == 0 or m == 0:
-        sizes = "1 <= n <= m" if diagonal else "n >= 1, m >= 1"
+        sizes = "1 <= n <= m" if diagonal else "at least one row each"
         raise ValueError(
             f"{within}queries (n, d) and {within}keys (m, d) need {sizes} and the same d{' in all terms' * bool(within)}, "
             f"got {tuple(term.queries.shape)} and {tuple(term.keys.shape)}"

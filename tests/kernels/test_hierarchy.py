@@ -11,7 +11,7 @@ from torch._functorch.compilers import nop
 
 import hyperst_kernels as hk
 from benchmarks import textbook
-from hyperst_kernels.operators import contrastive as operators
+from hyperst_kernels import loss_terms
 from hyperst_kernels.operators.register import ops
 from hyperst_kernels.reference.contrastive import Pairing
 
@@ -95,8 +95,8 @@ def test_terms_of_several_lengths_and_a_feature_beside_itself():
 
 def test_what_terms_share_is_taken_once(monkeypatch):
     seen = []
-    compute = operators.contrastive_terms
-    monkeypatch.setattr(operators, "contrastive_terms", lambda *args: seen.append(args) or compute(*args))
+    compute = loss_terms.contrastive_terms
+    monkeypatch.setattr(loss_terms, "contrastive_terms", lambda *args: seen.append(args) or compute(*args))
     features, factors = four(5, 3, 0)
     hk.hierarchical_contrastive_loss(hyperst(features, factors))
     ((vectors, scales, _, _, pairings, *_),) = seen
