@@ -5,18 +5,28 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hyperst.config import RunConfig
 from hyperst.validation import reason_of
 
-__all__ = ["load_checkpoint", "require_genes", "stored_identity", "weights_checksum"]
+__all__ = [
+    "load_checkpoint",
+    "require_genes",
+    "require_settings",
+    "stored_identity",
+    "trained_settings",
+    "weights_checksum",
+]
 
 IDENTITY = "hyperst"
-"""Entry of a checkpoint with what it belongs to: "genes", the names in order, and "frozen", the :func:`weights_checksum`."""
+"""Entry of a checkpoint with what it belongs to: "genes", the names in order, "frozen", the :func:`weights_checksum`, and
+"settings", the :func:`trained_settings`."""
 
 _SAMPLES = 64  # values of each tensor that a checksum covers
 
@@ -90,6 +100,24 @@ def require_genes(checkpoint: dict[str, Any], genes: Sequence[str], checkpoint_p
         f"{genes_path} is not the list of genes that {checkpoint_path} was trained on: {differs}. Put back the file of this "
         "run, or train again"
     )
+
+
+def trained_settings(config: RunConfig) -> dict[str, Any]:
+    """What predictions mean and what the model sees: a configuration that says otherwise is of another run."""
+    return {"data.target": config.data.target, **{f"crop.{key}": value for key, value in asdict(config.crop).items()}}
+
+
+def require_settings(checkpoint: dict[str, Any], config: RunConfig, checkpoint_path: Path, config_path: Path) -> None:
+    """Raise ValueError where the configuration has been changed since training in what the weights depend on."""
+    trained = stored_identity(checkpoint).get("settings", {})
+    given = trained_settings(config)
+    changed = [key for key, value in trained.items() if given.get(key) != value]
+    if changed:
+        said = ", ".join(f"{key} is {given.get(key)!r}, not {trained[key]!r}" for key in changed)
+        raise ValueError(
+            f"{config_path} is not the configuration that {checkpoint_path} was trained with: {said}. Put back the file of this "
+            "run, or train again"
+        )
 
 
 def _is_checkpoint(checkpoint: Any) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -164,6 +166,17 @@ def predict_image(
         raise ValueError(f"the run in {run.folder} was trained on crops of the image; leave --features out")
     if features is None and niche_features is not None:
         raise ValueError("niche_features go with features: give both files, --features and --niche-features")
+    if key is None and run.config.crop.niche_um is None:
+        if mpp is not None:
+            raise ValueError(
+                f"the run in {run.folder} was trained without um/px, so that mpp (--mpp) has no effect: leave it out, and see that "
+                "the image has the pixel size of the training images"
+            )
+        warnings.warn(
+            f"the run in {run.folder} was trained without um/px: crops and grid follow the spacing of the spots in pixels, so "
+            f"{image} must have the pixel size of the training images",
+            stacklevel=2,
+        )
     damaged = DamagedTiles() if skip_damaged else None
     section = _section_on(run, Path(image), spots, mpp, min_tissue, damaged, with_features=features is not None)
     if key is not None and features is not None:
@@ -193,6 +206,27 @@ def prediction_path(folder: str | Path, image: str | Path) -> Path:
             "overwritten; name another file with --output, or remove it"
         )
     return path
+
+
+def check_output(path: str | Path, inputs: Sequence[str | Path | None]) -> None:
+    """Raise FileExistsError where writing a prediction would lose a file: an input, or one that is no prediction."""
+    path = Path(path)
+    if not path.exists():
+        return
+    if any(given is not None and Path(given).exists() and Path(given).samefile(path) for given in inputs):
+        raise FileExistsError(
+            f"{path} is what the prediction is made from, and is not overwritten; name another --output"
+        )
+    if path.is_file() and not _is_prediction(path):
+        raise FileExistsError(f"{path} exists and is no prediction, so it is not overwritten; name another --output")
+
+
+def _is_prediction(path: Path) -> bool:
+    try:
+        with h5py.File(path, "r") as file:
+            return "uns/hyperst" in file
+    except OSError:
+        return False
 
 
 def _is_section(image: Path) -> bool:

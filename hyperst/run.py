@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from hyperst.checkpoint import load_checkpoint, require_genes, stored_identity, weights_checksum
+from hyperst.checkpoint import load_checkpoint, require_genes, require_settings, stored_identity, weights_checksum
 from hyperst.config import RunConfig, read_config
 from hyperst.data import Section, SpotDataset, attach_features, fingerprint, read_section
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
@@ -356,6 +356,7 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     config, genes, split = read_config(place.config), place.read_genes(), place.read_split()
     checkpoint = load_checkpoint(place.best)
     require_genes(checkpoint, genes, place.best, place.genes)
+    require_settings(checkpoint, config, place.best, place.config)
     copy = "averaged.module." if config.training.averaging else "model."
     stored = checkpoint["state_dict"].items()
     weights = {name.removeprefix(copy): value for name, value in stored if name.startswith(copy)}

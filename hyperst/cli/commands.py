@@ -329,11 +329,12 @@ def predict(
         raise typer.BadParameter(f"{output} must end in .h5ad", param_hint="--output")
     from hyperst.cli.reports import print_notes
     from hyperst.files import require_writable, write_h5ad_atomic
-    from hyperst.predict import predict_image, prediction_path
+    from hyperst.predict import check_output, predict_image, prediction_path
     from hyperst.run import RunFolder, load_run
 
     RunFolder(run_folder).require()
     path = output or prediction_path(run_folder, image)
+    check_output(path, [image, spots, features, niche_features])
     require_writable(path)
     run = load_run(run_folder, device=device)
     with SpotProgress(console, "spots") as progress:

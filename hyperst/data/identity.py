@@ -23,7 +23,10 @@ _SAMPLE = 1 << 20  # bytes at each of three places of an image
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A sample of a section's spots that is the same wherever the section is copied, filtered or renamed.
+    """A sample of a section's spots that is the same wherever the section is copied or renamed, or loses spots.
+
+    Of a copy without some of the genes only the image and the positions on it are the same: where these are changed too,
+    nothing here tells the two apart from two sections.
 
     Attributes:
         counts: the 64 smallest hashes (hexadecimal) of the spots' genes and counts; two sections of which one holds spots of

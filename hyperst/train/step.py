@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from hyperst.checkpoint import IDENTITY, weights_checksum
+from hyperst.checkpoint import IDENTITY, trained_settings, weights_checksum
 from hyperst.config import RunConfig
 from hyperst.metrics import per_gene_pearson
 from hyperst.model import Alignment, HyperST
@@ -31,7 +31,11 @@ class TrainingStep(lightning.LightningModule):
         self.settings = config.training
         self.frozen = frozen_weights(model) if config.model.weights is not None else set()
         self.strict_loading = not self.frozen
-        self.identity = {"genes": list(genes), "frozen": weights_checksum(model, self.frozen)}
+        self.identity = {
+            "genes": list(genes),
+            "frozen": weights_checksum(model, self.frozen),
+            "settings": trained_settings(config),
+        }
         self.averaged = averaged_model(model, config.training.averaging) if config.training.averaging else None
         self._validation: list[tuple[Tensor, Tensor]] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # the networks here are tiny, and test machines are shared
+
+os.environ["TERMINAL_WIDTH"] = "400"  # messages of the command line stand in one line, however long a path is
 
 
 @pytest.fixture(scope="session")

@@ -225,3 +225,18 @@ def test_nothing_is_left_of_a_run_that_cannot_start(sections, tiny_config, tmp_p
     with pytest.raises(ValueError, match="backbone must be one of"):
         fit(broken, sections[:2], tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("target: log1p_cp10k", "target: log2", "data.target is 'log2', not 'log1p_cp10k'"),
+        ("image_size: ", "image_size: 1", "crop.image_size is 1"),
+    ],
+)
+def test_a_configuration_of_other_units_or_crops_is_refused(run_folder, before, after, words):
+    text = run_folder.config.read_text(encoding="utf-8")
+    assert before in text
+    run_folder.config.write_text(text.replace(before, after), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"is not the configuration that .*best.ckpt was trained with: {words}"):
+        load_run(run_folder.path, device="cpu")

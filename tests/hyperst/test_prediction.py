@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
-from hyperst.data import Grid, find_tissue, read_section, tile_grid
+from hyperst.data import CropConfig, Grid, find_tissue, read_section, tile_grid
 from hyperst.files import write_h5ad_atomic
-from hyperst.predict import predict_image, predict_section, predict_values, prediction_path, read_spots
+from hyperst.predict import check_output, predict_image, predict_section, predict_values, prediction_path, read_spots
 from hyperst.run import as_trained, load_checkpoint, load_run
 
 
@@ -260,3 +260,26 @@ def test_min_tissue_goes_with_a_grid(run, section_paths, test_section):
 def test_predictions_are_named_by_the_whole_name(tmp_path, image, name):
     (tmp_path / image).write_bytes(b"")
     assert prediction_path(tmp_path, tmp_path / image) == tmp_path / "predictions" / f"{name}.h5ad"
+
+
+def test_an_output_never_replaces_an_input_or_what_is_no_prediction(run, section_paths, tmp_path):
+    measured = tmp_path / "S.h5ad"
+    shutil.copy(section_paths[2], measured)
+    with pytest.raises(FileExistsError, match=r"S\.h5ad is what the prediction is made from"):
+        check_output(measured, [None, measured])
+    with pytest.raises(FileExistsError, match=r"S\.h5ad exists and is no prediction"):
+        check_output(measured, [section_paths[2]])
+    predicted = write_h5ad_atomic(predict_image(run, section_paths[2]), tmp_path / "p.h5ad")
+    check_output(predicted, [section_paths[2]])
+    check_output(tmp_path / "new.h5ad", [section_paths[2]])
+    with pytest.raises(FileExistsError, match="is what the prediction is made from"):
+        check_output(predicted, [predicted])
+
+
+def test_a_run_without_a_scale_says_that_pixels_count(run, section_paths, sections):
+    """Its grid and crops follow the spacing of the spots in pixels."""
+    scaleless = replace(run, config=replace(run.config, crop=CropConfig(image_size=run.config.crop.image_size)))
+    with pytest.raises(ValueError, match=r"trained without um/px, so that mpp \(--mpp\) has no effect"):
+        predict_image(scaleless, sections[2].image_path, mpp=1.4)
+    with pytest.warns(UserWarning, match="must have the pixel size of the training images"):
+        predict_image(scaleless, section_paths[2])

@@ -63,12 +63,19 @@ def array_index(adata: AnnData, path: Path) -> np.ndarray | None:
     """Row and column on the array, int64 (spot 2), or None.
 
     Raises:
-        ValueError: text, or one place for several spots.
+        ValueError: text, an empty value beside others, or one place for several spots.
     """
     if not {"array_row", "array_col"} <= set(adata.obs):
         return None
     index = numbers(adata.obs, ["array_row", "array_col"], path)
-    if not np.isfinite(index).all() or (index != np.rint(index)).any():
+    missing = ~np.isfinite(index).all(axis=1)
+    if missing.any() and not missing.all():
+        names = ", ".join(adata.obs_names[missing][:3].astype(str)) + (" ..." if missing.sum() > 3 else "")
+        raise ValueError(
+            f"{path}: array_row or array_col is empty for {int(missing.sum())} of {len(missing)} spots ({names}); fill them in, or "
+            "remove both columns, and neighbours follow the positions"
+        )
+    if missing.all() or (index != np.rint(index)).any():
         return None  # adjusted, fractional positions are no index: the geometry of the coordinates is used
     index = index.astype(np.int64)
     if len(np.unique(index, axis=0)) < len(index):

@@ -80,6 +80,14 @@ def read_patch_features(path: str | Path) -> PatchFeatures:
         raise ValueError(
             f"{path}: neither barcode nor coords say which patch is whose; it holds {', '.join(sorted(arrays))}"
         )
+    if barcodes is None and centres is not None:
+        _, first = np.unique(centres, axis=0, return_index=True)
+        if len(first) < len(centres):
+            x, y = centres[np.setdiff1d(np.arange(len(centres)), first)[0]]
+            raise ValueError(
+                f"{path}: {len(centres) - len(first)} patches lie where others do, the first around x {x:g}, y {y:g}; keep one row "
+                "for each place, or give barcodes"
+            )
     return PatchFeatures(path, values.astype(np.float32), barcodes, centres, side)
 
 

@@ -368,3 +368,13 @@ def test_the_command_line_from_files_to_prediction(section_paths, folder, tmp_pa
     code, output = call("train", *section_paths[:2], "-o", tmp_path / "other", "--niche-features", folder)
     assert code == 2
     assert not (tmp_path / "other").exists()
+
+
+def test_two_rows_at_one_place_are_refused(tmp_path):
+    path = tmp_path / "f.h5"
+    with h5py.File(path, "w") as file:
+        file["features"] = np.arange(6, dtype=np.float32).reshape(3, 2)
+        file["coords"] = np.array([[0, 0], [10, 0], [10, 0]])
+        file["coords"].attrs["patch_size_level0"] = 8
+    with pytest.raises(ValueError, match=r"f\.h5: 1 patches lie where others do, the first around x 14, y 4"):
+        read_patch_features(path)

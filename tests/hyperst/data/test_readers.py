@@ -11,6 +11,7 @@ import pytest
 
 from hyperst.data import find_sections, niche_members, read_section, readers
 from hyperst.data.readers import Reader, reader_of
+from hyperst.synthetic import write_tissue
 
 
 @pytest.fixture
@@ -113,3 +114,16 @@ def test_another_reader_is_one_entry(tmp_path, monkeypatch):
     assert reader_of(path) is mine
     with pytest.raises(FileNotFoundError, match=r"nothing\.h5ad does not exist"):
         reader_of(tmp_path / "nothing.h5ad")
+
+
+def test_an_empty_array_index_beside_others_names_its_spot(tmp_path):
+    path = write_tissue(tmp_path, seed=0, n_rows=4, n_cols=4)
+    adata = anndata.read_h5ad(path)
+    column = adata.obs["array_col"].astype(float)
+    column.iloc[3] = np.nan
+    adata.obs["array_col"] = column
+    adata.write_h5ad(path)
+    with pytest.raises(
+        ValueError, match=rf"array_row or array_col is empty for 1 of 16 spots \({adata.obs_names[3]}\)"
+    ):
+        read_section(path)
