@@ -1,4 +1,4 @@
-"""What is computed by blocks of the matrix of all pairs: several positives, the sigmoid loss, exterior angles."""
+"""What is computed blockwise, from the matrix of all pairs: several positives, the sigmoid loss, exterior angles."""
 
 from __future__ import annotations
 

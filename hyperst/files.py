@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "atomic_path",
-    "distinct_names",
+    "distinct_file_names",
     "is_hidden",
     "require_writable",
     "write_h5ad_atomic",
@@ -107,10 +107,10 @@ def is_hidden(path: Path) -> bool:
     return path.name.startswith(".")
 
 
-def distinct_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
+def distinct_file_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
     """``names``, those that several ``paths`` share with the names of the folders above them in front.
 
-    >>> distinct_names(["S3", "S3", "S4"], [Path("A/S3.h5ad"), Path("B/S3.h5ad"), Path("A/S4.h5ad")])
+    >>> distinct_file_names(["S3", "S3", "S4"], [Path("A/S3.h5ad"), Path("B/S3.h5ad"), Path("A/S4.h5ad")])
     ['A_S3', 'B_S3', 'S4']
     """
     found = list(names)

@@ -166,21 +166,22 @@ def predict_image(
         raise ValueError(f"the run in {run.folder} was trained on crops of the image; leave --features out")
     if features is None and niche_features is not None:
         raise ValueError("niche_features go with features: give both files, --features and --niche-features")
-    if key is None and run.config.crop.niche_um is None:
-        if mpp is not None:
-            raise ValueError(
-                f"the run in {run.folder} was trained without um/px, so that mpp (--mpp) has no effect: leave it out, and see that "
-                "the image has the pixel size of the training images"
-            )
-        warnings.warn(
-            f"the run in {run.folder} was trained without um/px: crops and grid follow the spacing of the spots in pixels, so "
-            f"{image} must have the pixel size of the training images",
-            stacklevel=2,
+    pixels_count = key is None and run.config.crop.niche_um is None
+    if pixels_count and mpp is not None:
+        raise ValueError(
+            f"the run in {run.folder} was trained without um/px, so that mpp (--mpp) has no effect: leave it out, and see that "
+            "the image has the pixel size of the training images"
         )
     damaged = DamagedTiles() if skip_damaged else None
     section = _section_on(run, Path(image), spots, mpp, min_tissue, damaged, with_features=features is not None)
     if key is not None and features is not None:
         section = attach_features(section, features, niche_features, key=key)
+    if pixels_count and section.grid.um_per_px is None:
+        warnings.warn(
+            f"the run in {run.folder} was trained without um/px: crops and grid follow the spacing of the spots in pixels, so "
+            f"{image} must have the pixel size of the training images",
+            stacklevel=2,
+        )
     section = replace(section, damaged=damaged)
     predicted = predict_section(run, section, on_progress=on_progress)
     if damaged is not None and section.image_path is not None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -379,7 +380,13 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
 
 
 def as_trained(run: Run, section: Section) -> Section:
-    """``section`` with its scale left out if the run was trained without one: then widths follow the spot grid."""
+    """``section`` with its scale left out, and a warning, if the run was trained without one: then widths follow the spot grid."""
     if run.config.crop.niche_um is not None or section.grid.um_per_px is None:
         return section
+    if run.config.data.feature_key is None:  # crops are cut
+        warnings.warn(
+            f"the run in {run.folder} was trained without um/px, so those of section {section.name} have no effect: its image must "
+            "have the pixel size of the training images",
+            stacklevel=2,
+        )
     return replace(section, grid=replace(section.grid, um_per_px=None, pitch_um=None))

@@ -5,7 +5,7 @@ from __future__ import annotations
 INPUTS = ("tangent", "lorentz")
 PRECISIONS = ("ieee", "bf16x3", "tf32", "bf16")
 GEOMETRIES = ("lorentz", "euclidean", "cosine")  # compiled code knows a geometry by its place
-LOSS_GEOMETRIES = (*GEOMETRIES, "angle")  # the last by blocks only
+LOSS_GEOMETRIES = (*GEOMETRIES, "angle")  # the last blockwise only
 
 # Of the machine code for a CPU.
 CHUNK = 256  # columns of a tile that a thread takes at a time

@@ -70,7 +70,8 @@ def contrastive_loss(
 
     Returns the loss, 0-d or (n,), in float32 or float64. A single pair with no other key has loss 0.
     Raises TypeError / ValueError for wrong dtypes and shapes, tensors on several devices, an empty batch, c or a scale that
-    is not a positive normal number of the loss's dtype, and (on the CPU, outside torch.compile) NaN or inf; elsewhere those
+    is not a positive normal number of the loss's dtype, ids of which no key has a query's, or that stand beside ``exclude_ids`` or,
+    in "both" directions, beside ``weights`` or "none", and (on the CPU, outside torch.compile) NaN or inf; elsewhere those
     give a NaN loss. RuntimeError where determinism is asked for and refused. Forward-mode and double differentiation raise.
 
     Source: van den Oord et al. 2018; Desai et al. 2023, section 3.1; Khosla et al. 2020, equation 2 (several positives); Zhai

@@ -45,10 +45,11 @@ def exterior_angle(x: Tensor, y: Tensor, c: float | Tensor = 1.0, *, input: str 
 
 
 def pairwise_exterior_angle(x: Tensor, y: Tensor, c: float | Tensor = 1.0, *, input: str = "lorentz") -> Tensor:
-    """Return `exterior_angle` of every row of x with every row of y: (N, d), (M, d) -> (N, M).
+    """Return `exterior_angle` of every row of x with every row of y, in radians: (N, d), (M, d) -> (N, M).
 
-    Entry (i, j) is the angle at x_i. One product of directions; pairs whose directions are so close or so opposite that it has
-    lost digits are computed from differences, also in the gradient. Extra memory is that of a few blocks of the matrix.
+    Entry (i, j) is the angle at x_i; errors raised are those of `hyperst_kernels.pairwise_distance`. One product of directions;
+    pairs whose directions are so close or so opposite that it has lost digits are computed from differences, also in the
+    gradient. Extra memory is that of a few blocks of the matrix. Source: Desai et al. 2023, equation 8.
 
     >>> import torch
     >>> x, y = torch.tensor([[0.5, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])

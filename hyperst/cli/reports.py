@@ -35,21 +35,20 @@ def examine_all(
     from hyperst.data import list_sections
     from hyperst.data.check import Finding, Report, examine_section
 
-    reports: list[Report] = []
-    sources: list[SectionSource] = []
+    listed: list[SectionSource | Report] = []
     for path in paths:
         try:
-            found = list_sections(path, bin_um=bin_um)
+            listed += list_sections(path, bin_um=bin_um)
         except (OSError, ValueError) as error:
-            reports.append(Report(path, [Finding("error", str(error))]))
-            continue
-        sources += found
-        reports += [
-            examine_section(each, image=image, images_dir=images, mpp=mpp, gene_names=gene_names) for each in found
-        ]
-    if sources:
+            listed.append(Report(path, [Finding("error", str(error))]))
+    if sources := [each for each in listed if not isinstance(each, Report)]:
         require_bin(sources, bin_um)
-    return reports
+    return [
+        each
+        if isinstance(each, Report)
+        else examine_section(each, image=image, images_dir=images, mpp=mpp, gene_names=gene_names)
+        for each in listed
+    ]
 
 
 def print_reports(console: Console, reports: Sequence[Report]) -> None:
@@ -73,11 +72,11 @@ def draw_reports(console: Console, reports: Sequence[Report], output: Path | Non
         if drawn:
             console.print("look at the spots on the images: --output FOLDER draws them")
         return
-    from hyperst.files import distinct_names
+    from hyperst.files import distinct_file_names
     from hyperst.overlay import draw_overlay
 
     called = [report.section.name for report in drawn if report.section is not None]
-    for name, report in zip(distinct_names(called, [report.path for report in drawn]), drawn, strict=True):
+    for name, report in zip(distinct_file_names(called, [report.path for report in drawn]), drawn, strict=True):
         console.print(f"spots on the image: {draw_overlay(report, output / f'{name}_spots.png')}", soft_wrap=True)
 
 

@@ -41,6 +41,7 @@ class Polar(NamedTuple):
 
 
 def polar(x: Tensor, c: Tensor, tangent: bool) -> Polar:
+    """Return tangent vectors, or points by their space components, (n d) in polar coordinates."""
     length = norm(x)
     rapidity = c.sqrt() * length if tangent else torch.asinh(c.sqrt() * length)
     return Polar(

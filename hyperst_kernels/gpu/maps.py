@@ -115,12 +115,14 @@ def log_map0_backward(grad: Tensor, x: Tensor, c: Tensor) -> tuple[Tensor, Tenso
 
 
 def map_rows(kernel: triton.JITFunction, x: Tensor, c: Tensor) -> Tensor:
+    """Launch a kernel of one matrix: (n d) -> (n d)."""
     x, out = launch.unit_stride(x), x.new_empty(x.shape)
     launch.over_rows(kernel, "map", x, x, c, out, x.stride(0))
     return out
 
 
 def map_rows_backward(kernel: triton.JITFunction, grad: Tensor, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Launch the kernel of its gradients: of x (n d) and c (), from that of the result, whose rows may be longer."""
     x, dx, dc = launch.unit_stride(x), x.new_empty(x.shape), launch.scalars_like(x, len(x))
     launch.over_rows(kernel, "map", x, grad.contiguous(), x, c, dx, dc, x.stride(0))
     return dx, summed(dc, c)

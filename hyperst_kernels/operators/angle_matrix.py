@@ -1,4 +1,4 @@
-"""The operator of exterior angles of all pairs, by blocks on every device."""
+"""The operator of exterior angles of all pairs, blockwise on every device."""
 
 from __future__ import annotations
 

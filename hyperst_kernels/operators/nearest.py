@@ -1,4 +1,4 @@
-"""The operator of the nearest keys of each query, by blocks on every device."""
+"""The operator of the nearest keys of each query, blockwise on every device."""
 
 from __future__ import annotations
 

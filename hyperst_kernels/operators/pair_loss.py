@@ -1,4 +1,4 @@
-"""The operator of losses of all pairs by blocks: what the fused operator of ``contrastive`` has no kernels for.
+"""The operator of blockwise losses of all pairs: what the fused operator of ``contrastive`` has no kernels for.
 
 One code serves every device; in it run the kernels of the matrix of distances.
 """
@@ -39,18 +39,21 @@ def _inputs(
     loss,
     geometry,
     tangent,
-    precision,
     symmetric,
+    precision,
 ) -> blocked.Inputs:
     numbers = (logit_scale, logit_bias, query_ids, key_ids, exclude_ids)
     return blocked.Inputs(queries, keys, c, *numbers, loss, Geometry(geometry, tangent, precision), symmetric)
 
 
-def _fake(queries, keys, c, *rest):
-    loss, symmetric = rest[5], rest[-1]
+def _fake(*given):
+    queries, keys, c, loss, symmetric = *given[:3], given[_TENSORS], given[-2]
     n, m = queries.shape[0], keys.shape[0] if symmetric and loss == "softmax" else 0
     stats = (0,) if loss == "sigmoid" else (blocked.STATS, n + m)
     return c.new_empty(n), c.new_empty(m), c.new_empty(stats, dtype=torch.float64)
+
+
+_TENSORS = 8  # arguments that are tensors or None, before the flags
 
 
 class _PairLoss(torch.autograd.Function):
@@ -58,8 +61,8 @@ class _PairLoss(torch.autograd.Function):
     def forward(ctx, *given):
         with below_autograd():
             rows, columns, stats = _forward(*given)
-        ctx.flags = given[8:]
-        ctx.save_for_backward(*given[:8], stats)
+        ctx.flags = given[_TENSORS:]
+        ctx.save_for_backward(*given[:_TENSORS], stats)
         ctx.mark_non_differentiable(stats)
         return rows, columns, stats
 
@@ -67,14 +70,15 @@ class _PairLoss(torch.autograd.Function):
     def backward(ctx, grad_rows, grad_columns, _):
         *tensors, stats = ctx.saved_tensors
         found = _backward(grad_rows, grad_columns, stats, *tensors, *ctx.flags)
-        if tensors[4] is None:
-            found = (*found[:4], None)
-        return (*found, *(None,) * (3 + len(ctx.flags)))
+        *of_others, of_bias = found
+        without_bias = tensors[len(of_others)] is None
+        # ids and flags have none
+        return (*of_others, None if without_bias else of_bias, *(None,) * (_TENSORS - len(found) + len(ctx.flags)))
 
 
 _GIVEN = (
     "Tensor queries, Tensor keys, Tensor c, Tensor logit_scale, Tensor? logit_bias, Tensor? query_ids, Tensor? key_ids, "
-    "Tensor? exclude_ids, str loss, str geometry, bool tangent, str precision, bool symmetric"
+    "Tensor? exclude_ids, str loss, str geometry, bool tangent, bool symmetric, str precision"
 )
 _EVERYWHERE = (*TRITON, *PORTABLE)
 _forward = define(
@@ -133,4 +137,4 @@ def pair_losses(
     elif geometry == "cosine":
         queries, keys = unit(queries), unit(keys)
     tensors = (queries, keys, c, logit_scale, logit_bias, *ids)
-    return in_reverse("contrastive_loss", _forward, *tensors, loss, geometry, tangent, precision, symmetric)[:2]
+    return in_reverse("contrastive_loss", _forward, *tensors, loss, geometry, tangent, symmetric, precision)[:2]

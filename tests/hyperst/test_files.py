@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperst.data import find_sections
-from hyperst.files import distinct_names, require_writable
+from hyperst.files import distinct_file_names, require_writable
 
 FULL = """
 import resource, signal, sys, anndata, numpy, hyperst.files
@@ -83,7 +83,7 @@ def test_what_cannot_be_written_is_said(tmp_path, monkeypatch):
 def test_names_become_distinct(parts):
     paths = [Path("/", *part).with_suffix(".h5ad") for part in parts]
     names = [path.stem for path in paths]
-    found = distinct_names(names, paths)
+    found = distinct_file_names(names, paths)
     assert len(set(found)) == len(found)
     assert all(name.split("_")[0] in new for name, new in zip(names, found, strict=True))
     assert [new for name, new in zip(names, found, strict=True) if names.count(name) == 1] == [

@@ -1,4 +1,4 @@
-"""Losses of all pairs by blocks: several positives, sigmoid, scales of each query, angles; against plain formulas in float64."""
+"""Blockwise losses of all pairs: several positives, sigmoid, scales of each query, angles; against plain formulas in float64."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_gradcheck(loss, geometry):
 def test_operators_keep_what_the_dispatcher_expects(options):
     q, k, c, s, b = (x.float().requires_grad_() for x in inputs_of(5, 9, 4, 6, 1.0, True))
     given_ = (q, k, c, s, b if options.get("loss") else None, None, None, None, options.get("loss", "softmax"))
-    flags = (options.get("geometry", "lorentz"), True, "bf16x3", True)
+    flags = (options.get("geometry", "lorentz"), True, True, "bf16x3")
     torch.library.opcheck(operators._forward, (*given_, *flags), test_utils=("test_schema", "test_faketensor"))
 
 
