@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hyperst_kernels.cpu.geometry import CHUNK_NUMBERS
+from hyperst_kernels.blocked.repairs import chunks, too_many
 from hyperst_kernels.operators.entailment import exterior_angle
 from hyperst_kernels.reference.entailment import angle_gradients
 from hyperst_kernels.reference.flat import unit
@@ -26,7 +26,6 @@ from hyperst_kernels.reference.scalars import polynomial
 
 # 1 - |cos theta| from which on a product of unit vectors keeps all but six bits; in float64 for float32, all that count
 ALIGNED, ALIGNED_WIDENED = 2.0**-6, 2.0**-30
-MANY = 1 / 64  # above this share of aligned pairs products in float64 are cheaper than differences
 
 
 class Polar(NamedTuple):
@@ -83,11 +82,11 @@ def values(x: Tensor, y: Tensor, c: Tensor, tangent: bool, limit: float = ALIGNE
     """`exterior_angle` of every x (r d) with every y (w d): (r w)."""
     u, v = polar(x, c, tangent), polar(y, c, tangent)
     turned = _turned(u, v, limit)
-    if _too_many(turned.aligned, x):
+    if _for_float64(turned.aligned, x):
         return values(x.double(), y.double(), c.double(), tangent, ALIGNED_WIDENED).to(x.dtype)
     angles = torch.atan2(turned.across, turned.along)
     angles = torch.where(u.length == 0, torch.full_like(angles, math.pi / 2), angles)
-    for i, j in _chunks(turned.aligned, x.shape[1]):
+    for i, j in chunks(turned.aligned, x.shape[1]):
         angles[i, j] = exterior_angle(x[i], y[j], c, tangent)
     return angles
 
@@ -101,7 +100,7 @@ def gradients(
     """
     u, v = polar(x, c, tangent), polar(y, c, tangent)
     turned = _turned(u, v, limit)
-    if _too_many(turned.aligned, x):
+    if _for_float64(turned.aligned, x):
         wide = gradients(grad.double(), x.double(), y.double(), c.double(), tangent, ALIGNED_WIDENED)
         return tuple(t.to(x.dtype) for t in wide)  # type: ignore[return-value]
     left_out = turned.aligned | (u.length == 0) | (v.length.T == 0)
@@ -117,7 +116,7 @@ def gradients(
     dx, dy = (_to_vectors(*some, c, tangent) for some in ((u, dw @ v.direction, dp), (v, dw.T @ u.direction, dq)))
     along = _along_curvature(u, v, turned, tangent) / size
     dc = (upstream * turned.sine * along / (2 * c)).sum(dtype=torch.float64)
-    for i, j in _chunks(turned.aligned, x.shape[1]):
+    for i, j in chunks(turned.aligned, x.shape[1]):
         # in float64: the slope by c is what is left of two numbers that are alike
         slopes = angle_gradients(x[i].double(), y[j].double(), c.double(), tangent)
         of_x, of_y, of_c = ((grad[i, j].double()[:, None] * slope).to(dx.dtype) for slope in slopes)
@@ -161,13 +160,6 @@ def _sinhc_excess(some: Polar) -> Tensor:
     return torch.where(p < 1, series * some.decay, some.sinh / p.clamp(min=1) - some.decay)
 
 
-def _too_many(aligned: Tensor, x: Tensor) -> bool:
+def _for_float64(aligned: Tensor, x: Tensor) -> bool:
     """Whether a float32 block is for float64: of one feature all pairs are aligned there too."""
-    return x.dtype == torch.float32 and x.shape[1] > 1 and int(aligned.sum()) > MANY * aligned.numel() + 1024
-
-
-def _chunks(pairs: Tensor, d: int) -> list[tuple[Tensor, Tensor]]:
-    """Indices (i, j) of pairs, as many together as keep their rows in cache."""
-    i, j = pairs.nonzero(as_tuple=True)
-    size = max(1, CHUNK_NUMBERS // d)
-    return list(zip(i.split(size), j.split(size), strict=True)) if len(i) else []
+    return x.dtype == torch.float32 and x.shape[1] > 1 and too_many(aligned)

@@ -441,3 +441,26 @@ def test_angles_of_all_pairs_are_those_of_rows(input, dtype, seed, d):
     # a kink, where points coincide but for rounding: there an angle may be any
     apart = hk.distance(*pairs, 0.8, input=input) > 1e3 * EPS[dtype] * (1 + hk.distance0(pairs[0], 0.8, input=input))
     assert ((angles.double() - want).abs()[apart] <= allowed).all()
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("spread", [0.1, 1e-2])
+def test_gradients_of_an_encoder_that_has_collapsed(geometry, spread, monkeypatch):
+    """In blocks that are nearly all near pairs, and in those that hold a few."""
+    g = torch.Generator().manual_seed(1)
+    base = torch.randn(1, 16, generator=g, dtype=torch.float64) / 4
+    x = base + spread * torch.randn(90, 16, generator=g, dtype=torch.float64) / 4
+    x[45:] = torch.randn(45, 16, generator=g, dtype=torch.float64) / 4
+    ids = torch.arange(90) % 30
+    for side in (32, 96):
+        monkeypatch.setitem(blocks.SIDE, "cpu", (side, side))
+        given_ = [
+            x,
+            x.flip(0) + 1e-3,
+            torch.tensor(0.8).double(),
+            torch.tensor(5.0).double(),
+            torch.tensor(2.0).double(),
+        ]
+        ours = {"loss": "softmax", "directions": "rows", "positives": (ids.to(DEVICE), ids.to(DEVICE))}
+        theirs = {"loss": "softmax", "directions": "rows", "ids": (ids, ids)}
+        compare(given_, ours, theirs, torch.float32, geometry, "tangent", 2e-3)
