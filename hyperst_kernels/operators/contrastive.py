@@ -16,7 +16,6 @@ from hyperst_kernels.cpu import contrastive as cpu_contrastive
 from hyperst_kernels.cpu import memory
 from hyperst_kernels.cpu.online_softmax import wide
 from hyperst_kernels.operators.register import (
-    INTERPRETED,
     PORTABLE,
     TRITON,
     below_autograd,
@@ -25,16 +24,13 @@ from hyperst_kernels.operators.register import (
     differentiated,
     in_full_precision,
     in_reverse,
+    on_triton,
     raising,
     reference_in_use,
 )
 from hyperst_kernels.reference import contrastive as contrastive_reference
 from hyperst_kernels.reference.contrastive import Pairing
 from hyperst_kernels.reference.flat import common_scale, of_size_one, times
-
-
-def _on_triton(x: Tensor) -> bool:
-    return x.device.type == "cuda" or INTERPRETED
 
 
 def _unflattened(pairings: Sequence[int]) -> list[Pairing]:
@@ -118,7 +114,7 @@ def _contrastive_fake(
 ):
     pairings = _unflattened(pairings)
     n = max(features[p.queries].shape[0] for p in pairings)
-    if _on_triton(c):
+    if on_triton(c):
         from hyperst_kernels.gpu.contrastive import flags_shape
 
         kept = c.new_empty(flags_shape(features, pairings, geometry), dtype=torch.int8)
@@ -206,7 +202,7 @@ def contrastive_terms(
         if factors is not None:
             unit = common_scale(factors)
             factors, logit_scale = factors * unit, logit_scale / unit
-    elif geometry == "cosine" and _on_triton(c):
+    elif geometry == "cosine" and on_triton(c):
         features = [of_size_one(x) for x in features]  # its kernels sum squares as they come
     if reference_in_use():
         features = [x.to(c.dtype) for x in features]

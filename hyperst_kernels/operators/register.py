@@ -36,6 +36,12 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON = (("CUDA", "CPU") if INTERPRETED else ("CUDA",)) if importlib.util.find_spec("triton") else ()
 PORTABLE = tuple(key for key in ("CPU", "CUDA", "XPU", "MPS") if key not in TRITON)
 
+
+def on_triton(x: Tensor) -> bool:
+    """Whether operators of this tensor run Triton's kernels."""
+    return x.device.type == "cuda" or INTERPRETED
+
+
 _use_reference = False  # a plain global: torch.compile guards on it
 
 

@@ -5,6 +5,7 @@
 // in their order: results are the same from run to run.
 
 #include <cmath>
+#include <cstdint>
 #include <limits>
 
 #if __has_include(<sys/mman.h>)
@@ -36,6 +37,22 @@ struct Chord {
     double of_x, of_y, r, of_sum, leftover;
 };
 
+// A block of distances of all pairs, where it begins in the matrix, and scales of its rows. Positives are pairs of equal ids, or
+// without ids those on the diagonal; pairs of equal excluded ids are left out.
+struct PairBlock {
+    const float *values;
+    long stride, rows, columns;
+    const float *scale;
+    long row, column;
+    const int64_t *row_ids, *column_ids, *excluded_rows, *excluded_columns;
+};
+
+// What slopes by logits are made of, for each row or column: see blocked/pairs.py. Null for columns without a loss.
+struct Weights {
+    const double *nearest, *nearest_negative;
+    const float *positive, *constant, *negative;
+};
+
 struct Kernels {
     void (*minima)(const float *, long, long, long, float *);
     void (*sums[3])(const Tile &, long, long, float *, float *);
@@ -51,6 +68,11 @@ struct Kernels {
     void (*across)(const float *, const float *, const float *, long, double, double *);
     void (*spread)(const float *, const float *, const float *, long, double, double, const double *, float *);
     void (*mix)(const float *, const float *, const float *, long, const double *, float *);
+    void (*row_powers)(const PairBlock &, long, double *, long);
+    void (*column_powers)(const PairBlock &, long, long, double *, long);
+    void (*softmax_gradients)(const PairBlock &, long, const Weights &, const Weights &, float *, double *, long);
+    void (*add_sigmoid)(const PairBlock &, long, double, double *);
+    void (*sigmoid_gradients)(const PairBlock &, long, double, float, float *, double *, long);
     void (*exp2)(const float *, float *, long);
     void (*log1p)(const float *, float *, long);
 };
@@ -161,6 +183,50 @@ void hyperst_distances(const float *z, long n, float factor, float *out, float i
         long some = n - i < 16 * CHUNK ? n - i : 16 * CHUNK;
         kernels.distances(z + i, some, factor, out + i, inverse_factor, inverse ? inverse + i : nullptr);
     }
+}
+
+#define BLOCK                                                                                                            \
+    const float *values, long stride, long rows, long columns, const float *scale, long row, long column,                \
+        const int64_t *row_ids, const int64_t *column_ids, const int64_t *excluded_rows, const int64_t *excluded_columns
+#define OF_BLOCK values, stride, rows, columns, scale, row, column, row_ids, column_ids, excluded_rows, excluded_columns
+#define WEIGHTS(name)                                                                                                    \
+    const double *name##_nearest, const double *name##_nearest_negative, const float *name##_positive,                   \
+        const float *name##_constant, const float *name##_negative
+#define OF_WEIGHTS(name) name##_nearest, name##_nearest_negative, name##_positive, name##_constant, name##_negative
+
+// Take a block into the sums (6 r) of its rows and, unless null, (6 w) of its columns.
+void hyperst_add_powers(BLOCK, double *row_sums, long row_stride, double *column_sums, long column_stride, int threads) {
+    PairBlock block = {OF_BLOCK};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++) kernels.row_powers(block, i, row_sums, row_stride);
+    if (!column_sums) return;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long first = 0; first < columns; first += CHUNK)
+        kernels.column_powers(block, first, width_of(columns, first), column_sums, column_stride);
+}
+
+// Add the losses of a block to those of its rows.
+void hyperst_add_sigmoid(BLOCK, double bias, double *losses, int threads) {
+    PairBlock block = {OF_BLOCK};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++) kernels.add_sigmoid(block, i, bias, losses);
+}
+
+// dL / d distance (r w); to sums (2 r) are added those of dL/dlogit times distance, and of dL/dlogit.
+void hyperst_softmax_gradients(BLOCK, WEIGHTS(row), WEIGHTS(column), float *out, double *sums, long sums_stride, int threads) {
+    PairBlock block = {OF_BLOCK};
+    Weights of_rows = {OF_WEIGHTS(row)}, of_columns = {OF_WEIGHTS(column)};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++)
+        kernels.softmax_gradients(block, i, of_rows, of_columns, out + i * columns, sums + i, sums_stride);
+}
+
+void hyperst_sigmoid_gradients(BLOCK, double bias, const float *grad, float *out, double *sums, long sums_stride,
+                               int threads) {
+    PairBlock block = {OF_BLOCK};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++)
+        kernels.sigmoid_gradients(block, i, bias, grad[i], out + i * columns, sums + i, sums_stride);
 }
 
 // Rows of an operand of the product that gives H: out (rows d + 2), from features (rows d).

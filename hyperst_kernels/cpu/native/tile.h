@@ -292,6 +292,8 @@ void mix(const float *x, const float *y, const float *grad, long d, const double
     }
 }
 
+#include "pairs.h"
+
 constexpr Kernels kernels = {
     minima,
     {sums<LORENTZ>, sums<EUCLIDEAN>, sums<COSINE>},
@@ -307,6 +309,11 @@ constexpr Kernels kernels = {
     across,
     spread,
     mix,
+    row_powers,
+    column_powers,
+    softmax_gradients,
+    add_sigmoid,
+    sigmoid_gradients,
     [](const float *x, float *out, long n) { for (long i = 0; i < n; i++) out[i] = exp2(x[i]); },
     [](const float *x, float *out, long n) { for (long i = 0; i < n; i++) out[i] = log1p(x[i]); },
 };

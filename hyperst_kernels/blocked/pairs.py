@@ -1,0 +1,129 @@
+"""Which pairs of a block are positives and negatives, and what their distances add to the losses: in PyTorch calls.
+
+The cost of a pair is minus its logit but for the bias, s_i d_ij. Sums of powers e^-cost are held relative to a cost near the least
+one. Triton has the same functions in `hyperst_kernels.gpu.pair_loss`, machine code in `hyperst_kernels.cpu.pair_loss`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperst_kernels.reference.contrastive import softplus
+from hyperst_kernels.reference.pair_loss import pairs_of
+
+
+class Pairs(NamedTuple):
+    """Rows and columns of a block, scales of its rows (r), and all ids of queries and of keys, None where they do not matter."""
+
+    rows: slice
+    columns: slice
+    scale: Tensor
+    query_ids: Tensor | None
+    key_ids: Tensor | None
+    exclude_ids: Tensor | None
+
+    def classes(self) -> tuple[Tensor, Tensor]:
+        """Which pairs are positives, and which negatives: (r w), (r w)."""
+        return pairs_of(self.query_ids, self.key_ids, self.exclude_ids, self.rows, self.columns, self.scale)
+
+
+class PowerSums(NamedTuple):
+    """Sums over the positives and over the negatives of each row, or of each column, all (n) and float64.
+
+    ``nearest`` is a cost about the least, infinite where there is none; ``total`` is sum e^-(cost - nearest), ``spread`` the sum
+    of cost - nearest, and ``number`` how many there are.
+    """
+
+    nearest: Tensor
+    total: Tensor
+    spread: Tensor
+    number: Tensor
+    nearest_negative: Tensor
+    total_negative: Tensor
+
+
+class Weights(NamedTuple):
+    """What slopes by logits are made of, for each row, or for each column (n).
+
+    Of a positive ``positive`` e^-(cost - nearest) - ``constant``, of a negative ``negative`` e^-(cost - nearest_negative). The
+    costs are float64.
+    """
+
+    nearest: Tensor
+    nearest_negative: Tensor
+    positive: Tensor
+    constant: Tensor
+    negative: Tensor
+
+    def of(self, some: slice) -> Weights:
+        """Those of some rows."""
+        return Weights(*(x[some] for x in self))
+
+
+def add_powers(values: Tensor, pairs: Pairs, rows: Tensor, columns: Tensor | None) -> None:
+    """Take the distances (r w) of a block into the `PowerSums` of its rows (6 r) and, unless None, of its columns (6 w)."""
+    costs = pairs.scale.double()[:, None] * values.double()
+    positive, negative = pairs.classes()
+    for sums, dim in ((rows, 1), (columns, 0)):
+        if sums is not None:
+            found = PowerSums(*sums)
+            apart, back = _nearer(found.nearest, costs, positive, dim, values.dtype)
+            found.spread.add_(found.number * back).add_(torch.where(positive, apart, 0).sum(dim))
+            found.number.add_(positive.sum(dim))
+            found.total.mul_(torch.exp(-back)).add_(torch.exp(-apart).sum(dim))
+            apart, back = _nearer(found.nearest_negative, costs, negative, dim, values.dtype)
+            found.total_negative.mul_(torch.exp(-back)).add_(torch.exp(-apart).sum(dim))
+
+
+def _nearer(nearest: Tensor, costs: Tensor, part: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Put the nearest of some pairs into ``nearest``; costs beyond it, infinite of the other pairs, and how far it moved."""
+    apart = torch.where(part, costs, torch.inf)
+    before = nearest.clone()
+    torch.minimum(before, apart.amin(dim), out=nearest)
+    origin = torch.where(nearest == torch.inf, 0, nearest)
+    back = torch.where(before == torch.inf, 0, before - origin)
+    return apart.sub_(origin.unsqueeze(dim)).to(dtype), back
+
+
+def add_sigmoid(values: Tensor, pairs: Pairs, bias: Tensor, losses: Tensor) -> None:
+    """Add the losses of the pairs of a block to those of its rows (r), float64."""
+    losses += softplus(_signed_logits(values, pairs, bias)).sum(1)
+
+
+def _signed_logits(values: Tensor, pairs: Pairs, bias: Tensor) -> Tensor:
+    """Logits of negatives, minus those of positives, and -inf where there is no pair."""
+    logits = (bias.double() - pairs.scale.double()[:, None] * values.double()).to(values.dtype)
+    positive, negative = pairs.classes()
+    return torch.where(positive, -logits, torch.where(negative, logits, -torch.inf))
+
+
+def softmax_gradients(
+    values: Tensor, pairs: Pairs, rows: Weights, columns: Weights | None, out: Tensor, sums: Tensor
+) -> None:
+    """Put dL / d distance into ``out`` (r w); add each row's sums of dL/dlogit times distance and of dL/dlogit to ``sums`` (2 r)."""
+    costs = pairs.scale.double()[:, None] * values.double()
+    positive, negative = pairs.classes()
+    slopes = torch.zeros_like(values)
+    for weights, dim in ((rows, 1), (columns, 0)):
+        if weights is not None:
+            nearest, nearest_negative, of_positive, constant, of_negative = (x.unsqueeze(dim) for x in weights)
+            powers = torch.exp(torch.where(positive, nearest, nearest_negative).sub_(costs).to(values.dtype))
+            slopes += torch.where(
+                positive, of_positive * powers - constant, torch.where(negative, of_negative * powers, 0)
+            )
+    _put(slopes, values, pairs, out, sums)
+
+
+def sigmoid_gradients(values: Tensor, pairs: Pairs, bias: Tensor, grad: Tensor, out: Tensor, sums: Tensor) -> None:
+    """The same of the sigmoid loss, from the gradients of the losses of rows (r)."""
+    slopes = torch.sigmoid(_signed_logits(values, pairs, bias)) * grad[:, None]
+    _put(torch.where(pairs.classes()[0], -slopes, slopes), values, pairs, out, sums)
+
+
+def _put(slopes: Tensor, values: Tensor, pairs: Pairs, out: Tensor, sums: Tensor) -> None:
+    sums[0] += (slopes * values).sum(1)
+    sums[1] += slopes.sum(1)
+    torch.mul(slopes, -pairs.scale[:, None], out=out)

@@ -1,0 +1,36 @@
+"""The functions of `hyperst_kernels.blocked.pairs` in machine code, for float32 on the CPU."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hyperst_kernels.blocked.pairs import Pairs, Weights
+from hyperst_kernels.cpu.native import bindings
+
+
+def _block(values: Tensor, pairs: Pairs) -> tuple:
+    """A block, as the functions in machine code take it."""
+    ids = pairs.query_ids, pairs.key_ids, pairs.exclude_ids, pairs.exclude_ids
+    sides = pairs.rows, pairs.columns, pairs.rows, pairs.columns
+    own = (None if x is None else x[some] for x, some in zip(ids, sides, strict=True))
+    return values, values.stride(0), *values.shape, pairs.scale, pairs.rows.start, pairs.columns.start, *own
+
+
+def add_powers(values: Tensor, pairs: Pairs, rows: Tensor, columns: Tensor | None) -> None:
+    of_columns = (None, 0) if columns is None else (columns, columns.stride(0))
+    bindings.call("add_powers", *_block(values, pairs), rows, rows.stride(0), *of_columns)
+
+
+def add_sigmoid(values: Tensor, pairs: Pairs, bias: Tensor, losses: Tensor) -> None:
+    bindings.call("add_sigmoid", *_block(values, pairs), float(bias), losses)
+
+
+def softmax_gradients(
+    values: Tensor, pairs: Pairs, rows: Weights, columns: Weights | None, out: Tensor, sums: Tensor
+) -> None:
+    of_columns = columns or (None,) * len(rows)
+    bindings.call("softmax_gradients", *_block(values, pairs), *rows, *of_columns, out, sums, sums.stride(0))
+
+
+def sigmoid_gradients(values: Tensor, pairs: Pairs, bias: Tensor, grad: Tensor, out: Tensor, sums: Tensor) -> None:
+    bindings.call("sigmoid_gradients", *_block(values, pairs), float(bias), grad, out, sums, sums.stride(0))

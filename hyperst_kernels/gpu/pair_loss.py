@@ -1,0 +1,290 @@
+"""The functions of `hyperst_kernels.blocked.pairs` for a GPU: each reads a block of distances once.
+
+A cost, scale times distance, is the sum of two numbers: the rounded product and what rounding took. Less the nearest cost, which is a
+rounded product, it keeps its digits however large the scale is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hyperst_kernels.blocked.pairs import Pairs, Weights
+from hyperst_kernels.gpu import launch
+from hyperst_kernels.gpu.scalars import exp, log1p, rounded_product
+from hyperst_kernels.gpu.tile_math import load_each
+
+FARTHEST = tl.constexpr(float("inf"))
+# Rows and columns of a tile, where a program owns rows and where it owns columns.
+OWNS_ROWS, OWNS_COLUMNS = (8, 256), (32, 64)
+
+
+class BlockOfPairs(NamedTuple):
+    """Distances (n m) in one piece, scales of the rows, where the block begins in the matrix, and ids of its rows and columns."""
+
+    values: tl.tensor
+    n: tl.tensor
+    m: tl.tensor
+    scale_ptr: tl.tensor
+    row: tl.tensor
+    column: tl.tensor
+    row_ids: tl.tensor
+    column_ids: tl.tensor
+    excluded_rows: tl.tensor
+    excluded_columns: tl.tensor
+
+
+class Kind(NamedTuple):
+    """What these kernels know when they are compiled: positives by ids or on the diagonal, pairs left out, and the tile."""
+
+    BY_IDS: bool
+    EXCLUDE: bool
+    DTYPE: tl.dtype
+    BLOCK_N: int
+    BLOCK_M: int
+
+
+class WeightArgs(NamedTuple):
+    """`Weights` of rows or of columns."""
+
+    nearest: tl.tensor
+    nearest_negative: tl.tensor
+    positive: tl.tensor
+    constant: tl.tensor
+    negative: tl.tensor
+
+
+@triton.jit
+def classes(block, rows, columns, KIND: tl.constexpr):
+    """Which pairs of a tile are positives, and which negatives."""
+    inside = (rows < block.n)[:, None] & (columns < block.m)[None, :]
+    if KIND.BY_IDS:
+        ids = tl.load(block.row_ids + rows, rows < block.n, other=0)
+        others = tl.load(block.column_ids + columns, columns < block.m, other=0)
+        positive = inside & (ids[:, None] == others[None, :])
+    else:
+        positive = inside & ((block.row + rows)[:, None] == (block.column + columns)[None, :])
+    negative = inside & (positive == 0)
+    if KIND.EXCLUDE:
+        ids = tl.load(block.excluded_rows + rows, rows < block.n, other=0)
+        others = tl.load(block.excluded_columns + columns, columns < block.m, other=0)
+        negative = negative & (ids[:, None] != others[None, :])
+    return positive, negative
+
+
+@triton.jit
+def costs(block, rows, columns, DTYPE: tl.constexpr):
+    """Distances of a tile, their scales, and the two parts of their costs."""
+    inside = (rows < block.n)[:, None] & (columns < block.m)[None, :]
+    distance = tl.load(block.values + rows[:, None] * block.m + columns[None, :], inside, other=1)
+    scale = load_each(block.scale_ptr, rows, block.n, DTYPE)[:, None] + 0 * distance
+    high = rounded_product(scale, distance)
+    return distance, scale, high, tl.fma(scale, distance, -high)
+
+
+@triton.jit
+def origin_of(nearest):
+    """What costs are compared with: 0 where there are none."""
+    return tl.where(nearest < FARTHEST, nearest, 0)
+
+
+@triton.jit
+def _powers(block, sums_ptr, sums_stride, AXIS: tl.constexpr, KIND: tl.constexpr):
+    """Take a block into the sums of its rows (AXIS 1) or of its columns (AXIS 0)."""
+    DTYPE: tl.constexpr = KIND.DTYPE
+    OWN: tl.constexpr = KIND.BLOCK_N if AXIS == 1 else KIND.BLOCK_M
+    STEP: tl.constexpr = KIND.BLOCK_M if AXIS == 1 else KIND.BLOCK_N
+    own = tl.program_id(0) * OWN + tl.arange(0, OWN)
+    length, end = (block.n, block.m) if AXIS == 1 else (block.m, block.n)
+    nearest, total, spread = tl.full([OWN], FARTHEST, DTYPE), tl.zeros([OWN], DTYPE), tl.zeros([OWN], DTYPE)
+    nearest_negative, total_negative = tl.full([OWN], FARTHEST, DTYPE), tl.zeros([OWN], DTYPE)
+    number = tl.zeros([OWN], DTYPE)
+    for start in range(0, end, STEP):
+        other = start + tl.arange(0, STEP)
+        if AXIS == 1:
+            positive, negative = classes(block, own, other, KIND)
+            _, _, high, low = costs(block, own, other, DTYPE)
+        else:
+            positive, negative = classes(block, other, own, KIND)
+            _, _, high, low = costs(block, other, own, DTYPE)
+        before, before_negative = nearest, nearest_negative
+        nearest = tl.minimum(before, tl.min(tl.where(positive, high, FARTHEST), axis=AXIS))
+        nearest_negative = tl.minimum(before_negative, tl.min(tl.where(negative, high, FARTHEST), axis=AXIS))
+        origin, origin_negative = origin_of(nearest), origin_of(nearest_negative)
+        of_class = tl.where(positive, tl.expand_dims(origin, AXIS), tl.expand_dims(origin_negative, AXIS))
+        apart = (high - of_class) + low
+        power = exp(-apart)
+        back = tl.where(before < FARTHEST, before - origin, 0)
+        spread += rounded_product(number, back) + tl.sum(tl.where(positive, apart, 0), axis=AXIS)
+        number += tl.sum(positive.to(DTYPE), axis=AXIS)
+        total = total * exp(-back) + tl.sum(tl.where(positive, power, 0), axis=AXIS)
+        back_negative = tl.where(before_negative < FARTHEST, before_negative - origin_negative, 0)
+        total_negative = total_negative * exp(-back_negative) + tl.sum(tl.where(negative, power, 0), axis=AXIS)
+    place, inside = sums_ptr + own, own < length
+    _add(place, sums_stride, inside, nearest, total, spread, number, True)
+    _add(place + 4 * sums_stride, sums_stride, inside, nearest_negative, total_negative, spread, number, False)
+
+
+@triton.jit
+def _add(place, stride, inside, nearest, total, spread, number, SPREAD: tl.constexpr):
+    """Take sums into those in memory, which are float64."""
+    nearest = nearest.to(tl.float64)
+    before = tl.load(place, inside, other=0)
+    least = tl.minimum(before, nearest)
+    origin = origin_of(least)
+    back, behind = tl.where(before < FARTHEST, before - origin, 0), tl.where(nearest < FARTHEST, nearest - origin, 0)
+    both = tl.load(place + stride, inside, other=0) * tl.exp(-back) + total.to(tl.float64) * tl.exp(-behind)
+    tl.store(place, least, inside)
+    tl.store(place + stride, both, inside)
+    if SPREAD:
+        counted = tl.load(place + 3 * stride, inside, other=0)
+        wide = tl.load(place + 2 * stride, inside, other=0) + counted * back
+        tl.store(place + 2 * stride, wide + spread.to(tl.float64) + number.to(tl.float64) * behind, inside)
+        tl.store(place + 3 * stride, counted + number.to(tl.float64), inside)
+
+
+@triton.jit
+def signed_logits(block, rows, columns, bias, KIND: tl.constexpr):
+    """Logits of negatives, minus those of positives; and both classes, distances and scales."""
+    positive, negative = classes(block, rows, columns, KIND)
+    distance, scale, high, low = costs(block, rows, columns, KIND.DTYPE)
+    logit = (bias - high) - low
+    return tl.where(positive, -logit, logit), positive, negative, distance, scale
+
+
+@triton.jit
+def _sigmoid(block, bias_ptr, losses_ptr, KIND: tl.constexpr):
+    """Add the losses of the pairs of a block to those of its rows."""
+    DTYPE: tl.constexpr = KIND.DTYPE
+    BLOCK_N: tl.constexpr = KIND.BLOCK_N
+    rows, bias = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.load(bias_ptr)
+    total = tl.zeros([BLOCK_N], DTYPE)
+    for start in range(0, block.m, KIND.BLOCK_M):
+        columns = start + tl.arange(0, KIND.BLOCK_M)
+        logit, positive, negative, _, _ = signed_logits(block, rows, columns, bias, KIND)
+        loss = tl.maximum(logit, 0, propagate_nan=tl.PropagateNan.ALL) + log1p(exp(-tl.abs(logit)))
+        total += tl.sum(tl.where(positive | negative, loss, 0), axis=1)
+    inside = rows < block.n
+    tl.store(losses_ptr + rows, tl.load(losses_ptr + rows, inside, other=0) + total.to(tl.float64), inside)
+
+
+@triton.jit
+def put_gradients(block, out_ptr, rows, columns, slope, distance, scale, by_distance, by_logit):
+    """Store dL / d distance of a tile, and add to sums of its rows."""
+    inside = (rows < block.n)[:, None] & (columns < block.m)[None, :]
+    tl.store(out_ptr + rows[:, None] * block.m + columns[None, :], -scale * slope, inside)
+    return by_distance + tl.sum(rounded_product(slope, distance), axis=1), by_logit + tl.sum(slope, axis=1)
+
+
+@triton.jit
+def add_sums(block, sums_ptr, sums_stride, rows, by_distance, by_logit):
+    """Add sums of some rows to those in memory (2 n)."""
+    inside, place = rows < block.n, sums_ptr + rows
+    tl.store(place, tl.load(place, inside, other=0) + by_distance.to(tl.float64), inside)
+    place += sums_stride
+    tl.store(place, tl.load(place, inside, other=0) + by_logit.to(tl.float64), inside)
+
+
+@triton.jit
+def softmax_slopes(weights, which, length, positive, negative, high, low, AXIS: tl.constexpr, DTYPE: tl.constexpr):
+    """dL/dlogit of a tile by the softmax over its rows (AXIS 1), or over its columns (AXIS 0)."""
+    nearest = tl.expand_dims(load_each(weights.nearest, which, length, DTYPE), AXIS)
+    nearest_negative = tl.expand_dims(load_each(weights.nearest_negative, which, length, DTYPE), AXIS)
+    power = exp((tl.where(positive, nearest, nearest_negative) - high) - low)
+    factor = tl.expand_dims(load_each(weights.positive, which, length, DTYPE), AXIS)
+    factor_negative = tl.expand_dims(load_each(weights.negative, which, length, DTYPE), AXIS)
+    constant = tl.expand_dims(load_each(weights.constant, which, length, DTYPE), AXIS)
+    of_positive = rounded_product(factor + 0 * power, power) - constant
+    return tl.where(positive, of_positive, tl.where(negative, factor_negative * power, 0))
+
+
+@triton.jit
+def _softmax_gradients(
+    block, of_rows, of_columns, out_ptr, sums_ptr, sums_stride, SYMMETRIC: tl.constexpr, KIND: tl.constexpr
+):
+    """dL / d distance (n m); adds to sums of dL/dlogit times distance, and of dL/dlogit, of each row."""
+    DTYPE: tl.constexpr = KIND.DTYPE
+    BLOCK_N: tl.constexpr = KIND.BLOCK_N
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    by_distance, by_logit = tl.zeros([BLOCK_N], DTYPE), tl.zeros([BLOCK_N], DTYPE)
+    for start in range(0, block.m, KIND.BLOCK_M):
+        columns = start + tl.arange(0, KIND.BLOCK_M)
+        positive, negative = classes(block, rows, columns, KIND)
+        distance, scale, high, low = costs(block, rows, columns, DTYPE)
+        slope = softmax_slopes(of_rows, rows, block.n, positive, negative, high, low, 1, DTYPE)
+        if SYMMETRIC:
+            slope += softmax_slopes(of_columns, columns, block.m, positive, negative, high, low, 0, DTYPE)
+        by_distance, by_logit = put_gradients(
+            block, out_ptr, rows, columns, slope, distance, scale, by_distance, by_logit
+        )
+    add_sums(block, sums_ptr, sums_stride, rows, by_distance, by_logit)
+
+
+@triton.jit
+def _sigmoid_gradients(block, bias_ptr, grad_ptr, out_ptr, sums_ptr, sums_stride, KIND: tl.constexpr):
+    """The same of the sigmoid loss, from the gradients of the losses of rows."""
+    DTYPE: tl.constexpr = KIND.DTYPE
+    BLOCK_N: tl.constexpr = KIND.BLOCK_N
+    rows, bias = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.load(bias_ptr)
+    grad = load_each(grad_ptr, rows, block.n, DTYPE)[:, None]
+    by_distance, by_logit = tl.zeros([BLOCK_N], DTYPE), tl.zeros([BLOCK_N], DTYPE)
+    for start in range(0, block.m, KIND.BLOCK_M):
+        columns = start + tl.arange(0, KIND.BLOCK_M)
+        logit, positive, negative, distance, scale = signed_logits(block, rows, columns, bias, KIND)
+        tail = exp(-tl.abs(logit))
+        sigmoid = tl.where(logit > 0, 1, tail) / (1 + tail)
+        slope = grad * tl.where(positive, -sigmoid, tl.where(negative, sigmoid, 0))
+        by_distance, by_logit = put_gradients(
+            block, out_ptr, rows, columns, slope, distance, scale, by_distance, by_logit
+        )
+    add_sums(block, sums_ptr, sums_stride, rows, by_distance, by_logit)
+
+
+def _arguments(values: Tensor, pairs: Pairs) -> BlockOfPairs:
+    """A block, as kernels take it."""
+    sides = ((pairs.query_ids, pairs.rows), (pairs.key_ids, pairs.columns))
+    excluded = ((pairs.exclude_ids, pairs.rows), (pairs.exclude_ids, pairs.columns))
+    nothing = values.new_empty(0, dtype=torch.int64)
+    ids = (nothing if x is None else x[some] for x, some in (*sides, *excluded))
+    return BlockOfPairs(values, *values.shape, pairs.scale, pairs.rows.start, pairs.columns.start, *ids)
+
+
+def _kind(values: Tensor, pairs: Pairs, shape: tuple[int, int] = OWNS_ROWS) -> dict:
+    """Constants of a kernel with tiles of this shape."""
+    kind = Kind(pairs.query_ids is not None, pairs.exclude_ids is not None, launch.triton_dtype(values.dtype), *shape)
+    return {"KIND": kind, **launch.OPTIONS}
+
+
+@launch.on_own_device
+def add_powers(values: Tensor, pairs: Pairs, rows: Tensor, columns: Tensor | None) -> None:
+    block, (n, m) = _arguments(values, pairs), values.shape
+    _powers[(triton.cdiv(n, OWNS_ROWS[0]),)](block, rows, rows.stride(0), AXIS=1, **_kind(values, pairs))
+    if columns is not None:
+        own = _kind(values, pairs, OWNS_COLUMNS[::-1])
+        _powers[(triton.cdiv(m, OWNS_COLUMNS[0]),)](block, columns, columns.stride(0), AXIS=0, **own)
+
+
+@launch.on_own_device
+def add_sigmoid(values: Tensor, pairs: Pairs, bias: Tensor, losses: Tensor) -> None:
+    _sigmoid[(triton.cdiv(len(values), OWNS_ROWS[0]),)](_arguments(values, pairs), bias, losses, **_kind(values, pairs))
+
+
+@launch.on_own_device
+def softmax_gradients(
+    values: Tensor, pairs: Pairs, rows: Weights, columns: Weights | None, out: Tensor, sums: Tensor
+) -> None:
+    _softmax_gradients[(triton.cdiv(len(values), OWNS_ROWS[0]),)](
+        _arguments(values, pairs), WeightArgs(*rows), WeightArgs(*(columns or rows)), out, sums, sums.stride(0),
+        SYMMETRIC=columns is not None, **_kind(values, pairs),
+    )  # fmt: skip
+
+
+@launch.on_own_device
+def sigmoid_gradients(values: Tensor, pairs: Pairs, bias: Tensor, grad: Tensor, out: Tensor, sums: Tensor) -> None:
+    _sigmoid_gradients[(triton.cdiv(len(values), OWNS_ROWS[0]),)](
+        _arguments(values, pairs), bias, grad, out, sums, sums.stride(0), **_kind(values, pairs)
+    )
