@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -52,3 +52,41 @@ class Geometry(NamedTuple):
         if self.name == "cosine":
             return -grad @ keys, -grad.T @ queries, torch.zeros_like(c)
         return *flat.euclidean_gradients(grad, queries, keys, values), torch.zeros_like(c)
+
+
+Fill = Callable[[slice, slice, Tensor, Tensor], object]  # (rows, columns, distances, out) puts a gradient into out
+
+
+class AllPairs(Protocol):
+    """Distances of all pairs, a block at a time."""
+
+    def blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Rows, columns and distances (r w) of each block, in one piece; the next one may overwrite it."""
+
+    def gradients(self, fill: Fill) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of queries (n d), keys (m d) and c (), from those of distances, which ``fill`` puts into place."""
+
+
+class BlockedPairs(NamedTuple):
+    """`AllPairs` of any geometry on any device."""
+
+    queries: Tensor
+    keys: Tensor
+    c: Tensor
+    geometry: Geometry
+
+    def blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        for rows, columns in blocks(len(self.queries), len(self.keys), self.queries.device):
+            yield rows, columns, self.geometry.values(self.queries[rows], self.keys[columns], self.c).contiguous()
+
+    def gradients(self, fill: Fill) -> tuple[Tensor, Tensor, Tensor]:
+        d_queries, d_keys = torch.zeros_like(self.queries), torch.zeros_like(self.keys)
+        dc = self.c.new_zeros((), dtype=torch.float64)
+        for rows, columns, values in self.blocks():
+            grad = torch.empty_like(values)
+            fill(rows, columns, values, grad)
+            found = self.geometry.gradients(grad, self.queries[rows], self.keys[columns], self.c, values)
+            d_queries[rows] += found[0]
+            d_keys[columns] += found[1]
+            dc = dc + found[2].double()
+        return d_queries, d_keys, dc

@@ -7,7 +7,7 @@ block again, and their weights from the sums. Everything is added in fixed order
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels.blocked import pairs as portable
-from hyperst_kernels.blocked.blocks import Geometry, blocks
+from hyperst_kernels.blocked.blocks import AllPairs, BlockedPairs, Geometry
 from hyperst_kernels.blocked.pairs import Pairs, PowerSums, Weights
 from hyperst_kernels.cpu import pair_loss as machine_code
+from hyperst_kernels.cpu.all_pairs import TiledPairs
 from hyperst_kernels.cpu.native import bindings
+from hyperst_kernels.cpu.tiles import NeedsFloat64
 from hyperst_kernels.operators.register import on_triton
 from hyperst_kernels.reference.contrastive import softplus
 
@@ -39,15 +41,27 @@ class Inputs(NamedTuple):
     loss: str
     geometry: Geometry
     symmetric: bool
+    widened: bool = False  # float64 numbers that were float32
 
-    def blocks(self) -> Iterator[tuple[Tensor, Pairs]]:
-        """Distances (r w) of each block, and its pairs."""
-        n, m = self.queries.shape[0], self.keys.shape[0]
-        scales = self.logit_scale.expand(n).contiguous()
+    def matrix(self) -> AllPairs:
+        """Distances of all pairs."""
+        if self.c.device.type == "cpu" and not on_triton(self.c) and self.geometry.name != "angle":
+            own = self.geometry.name, self.geometry.tangent, self.widened
+            return TiledPairs(self.queries, self.keys, self.c, *own)
+        return BlockedPairs(self.queries, self.keys, self.c, self.geometry)
+
+    def pairs(self) -> Callable[[slice, slice], Pairs]:
+        """Return what makes the `Pairs` of rows and columns."""
+        scales = self.logit_scale.expand(len(self.queries)).contiguous()
         ids = [None if x is None else x.contiguous() for x in (self.query_ids, self.key_ids, self.exclude_ids)]
-        for rows, columns in blocks(n, m, self.queries.device):
-            values = self.geometry.values(self.queries[rows], self.keys[columns], self.c).contiguous()
-            yield values, Pairs(rows, columns, scales[rows], *ids)
+        return lambda rows, columns: Pairs(rows, columns, scales[rows], *ids)
+
+    def in_float64(self) -> Inputs:
+        """The same in float64."""
+        return self._replace(
+            queries=self.queries.double(), keys=self.keys.double(), c=self.c.double(), logit_scale=self.logit_scale.double(),
+            logit_bias=None if self.logit_bias is None else self.logit_bias.double(), widened=True,
+        )  # fmt: skip
 
     @property
     def bias(self) -> Tensor:
@@ -65,21 +79,33 @@ class Inputs(NamedTuple):
 
 def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Losses of rows (n) and columns (m, or 0) in the geometry's dtype, and numbers for `backward` (6 n+m)."""
-    c, backend = inputs.c, inputs.backend
+    dtype = inputs.c.dtype
+    try:
+        losses, stats = _forward(inputs)
+    except NeedsFloat64:
+        losses, stats = _forward(inputs.in_float64())
+    n = inputs.queries.shape[0]
+    losses = losses.to(dtype)
+    return losses[:n].clone(), losses[n:].clone(), stats
+
+
+def _forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Losses of rows and columns (n+m) in float64, and numbers for `backward`."""
+    c, backend, pairs_of = inputs.c, inputs.backend, inputs.pairs()
     n, m = inputs.queries.shape[0], inputs.keys.shape[0] if inputs.symmetric else 0
     if inputs.loss == "sigmoid":
         losses = c.new_zeros(n, dtype=torch.float64)
-        for values, pairs in inputs.blocks():
-            backend.add_sigmoid(values, pairs, inputs.bias, losses[pairs.rows])
-        return losses.to(c.dtype), c.new_zeros(0), c.new_zeros(0, dtype=torch.float64)
+        for rows, columns, values in inputs.matrix().blocks():
+            backend.add_sigmoid(values, pairs_of(rows, columns), inputs.bias, losses[rows])
+        return losses, c.new_zeros(0, dtype=torch.float64)
     stats = c.new_zeros(STATS, n + m, dtype=torch.float64)
-    for nearest in (PowerSums(*stats).nearest, PowerSums(*stats).nearest_negative):
-        nearest.fill_(torch.inf)
-    rows, columns = stats[:, :n], stats[:, n:]
-    for values, pairs in inputs.blocks():
-        backend.add_powers(values, pairs, rows[:, pairs.rows], columns[:, pairs.columns] if inputs.symmetric else None)
-    losses = _losses(PowerSums(*stats)).to(c.dtype)
-    return losses[:n].clone(), losses[n:].clone(), stats
+    sums = PowerSums(*stats)
+    sums.nearest.fill_(torch.inf), sums.nearest_negative.fill_(torch.inf)
+    of_rows, of_columns = stats[:, :n], stats[:, n:]
+    for rows, columns, values in inputs.matrix().blocks():
+        own = of_columns[:, columns] if inputs.symmetric else None
+        backend.add_powers(values, pairs_of(rows, columns), of_rows[:, rows], own)
+    return _losses(sums), stats
 
 
 def _gap(sums: PowerSums) -> Tensor:
@@ -124,26 +150,30 @@ class Gradients(NamedTuple):
 
 def backward(inputs: Inputs, grad_rows: Tensor, grad_columns: Tensor, stats: Tensor) -> Gradients:
     """Gradients from those of the losses of rows (n) and columns (m, or 0)."""
-    c, backend, n = inputs.c, inputs.backend, inputs.queries.shape[0]
-    d_queries, d_keys = torch.zeros_like(inputs.queries), torch.zeros_like(inputs.keys)
-    dc = c.new_zeros((), dtype=torch.float64)
+    try:
+        found = _backward(inputs, grad_rows, grad_columns, stats)
+    except NeedsFloat64:
+        found = _backward(inputs.in_float64(), grad_rows.double(), grad_columns.double(), stats)
+    like = (inputs.queries, inputs.keys, inputs.c, inputs.logit_scale, inputs.c)
+    return Gradients(*(x.to(y.dtype) for x, y in zip(found, like, strict=True)))
+
+
+def _backward(inputs: Inputs, grad_rows: Tensor, grad_columns: Tensor, stats: Tensor) -> Gradients:
+    c, backend, n, pairs_of = inputs.c, inputs.backend, inputs.queries.shape[0], inputs.pairs()
     sums = c.new_zeros(2, n, dtype=torch.float64)
     if inputs.loss == "softmax":
         weights = _weights(PowerSums(*stats), torch.cat([grad_rows, grad_columns]), c.dtype)
         of_rows, of_columns = weights.of(slice(0, n)), weights.of(slice(n, None))
     grad_rows = grad_rows.contiguous()
-    for values, pairs in inputs.blocks():
-        grad, some = torch.empty_like(values), sums[:, pairs.rows]
+
+    def fill(rows: slice, columns: slice, values: Tensor, out: Tensor) -> None:
+        pairs, some = pairs_of(rows, columns), sums[:, rows]
         if inputs.loss == "sigmoid":
-            backend.sigmoid_gradients(values, pairs, inputs.bias, grad_rows[pairs.rows], grad, some)
+            backend.sigmoid_gradients(values, pairs, inputs.bias, grad_rows[rows], out, some)
         else:
-            columns = of_columns.of(pairs.columns) if inputs.symmetric else None
-            backend.softmax_gradients(values, pairs, of_rows.of(pairs.rows), columns, grad, some)
-        given = (inputs.queries[pairs.rows], inputs.keys[pairs.columns], c)
-        of_queries, of_keys, of_c = inputs.geometry.gradients(grad, *given, values)
-        d_queries[pairs.rows] += of_queries
-        d_keys[pairs.columns] += of_keys
-        dc = dc + of_c.double()
-    d_scale, db = -sums[0], sums[1].sum()
-    d_scale = d_scale if inputs.logit_scale.ndim else d_scale.sum()
-    return Gradients(d_queries, d_keys, *(x.to(c.dtype) for x in (dc, d_scale, db)))
+            own = of_columns.of(columns) if inputs.symmetric else None
+            backend.softmax_gradients(values, pairs, of_rows.of(rows), own, out, some)
+
+    d_queries, d_keys, dc = inputs.matrix().gradients(fill)
+    d_scale = -sums[0] if inputs.logit_scale.ndim else -sums[0].sum()
+    return Gradients(d_queries, d_keys, dc, d_scale, sums[1].sum())

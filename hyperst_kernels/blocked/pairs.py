@@ -103,7 +103,7 @@ def _signed_logits(values: Tensor, pairs: Pairs, bias: Tensor) -> Tensor:
 def softmax_gradients(
     values: Tensor, pairs: Pairs, rows: Weights, columns: Weights | None, out: Tensor, sums: Tensor
 ) -> None:
-    """Put dL / d distance into ``out`` (r w); add each row's sums of dL/dlogit times distance and of dL/dlogit to ``sums`` (2 r)."""
+    """Put dL / d distance into ``out`` (r w); add to ``sums`` (2 r) those of dL/dlogit times distance, and of dL/dlogit."""
     costs = pairs.scale.double()[:, None] * values.double()
     positive, negative = pairs.classes()
     slopes = torch.zeros_like(values)

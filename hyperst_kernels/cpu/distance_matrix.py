@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -19,9 +19,8 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision:
 
     def fill(tiles: Tiles) -> Tensor:
         matrix = c.new_empty(tiles.n, tiles.m)
-        for rows, columns, (z, out, work) in tiles.visit(3):
-            tiles.distances(rows, columns, z, out, None, work)
-            matrix[rows, columns] = out
+        for rows, columns, distances in blocks(tiles):
+            matrix[rows, columns] = distances
         return matrix
 
     return _in_enough_precision(fill, x, y, c, tangent)
@@ -35,25 +34,40 @@ def pairwise_distance_backward(
         return torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(c)
 
     def sweep(tiles: Tiles) -> tuple[Tensor, Tensor, Tensor]:
-        d_left, d_right = torch.zeros_like(tiles.left), torch.zeros_like(tiles.right)
-        dx, dy = (t.new_zeros(t.shape) for t in (tiles.queries, tiles.keys))
-        for rows, columns, (z, out, slope, work, weights) in tiles.visit(5):
-            near = tiles.distances(rows, columns, z, out, slope, work)
-            weights.copy_(grad[rows, columns])
-            if near is not None:
-                tiles.add_exact_gradients(rows, columns, near, weights[near], dx, dy)
-                slope[near] = torch.inf
-            weights.div_(slope)
-            d_left[rows].addmm_(weights, tiles.right[columns])
-            d_right[columns].addmm_(weights.T, tiles.left[rows])
-        tiles.geometry.add_left_gradient(tiles.queries, tiles.terms(d_left), dx)
-        tiles.geometry.add_right_gradient(tiles.keys, tiles.terms(d_right), dy)
-        # d is homogeneous in the features and 1/sqrt(c)
-        total = float(inner(grad, distance).sum(dtype=torch.float64))
-        dc = (tiles.homogeneity(dx, dy) - total) / (2 * float(c))
+        dx, dy, dc = gradients(tiles, lambda rows, columns, distances, out: out.copy_(grad[rows, columns]))
         return dx.to(x.dtype), dy.to(y.dtype), c.new_tensor(dc)
 
     return _in_enough_precision(sweep, x, y, c, tangent)
+
+
+def blocks(tiles: Tiles) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Rows, columns and distances (r w) of each tile, which the next one overwrites."""
+    for rows, columns, (z, out, work) in tiles.visit(3):
+        tiles.distances(rows, columns, z, out, None, work)
+        yield rows, columns, out
+
+
+def gradients(tiles: Tiles, fill: Callable[[slice, slice, Tensor, Tensor], object]) -> tuple[Tensor, Tensor, float]:
+    """Gradients of queries (n d), keys (m d) and c: ``fill(rows, columns, distances, out)`` puts that of a tile into ``out``."""
+    d_left, d_right = torch.zeros_like(tiles.left), torch.zeros_like(tiles.right)
+    dx, dy = (t.new_zeros(t.shape) for t in (tiles.queries, tiles.keys))
+    along = 0.0
+    for rows, columns, (z, out, slope, work, weights) in tiles.visit(5):
+        near = tiles.distances(rows, columns, z, out, slope, work)
+        fill(rows, columns, out, weights)
+        along += float(inner(weights, out).sum(dtype=torch.float64))
+        if near is not None:
+            tiles.add_exact_gradients(rows, columns, near, weights[near], dx, dy)
+            slope[near] = torch.inf
+        weights.div_(slope)
+        d_left[rows].addmm_(weights, tiles.right[columns])
+        d_right[columns].addmm_(weights.T, tiles.left[rows])
+    tiles.geometry.add_left_gradient(tiles.queries, tiles.terms(d_left), dx)
+    tiles.geometry.add_right_gradient(tiles.keys, tiles.terms(d_right), dy)
+    if not isinstance(tiles.geometry, Lorentz):
+        return dx, dy, 0.0
+    # d is homogeneous in the features and 1/sqrt(c)
+    return dx, dy, (tiles.homogeneity(dx, dy) - along) / (2 * float(tiles.geometry.c))
 
 
 def _in_enough_precision(compute: Callable, x: Tensor, y: Tensor, c: Tensor, tangent: bool):

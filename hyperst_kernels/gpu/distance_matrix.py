@@ -34,6 +34,7 @@ from hyperst_kernels.gpu.scalars import (
     sinhc,
     sqrt_rn,
 )
+from hyperst_kernels.gpu.split_products import Weights, multiply, parts_of, parts_of_weights, store_weights, summands
 from hyperst_kernels.gpu.tile_math import block, dot, load_each, load_rows, store_each
 
 # Bits of the product that cancellation may take before a pair is computed from differences.
@@ -228,9 +229,10 @@ def _repair(
 
 @triton.jit
 def _weights(
-    grad_ptr, distance_ptr, c_ptr, a_ptr, b_ptr, out_ptr, cancelled_ptr, scale_grad_ptr, n, m, limit,
-    DTYPE: tl.constexpr, TILE: tl.constexpr,
+    grad_ptr, distance_ptr, c_ptr, a_ptr, b_ptr, out, cancelled_ptr, scale_grad_ptr, n, m, limit,
+    SPLIT: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
+    """Weights of points; which tiles hold cancelled pairs, and their sums of the gradient times the distance."""
     i, j, rows, columns = tile_of(n, m, TILE, TILE)
     inside = (rows < n)[:, None] & (columns < m)[None, :]
     place = rows[:, None] * m + columns[None, :]
@@ -243,7 +245,7 @@ def _weights(
     decay = exp(-D)
     cancelled = growth * growth <= 2 * limit * span * decay
     weight = tl.where(cancelled, 0, grad * 2 * decay / (k * nonzero(growth * (1 + decay))))
-    tl.store(out_ptr + place, weight, inside)
+    store_weights(out.ptr + place, weight, inside, out.part_stride, SPLIT)
     number = i * tl.cdiv(m, TILE) + j
     tl.store(scale_grad_ptr + number, tl.sum(rounded_product(grad, distance)))
     # whoever looks for cancelled pairs later finds them by the zero weight, not by judging again
@@ -262,7 +264,8 @@ class Tiles(NamedTuple):
 def _cancelled_gradients(
     x, y, c_ptr, grads, weight_ptr, cancelled, dx_ptr, d, TANGENT: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr
 ):
-    """Add the gradients of cancelled pairs to some rows of dx, which no other program writes. Weights lie as ``grads`` do."""
+    """Add the gradients of cancelled pairs to some rows of dx, which no other program writes. Weights lie as ``grads`` do, the
+    first part of them alone is read."""
     i = tl.program_id(0).to(tl.int64)
     rows = i * TILE + tl.arange(0, TILE)
     k = sqrt_rn(tl.load(c_ptr))
@@ -296,25 +299,44 @@ def pairwise_distance_backward(
     norm_y, scale_y, b = row_stats(y, c, tangent, "ieee")
     tile = EXACT_TILE[c.dtype]
     tiles = (triton.cdiv(n, tile), triton.cdiv(m, tile))
-    weight, by_distance = torch.empty_like(distance), c.new_empty(tiles)
+    parts = parts_of_weights(c.dtype, precision)
+    weights = torch.empty(max(1, parts), n, m, dtype=torch.bfloat16 if parts else c.dtype, device=x.device)
+    out, by_distance = Weights(weights, weights.stride(0), m), c.new_empty(tiles)
     cancelled = torch.empty(tiles, dtype=torch.int8, device=x.device)
     numbers = {"DTYPE": launch.triton_dtype(c.dtype), **launch.OPTIONS}
     _weights[(tiles[0] * tiles[1],)](
-        grad, distance, c, a, b, weight, cancelled, by_distance, n, m, CANCELLED[c.dtype], TILE=tile, **numbers
+        grad,
+        distance,
+        c,
+        a,
+        b,
+        out,
+        cancelled,
+        by_distance,
+        n,
+        m,
+        CANCELLED[c.dtype],
+        SPLIT=parts == 2,
+        TILE=tile,
+        **numbers,
     )
-    dx = _grad_points(weight, x, y, scale_x, scale_y, a, b, c, tangent)
-    dy = _grad_points(weight.T, y, x, scale_y, scale_x, b, a, c, tangent)
+    dx = _grad_points(weights, x, y, scale_x, scale_y, a, b, c, tangent)
+    dy = _grad_points(weights.mT, y, x, scale_y, scale_x, b, a, c, tangent)
     u, v = Vectors(x, x.stride(0), n, norm_x), Vectors(y, y.stride(0), m, norm_y)
     flags = {"TANGENT": tangent, "TILE": tile, "num_warps": 8, **numbers}
-    _cancelled_gradients[(tiles[0],)](u, v, c, Tiles(grad, m, 1), weight, Tiles(cancelled, tiles[1], 1), dx, d, **flags)
-    _cancelled_gradients[(tiles[1],)](v, u, c, Tiles(grad, 1, m), weight, Tiles(cancelled, 1, tiles[1]), dy, d, **flags)
+    _cancelled_gradients[(tiles[0],)](
+        u, v, c, Tiles(grad, m, 1), weights, Tiles(cancelled, tiles[1], 1), dx, d, **flags
+    )
+    _cancelled_gradients[(tiles[1],)](
+        v, u, c, Tiles(grad, 1, m), weights, Tiles(cancelled, 1, tiles[1]), dy, d, **flags
+    )
     # d is homogeneous in the vectors and 1/sqrt(c)
     homogeneity = sum((v.double() * dv).sum() for v, dv in ((x, dx), (y, dy))) - by_distance.sum(dtype=torch.float64)
     return dx.to(x.dtype), dy.to(y.dtype), (homogeneity / (2 * c.double())).to(c.dtype)
 
 
 def _grad_points(
-    weight: Tensor,
+    weights: Tensor,
     x: Tensor,
     y: Tensor,
     scale_x: Tensor,
@@ -324,10 +346,16 @@ def _grad_points(
     c: Tensor,
     tangent: bool,
 ) -> Tensor:
-    """Gradient of x (n d) in the geometry's dtype from the weights (n m) of all pairs but the cancelled ones."""
+    """Gradient of x (n d) in the geometry's dtype from the weights (parts n m) of all pairs but the cancelled ones."""
     dtype = geometry_dtype(x)
-    points = scale_y[:, None] * y.to(dtype)
-    grad_points = (weight @ (1 + b) * (scale_x / (1 + a)))[:, None] * x.to(dtype) - weight @ points
+    times = summands(
+        1 + b, weights.dtype
+    )  # beside the points: a product of weights and one vector takes as long as one more
+    points, *rest = parts_of(scale_y[:, None] * y.to(dtype), weights)
+    operands = [torch.cat([points, times], 1), *(torch.cat([part, torch.zeros_like(times)], 1) for part in rest)]
+    sums = multiply(weights, operands)
+    of_times, of_points = sums[:, y.shape[1] :].sum(1), sums[:, : y.shape[1]]
+    grad_points = (of_times * (scale_x / (1 + a)))[:, None] * x.to(dtype) - of_points
     if not tangent:
         return grad_points * c.sqrt()
     return maps.exp_map0_backward(grad_points * c.sqrt(), x.to(dtype), torch.ones_like(c), c)[0]

@@ -1,7 +1,7 @@
 """The functions of `hyperst_kernels.blocked.pairs` for a GPU: each reads a block of distances once.
 
-A cost, scale times distance, is the sum of two numbers: the rounded product and what rounding took. Less the nearest cost, which is a
-rounded product, it keeps its digits however large the scale is.
+A cost, scale times distance, is the sum of two numbers: the rounded product and what rounding took. Less the nearest cost, which is
+a rounded product, it keeps its digits however large the scale is.
 """
 
 from __future__ import annotations
@@ -246,11 +246,14 @@ def _sigmoid_gradients(block, bias_ptr, grad_ptr, out_ptr, sums_ptr, sums_stride
 
 def _arguments(values: Tensor, pairs: Pairs) -> BlockOfPairs:
     """A block, as kernels take it."""
-    sides = ((pairs.query_ids, pairs.rows), (pairs.key_ids, pairs.columns))
-    excluded = ((pairs.exclude_ids, pairs.rows), (pairs.exclude_ids, pairs.columns))
-    nothing = values.new_empty(0, dtype=torch.int64)
-    ids = (nothing if x is None else x[some] for x, some in (*sides, *excluded))
-    return BlockOfPairs(values, *values.shape, pairs.scale, pairs.rows.start, pairs.columns.start, *ids)
+    nothing, (n, m) = values.new_empty(0, dtype=torch.int64), values.shape
+
+    def own(ids: Tensor | None, some: slice) -> Tensor:
+        return nothing if ids is None else ids[some]
+
+    rows, columns = own(pairs.query_ids, pairs.rows), own(pairs.key_ids, pairs.columns)
+    excluded = own(pairs.exclude_ids, pairs.rows), own(pairs.exclude_ids, pairs.columns)
+    return BlockOfPairs(values, n, m, pairs.scale, pairs.rows.start, pairs.columns.start, rows, columns, *excluded)
 
 
 def _kind(values: Tensor, pairs: Pairs, shape: tuple[int, int] = OWNS_ROWS) -> dict:

@@ -5,7 +5,6 @@ For features too wide for the accumulators of `backward_rows`, and for float32 o
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyperst_kernels.gpu.contrastive.backward_rows import shares, split
+from hyperst_kernels.gpu.contrastive.backward_rows import shares
 from hyperst_kernels.gpu.contrastive.forward import (
     NOWHERE,
     Keys,
@@ -26,6 +25,15 @@ from hyperst_kernels.gpu.contrastive.forward import (
 )
 from hyperst_kernels.gpu.contrastive.geometry import EXCESS, SCALE, is_extreme, largest_of, remoteness_of
 from hyperst_kernels.gpu.contrastive.inputs import LossInputs, Sums, Upstream, matrix_arg
+from hyperst_kernels.gpu.split_products import (
+    Weights,
+    multiply,
+    parts_of,
+    parts_of_weights,
+    product,
+    store_weights,
+    summands,
+)
 from hyperst_kernels.gpu.tile_math import load_each
 
 BLOCK = 8192  # rows and columns whose weights are in memory together
@@ -37,14 +45,6 @@ class BlockOfPairs(NamedTuple):
     row: tl.tensor
     column: tl.tensor
     tiles: tl.tensor
-
-
-class Weights(NamedTuple):
-    """A block of weights (parts height width) and the strides between its parts and rows."""
-
-    ptr: tl.tensor
-    part_stride: tl.tensor
-    stride: tl.tensor
 
 
 @triton.jit
@@ -67,14 +67,6 @@ def weights_of_tile(
     share = shares(remoteness, steepness, lse, column_lse, grad, column_grad, True, SYMMETRIC)
     tl.store(scale_grad_ptr, tl.sum(share * remoteness))
     return share * slope * stats.scale[:, None] * scale_y[None, :]
-
-
-@triton.jit
-def store_weights(place, weight, inside, part_stride, SPLIT: tl.constexpr):
-    rounded = weight.to(place.dtype.element_ty)
-    tl.store(place, rounded, inside)
-    if SPLIT:
-        tl.store(place + part_stride, (weight - rounded.to(weight.dtype)).to(place.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -145,11 +137,11 @@ def grad_points_by_blocks(
     dtype = torch.bfloat16 if parts else c.dtype
     weights = torch.empty(max(1, parts), min(BLOCK, inputs.n), min(BLOCK, inputs.m), dtype=dtype, device=c.device)
     out = Weights(weights, weights.stride(0), weights.stride(1))
-    ratios = [None if not inputs.cancels else split(side.ratio, dtype) for side in inputs.sides]
+    ratios = [None if not inputs.cancels else summands(side.ratio, dtype) for side in inputs.sides]
 
     def operand(side: int, rows: slice) -> Operand:
         ratio = ratios[side]
-        return Operand(_parts(inputs.sides[side].vectors[rows], weights), None if ratio is None else ratio[rows])
+        return Operand(parts_of(inputs.sides[side].vectors[rows], weights), None if ratio is None else ratio[rows])
 
     constants = inputs.product(inputs.table)
     scale_grad = c.new_zeros((), dtype=torch.float64)
@@ -185,41 +177,12 @@ def grad_points_by_blocks(
 
 def _add_products(sums: Sums, some: slice, weights: Tensor, others: Operand) -> None:
     """Add the products of weights (p r k) with other rows to the sums of ``some`` rows."""
-    sums.points[some] += _multiply(weights, others.parts)
+    sums.points[some] += multiply(weights, others.parts)
     if others.ratio is not None:
         for part in weights:
-            sums.times[some] += _product(part, others.ratio).sum(1)
+            sums.times[some] += product(part, others.ratio).sum(1)
 
 
 def _parts_of_weights(inputs: LossInputs) -> int:
-    """In how many bf16 numbers a weight is held; 0: in one of the geometry's dtype.
-
-    bf16 has the range that weights of 1/n^2 need, float16 has not. Products of two parts take a third of the time of
-    those in float32, where the device has them with results in float32.
-    """
-    if inputs.dtype == torch.bfloat16:
-        return 1
-    return 0 if inputs.c.dtype == torch.float64 or inputs.precision == "ieee" or torch.version.hip else 2
-
-
-def _parts(vectors: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-    """Vectors (k d) as the sum of as many matrices as there are parts of weights (p r k), in their dtype."""
-    high = vectors.to(weights.dtype)
-    if len(weights) == 1:
-        return (high,)
-    return high, (vectors - high.to(torch.promote_types(vectors.dtype, torch.float32))).to(weights.dtype)
-
-
-def _multiply(weights: Tensor, parts: Sequence[Tensor]) -> Tensor:
-    """Weights, the sum of their parts (p r k), times the sum of p matrices (k d); but for the product of the smallest parts."""
-    products = [_product(w, part) for k, w in enumerate(weights) for part in parts[: len(parts) - k]]
-    return functools.reduce(Tensor.add_, reversed(products))
-
-
-def _product(x: Tensor, y: Tensor) -> Tensor:
-    """The product of two matrices in the precision it is accumulated in."""
-    if x.dtype != torch.bfloat16:
-        return x @ y
-    if x.is_cuda and torch.version.hip is None:
-        return torch.mm(x, y, out_dtype=torch.float32)
-    return x.float() @ y.float()
+    """Of bfloat16 features one part, which is as precise as they are."""
+    return 1 if inputs.dtype == torch.bfloat16 else parts_of_weights(inputs.c.dtype, inputs.precision)

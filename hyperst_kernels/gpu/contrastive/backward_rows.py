@@ -38,9 +38,8 @@ from hyperst_kernels.gpu.contrastive.inputs import (
     rounds,
     sums_of,
 )
+from hyperst_kernels.gpu.split_products import PARTS, summands
 from hyperst_kernels.gpu.tile_math import load_each, pick
-
-PARTS = tl.constexpr(16)  # the fewest columns of a product
 
 
 @triton.jit
@@ -251,7 +250,7 @@ def grad_points_by_rows(
     """Add to the sums of some rows of all features, atomically of all, and return the queries' share of s dL/ds."""
     upstream = upstream.for_points(inputs)
     scale_grad = inputs.c.new_zeros(len(inputs.queries), row_chunk.stop - row_chunk.start)
-    parts = [split(side.ratio, inputs.dtype) for side in inputs.sides]
+    parts = [summands(side.ratio, inputs.dtype) for side in inputs.sides]
     constants = inputs.product({**table, "inner": launch.bucket(inputs.d)})
     for terms in _launches(inputs, atomic):
         symmetric, swapped = terms[0].symmetric, terms[0].swapped
@@ -279,11 +278,3 @@ def _launches(inputs: LossInputs, atomic: bool) -> Iterator[list[TermView]]:
                 yield terms
             elif terms:
                 yield from rounds(terms)
-
-
-def split(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(r PARTS) numbers of ``dtype`` whose row sums are x (r)."""
-    parts = x.new_zeros(len(x), PARTS.value)
-    for i in range(3 if dtype == torch.bfloat16 else 1):
-        parts[:, i] = (x - parts.sum(1)).to(dtype)
-    return parts.to(dtype)
