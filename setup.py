@@ -11,7 +11,10 @@ NATIVE = "hyperst_kernels/cpu/native/"
 native = Extension(
     "hyperst_kernels.cpu.native._library",
     [NATIVE + "library.cpp"],
-    depends=["hyperst_kernels/_constants.py", *(f"{NATIVE}{part}.h" for part in ("tile", "pairs", "operands", "rows", "maps"))],
+    depends=[
+        "hyperst_kernels/_constants.py",
+        *(f"{NATIVE}{part}.h" for part in ("tile", "pairs", "operands", "rows", "maps")),
+    ],
     define_macros=[
         ("GEOMETRIES", ", ".join(name.upper() for name in CONSTANTS["GEOMETRIES"])),
         *((name, str(CONSTANTS[name])) for name in ("CHUNK", "SIGNATURES")),

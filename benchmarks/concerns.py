@@ -31,6 +31,7 @@ _PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("test_public_losses", (LOSS, HIERARCHY)),
     ("test_row_wise.py", ROW_WISE),
     ("test_pair_loss.py", (PAIRS,)),
+    ("test_pair_blocks.py", (PAIRS,)),
     ("test_retrieval.py", (PAIRS,)),
     # public functions by name
     ("[entailment_loss-", (HINGES,)),

@@ -15,7 +15,10 @@ from benchmarks import device, outcomes, results
 SMOKE, ALL = "smoke", "tests"
 PATHS = (
     "tests/kernels/triton",
-    *(f"tests/kernels/test_{name}.py" for name in ("row_wise", "extreme_losses", "pair_loss", "retrieval")),
+    *(
+        f"tests/kernels/test_{name}.py"
+        for name in ("row_wise", "extreme_losses", "pair_blocks", "pair_loss", "retrieval")
+    ),
 )
 # seconds, after which a process is given up and its test has failed: a kernel that never ends is not to be interrupted
 LIMIT = 480

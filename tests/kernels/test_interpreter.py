@@ -22,6 +22,7 @@ KERNELS = [
     "test_empty.py",
     "test_extreme_losses.py",
     "test_far_out.py",
+    "test_pair_blocks.py",
     *sorted(f"triton/{path.name}" for path in (HERE / "triton").glob("test_*.py")),
 ]
 # what no arithmetic changes, or another test runs
@@ -33,6 +34,7 @@ MODULES = {  # in "plain" the smoke tests are run by test_smoke_selection.py
     "approximate": [
         "test_row_wise.py",
         "test_far_out.py",
+        "test_pair_blocks.py",
         "triton/test_scalars.py",
         "triton/test_distance_matrix.py",
         "triton/test_fused_arithmetic.py",

@@ -1,0 +1,202 @@
+"""What blocks of distances add to losses of all pairs, and the way back: each backend against the formulas in float64."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from hyperst_kernels.blocked import pairs as portable
+from hyperst_kernels.blocked.pairs import Pairs, PowerSums, Weights
+from hyperst_kernels.cpu import pair_loss as native
+from hyperst_kernels.cpu.native import bindings
+from hyperst_kernels.reference.pair_loss import pairs_of
+from tests.kernels import examples
+from tests.kernels.triton import AVAILABLE, DEVICE, INTERPRETED, documented
+
+BACKENDS = {"portable": portable}
+if AVAILABLE:
+    from hyperst_kernels.gpu import pair_loss as triton
+
+    BACKENDS = {"triton": triton}
+elif bindings.library() is not None:
+    BACKENDS["native"] = native
+EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
+EXPONENT = {torch.float32: 88, torch.float64: 709}  # the largest whose power is a number: it carries so many roundings
+# Triton's interpreter rounds the product of a fused multiply-add, in float32 unless it is told to have a GPU's arithmetic
+PLAIN = os.environ.get("HYPERST_TEST_ARITHMETIC", "plain") == "plain"
+ROUNDED = {torch.float32: INTERPRETED and PLAIN, torch.float64: INTERPRETED}
+CASES = [
+    (backend, dtype)
+    for backend in BACKENDS
+    for dtype in (torch.float32, torch.float64)
+    if (backend, dtype) != ("native", torch.float64)
+]
+
+
+class Problem:
+    """A matrix of distances with ties and zeros, cut into blocks of several shapes, and its classes."""
+
+    def __init__(self, seed: int, n: int, m: int, kind: str, scale: float, dtype: torch.dtype):
+        g = torch.Generator().manual_seed(seed)
+        self.generator, self.dtype, self.kind, self.shape = g, dtype, kind, (n, m)
+        # distances whose costs are within some powers of each other, and zeros, ties and distant ones
+        values = 1 + 10 / scale * torch.rand(n, m, generator=g, dtype=torch.float64)
+        values[torch.rand(n, m, generator=g) < 0.05] = 0
+        values[torch.rand(n, m, generator=g) < 0.05] = 50.0
+        values[:, m // 2] = values[:, 0]
+        self.values = values.to(dtype)
+        self.scale = (scale * (0.5 + torch.rand(n, generator=g, dtype=torch.float64))).to(dtype)
+        ids = torch.randint(0, 5, (n + m,), generator=g)
+        self.ids = (ids[:n], ids[n:]) if kind == "ids" else (None, None)
+        self.excluded = torch.randint(0, 4, (max(n, m),), generator=g) if kind == "exclude" else None
+        self.costs = self.scale.double()[:, None] * self.values.double()
+        whole = slice(0, n), slice(0, m)
+        self.positive, self.negative = pairs_of(*self.ids, self.excluded, *whole, values)
+        self.upstream = torch.randn(2, max(n, m), generator=g, dtype=torch.float64)
+
+    def blocks(self):
+        n, m = self.shape
+        ids = [None if x is None else x.to(DEVICE) for x in (*self.ids, self.excluded)]
+        for top in range(0, n, 13):
+            for left in range(0, m, 290):  # more than a chunk of the machine code, and than a tile
+                rows, columns = slice(top, min(top + 13, n)), slice(left, min(left + 290, m))
+                scale = self.scale[rows].to(DEVICE)
+                yield self.values[rows, columns].contiguous().to(DEVICE), Pairs(rows, columns, scale, *ids)
+
+    @property
+    def rounding(self) -> float:
+        """What the rounding of a cost becomes, where nothing gives it back."""
+        return EPS[self.dtype] * float(self.costs.max()) if ROUNDED[self.dtype] else 0.0
+
+    @property
+    def tiny(self) -> float:
+        """A few hundred numbers below the normal ones, which are 0 in float32."""
+        return 1e-35 if self.dtype == torch.float32 else 0.0
+
+    def allowed(self, size: Tensor | float, instructions: int = 8) -> Tensor | float:
+        """Of numbers of a size: the rounding of an exponent, and a few others."""
+        return ((EXPONENT[self.dtype] + 8) * EPS[self.dtype] + documented(instructions) + self.rounding) * size
+
+
+def inputs(function):
+    function = given(
+        seed=st.integers(0, 2**31),
+        n=st.integers(1, 30),
+        m=st.integers(1, 600),
+        kind=st.sampled_from(["diagonal", "ids", "exclude"]),
+        scale=st.sampled_from([0.1, 10.0, 1e4, 1e6]),
+    )(settings(max_examples=examples(10 if INTERPRETED else 25))(function))
+    return pytest.mark.parametrize(("backend", "dtype"), CASES)(function)
+
+
+@inputs
+def test_power_sums(backend, dtype, seed, n, m, kind, scale):
+    """Log-sum-exps of both classes, the mean cost of positives and their number, of rows and of columns."""
+    problem = Problem(seed, n, m, kind, scale, dtype)
+    stats = torch.zeros(len(PowerSums._fields), n + m, dtype=torch.float64, device=DEVICE)
+    stats[0] = stats[4] = torch.inf
+    for values, pairs in problem.blocks():
+        rows, columns = stats[:, :n][:, pairs.rows], stats[:, n:][:, pairs.columns]
+        BACKENDS[backend].add_powers(values, pairs, rows, columns)
+    for found, dim in ((stats[:, :n], 1), (stats[:, n:], 0)):
+        sums = PowerSums(*found.cpu())
+        assert torch.equal(sums.number, problem.positive.sum(dim).double())
+        for part, nearest, total in (
+            (problem.positive, sums.nearest, sums.total),
+            (problem.negative, sums.nearest_negative, sums.total_negative),
+        ):
+            costs = torch.where(part, problem.costs, torch.inf)
+            least, some = costs.amin(dim), part.any(dim)
+            assert torch.equal(nearest == torch.inf, ~some)
+            assert (total[~some] == 0).all()
+            want = torch.logsumexp((least - costs.T).T if dim == 1 else least - costs, dim)[some]
+            got = (torch.log(total) - (nearest - least))[some]
+            assert ((got - want).abs() <= problem.allowed(1.0)).all()
+        some = sums.number > 0
+        least = torch.where(problem.positive, problem.costs, torch.inf).amin(dim)
+        apart = torch.where(problem.positive, problem.costs - least.unsqueeze(dim), 0).sum(dim)[some]
+        got = (sums.spread + sums.number * (sums.nearest - least))[some]
+        # the nearest cost moves while blocks come
+        assert ((got - apart).abs() <= problem.allowed(sums.number[some] * (1 + apart))).all()
+
+
+@inputs
+def test_sigmoid_losses(backend, dtype, seed, n, m, kind, scale):
+    problem = Problem(seed, n, m, kind, scale, dtype)
+    bias = torch.tensor(scale, dtype=dtype)
+    losses = torch.zeros(n, dtype=torch.float64, device=DEVICE)
+    for values, pairs in problem.blocks():
+        BACKENDS[backend].add_sigmoid(values, pairs, bias.to(DEVICE), losses[pairs.rows])
+    logits = bias.double() - problem.costs
+    signed = torch.where(problem.positive, -logits, logits)
+    each = torch.where(problem.positive | problem.negative, F.softplus(signed, threshold=700), 0)
+    assert ((losses.cpu() - each.sum(1)).abs() <= problem.allowed(each.sum(1)) + problem.tiny).all()
+
+
+def weights_of(problem: Problem, dim: int) -> Weights:
+    """Nearest costs as they are, and factors of any sign."""
+    size, g = problem.shape[1 - dim], problem.generator
+    factors = torch.randn(3, size, generator=g, dtype=torch.float64)
+    nearest = [
+        torch.where(part, problem.costs, torch.inf).amin(dim).to(problem.dtype).double()
+        for part in (problem.positive, problem.negative)
+    ]
+    nearest = [torch.where(x == torch.inf, 0, x) for x in nearest]
+    return Weights(*nearest, *factors.to(problem.dtype))
+
+
+@inputs
+def test_softmax_gradients(backend, dtype, seed, n, m, kind, scale):
+    problem = Problem(seed, n, m, kind, scale, dtype)
+    both = [weights_of(problem, dim) for dim in (1, 0)]
+    of_rows, of_columns = (Weights(*(x.to(DEVICE) for x in weights)) for weights in both)
+    for symmetric in (True, False):
+        found = torch.full((n, m), torch.nan, dtype=dtype)
+        sums = torch.zeros(2, n, dtype=torch.float64, device=DEVICE)
+        for values, pairs in problem.blocks():
+            out = torch.empty_like(values)
+            columns = of_columns.of(pairs.columns) if symmetric else None
+            BACKENDS[backend].softmax_gradients(
+                values, pairs, of_rows.of(pairs.rows), columns, out, sums[:, pairs.rows]
+            )
+            found[pairs.rows, pairs.columns] = out.cpu()
+        slopes, size = torch.zeros(2, n, m, dtype=torch.float64)
+        for weights, dim in list(zip(both, (1, 0), strict=True))[: 1 + symmetric]:
+            near, near_negative, positive, constant, negative = (x.double().unsqueeze(dim) for x in weights)
+            apart = torch.where(problem.positive, near, near_negative) - problem.costs
+            powers = torch.exp(torch.where(problem.positive | problem.negative, apart, -torch.inf))
+            slopes += torch.where(problem.positive, positive * powers - constant, negative * powers)
+            size += torch.where(problem.positive, positive.abs() * powers + constant.abs(), negative.abs() * powers)
+        check_gradients(problem, found, sums, slopes, size)
+
+
+@inputs
+def test_sigmoid_gradients(backend, dtype, seed, n, m, kind, scale):
+    problem = Problem(seed, n, m, kind, scale, dtype)
+    bias = torch.tensor(scale, dtype=dtype)
+    upstream = problem.upstream[0, :n].to(dtype)
+    found = torch.full((n, m), torch.nan, dtype=dtype)
+    sums = torch.zeros(2, n, dtype=torch.float64, device=DEVICE)
+    for values, pairs in problem.blocks():
+        out, grad = torch.empty_like(values), upstream[pairs.rows].to(DEVICE)
+        BACKENDS[backend].sigmoid_gradients(values, pairs, bias.to(DEVICE), grad, out, sums[:, pairs.rows])
+        found[pairs.rows, pairs.columns] = out.cpu()
+    logits = bias.double() - problem.costs
+    slopes = torch.where(problem.positive, -torch.sigmoid(-logits), torch.sigmoid(logits))
+    slopes = torch.where(problem.positive | problem.negative, slopes, 0) * upstream.double()[:, None]
+    check_gradients(problem, found, sums, slopes, slopes.abs())
+
+
+def check_gradients(problem: Problem, found: Tensor, sums: Tensor, slopes: Tensor, size: Tensor) -> None:
+    """dL / d distance of each pair, and the sums of dL/dlogit with and without the distance."""
+    scale, values = problem.scale.double()[:, None], problem.values.double()
+    assert ((found.double() + scale * slopes).abs() <= problem.allowed(scale * size) + problem.tiny * scale).all()
+    for got, factor in zip(sums.cpu(), (values, torch.ones_like(values)), strict=True):
+        want = (slopes * factor).sum(1)
+        assert ((got - want).abs() <= problem.allowed((size * factor).sum(1)) + problem.tiny).all()
