@@ -76,8 +76,8 @@ class Problem:
 
     @property
     def tiny(self) -> float:
-        """A few hundred numbers below the normal ones, which are 0 in float32."""
-        return 1e-35 if self.dtype == torch.float32 else 0.0
+        """A few hundred numbers below the normal ones, which may be 0."""
+        return 1e-35 if self.dtype == torch.float32 else 1e-305
 
     def allowed(self, size: Tensor | float, instructions: int = 8) -> Tensor | float:
         """Of numbers of a size: the rounding of an exponent, and a few others."""
