@@ -20,13 +20,13 @@ from hyperst_kernels.gpu.tile_math import load_each
 
 FARTHEST = tl.constexpr(float("inf"))
 # Rows and columns of a tile, where a program owns rows and where it owns columns.
-OWNS_ROWS, OWNS_COLUMNS = (8, 256), (32, 64)
+OWNS_ROWS, OWNS_COLUMNS = {4: (8, 256), 8: (8, 64)}, {4: (32, 64), 8: (16, 32)}  # by bytes of a number
 
 
 class BlockOfPairs(NamedTuple):
     """Distances (n m) in one piece, scales of the rows, where the block begins in the matrix, and ids of its rows and columns."""
 
-    values: tl.tensor
+    ptr: tl.tensor
     n: tl.tensor
     m: tl.tensor
     scale_ptr: tl.tensor
@@ -80,7 +80,7 @@ def classes(block, rows, columns, KIND: tl.constexpr):
 def costs(block, rows, columns, DTYPE: tl.constexpr):
     """Distances of a tile, their scales, and the two parts of their costs."""
     inside = (rows < block.n)[:, None] & (columns < block.m)[None, :]
-    distance = tl.load(block.values + rows[:, None] * block.m + columns[None, :], inside, other=1)
+    distance = tl.load(block.ptr + rows[:, None] * block.m + columns[None, :], inside, other=1)
     scale = load_each(block.scale_ptr, rows, block.n, DTYPE)[:, None] + 0 * distance
     high = rounded_product(scale, distance)
     return distance, scale, high, tl.fma(scale, distance, -high)
@@ -93,13 +93,31 @@ def origin_of(nearest):
 
 
 @triton.jit
+def add_part(nearest, total, high, low, part, AXIS: tl.constexpr):
+    """Take the pairs of a tile that take part into sums of powers.
+
+    Returns the nearest cost and the total; how far costs are beyond the nearest, and how far that has moved.
+    """
+    before = nearest
+    nearest = tl.minimum(before, tl.min(tl.where(part, high, FARTHEST), axis=AXIS))
+    origin = origin_of(nearest)
+    apart = (high - tl.expand_dims(origin, AXIS)) + low
+    back = tl.where(before < FARTHEST, before - origin, 0)
+    total = total * exp(-back) + tl.sum(tl.where(part, exp(-apart), 0), axis=AXIS)
+    return nearest, total, apart, back
+
+
+@triton.jit
 def _powers(block, sums_ptr, sums_stride, AXIS: tl.constexpr, KIND: tl.constexpr):
     """Take a block into the sums of its rows (AXIS 1) or of its columns (AXIS 0)."""
     DTYPE: tl.constexpr = KIND.DTYPE
     OWN: tl.constexpr = KIND.BLOCK_N if AXIS == 1 else KIND.BLOCK_M
     STEP: tl.constexpr = KIND.BLOCK_M if AXIS == 1 else KIND.BLOCK_N
     own = tl.program_id(0) * OWN + tl.arange(0, OWN)
-    length, end = (block.n, block.m) if AXIS == 1 else (block.m, block.n)
+    if AXIS == 1:
+        length, end = block.n, block.m
+    else:
+        length, end = block.m, block.n
     nearest, total, spread = tl.full([OWN], FARTHEST, DTYPE), tl.zeros([OWN], DTYPE), tl.zeros([OWN], DTYPE)
     nearest_negative, total_negative = tl.full([OWN], FARTHEST, DTYPE), tl.zeros([OWN], DTYPE)
     number = tl.zeros([OWN], DTYPE)
@@ -111,19 +129,13 @@ def _powers(block, sums_ptr, sums_stride, AXIS: tl.constexpr, KIND: tl.constexpr
         else:
             positive, negative = classes(block, other, own, KIND)
             _, _, high, low = costs(block, other, own, DTYPE)
-        before, before_negative = nearest, nearest_negative
-        nearest = tl.minimum(before, tl.min(tl.where(positive, high, FARTHEST), axis=AXIS))
-        nearest_negative = tl.minimum(before_negative, tl.min(tl.where(negative, high, FARTHEST), axis=AXIS))
-        origin, origin_negative = origin_of(nearest), origin_of(nearest_negative)
-        of_class = tl.where(positive, tl.expand_dims(origin, AXIS), tl.expand_dims(origin_negative, AXIS))
-        apart = (high - of_class) + low
-        power = exp(-apart)
-        back = tl.where(before < FARTHEST, before - origin, 0)
-        spread += rounded_product(number, back) + tl.sum(tl.where(positive, apart, 0), axis=AXIS)
-        number += tl.sum(positive.to(DTYPE), axis=AXIS)
-        total = total * exp(-back) + tl.sum(tl.where(positive, power, 0), axis=AXIS)
-        back_negative = tl.where(before_negative < FARTHEST, before_negative - origin_negative, 0)
-        total_negative = total_negative * exp(-back_negative) + tl.sum(tl.where(negative, power, 0), axis=AXIS)
+        nearest_negative, total_negative, _, _ = add_part(
+            nearest_negative, total_negative, high, low, negative, AXIS
+        )
+        if tl.max(positive.to(tl.int32)) != 0:  # most tiles hold none
+            nearest, total, apart, back = add_part(nearest, total, high, low, positive, AXIS)
+            spread += rounded_product(number, back) + tl.sum(tl.where(positive, apart, 0), axis=AXIS)
+            number += tl.sum(positive.to(DTYPE), axis=AXIS)
     place, inside = sums_ptr + own, own < length
     _add(place, sums_stride, inside, nearest, total, spread, number, True)
     _add(place + 4 * sums_stride, sums_stride, inside, nearest_negative, total_negative, spread, number, False)
@@ -256,38 +268,37 @@ def _arguments(values: Tensor, pairs: Pairs) -> BlockOfPairs:
     return BlockOfPairs(values, n, m, pairs.scale, pairs.rows.start, pairs.columns.start, rows, columns, *excluded)
 
 
-def _kind(values: Tensor, pairs: Pairs, shape: tuple[int, int] = OWNS_ROWS) -> dict:
-    """Constants of a kernel with tiles of this shape."""
-    kind = Kind(pairs.query_ids is not None, pairs.exclude_ids is not None, launch.triton_dtype(values.dtype), *shape)
-    return {"KIND": kind, **launch.OPTIONS}
+def _launch(kernel: triton.JITFunction, values: Tensor, pairs: Pairs, *arguments, axis: int = 1, **constants) -> None:
+    """Launch a kernel whose programs own rows of a block (axis 1), or columns (axis 0)."""
+    own, step = (OWNS_ROWS if axis == 1 else OWNS_COLUMNS)[values.element_size()]
+    tile = (own, step) if axis == 1 else (step, own)
+    kind = Kind(pairs.query_ids is not None, pairs.exclude_ids is not None, launch.triton_dtype(values.dtype), *tile)
+    kernel[(triton.cdiv(values.shape[1 - axis], own),)](
+        _arguments(values, pairs), *arguments, KIND=kind, **constants, **launch.OPTIONS
+    )
 
 
 @launch.on_own_device
 def add_powers(values: Tensor, pairs: Pairs, rows: Tensor, columns: Tensor | None) -> None:
-    block, (n, m) = _arguments(values, pairs), values.shape
-    _powers[(triton.cdiv(n, OWNS_ROWS[0]),)](block, rows, rows.stride(0), AXIS=1, **_kind(values, pairs))
+    _launch(_powers, values, pairs, rows, rows.stride(0), AXIS=1)
     if columns is not None:
-        own = _kind(values, pairs, OWNS_COLUMNS[::-1])
-        _powers[(triton.cdiv(m, OWNS_COLUMNS[0]),)](block, columns, columns.stride(0), AXIS=0, **own)
+        _launch(_powers, values, pairs, columns, columns.stride(0), axis=0, AXIS=0)
 
 
 @launch.on_own_device
 def add_sigmoid(values: Tensor, pairs: Pairs, bias: Tensor, losses: Tensor) -> None:
-    _sigmoid[(triton.cdiv(len(values), OWNS_ROWS[0]),)](_arguments(values, pairs), bias, losses, **_kind(values, pairs))
+    _launch(_sigmoid, values, pairs, bias, losses)
 
 
 @launch.on_own_device
 def softmax_gradients(
     values: Tensor, pairs: Pairs, rows: Weights, columns: Weights | None, out: Tensor, sums: Tensor
 ) -> None:
-    _softmax_gradients[(triton.cdiv(len(values), OWNS_ROWS[0]),)](
-        _arguments(values, pairs), WeightArgs(*rows), WeightArgs(*(columns or rows)), out, sums, sums.stride(0),
-        SYMMETRIC=columns is not None, **_kind(values, pairs),
-    )  # fmt: skip
+    weights = WeightArgs(*rows), WeightArgs(*(columns or rows))
+    symmetric = columns is not None
+    _launch(_softmax_gradients, values, pairs, *weights, out, sums, sums.stride(0), SYMMETRIC=symmetric)
 
 
 @launch.on_own_device
 def sigmoid_gradients(values: Tensor, pairs: Pairs, bias: Tensor, grad: Tensor, out: Tensor, sums: Tensor) -> None:
-    _sigmoid_gradients[(triton.cdiv(len(values), OWNS_ROWS[0]),)](
-        _arguments(values, pairs), bias, grad, out, sums, sums.stride(0), **_kind(values, pairs)
-    )
+    _launch(_sigmoid_gradients, values, pairs, bias, grad, out, sums, sums.stride(0))

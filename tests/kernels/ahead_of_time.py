@@ -23,7 +23,8 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from benchmarks.cases import CASES, ROW_WISE
-from hyperst_kernels.gpu import contrastive, distance_matrix, entailment, launch
+from hyperst_kernels.blocked.pairs import Pairs, PowerSums, Weights
+from hyperst_kernels.gpu import contrastive, distance_matrix, entailment, launch, pair_loss
 from hyperst_kernels.reference.contrastive import Pairing
 
 VERSION = ".".join(triton.__version__.split(".")[:2])
@@ -164,6 +165,19 @@ def pairs(d: int, dtype: torch.dtype, precision: str, backward: bool = False, n:
         distance_matrix.pairwise_distance_backward(matrix, x, x, c, matrix, True, precision)
 
 
+def blocks_of_pairs(dtype: torch.dtype, n: int = 256) -> None:
+    """What blocks of distances add to losses of all pairs, with ids of positives and without."""
+    values, each, ids = torch.zeros(n, n, dtype=dtype), torch.zeros(n, dtype=dtype), torch.zeros(n, dtype=torch.int64)
+    wide = torch.zeros(len(PowerSums._fields), n, dtype=torch.float64)
+    weights = Weights(wide[0], wide[1], each, each, each)
+    for given in ((ids, ids, None), (None, None, ids)):
+        block = Pairs(slice(0, n), slice(0, n), each, *given)
+        pair_loss.add_powers(values, block, wide, wide)
+        pair_loss.add_sigmoid(values, block, _scalar(dtype), wide[0])
+        pair_loss.softmax_gradients(values, block, weights, weights, values, wide)
+        pair_loss.sigmoid_gradients(values, block, _scalar(dtype), each, values, wide)
+
+
 PAIR = (Pairing(0, 1, True),)
 HIERARCHY = (Pairing(0, 1, True), Pairing(2, 1, False), Pairing(3, 0, False))  # as HyperST's
 
@@ -193,6 +207,7 @@ def variants(target: str) -> dict[str, Callable[[], None]]:
         "loss 128 bfloat16": lambda: loss(128, half),
         "loss 512 float32": lambda: loss(512, single),
         "loss 128 bfloat16 hierarchy": lambda: loss(128, half, pairings=HIERARCHY),
+        "blocks of pairs float32": lambda: blocks_of_pairs(single),
         "one of each": one_of_each,
     }
     if target == "sm_90":
@@ -201,6 +216,7 @@ def variants(target: str) -> dict[str, Callable[[], None]]:
             "rows 2048 float32": lambda: row_wise(2048, single),
             "pairs 512 float32 ieee": lambda: pairs(512, single, "ieee"),
             "pairs 512 float64": lambda: pairs(512, double, "ieee", backward=True),
+            "blocks of pairs float64": lambda: blocks_of_pairs(double),
             "loss 512 bfloat16": lambda: loss(512, half),
             "loss 1024 bfloat16": lambda: loss(1024, half),
             "loss 32 bfloat16 atomic": lambda: loss(32, half, atomic=True),
