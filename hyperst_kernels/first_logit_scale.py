@@ -28,7 +28,7 @@ class FirstLogitScale:
         if isinstance(logit_scale, Tensor) and not _readable(logit_scale):
             return
         try:
-            value = float(logit_scale)
+            value = float(logit_scale.detach() if isinstance(logit_scale, Tensor) else logit_scale)
         except (TypeError, ValueError):  # what the loss says it cannot take
             return
         for name, start in _STARTS.items():

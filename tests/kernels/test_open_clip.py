@@ -29,12 +29,15 @@ PAIRS = 16
 
 @pytest.fixture(name="clip")
 def _clip():
-    """The module under test, also beside a torchvision of another build than PyTorch."""
+    """The module under test, also beside a torchvision of another build than PyTorch; on one thread, as all is tiny."""
     prepare_torchvision()
-    pytest.importorskip("open_clip", reason="open_clip is not installed; `make open_clip` runs these tests with it")
+    pytest.importorskip("open_clip", reason="open_clip is not installed; `make loops` runs these tests with it")
     from hyperst_kernels.interop import open_clip
 
-    return open_clip
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield open_clip
+    torch.set_num_threads(threads)
 
 
 def make(kind: str = "CLIP", **options) -> nn.Module:
@@ -47,6 +50,12 @@ def make(kind: str = "CLIP", **options) -> nn.Module:
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(1)
     return torch.randn(4, 3, 32, 32), torch.randint(1, 49407, (4, 16))
+
+
+def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
 KINDS = pytest.mark.parametrize("kind", ["CLIP", "CustomTextCLIP"])
@@ -88,11 +97,9 @@ def test_a_model_keeps_its_abilities(clip, kind):
     image, text = batch()
     loss = clip.HyperbolicClipLoss()
     assert not model.lift.log_curvature.requires_grad
-    learnt = [p for p in model.parameters() if p.requires_grad]
-    plain = torch.autograd.grad(loss(**model(image, text)), learnt)
+    plain = gradients(model, loss(**model(image, text)))
     model.set_grad_checkpointing()
-    again = torch.autograd.grad(loss(**model(image, text)), learnt)
-    torch.testing.assert_close(again, plain)
+    torch.testing.assert_close(gradients(model, loss(**model(image, text))), plain)
     with torch.no_grad():
         model.logit_scale.fill_(9.0).clamp_(0, math.log(100))
     assert model(image, text)["logit_scale"].item() == pytest.approx(100)
@@ -268,12 +275,11 @@ def results(folder: Path, name: str) -> list[dict]:
 @pytest.mark.parametrize(
     "more",
     [
-        ("--precision", "fp32"),
-        ("--precision", "amp_bf16"),
-        ("--precision", "fp32", "--accum-freq", "2"),
-        ("--precision", "fp32", "--siglip", "--grad-checkpointing"),
+        ("--precision", "fp32", "--grad-checkpointing"),
+        ("--precision", "amp_bf16", "--accum-freq", "2"),
+        ("--precision", "fp32", "--siglip", "--lr", "1e-3"),
     ],
-    ids=["fp32", "amp_bf16", "accum_freq", "siglip"],
+    ids=["fp32", "amp_bf16", "siglip"],
 )
 def test_open_clips_program_trains_and_evaluates_by_distance(clip, pairs, more):
     train(pairs, "run", *more)
