@@ -118,7 +118,12 @@ def test_checkpointing_a_loss_keeps_its_gradients():
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice: loaders without workers, no log steps
 def test_the_lightning_loop_trains_and_ranks_in_two_processes(example, tmp_path):
     pytest.importorskip("lightning", reason="lightning is not installed")
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     module, metrics = example("lightning_loop").train(
         accelerator="cpu", strategy="ddp_spawn", devices=2, max_epochs=3, default_root_dir=tmp_path, **quiet
     )

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from benchmarks.torchvision_of_another_build import prepare_torchvision
-from hyperst_kernels import HyperbolicContrastiveLoss, contrastive_loss, pairwise_distance
+from hyperst_kernels import contrastive_loss, pairwise_distance
 
 TINY = {
     "embed_dim": 16,
@@ -79,9 +79,7 @@ def test_features_are_lifted_and_not_normalised(clip, kind):
     assert alone["text_features"] is None
     assert torch.equal(alone["image_features"], out["image_features"])
     assert float(model.curvature) == pytest.approx(0.5)
-    logits = -out["logit_scale"] * pairwise_distance(
-        out["image_features"], out["text_features"], 0.5, input="tangent"
-    )
+    logits = -out["logit_scale"] * pairwise_distance(out["image_features"], out["text_features"], 0.5, input="tangent")
     torch.testing.assert_close(model.get_logits(image, text), (logits, logits.T), rtol=1e-4, atol=1e-4)
     if hasattr(plain, "forward_intermediates"):
         found = model.forward_intermediates(image, text)
@@ -139,7 +137,7 @@ def test_other_models_are_refused(clip):
         with pytest.raises(TypeError, match=said):
             clip.hyperbolic(model)
     for curvature in (-1.0, 0.0):
-        with pytest.raises(ValueError, match="^curvature must be"):
+        with pytest.raises(ValueError, match=r"^curvature must be"):
             clip.hyperbolic(make(), curvature)
 
 

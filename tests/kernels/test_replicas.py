@@ -26,7 +26,9 @@ def batches(rank: int | None = None) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The rows of a rank, or all, in float64."""
     torch.manual_seed(0)
     mine = slice(None) if rank is None else slice(rank * ROWS, (rank + 1) * ROWS)
-    return [(image[mine].double(), text[mine]) for image, text in (example("toy").pairs(WORLD * ROWS) for _ in range(STEPS))]
+    return [
+        (image[mine].double(), text[mine]) for image, text in (example("toy").pairs(WORLD * ROWS) for _ in range(STEPS))
+    ]
 
 
 def whole_model(rank: int = 0, world_size: int = 1) -> nn.Module:

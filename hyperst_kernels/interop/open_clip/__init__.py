@@ -6,9 +6,7 @@
 try:
     import open_clip as _needed  # noqa: F401
 except ImportError as error:
-    raise ImportError(
-        "hyperst_kernels.interop.open_clip needs open_clip: pip install 'hyperst-kernels[open-clip]'"
-    ) from error
+    raise ImportError("hyperst_kernels.interop.open_clip needs open_clip: pip install open_clip_torch") from error
 
 from hyperst_kernels.interop.open_clip.evaluation import evaluate, retrieval_metrics, zero_shot_classifier
 from hyperst_kernels.interop.open_clip.loss import HyperbolicClipLoss, create_loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 from unittest.mock import patch
 
 from hyperst_kernels.interop.open_clip import create_loss, create_model_and_transforms, evaluate
@@ -14,9 +15,9 @@ def main(arguments: Sequence[str]) -> object:
     try:
         from open_clip_train import main as program
     except ImportError as error:
-        needed = "open_clip's training program needs open_clip_train: pip install 'open_clip_torch[training]>=2.30'"
+        needed = "open_clip's training program does not import: pip install 'open_clip_torch[training]>=2.32'"
         raise ImportError(f"{needed} ({error})") from error
-    names = {
+    names: dict[str, Any] = {
         "create_model_and_transforms": create_model_and_transforms,
         "create_loss": create_loss,
         "evaluate": evaluate,

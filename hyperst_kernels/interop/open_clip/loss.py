@@ -54,8 +54,8 @@ def create_loss(args: Any, curvature: Curvature = 1.0) -> HyperbolicClipLoss:
         )
     if "coca" in str(getattr(args, "model", "")).lower():
         raise ValueError(
-            f"args.model must be no CoCa, got {args.model!r}: in a loop of your own, add torch.nn.CrossEntropyLoss of its captions to "
-            "HyperbolicContrastiveLoss"
+            f"args.model must be no CoCa, got {args.model!r}: in a loop of your own, add the cross-entropy of its captions, "
+            "logits.permute(0, 2, 1) against labels, to HyperbolicContrastiveLoss"
         )
     siglip = bool(getattr(args, "siglip", False))
     return HyperbolicClipLoss(

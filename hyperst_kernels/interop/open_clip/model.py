@@ -64,7 +64,9 @@ class HyperbolicCustomTextCLIP(_Unnormalized, open_clip.CustomTextCLIP):
 _CLASSES: dict[type, type] = {open_clip.CLIP: HyperbolicCLIP, open_clip.CustomTextCLIP: HyperbolicCustomTextCLIP}
 
 
-def hyperbolic(model: Model, curvature: float = 1.0, *, dim: int | None = None, logit_bias: float | None = None) -> Model:
+def hyperbolic(
+    model: Model, curvature: float = 1.0, *, dim: int | None = None, logit_bias: float | None = None
+) -> Model:
     """Make an open_clip model one of tangent vectors, in place, and return it.
 
     Its class becomes a subclass of its own that does not normalise, and it gains a `LorentzLift`: features are multiplied with a
@@ -119,8 +121,8 @@ def _refusal(model: object) -> str:
         return f"model must be an open_clip model that is not hyperbolic yet, got {name}"
     if name == "CoCa":
         return (
-            "model must be open_clip's CLIP or CustomTextCLIP, got CoCa, which normalises where it captions: in a loop of your own, "
-            "lift what its encode_image and encode_text give with normalize=False, and add its caption loss to "
+            "model must be open_clip's CLIP or CustomTextCLIP, got CoCa, which normalises where it captions: in a loop of your "
+            "own, lift what its encode_image and encode_text give with normalize=False, and add its caption loss to "
             "HyperbolicContrastiveLoss"
         )
     return (
@@ -132,8 +134,9 @@ def _refusal(model: object) -> str:
 def _features(model: Any) -> int:
     """How many features the towers give."""
     for tower in (model.visual, getattr(model, "text", None)):
-        if isinstance(getattr(tower, "output_dim", None), int):
-            return tower.output_dim
+        dim = getattr(tower, "output_dim", None)
+        if isinstance(dim, int):
+            return dim
     projection = getattr(model, "text_projection", None)
     if isinstance(projection, nn.Linear):
         return projection.out_features
