@@ -36,7 +36,7 @@ class FirstLogitScale:
                 warnings.warn(
                     f"logit_scale is {value:.4g}, which is {name}, where the logarithm of an inverse temperature often starts: the "
                     "loss takes the inverse temperature itself, logit_scale.exp()",
-                    stacklevel=3,
+                    stacklevel=5,  # past forward and torch's two calls of it
                 )
 
 

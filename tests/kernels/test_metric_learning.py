@@ -32,6 +32,7 @@ def test_matrix_and_rows(library, input):
     torch.testing.assert_close(distance.pairwise_distance(x, y), distance(x, y).diagonal())
     assert not distance(x).diagonal().any()
     assert distance(x.half(), y.half()).dtype == torch.float32
+    assert f"curvature=0.7, input='{input}'" in repr(distance)
     with pytest.raises(ValueError, match="input must be one of"):
         HyperbolicDistance(input="poincare")
 
