@@ -119,8 +119,7 @@ def _images(images: Tensor, args: Any) -> Tensor:
 
 def _validation(model: Any, loader: Iterable, args: Any) -> dict[str, float]:
     """Metrics of all pairs, which wait on the CPU, and the mean loss of batches."""
-    siglip = getattr(model, "logit_bias", None) is not None
-    loss = HyperbolicContrastiveLoss(model.curvature, loss="sigmoid" if siglip else "softmax")
+    loss = HyperbolicContrastiveLoss(model.curvature, loss="sigmoid" if getattr(args, "siglip", False) else "softmax")
     images, texts, total = [], [], 0.0
     for image, text in loader:
         out = model(_images(image, args), text.to(args.device))
