@@ -1,11 +1,11 @@
-# make demo | test | timm | triton | torch | lint | bench | gpu | docs: each works from a clean clone.
+# make demo | test | timm | loops | triton | torch | lint | bench | gpu | docs: each works from a clean clone.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL := -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
-.PHONY: demo test timm triton torch lint bench gpu docs clean
+.PHONY: demo test timm loops triton torch lint bench gpu docs clean
 
 $(STAMP): pyproject.toml .ci/torch_for_this_machine.py .ci/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,6 +28,10 @@ build/with-%/.installed: $(STAMP) .ci/on_top.py
 # Backbones of timm, which `make test` leaves out.
 timm: build/with-timm/.installed
 	build/with-timm/bin/python -m pytest -q tests/hyperst/test_timm.py tests/hyperst/test_encoders.py
+
+# Training loops of open_clip and sentence-transformers, likewise.
+loops: build/with-loops/.installed
+	build/with-loops/bin/python -m pytest -q tests/kernels/test_open_clip.py tests/kernels/test_sentence_transformers.py
 
 # Under another version of Triton: every kernel compiled for every architecture, and the first tests in its interpreter.
 TRITON ?= 3.9.0

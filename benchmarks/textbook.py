@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from hyperst_kernels.modules import HYPERST_CONTRASTIVE, HYPERST_ENTAILMENT
+from hyperst_kernels.hierarchy import HYPERST_CONTRASTIVE, HYPERST_ENTAILMENT
 
 EPS = 1e-8
 

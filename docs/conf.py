@@ -15,3 +15,4 @@ html_title = project
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_inherit_docstrings = False
+autodoc_mock_imports = ["open_clip"]

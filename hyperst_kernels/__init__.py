@@ -6,6 +6,7 @@ from hyperst_kernels.contrastive import Term, contrastive_loss, hierarchical_con
 from hyperst_kernels.cpu.memory import limit_cpu_memory, release_cpu_memory
 from hyperst_kernels.distance import distance, distance0, inner, pairwise_distance, similarity
 from hyperst_kernels.entailment import entailment_loss, exterior_angle, half_aperture, pairwise_exterior_angle
+from hyperst_kernels.hierarchy import ContrastiveTerm, EntailmentTerm, HierarchicalAlignmentLoss
 from hyperst_kernels.maps import (
     centroid,
     exp_map,
@@ -18,14 +19,7 @@ from hyperst_kernels.maps import (
     poincare_to_lorentz,
     project,
 )
-from hyperst_kernels.modules import (
-    ContrastiveTerm,
-    EntailmentLoss,
-    EntailmentTerm,
-    HierarchicalAlignmentLoss,
-    HyperbolicContrastiveLoss,
-    LorentzLift,
-)
+from hyperst_kernels.modules import EntailmentLoss, HyperbolicContrastiveLoss, LorentzLift
 from hyperst_kernels.operators.register import use_reference
 from hyperst_kernels.retrieval import topk
 

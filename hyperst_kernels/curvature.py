@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from hyperst_kernels import _checks
 
 Curvature = float | Tensor | nn.Module | Callable[[], Tensor]
+
+
+def check(curvature: float | Tensor) -> None:
+    """A number or a tensor of one, c > 0; a negative one, as in notations that give the curvature itself, is told its c."""
+    try:
+        _checks.positive_number("curvature", curvature)
+    except ValueError as error:
+        found = torch.as_tensor(curvature).detach()
+        value = float(found) if found.numel() == 1 else math.nan
+        if not -math.inf < value < 0:
+            raise
+        raise ValueError(f"{error}: the curvature of the space is -c, so pass c = {-value:g}") from None
 
 
 def hold(module: nn.Module, curvature: Curvature) -> None:
@@ -19,7 +33,7 @@ def hold(module: nn.Module, curvature: Curvature) -> None:
     are whole inside the forward pass of a sharded module.
     """
     if not (callable(curvature) or hasattr(curvature, "full_tensor")):
-        _checks.positive_number("curvature", curvature)
+        check(curvature)
     if isinstance(curvature, Tensor) and not isinstance(curvature, nn.Parameter):
         module.register_buffer("curvature", curvature)
     else:
@@ -31,3 +45,15 @@ def current(curvature: Curvature) -> float | Tensor:
     if isinstance(curvature, nn.Module) and hasattr(curvature, "curvature"):
         return cast(Tensor, curvature.curvature)
     return cast("float | Tensor", curvature() if callable(curvature) else curvature)
+
+
+def describe(curvature: Curvature) -> str:
+    """What to print of it: a number, or where it comes from."""
+    if isinstance(curvature, nn.Module):
+        return type(curvature).__name__
+    if isinstance(curvature, Tensor):
+        if hasattr(curvature, "full_tensor") or curvature.device.type == "meta":
+            return "sharded" if curvature.device.type != "meta" else "on meta"
+        learnt = ", learnt" if isinstance(curvature, nn.Parameter) and curvature.requires_grad else ""
+        return f"{float(curvature.detach()):.6g}{learnt}"
+    return "computed at every step" if callable(curvature) else f"{curvature:.6g}"

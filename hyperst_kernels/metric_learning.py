@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hyperst_kernels._checks import choice, geometry_dtype
 from hyperst_kernels._constants import INPUTS
-from hyperst_kernels.curvature import Curvature, current, hold
+from hyperst_kernels.curvature import Curvature, current, describe, hold
 from hyperst_kernels.distance import distance, pairwise_distance
 
 try:
@@ -40,6 +40,9 @@ class HyperbolicDistance(BaseDistance):
         choice("input", input, INPUTS)
         hold(self, curvature)
         self.input = input
+
+    def extra_repr(self) -> str:
+        return f"curvature={describe(self.curvature)}, input={self.input!r}"
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
         x, y = _wide(query_emb, ref_emb)

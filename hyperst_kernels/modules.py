@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hyperst_kernels import _checks, contrastive, distributed
-from hyperst_kernels._checks import choice, geometry_dtype, positive_number, real_number
+from hyperst_kernels._checks import choice, positive_number
 from hyperst_kernels._constants import INPUTS, LOSS_GEOMETRIES, PRECISIONS
-from hyperst_kernels.curvature import Curvature, current, hold
+from hyperst_kernels.curvature import Curvature, check, current, describe, hold
 from hyperst_kernels.distance import similarity
-from hyperst_kernels.entailment import entailment_hinges, entailment_loss
+from hyperst_kernels.entailment import entailment_loss
+from hyperst_kernels.first_logit_scale import FirstLogitScale
 from hyperst_kernels.loss_terms import DIRECTIONS, LOSSES
 from hyperst_kernels.maps import scaled_exp_map0
 from hyperst_kernels.operators.register import in_reverse
@@ -99,7 +99,7 @@ class LorentzLift(nn.Module):
         _checks.count("dim", dim)
         for bound in curvature_bounds:
             positive_number("curvature_bounds", bound)
-        positive_number("curvature", curvature)
+        check(curvature)
         if not curvature_bounds[0] <= curvature <= curvature_bounds[1]:
             raise ValueError(f"curvature must lie within curvature_bounds {curvature_bounds}, got {curvature}")
         self.output = output
@@ -128,6 +128,14 @@ class LorentzLift(nn.Module):
             )
         return bounded(logarithm, low, high).exp().reshape(())
 
+    def extra_repr(self) -> str:
+        sharded = hasattr(self.log_curvature, "full_tensor")
+        c = "sharded" if sharded else describe(self.curvature.detach())
+        scales = {m: "sharded" if sharded else describe(self.scale(m).detach()) for m in self.log_alpha}
+        low, high = (math.exp(bound) for bound in self.log_bounds)
+        learnt = f"learnt within ({low:g}, {high:g})" if self.log_curvature.requires_grad else "fixed"
+        return f"curvature={c} {learnt}, output={self.output!r}, scales={scales}".replace("'", "")
+
     def forward(self, features: Tensor, modality: str = "image") -> Tensor:
         """(..., dim) -> (..., dim): tangent vectors at the origin, or points by their space components."""
         scale = self.scale(modality)
@@ -147,6 +155,9 @@ class EntailmentLoss(nn.Module):
         positive_number("eta", eta)
         positive_number("min_radius", min_radius)
         self.eta, self.min_radius, self.input = eta, min_radius, input
+
+    def extra_repr(self) -> str:
+        return f"eta={self.eta:g}, min_radius={self.min_radius:g}, input={self.input!r}"
 
     def forward(self, parent: Tensor, child: Tensor, curvature: float | Tensor = 1.0) -> Tensor:
         return entailment_loss(parent, child, curvature, eta=self.eta, min_radius=self.min_radius, input=self.input)
@@ -212,12 +223,20 @@ class HyperbolicContrastiveLoss(nn.Module):
         self.input, self.directions, self.geometry = input, directions, geometry
         self.local_loss, self.gather_with_grad = local_loss, gather_with_grad
         self.rank, self.world_size, self.group = rank, world_size, group
+        self.logit_scales = FirstLogitScale()
         if world_size > 1 and local_loss and not gather_with_grad:
             warnings.warn(
                 "local_loss=True with gather_with_grad=False drops the gradient through the gathered features: "
                 "set gather_with_grad=True",
                 stacklevel=2,
             )
+
+    def extra_repr(self) -> str:
+        options = {**self.options, "directions": self.directions}
+        if self.world_size > 1:
+            options |= {name: getattr(self, name) for name in ("local_loss", "gather_with_grad", "rank", "world_size")}
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items() if value is not None)
+        return f"curvature={describe(self.curvature)}, {given}"
 
     def forward(
         self,
@@ -230,6 +249,7 @@ class HyperbolicContrastiveLoss(nn.Module):
         exclude_ids: Tensor | None = None,
         curvature: Curvature | None = None,
     ):
+        self.logit_scales(logit_scale)
         numbers = (current(self.curvature if curvature is None else curvature), logit_scale, logit_bias)
         if self.world_size == 1:
             loss = self._loss(image_features, text_features, numbers, self.directions, exclude_ids)
@@ -261,119 +281,3 @@ class HyperbolicContrastiveLoss(nn.Module):
         """
         c = current(self.curvature if curvature is None else curvature)
         return similarity(queries, keys, c, input=self.input, geometry=self.geometry)
-
-
-class ContrastiveTerm(NamedTuple):
-    """Names of the query and key features, and the weight of the term."""
-
-    queries: str
-    keys: str
-    weight: float
-    directions: str = "rows"
-
-
-class EntailmentTerm(NamedTuple):
-    """Names of the parent (general) and child (specific) features, the cone's widening eta, and the weight."""
-
-    parent: str
-    child: str
-    eta: float
-    weight: float
-
-
-HYPERST_CONTRASTIVE = (
-    ContrastiveTerm("image_spot", "gene_spot", 0.5, "both"),
-    ContrastiveTerm("image_niche", "gene_spot", 0.25),
-    ContrastiveTerm("gene_niche", "image_spot", 0.25),
-)
-HYPERST_ENTAILMENT = (
-    EntailmentTerm("image_spot", "gene_spot", 0.7, 0.5),
-    EntailmentTerm("image_niche", "gene_niche", 0.7, 0.5),
-    EntailmentTerm("image_spot", "image_niche", 1.2, 0.5),
-    EntailmentTerm("gene_spot", "gene_niche", 1.2, 0.5),
-)
-
-
-class HierarchicalAlignmentLoss(nn.Module):
-    """HCA + 0.4 HEA of HyperST (Zhang et al. 2025, section 3), every relation and weight configurable.
-
-    ``forward(features, curvature, logit_scale, exclude_ids=None)``: features maps names to (b, d) tensors; returns
-    "loss", "contrastive", "entailment" and each unweighted term ("image_spot->gene_spot", "image_spot>=gene_spot").
-    Cones exist in hyperbolic space only: other geometries need ``entailment=()``.
-
-    >>> features = {k: torch.randn(8, 4) for k in ("image_spot", "image_niche", "gene_spot", "gene_niche")}
-    >>> len(HierarchicalAlignmentLoss()(features, 1.0, 1 / 0.07))
-    10
-    """
-
-    def __init__(
-        self,
-        contrastive: Sequence[ContrastiveTerm] = HYPERST_CONTRASTIVE,
-        entailment: Sequence[EntailmentTerm] = HYPERST_ENTAILMENT,
-        *,
-        contrastive_weight: float = 1.0,
-        entailment_weight: float = 0.4,
-        min_radius: float = 0.1,
-        input: str = "tangent",
-        geometry: str = "lorentz",
-    ):
-        super().__init__()
-        choice("geometry", geometry, LOSS_GEOMETRIES)
-        choice("input", input, INPUTS)
-        if geometry != "lorentz" and entailment:
-            raise ValueError(f"entailment must be empty for geometry={geometry!r}: cones need the Lorentz geometry")
-        real_number("contrastive_weight", contrastive_weight)
-        real_number("entailment_weight", entailment_weight)
-        positive_number("min_radius", min_radius)
-        self.contrastive = [ContrastiveTerm(*term) for term in contrastive]
-        self.entailment = [EntailmentTerm(*term) for term in entailment]
-        for t, term in enumerate(self.contrastive):
-            real_number(f"contrastive[{t}].weight", term.weight)
-            choice(f"contrastive[{t}].directions", term.directions, DIRECTIONS)
-        for t, relation in enumerate(self.entailment):
-            positive_number(f"entailment[{t}].eta", relation.eta)
-            real_number(f"entailment[{t}].weight", relation.weight)
-        self.weights = (contrastive_weight, entailment_weight)
-        self.min_radius, self.input, self.geometry = min_radius, input, geometry
-
-    def forward(
-        self,
-        features: Mapping[str, Tensor],
-        curvature: float | Tensor,
-        logit_scale: float | Tensor,
-        *,
-        exclude_ids: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        needed = {name for term in (*self.contrastive, *self.entailment) for name in term[:2]}
-        if missing := sorted(needed - set(features)):
-            raise ValueError(f"features must hold {', '.join(sorted(needed))}; missing: {', '.join(missing)}")
-        if not features:
-            raise ValueError("features must hold at least one tensor, got none")
-        for name in sorted(needed):
-            _checks.features(f"features[{name!r}]", features[name])
-            if features[name].shape[0] == 0:
-                raise ValueError(
-                    f"features[{name!r}] must hold at least one row, got shape {tuple(features[name].shape)}"
-                )
-        parts: dict[str, Tensor] = {}
-        zero = torch.zeros((), device=next(iter(features.values())).device)
-        total_contrastive, total_entailment = zero, zero
-        if self.contrastive:
-            terms = [
-                contrastive.Term(features[t.queries], features[t.keys], t.weight, t.directions)
-                for t in self.contrastive
-            ]
-            total_contrastive, losses = contrastive.hierarchical_contrastive_loss(
-                terms, curvature, logit_scale, input=self.input, geometry=self.geometry, exclude_ids=exclude_ids
-            )
-            for t, loss in zip(self.contrastive, losses, strict=True):
-                parts[f"{t.queries}->{t.keys}"] = loss
-        if self.entailment:
-            relations = [(features[e.parent], features[e.child], e.eta) for e in self.entailment]
-            hinges = entailment_hinges(relations, curvature, self.min_radius, self.input)
-            hinges = hinges.to(geometry_dtype(hinges)).flatten(1).mean(1)
-            for e, hinge in zip(self.entailment, hinges, strict=True):
-                parts[f"{e.parent}>={e.child}"] = hinge
-                total_entailment = total_entailment + hinge * e.weight
-        loss = total_contrastive * self.weights[0] + total_entailment * self.weights[1]
-        return {"loss": loss, "contrastive": total_contrastive, "entailment": total_entailment, **parts}

@@ -15,14 +15,8 @@ from torch import Tensor, nn
 from hyperst.model.hyperst import LEVELS, Level
 from hyperst.validation import STRICT, NonNegative
 from hyperst_kernels import HierarchicalAlignmentLoss, LorentzLift
-from hyperst_kernels.modules import (
-    HYPERST_CONTRASTIVE,
-    HYPERST_ENTAILMENT,
-    ContrastiveTerm,
-    bounded,
-    load_scalars,
-    scalar,
-)
+from hyperst_kernels.hierarchy import HYPERST_CONTRASTIVE, HYPERST_ENTAILMENT, ContrastiveTerm
+from hyperst_kernels.modules import bounded, load_scalars, scalar
 
 __all__ = ["ABLATIONS", "ABLATION_FIELDS", "Alignment", "AlignmentConfig"]
 

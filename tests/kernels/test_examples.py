@@ -113,3 +113,19 @@ def test_checkpointing_a_loss_keeps_its_gradients():
         value.backward()
         torch.testing.assert_close(value, plain)
         torch.testing.assert_close([leaf.grad for leaf in leaves], list(expected), rtol=1e-12, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice: loaders without workers, no log steps
+def test_the_lightning_loop_trains_and_ranks_in_two_processes(example, tmp_path):
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    module, metrics = example("lightning_loop").train(
+        accelerator="cpu", strategy="ddp_spawn", devices=2, max_epochs=3, default_root_dir=tmp_path, **quiet
+    )
+    assert float(metrics["recall@1"]) > 0.15  # chance is 1/64
+    assert module.lift.log_curvature.item() != 0

@@ -32,6 +32,7 @@ def test_matrix_and_rows(library, input):
     torch.testing.assert_close(distance.pairwise_distance(x, y), distance(x, y).diagonal())
     assert not distance(x).diagonal().any()
     assert distance(x.half(), y.half()).dtype == torch.float32
+    assert f"curvature=0.7, input='{input}'" in repr(distance)
     with pytest.raises(ValueError, match="input must be one of"):
         HyperbolicDistance(input="poincare")
 
@@ -108,3 +109,28 @@ def test_half_precision_embeddings_have_distances_in_float32(library, dtype, aut
         largest = float(found[1][1].abs().max())
         # the parts of queries and of references are rounded, and so is their sum
         torch.testing.assert_close(found[0][1].float(), found[1][1], rtol=0, atol=3 * torch.finfo(dtype).eps * largest)
+
+
+def test_testers_rank_by_distance_when_they_are_given_it(library):
+    """The documented way: `CustomKNN` of the distance, and no normalisation; embeddings differ in length more than in direction."""
+    from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    from pytorch_metric_learning.utils.inference import CustomKNN
+
+    from hyperst_kernels.metric_learning import HyperbolicDistance
+
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    x = (torch.ones(4) + 0.1 * torch.randn(60, 4)) * torch.tensor([0.2, 1.0, 2.0])[labels][:, None]
+    data = {"val": torch.utils.data.TensorDataset(x, labels)}
+    nearest = hk.topk(x, x, 2, 0.7, input="tangent")[1][:, 1]  # the first is the query itself
+    found = {}
+    for normalize in (False, True):
+        by_distance = CustomKNN(HyperbolicDistance(0.7), batch_size=16)
+        accuracy = AccuracyCalculator(include=("precision_at_1",), knn_func=by_distance, device=torch.device("cpu"))
+        options = {"dataloader_num_workers": 0, "data_device": torch.device("cpu"), "accuracy_calculator": accuracy}
+        tester = GlobalEmbeddingSpaceTester(normalize_embeddings=normalize, **options)
+        same = torch.nn.Identity()
+        found[normalize] = tester.test(data, 0, same, same)["val"]["precision_at_1_level0"]
+    assert found[False] == pytest.approx(float((labels[nearest] == labels).double().mean()))
+    assert found[False] > found[True] + 0.2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import warnings
 
 import pytest
 import torch
@@ -215,3 +217,57 @@ def test_fully_shard_trains_a_lift(tmp_path):
     process.start()
     process.join(120)
     assert process.exitcode == 0
+
+
+# ------------------------------------------------------------------------------------- what is printed, and warned about
+
+
+def test_a_module_prints_its_options():
+    lift = hk.LorentzLift(4, ("image",), curvature=2.0)
+    assert "curvature=2 learnt within (0.1, 10), output=lorentz, scales={image: 0.5}" in repr(lift)
+    assert "curvature=1 fixed" in repr(hk.LorentzLift(4, learn_curvature=False))
+    assert repr(hk.EntailmentLoss(0.7)) == "EntailmentLoss(eta=0.7, min_radius=0.1, input='lorentz')"
+    loss = hk.HyperbolicContrastiveLoss(0.7)
+    assert "(curvature=0.7, loss='softmax', input='tangent', geometry='lorentz', directions='both')" in repr(loss)
+    several = hk.HyperbolicContrastiveLoss(rank=1, world_size=2, local_loss=True, gather_with_grad=True)
+    assert "local_loss=True, gather_with_grad=True, rank=1, world_size=2" in repr(several)
+    for curvature, shown in (
+        (torch.tensor(0.7), "curvature=0.7,"),
+        (nn.Parameter(torch.tensor([0.7])), "curvature=0.7, learnt,"),
+        (lift, "curvature=LorentzLift, "),
+        (lambda: 1.0, "curvature=computed at every step,"),
+        (torch.tensor(0.7, device="meta"), "curvature=on meta,"),
+    ):
+        assert shown in repr(hk.HyperbolicContrastiveLoss(curvature))
+    hierarchy = repr(hk.HierarchicalAlignmentLoss())
+    assert "image_spot->gene_spot: weight=0.5, directions='both'" in hierarchy
+    assert "image_spot>=gene_spot: eta=0.7, weight=0.5" in hierarchy
+
+
+@pytest.mark.parametrize("make", [hk.HyperbolicContrastiveLoss, lambda c: hk.LorentzLift(4, curvature=c)])
+def test_a_negative_curvature_is_told_its_c(make):
+    with pytest.raises(ValueError, match=r"got -0.5: the curvature of the space is -c, so pass c = 0.5"):
+        make(-0.5)
+
+
+@pytest.mark.parametrize("start", [math.log(1 / 0.07), 2.6593, nn.Parameter(torch.tensor([math.log(10)]))])
+def test_a_logarithm_for_a_logit_scale_is_warned_about_once(start):
+    x, y = pairs()
+    features = {name: x for name in ("image_spot", "image_niche", "gene_spot", "gene_niche")}
+    for call in (
+        functools.partial(hk.HyperbolicContrastiveLoss(), x, y),
+        functools.partial(hk.HierarchicalAlignmentLoss(), features, 1.0),
+    ):
+        with pytest.warns(UserWarning, match=r"inverse temperature itself, logit_scale.exp\(\)") as found:
+            call(start)
+        assert [warning.filename for warning in found] == [__file__]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            call(start)
+
+
+@pytest.mark.parametrize("scale", [1 / 0.07, 2.3, 2.5, torch.tensor(100.0)])
+def test_an_inverse_temperature_is_not_warned_about(scale):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hk.HyperbolicContrastiveLoss()(*pairs(), scale)
