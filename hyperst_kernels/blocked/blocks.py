@@ -13,7 +13,7 @@ from hyperst_kernels.operators import distance
 
 # Rows and columns: a block and what is made of it stay in the cache of a CPU; a GPU wants work for all its processors.
 SIDE = {"cpu": (256, 2048)}
-OTHERWISE = (4096, 8192)
+OTHERWISE = (8192, 8192)
 
 
 def blocks(n: int, m: int, device: torch.device) -> Iterator[tuple[slice, slice]]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import hyperst_kernels as hk
-from hyperst_kernels.gpu import distance_matrix, launch
+from hyperst_kernels.gpu import distance_matrix, distance_matrix_backward, launch
 from hyperst_kernels.reference import distance as reference
 from hyperst_kernels.reference import maps
 from tests.kernels import examples
@@ -222,8 +222,12 @@ def test_the_grid_grows_along_its_first_axis(monkeypatch):
             grids.append(grid)
             return self.kernel[grid]
 
-    for name in ("_pairwise", "_repair", "_weights", "_cancelled_gradients"):
-        monkeypatch.setattr(distance_matrix, name, Noted(getattr(distance_matrix, name)))
+    for module, names in (
+        (distance_matrix, ("_pairwise", "_repair")),
+        (distance_matrix_backward, ("_weights", "_cancelled_gradients")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, Noted(getattr(module, name)))
     x, y = (torch.randn(n, 3, device=DEVICE, requires_grad=True) for n in (100, 300))
     hk.pairwise_distance(x, y, C, input="tangent").sum().backward()
     assert len(grids) == 5
