@@ -376,7 +376,7 @@ def check(
 ) -> None:
     """Say what is right and wrong with sections before training: counts, names, positions, tissue, image, scale."""
     console = make_console()
-    from hyperst.cli.reports import draw_reports, examine_all, print_reports
+    from hyperst.cli.reports import draw_reports, examine_all, foretell_training, print_reports
     from hyperst.files import require_writable
 
     if image is not None and len(sections) > 1:
@@ -384,11 +384,11 @@ def check(
     if output is not None:
         require_writable(output / "NAME_spots.png")
     reports = examine_all(sections, image, images, mpp, bin_um, gene_names)
-    print_reports(console, reports)
+    print_reports(console, reports, together := foretell_training(reports))
     draw_reports(console, reports, output)
-    wrong = sum(not report.usable for report in reports)
-    console.print(f"{len(reports) - wrong} of {len(reports)} sections can be used")
-    if wrong:
+    usable = sum(report.usable for report in reports)
+    console.print(f"{usable} of {len(reports)} sections can be used")
+    if usable < len(reports) or any(finding.level == "error" for finding in together):
         raise typer.Exit(1)
 
 
