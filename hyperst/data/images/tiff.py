@@ -15,6 +15,7 @@ import numpy as np
 from hyperst.data.images.base import SlideImage
 from hyperst.data.images.damage import DamagedTiles
 from hyperst.data.images.memory import check_fits
+from hyperst.data.images.orientation import check_orientation
 from hyperst.data.images.tiff_pixels import RgbConverter, UnsuitablePixelsError, rgb_converter
 from hyperst.data.images.tiff_scale import ome_image, tiff_scale
 from hyperst.data.images.wrong_kind import actual_kind
@@ -80,6 +81,8 @@ class TiffImage(SlideImage):
             raise ValueError(
                 f"{self.path} is no readable TIFF ({error}); {actual_kind(self.path) or 'copy or export it again'}"
             ) from error
+        tag = series.keyframe.tags.get("Orientation")
+        check_orientation(None if tag is None else tag.value, self.path)
         self._process = os.getpid()
 
     def _level(self, series: Any, level: Any) -> _Level:
