@@ -160,7 +160,7 @@ def predict_image(
         ValueError: unknown scale, spots outside the image, no tissue found, or ``min_tissue`` beside given spots.
     """
     if mpp is not None:
-        check_mpp(mpp, "mpp as given")
+        check_mpp(mpp, "mpp (--mpp)")
     key = run.config.data.feature_key
     if key is None and (features is not None or niche_features is not None):
         raise ValueError(f"the run in {run.folder} was trained on crops of the image; leave --features out")
@@ -178,8 +178,8 @@ def predict_image(
         section = attach_features(section, features, niche_features, key=key)
     if pixels_count and section.grid.um_per_px is None:
         warnings.warn(
-            f"the run in {run.folder} was trained without um/px: crops and grid follow the spacing of the spots in pixels, so "
-            f"{image} must have the pixel size of the training images",
+            f"the run in {run.folder} was trained without um/px: crops and grid follow the spacing of the training spots in "
+            f"pixels, so {image} must have the pixel size of the training images",
             stacklevel=2,
         )
     section = replace(section, damaged=damaged)
@@ -254,19 +254,23 @@ def _section_on(
         if spots is not None:
             raise ValueError(f"{image} is a section with spots of its own; leave out --spots, or give the image alone")
         return read_section(image, mpp=mpp, require_counts=False, require_image=run.config.data.feature_key is None)
-    if run.config.data.feature_key is not None and not with_features:
+    key = run.config.data.feature_key
+    if key is not None and not with_features:
         raise ValueError(
-            f"the run in {run.folder} uses precomputed features {run.config.data.feature_key!r}; give those of {image} with "
+            f"the run in {run.folder} uses precomputed features {key!r}; give those of {image} with "
             "--features FILE, or a section (.h5ad) that has them in obsm"
         )
     if spots is None:
         return _tiled(run, image, mpp, MIN_TISSUE if min_tissue is None else min_tissue, damaged)
-    if isinstance(spots, np.ndarray):
-        return image_section(image, spots, mpp=mpp, source="spots")
-    if Path(spots).suffix.lower() != ".csv":
+    if not isinstance(spots, np.ndarray) and Path(spots).suffix.lower() != ".csv":
         return read_section(spots, image=image, mpp=mpp, require_counts=False)
-    positions, names = read_spots(spots)
-    section = image_section(image, positions, mpp=mpp, source=spots)
+    positions, names = (spots, None) if isinstance(spots, np.ndarray) else read_spots(spots)
+    section = image_section(image, positions, mpp=mpp, source="spots" if isinstance(spots, np.ndarray) else spots)
+    if key is None and run.config.crop.niche_um is None:
+        # Crops follow the spacing of the training spots: positions of a user's choice have a spacing of their own, or none.
+        record = run.split.role("training")[0]
+        grid = replace(section.grid, pitch_px=record.pitch_px)
+        section = replace(section, grid=grid, spot_diameter_px=record.spot_diameter_px)
     return section if names is None else replace(section, spot_ids=names)
 
 

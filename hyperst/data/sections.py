@@ -231,7 +231,7 @@ def image_section(
     spot_px = check_positions(spot_px, ids, origin)
     with open_image(path) as opened:
         _check_inside(spot_px, opened, [], origin)
-        um_per_px = opened.mpp if mpp is None else check_mpp(mpp, "mpp as given")
+        um_per_px = opened.mpp if mpp is None else check_mpp(mpp, "mpp (--mpp)")
         _warn_of_conflict(um_per_px, opened.scale, path)
     try:
         found = detect_grid(spot_px)
@@ -305,7 +305,7 @@ def _resolve_scale(table: SpotTable, mpp: float | None, image_mpp: float | None)
     if scale.staggered_only and grid.kind == "square":
         scale.pitch_um = scale.spot_um = None  # "Visium" was a guess from the file and cannot be right
         grid = Grid(grid.kind, grid.pitch_px)
-    declared, source = (mpp, "mpp as given") if mpp is not None else (scale.mpp, scale.mpp_from)
+    declared, source = (mpp, "mpp (--mpp)") if mpp is not None else (scale.mpp, scale.mpp_from)
     if declared is not None:
         check_mpp(declared, f"{table.source}: {source}", "" if mpp is not None else _MPP_REMEDY)
     fitted = grid.um_per_px

@@ -87,5 +87,5 @@ def test_an_undamaged_slide_says_so(run, sections):
 
 @pytest.mark.parametrize("mpp", [0, -1, float("nan"), 1400])
 def test_no_prediction_at_an_impossible_scale(mpp, run, sections):
-    with pytest.raises(ValueError, match=r"mpp as given says .* 0\.05 to 20 um"):
+    with pytest.raises(ValueError, match=r"mpp \(--mpp\) .* 0\.05 to 20 um"):
         predict_image(run, sections[2].image_path, mpp=mpp)

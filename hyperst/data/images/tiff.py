@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -21,6 +22,8 @@ from hyperst.data.images.tiff_scale import ome_image, tiff_scale
 from hyperst.data.images.wrong_kind import actual_kind
 
 __all__ = ["TiffImage"]
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # without a handler its texts go to the terminal
 
 _CACHE_BYTES = 256 << 20
 _AXES = {"YX", "YXS", "SYX", "CYX"}
@@ -78,9 +81,8 @@ class TiffImage(SlideImage):
         except MemoryError:
             raise
         except Exception as error:  # a damaged directory of tags makes tifffile raise anything
-            raise ValueError(
-                f"{self.path} is no readable TIFF ({error}); {actual_kind(self.path) or 'copy or export it again'}"
-            ) from error
+            remedy = actual_kind(self.path) or "it is damaged, cut short or of another kind: copy or export it again"
+            raise ValueError(f"{self.path} is no readable TIFF; {remedy}") from error
         tag = series.keyframe.tags.get("Orientation")
         check_orientation(None if tag is None else tag.value, self.path)
         self._process = os.getpid()
