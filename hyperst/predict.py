@@ -116,9 +116,34 @@ def over_spots(
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def predict_section(run: Run, section: Section, *, on_progress: Callable[[int, int], None] | None = None) -> AnnData:
-    """Predict a section's spots and return them as AnnData; see :func:`predict_image` for what it holds."""
-    return _to_anndata(run, section, predict_values(run, section, on_progress=on_progress))
+def predict_section(
+    run: Run,
+    section: Section,
+    *,
+    skip_damaged: bool = False,
+    features: str | Path | None = None,
+    niche_features: str | Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> AnnData:
+    """Predict a section's spots and return them as AnnData; see :func:`predict_image` for what it holds, and the arguments."""
+    key = run.config.data.feature_key
+    if key is not None and features is not None:
+        section = attach_features(section, features, niche_features, key=key)
+    if skip_damaged and section.damaged is None:
+        section = replace(section, damaged=DamagedTiles())
+    if key is None and run.config.crop.niche_um is None and section.grid.um_per_px is None:
+        warnings.warn(
+            f"the run in {run.folder} was trained without um/px: crops and grid follow the spacing of the training spots in "
+            f"pixels, so {section.image_path} must have the pixel size of the training images",
+            stacklevel=2,
+        )
+    predicted = _to_anndata(run, section, predict_values(run, section, on_progress=on_progress))
+    if section.damaged is not None and section.image_path is not None:
+        seen = as_trained(run, section)
+        _, niche = crop_widths_px(seen.grid, seen.spot_diameter_px, run.config.crop)
+        predicted.obs["on_damaged_tile"] = section.damaged.touched(section.spot_px, niche)
+        predicted.uns["hyperst"]["damaged_tiles"] = len(section.damaged)
+    return predicted
 
 
 def predict_image(
@@ -159,6 +184,20 @@ def predict_image(
         FileNotFoundError: no image or no spots file.
         ValueError: unknown scale, spots outside the image, no tissue found, or ``min_tissue`` beside given spots.
     """
+    check_options(run, mpp, features, niche_features)
+    damaged = DamagedTiles() if skip_damaged else None
+    section = _section_on(run, Path(image), spots, mpp, min_tissue, damaged, with_features=features is not None)
+    return predict_section(
+        run,
+        replace(section, damaged=damaged),
+        features=features,
+        niche_features=niche_features,
+        on_progress=on_progress,
+    )
+
+
+def check_options(run: Run, mpp: float | None, features: str | Path | None, niche_features: str | Path | None) -> None:
+    """Raise ValueError where options do not go with a run: they would have no effect."""
     if mpp is not None:
         check_mpp(mpp, "mpp (--mpp)")
     key = run.config.data.feature_key
@@ -166,30 +205,11 @@ def predict_image(
         raise ValueError(f"the run in {run.folder} was trained on crops of the image; leave --features out")
     if features is None and niche_features is not None:
         raise ValueError("niche_features go with features: give both files, --features and --niche-features")
-    pixels_count = key is None and run.config.crop.niche_um is None
-    if pixels_count and mpp is not None:
+    if key is None and run.config.crop.niche_um is None and mpp is not None:
         raise ValueError(
             f"the run in {run.folder} was trained without um/px, so that mpp (--mpp) has no effect: leave it out, and see that "
             "the image has the pixel size of the training images"
         )
-    damaged = DamagedTiles() if skip_damaged else None
-    section = _section_on(run, Path(image), spots, mpp, min_tissue, damaged, with_features=features is not None)
-    if key is not None and features is not None:
-        section = attach_features(section, features, niche_features, key=key)
-    if pixels_count and section.grid.um_per_px is None:
-        warnings.warn(
-            f"the run in {run.folder} was trained without um/px: crops and grid follow the spacing of the training spots in "
-            f"pixels, so {image} must have the pixel size of the training images",
-            stacklevel=2,
-        )
-    section = replace(section, damaged=damaged)
-    predicted = predict_section(run, section, on_progress=on_progress)
-    if damaged is not None and section.image_path is not None:
-        seen = as_trained(run, section)
-        _, niche = crop_widths_px(seen.grid, seen.spot_diameter_px, run.config.crop)
-        predicted.obs["on_damaged_tile"] = damaged.touched(section.spot_px, niche)
-        predicted.uns["hyperst"]["damaged_tiles"] = len(damaged)
-    return predicted
 
 
 def prediction_path(folder: str | Path, image: str | Path) -> Path:

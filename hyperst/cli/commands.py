@@ -21,7 +21,7 @@ from hyperst.cli.console import (
 from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
 from hyperst.cli.options import BinUm, Device, GeneNames, Image, Images, Mpp, Sections
-from hyperst.cli.predict_manifest import predict_listed
+from hyperst.cli.predict_manifest import Options, predict_listed
 
 # The commands import what they need themselves: `hyperst --help` must not wait for PyTorch.
 
@@ -319,11 +319,8 @@ def predict(
     if is_manifest(image):
         if spots is not None:
             raise typer.BadParameter("a manifest names the sections whose spots are predicted", param_hint="--spots")
-        if features is not None or niche_features is not None or skip_damaged:
-            raise typer.BadParameter(
-                "--features, --niche-features and --skip-damaged go with one image or section", param_hint="IMAGE"
-            )
-        predict_listed(console, run_folder, image, mpp, output, device)
+        options = Options(mpp, features, niche_features, skip_damaged)
+        predict_listed(console, run_folder, image, options, output, device)
         return
     if output is not None and output.suffix != ".h5ad":
         raise typer.BadParameter(f"{output} must end in .h5ad", param_hint="--output")
