@@ -68,7 +68,7 @@ def fingerprint(section: Section) -> Fingerprint:
 
 
 def same_section(one: Fingerprint, other: Fingerprint) -> bool:
-    """Whether two sections share over 5 % of their spots, by counts or by positions on one image, or half of their genes' counts."""
+    """Whether two sections share over 5 % of their spots, by counts or positions on one image, or half of their genes' counts."""
     if _share(one.counts, other.counts) or _share(one.genes, other.genes, _SHARED_GENES, _FEWEST_SHARED):
         return True
     return one.image is not None and one.image == other.image and _share(one.positions, other.positions)
