@@ -7,7 +7,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from hyperst.data import open_image
+from hyperst.data import CropConfig, Grid, crop_widths_px, open_image
+from hyperst.data.crops import read_spot_crops
 
 HEIGHT, WIDTH = 300, 420
 
@@ -104,3 +105,15 @@ def test_damaged_and_unsuitable_images_are_named(pixels, tmp_path):
     (tmp_path / "broken.svs").write_bytes(b"x")
     with pytest.raises((ImportError, ValueError), match=r"broken\.svs"):
         open_image(tmp_path / "broken.svs")
+
+
+def test_a_crop_is_what_the_transform_of_gigapath_leaves_of_its_tile(pixels, tmp_path):
+    """Tiles of 256 px at 0.5 um/px, resized to 256 px (bicubic) and cut to the middle 224: the 112 um of a spot's crop."""
+    path = write(tmp_path / "whole.png", pixels)
+    x, y, um_per_px = 200, 150, 0.5
+    grid = Grid("hexagonal", 100 / um_per_px, um_per_px, 100.0)
+    widths = crop_widths_px(grid, 55 / um_per_px, CropConfig(image_size=224))
+    with open_image(path) as image:
+        crop = read_spot_crops(image, np.array([x, y]), widths, 224)[0]
+    tile = Image.fromarray(pixels[y - 128 : y + 128, x - 128 : x + 128]).resize((256, 256), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(crop, np.asarray(tile)[16:-16, 16:-16])
