@@ -69,7 +69,7 @@ class TiffImage(SlideImage):
 
         try:
             self._file = tifffile.TiffFile(self.path)
-            series = max(self._file.series, key=lambda series: series.size)
+            series = _slide(self._file.series)
             self._resolutions: list[_Level] = []
             for level in series.levels:
                 self._resolutions.append(self._level(series, level))
@@ -214,6 +214,23 @@ def _segments(page: Any, box: tuple[int, int, int, int]) -> Iterator[tuple[int |
                 left, top = column * tile_width, row * tile_height
                 number = ((sample or 0) * down + row) * across + column
                 yield sample, number, (left, top, min(left + tile_width, width), min(top + tile_height, height))
+
+
+def _slide(images: Any) -> Any:
+    """The largest of the images of a file; the others are a label, an overview, or resolutions that no tag ties to it.
+
+    Raises:
+        UnsuitablePixelsError: another one has at least half its pixels: two scenes, and nothing tells which is meant.
+    """
+    largest = max(images, key=lambda each: each.size)
+    alike = [each for each in images if 2 * each.size >= largest.size]
+    if len(alike) > 1:
+        shown = ", ".join(f"{each.name or 'without a name'}: {' x '.join(map(str, each.shape))}" for each in alike[:4])
+        raise UnsuitablePixelsError(
+            f"{len(alike)} images of much the same size ({shown})",
+            "save the one that the spots lie on as a file of its own (QuPath: File > Export images > OME TIFF)",
+        )
+    return largest
 
 
 def _check_codec(page: Any) -> None:
