@@ -67,6 +67,12 @@ def plan_run(config: RunConfig, sections: Sequence[Section], validation_sections
             f"{left} of the spots of {', '.join(names[: len(sections)])} are left to train on; contrastive training needs at "
             "least 2: give larger or more sections"
         )
+    chosen_on = sum(section.n_spots for section in validation_sections) or sum(map(len, held_out.values()))
+    if chosen_on < 2:
+        raise ValueError(
+            f"{chosen_on} spot of {', '.join(names)} is left to choose the checkpoint on, over which no correlation is defined; "
+            "give larger or more sections (--validation-sections)"
+        )
     key = config.data.feature_key
     records = [SectionRecord.of(section, "training", key) for section in sections]
     records += [SectionRecord.of(section, "validation", key) for section in validation_sections]

@@ -58,7 +58,9 @@ def foretell_training(reports: Sequence[Report]) -> list[Finding]:
             continue
         found = foretell([report.section])
         errors = [finding for finding in found if finding.level == "error"]
-        report.findings += errors if len(reports) > 1 else found
+        # what training refuses has been a warning of its own where crops were looked at
+        said = [each for each in report.findings if not any(each.message in error.message for error in errors)]
+        report.findings = said + (errors if len(reports) > 1 else found)
         if not errors:
             fit.append(report.section)
     return foretell(fit) if len(fit) > 1 else []

@@ -153,8 +153,9 @@ def read_section(
         require_image: False also reads sections without image (``image_path`` is then None).
         require_counts: False reads positions only: ``counts`` is (spot, 0) and ``genes`` empty.
 
-    Spots with in_tissue 0 are left out. Where the array row and column of a few spots contradict their positions, a warning
-    names them and neighbours follow the positions alone (``array_index`` is then None).
+    Spots with in_tissue 0 are left out; spots without any count stay, with a warning. Where the array row and column of a few
+    spots contradict their positions, a warning names them and neighbours follow the positions alone (``array_index`` is then
+    None).
 
     Raises:
         FileNotFoundError: the section, its image or one of its files is missing; the message lists where it looked.
@@ -183,6 +184,15 @@ def read_section(
     grid = _resolve_scale(table, mpp, recorded.mpp)
     _warn_of_conflict(grid.um_per_px, recorded, image_path)
     _drop_contradicted_index(table)
+    library_size = np.asarray(table.counts.sum(axis=1), dtype=np.float32).ravel()
+    if require_counts and not library_size.all():
+        empty = table.spot_ids[library_size == 0]
+        warnings.warn(
+            f"{table.source}: {len(empty)} of {len(library_size)} spots have no count at all "
+            f"({', '.join(map(str, empty[:3]))}{' ...' if len(empty) > 3 else ''}); their expression is taken as 0. Remove them if "
+            "nothing was measured there",
+            stacklevel=2,
+        )
     return Section(
         name=table.name,
         patient=patient if patient is not None else table.patient,
@@ -194,7 +204,7 @@ def read_section(
         image_path=image_path,
         spot_diameter_px=_spot_diameter(table.scale, grid),
         grid=grid,
-        library_size=np.asarray(table.counts.sum(axis=1), dtype=np.float32).ravel(),
+        library_size=library_size,
         path=table.source,
         symbols=table.symbols,
         gene_names=gene_names,

@@ -45,7 +45,7 @@ class TrainingSummary:
         epochs: passes over the training spots.
         best_epoch: the one (counted from 1) whose weights are kept in ``checkpoints/best.ckpt``.
         validation_mse: mean squared error of that epoch on the validation spots, on the target scale.
-        validation_pcc: mean over genes of the Pearson correlation on the validation spots in that epoch.
+        validation_pcc: mean over genes of the Pearson correlation on the validation spots; 0 if every gene is constant.
         seconds: wall time of the training loop of the last session (a resumed run counts from its resumption).
         stopped_early: whether the validation error had stopped to improve.
     """

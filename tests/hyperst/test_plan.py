@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -12,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from hyperst.cli import app
 from hyperst.data import read_section
-from hyperst.plan import foretell
+from hyperst.plan import foretell, plan_run
 from hyperst.synthetic import write_tissue
 
 from .data.section_formats import IDS, hd, table
@@ -153,3 +154,37 @@ def test_names_that_stay_the_same_hide_no_section(tmp_path):
     assert result.exit_code == 1
     assert "2 of 3 sections can be used" in result.output
     assert "would both be called X" in result.output
+
+
+def test_one_validation_spot_is_refused(sections, tiny_config):
+    one = replace(
+        sections[2],
+        counts=sections[2].counts[[0]],
+        spot_ids=sections[2].spot_ids[:1],
+        spot_px=sections[2].spot_px[:1],
+        array_index=None,
+        library_size=sections[2].library_size[:1],
+    )
+    with pytest.raises(ValueError, match="1 spot of S1, S3 is left to choose the checkpoint on"):
+        plan_run(tiny_config, sections[:1], [one])
+
+
+def test_spots_without_a_count_are_told_by_every_command(tmp_path):
+    def emptied(adata: anndata.AnnData) -> None:
+        counts = adata.X.toarray()
+        counts[3:6] = 0
+        adata.X = counts
+
+    path = tissue(tmp_path, "A", emptied)
+    with pytest.warns(
+        UserWarning, match=r"A\.h5ad: 3 of 81 spots have no count at all \(.*\); their expression is taken as 0"
+    ):
+        section = read_section(path)
+    assert (section.library_size[3:6] == 0).all()
+    assert call("check", path).output.count("3 of 81 spots have no count at all") == 1
+
+
+def test_check_says_once_that_crops_cannot_be_sized(tmp_path):
+    result = call("check", tissue(tmp_path, "A", scattered))
+    assert result.output.count("the spacing of the spots is unknown") == 1
+    assert "--config" in result.output
