@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -19,10 +20,11 @@ from hyperst.data import (
 from hyperst.data.check import Finding
 from hyperst.data.crops import CropConfig
 from hyperst.data.genes import TooFewGenesError
+from hyperst.files import require_writable
 from hyperst.model.backbones import declared_normalisation, require_weights
-from hyperst.run import SectionRecord, Split, section_indices
+from hyperst.run import RunFolder, SectionRecord, Split, section_indices
 
-__all__ = ["Plan", "foretell", "plan_run"]
+__all__ = ["Plan", "foretell", "plan_run", "require_new"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,16 @@ def plan_run(config: RunConfig, sections: Sequence[Section], validation_sections
     records = [SectionRecord.of(section, "training", key) for section in sections]
     records += [SectionRecord.of(section, "validation", key) for section in validation_sections]
     return Plan(config, Split(tuple(records), held_out), [str(gene) for gene in genes])
+
+
+def require_new(folder: str | Path) -> None:
+    """Raise FileExistsError where a run was started in ``folder``, and OSError where none can be written."""
+    place = RunFolder(folder)
+    if place.exists():
+        raise FileExistsError(
+            f"{place.path} already holds a run: continue it with --resume, or choose another --output"
+        )
+    require_writable(place.config)
 
 
 def foretell(sections: Sequence[Section]) -> list[Finding]:

@@ -165,11 +165,13 @@ def train(
 
     from hyperst.config import preset, read_config, update, with_ablation
     from hyperst.model.backbones import require_weights
+    from hyperst.plan import require_new
     from hyperst.train import fit
 
     if resume:
         config, training, validation = read_run_sections(output)
     else:
+        require_new(output)
         config = preset(preset_name or "cpu")
         if config_file is not None:
             config = read_config(config_file, config)

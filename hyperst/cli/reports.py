@@ -38,13 +38,17 @@ def examine_all(
     sources = list_sections(paths, bin_um=bin_um, refused=refused)
     if sources:
         require_bin(sources, bin_um)
+    clash = None
     try:
         sources = distinct_names(sources)
-    except (OSError, ValueError) as error:  # names of manifests: each is examined under its own all the same
-        refused.append((paths[0], error))
+    except (OSError, ValueError) as error:  # each is examined under its own name all the same
+        clash = error
     reports = [
         examine_section(source, image=image, images_dir=images, mpp=mpp, gene_names=gene_names) for source in sources
     ]
+    said = {finding.message for report in reports for finding in report.findings}
+    if clash is not None and str(clash) not in said:
+        refused.append((paths[0], clash))
     return reports + [Report(path, [Finding("error", str(error))]) for path, error in refused]
 
 

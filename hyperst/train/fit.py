@@ -28,7 +28,7 @@ from hyperst.data import (
 )
 from hyperst.files import write_json_atomic
 from hyperst.model import Alignment
-from hyperst.plan import plan_run
+from hyperst.plan import plan_run, require_new
 from hyperst.run import RunFolder, Split, build_model, code_versions, feature_width, section_indices
 from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
 from hyperst.train.loaders import Loaders, make_loaders
@@ -95,11 +95,8 @@ def fit(
         _check_same_sections(split, sections, validation_sections)
         if (finished := place.read_summary()) is not None:
             return _stored_summary(finished, place)
-    elif place.exists():
-        raise FileExistsError(
-            f"{place.path} already holds a run: continue it with --resume, or choose another --output"
-        )
     else:
+        require_new(folder)
         plan = plan_run(config, sections, validation_sections)
         config, split, genes = plan.config, plan.split, plan.genes
 

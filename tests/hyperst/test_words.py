@@ -99,3 +99,22 @@ def test_positions_of_a_users_choice_are_seen_as_the_training_spots_were(trained
             found = predict_image(run, section.image_path, spots=section.spot_px[chosen])
         # another batch size and order of sums, in float32
         np.testing.assert_allclose(found.X, expected[chosen], rtol=0, atol=64 * np.finfo(np.float32).eps)
+
+
+def test_where_no_run_can_be_written_is_said_before_sections_are_read(section_paths, tmp_path, monkeypatch):
+    monkeypatch.setattr("hyperst.cli.commands.read_sections", lambda *_, **__: pytest.fail("the work began"))
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/run"):
+        message = failure("train", section_paths[0], "-o", tmp_path / place)
+        assert "cannot be written" in message
+        assert "it is no folder; choose another place with --output" in message
+        assert "Errno" not in message
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_configuration_that_is_no_text(section_paths, tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"\x80\x81")
+    message = failure("train", section_paths[0], "--config", tmp_path / "c.yaml", "-o", tmp_path / "run")
+    assert "c.yaml is not a YAML file: it is no text in UTF-8" in message
+    message = failure("train", section_paths[0], "--config", tmp_path, "-o", tmp_path / "run")
+    assert "is no file; leave --config out" in message
