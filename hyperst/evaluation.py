@@ -320,9 +320,10 @@ def _caveats(run: Run, section: Section, scores: dict[str, Scores]) -> list[str]
     if section.n_spots < _FEW_SPOTS:
         said.append(f"{section.name} has {section.n_spots} spots: correlations over so few are mostly chance.")
     floors = [scores[name] for name in (RIDGE_OWN, RIDGE_STAIN) if name in scores]
-    if scores[OURS].pcc is None:
+    ours = scores[OURS].pcc
+    if ours is None:
         said.append("No gene varies in both prediction and measurement, so there is no correlation to compare.")
-    elif floors and scores[OURS].pcc <= max(floor.pcc or 0.0 for floor in floors):
+    elif floors and ours <= max(floor.pcc or 0.0 for floor in floors):
         said.append("Ridge regression is as good or better on PCC: this run has learnt nothing beyond it.")
     if floors and scores[OURS].mse >= min(floor.mse for floor in floors):
         said.append("Ridge regression has the smaller squared error: use its values where size matters, not only rank.")
