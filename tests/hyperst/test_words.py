@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import warnings
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from hyperst.data import CropConfig, open_image
+from hyperst.model.backbones.weights import read_weights
 from hyperst.predict import predict_image, predict_section
 from hyperst.run import load_run
 
@@ -118,3 +120,29 @@ def test_a_configuration_that_is_no_text(section_paths, tmp_path):
     assert "c.yaml is not a YAML file: it is no text in UTF-8" in message
     message = failure("train", section_paths[0], "--config", tmp_path, "-o", tmp_path / "run")
     assert "is no file; leave --config out" in message
+
+
+def test_files_that_are_no_weights(tmp_path):
+    """Each says what the file is; a changed byte is found, though PyTorch would load it."""
+    state = torch.nn.Linear(64, 64).state_dict()
+    path = tmp_path / "w.bin"
+    torch.save(state, path)
+    assert torch.equal(read_weights(path)["weight"], state["weight"])
+    right = path.read_bytes()
+    place = right.index(state["weight"].numpy().tobytes()[:16])
+    changed = right[:place] + bytes([right[place] ^ 1]) + right[place + 1 :]
+    pickled = io.BytesIO()
+    torch.save(torch.nn.Linear(2, 2), pickled)
+    for content, words in (
+        (changed, "cut short, damaged or of another kind"),
+        (right[: len(right) // 2], "cut short, damaged or of another kind"),
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "a web page or message"),
+        (pickled.getvalue(), "holds more than tensors and plain values, such as a whole network"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=words) as error:
+            read_weights(path)
+        assert "Pytorch" not in str(error.value)
+        assert str(path) in str(error.value)
