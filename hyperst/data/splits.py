@@ -117,7 +117,8 @@ def spot_validation_split(
         held_out |= block == chosen
     if held_out.all() or not held_out.any():
         raise ValueError(
-            f"section {section.name} has too few spots ({section.n_spots}) to hold some out for validation"
+            f"section {section.name} has too few spots ({section.n_spots}) to hold some out for validation; add larger sections "
+            "to choose the checkpoint on, with --validation-sections (validation_sections=), or leave this one out"
         )
     return held_out
 

@@ -86,6 +86,15 @@ def test_a_wrong_manifest_is_refused_by_row(one, tmp_path, text, words):
     assert words in str(caught.value)
 
 
+def test_a_manifest_written_on_windows(one, tmp_path):
+    (tmp_path / "s.csv").write_bytes(b"\xef\xbb\xbfsection;image\r\nP1\\A.h5ad;P1\\A.tif\r\n")
+    (source,) = read_manifest(tmp_path / "s.csv")
+    assert (source.path, source.image) == (one, one.with_name("A.tif"))
+    (tmp_path / "s.csv").write_bytes("section\nP1/A.h5ad\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"s\.csv is no text in UTF-8; save the manifest as 'CSV UTF-8'"):
+        read_manifest(tmp_path / "s.csv")
+
+
 def test_a_folder_of_images_without_the_image_is_no_reason_to_take_another(one, tmp_path):
     write_image(tmp_path / "slides" / "B.tif")
     with pytest.raises(FileNotFoundError) as caught:
