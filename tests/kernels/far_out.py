@@ -122,7 +122,9 @@ def the_radius_has_a_slope_by_the_curvature(backend, name, size, c, dtype, flags
     p = mpmath.asinh(mpmath.sqrt(c) * float(x[0, 0]))
     want = float((mpmath.tanh(p) - p) / (2 * c * mpmath.sqrt(c)))
     # p / (p - tanh p) where the series of the difference ends is 20 in float32 and 1200 in float64
-    tolerance = {torch.float32: 128, torch.float64: 4096}[dtype] * EPS[dtype] + documented(64, backend) * (dtype == torch.float32)
+    tolerance = {torch.float32: 128, torch.float64: 4096}[dtype] * EPS[dtype] + documented(64, backend) * (
+        dtype == torch.float32
+    )
     assert math.isclose(slope_by_curvature(backend, name, x, c, flags), want, rel_tol=tolerance)
 
 
