@@ -126,6 +126,7 @@ def test_hinges_match_one_relation_at_a_time(backend):
 
 
 @pytest.mark.triton
+@pytest.mark.any_arithmetic
 def test_hinges_of_rows_too_long_for_a_kernel_are_computed_all_the_same(monkeypatch):
     def value_and_gradients():
         parents, children, c, *flags = hinge_arguments("triton", torch.float32)
