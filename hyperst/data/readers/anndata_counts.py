@@ -85,7 +85,7 @@ def read_counts(adata: AnnData, path: Path, gene_names: str | None = None) -> Co
 def _places(adata: AnnData) -> Iterator[_Place]:
     if adata.X is not None:
         yield _Place("X", adata.X, in_memory(adata.var), _problem(adata.X))
-    layers = dict(adata.layers)
+    layers = _layers(adata)
     known = {str(name).lower(): name for name in layers}
     for name in _LAYERS:
         if name in known:
@@ -93,6 +93,11 @@ def _places(adata: AnnData) -> Iterator[_Place]:
             yield _Place(f"layers[{known[name]!r}]", matrix, in_memory(adata.var), _problem(matrix))
     if adata.raw is not None:
         yield _Place("raw", adata.raw.X, adata.raw.var, _problem(adata.raw.X))
+
+
+def _layers(adata: AnnData) -> dict[str, Any]:
+    """Matrices by name, without X, which anndata 0.13 lists among them under None."""
+    return {name: matrix for name, matrix in dict(adata.layers).items() if name is not None}
 
 
 def _problem(matrix: Any) -> str | None:
@@ -104,7 +109,7 @@ def _problem(matrix: Any) -> str | None:
 
 
 def _other_layers(adata: AnnData) -> str:
-    layers = dict(adata.layers)
+    layers = _layers(adata)
     names = [name for name in layers if str(name).lower() not in _LAYERS and _problem(layers[name]) is None]
     if not names:
         return ""
