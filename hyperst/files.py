@@ -171,7 +171,8 @@ def write_h5ad_atomic(adata: AnnData, path: str | Path) -> Path:
         content = io.BytesIO()
         with h5py.File(content, "w") as file:
             elements.write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
-        temporary.write_bytes(content.getbuffer())
+        with content.getbuffer() as written:  # released before an error is told, which Python 3.13 would add to
+            temporary.write_bytes(written)
     return path
 
 

@@ -14,8 +14,6 @@ import os
 
 import torch
 
-from hyperst_kernels.cpu.native import bindings
-
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"  # of the kernels
 AVAILABLE = INTERPRETED or torch.cuda.is_available()
@@ -28,11 +26,15 @@ if INTERPRETED:
 
 BACKENDS = ("portable", "native", "triton")
 WITHOUT_MACHINE_CODE = ("portable", "triton")  # the backends of most operators
-PRESENT = {
-    "portable": not INTERPRETED,
-    "native": not INTERPRETED and bindings.library() is not None,
-    "triton": AVAILABLE,
-}
+
+
+def present(backend: str) -> bool:
+    """Whether this process has it."""
+    if backend == "native":
+        from hyperst_kernels.cpu.native import bindings  # not before the process of ``ptx`` has chosen its kernels
+
+        return not INTERPRETED and bindings.library() is not None
+    return {"portable": not INTERPRETED, "triton": AVAILABLE}.get(backend, False)
 
 
 def device(backend: str) -> str:
