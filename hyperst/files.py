@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -171,8 +172,10 @@ def write_h5ad_atomic(adata: AnnData, path: str | Path) -> Path:
         content = io.BytesIO()
         with h5py.File(content, "w") as file:
             elements.write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
-        with content.getbuffer() as written:  # released before an error is told, which Python 3.13 would add to
-            temporary.write_bytes(written)
+        content.seek(0)
+        # in pieces: after an error Python 3.13 complains of a buffer that is still in use
+        with temporary.open("wb") as file:
+            shutil.copyfileobj(content, file)
     return path
 
 
