@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import mpmath
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -14,6 +15,7 @@ from tests.kernels.backends import device, documented
 
 C = 0.75  # which float32 holds exactly
 EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
+DTYPES = [torch.float32, pytest.param(torch.float64, marks=pytest.mark.any_arithmetic)]  # float64 has one
 KINDS = ["one feature", "axis", "oblique"]
 
 

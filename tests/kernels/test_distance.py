@@ -92,7 +92,7 @@ def test_golden_values(w, c, product, d, aperture, angle):
     assert float(hk.distance(v, w, c, input="tangent")) == pytest.approx(d, rel=1e-11)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", far_out.DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("tangent", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,7 +155,7 @@ def test_products_of_two_that_do_not_fit(name, flags, first, second, c, apart, b
     far_out.products_of_two_need_not_fit(backend, name, flags, first, second, c, apart)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", far_out.DTYPES)
 @pytest.mark.parametrize("backend", WITHOUT_MACHINE_CODE)
 @pytest.mark.parametrize(("size", "c"), far_out.RADII)
 def test_slope_of_distance0_by_the_curvature(size, c, backend, dtype):
@@ -171,7 +171,7 @@ def test_numbers_whose_squares_vanish(backend):
         assert float(d) == pytest.approx(73**0.5 * 1e-25, rel=2e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", far_out.DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("tangent", [(800.0, 800.0), (500.0, 350.0), (1e4, 0.0)])
 def test_a_distance_beyond_all_numbers_is_right_or_none(tangent, backend, dtype):

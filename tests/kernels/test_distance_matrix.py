@@ -305,7 +305,7 @@ def of_one_pair(backend, x, y, tangent):
     return [d.detach().cpu(), *(g.cpu() for g in torch.autograd.grad(d.sum(), leaves))]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", far_out.DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("tangent", [True, False])
 @pytest.mark.parametrize("kind", far_out.KINDS)
@@ -330,7 +330,7 @@ def test_an_angle_that_the_numbers_hold_is_not_taken_for_rounding(y, backend):
     far_out.assert_angle_is_seen(x, y, d, grads, backend)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", far_out.DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("angle", [0.0, 1.5, math.pi])
 @pytest.mark.parametrize(

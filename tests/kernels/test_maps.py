@@ -44,7 +44,7 @@ def test_exp_and_log_map0(pair, c):
     assert float((hk.log_map0(x, c) - u).norm()) <= 2 * tolerance * float(u.norm())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", far_out.DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("p", "factor"), [(9.0, -8.0), (12.0, -16.0), (3.0, -0.5), (18.5, -16.0), (2.0, 4.0)])
@@ -96,7 +96,7 @@ def test_products_of_two_that_do_not_fit(first, second, apart, backend):
     far_out.products_of_two_need_not_fit(backend, "log_map", (), first, second, 1.0, apart)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", far_out.DTYPES)
 @pytest.mark.parametrize("backend", WITHOUT_MACHINE_CODE)
 @pytest.mark.parametrize(("size", "c"), [(1e2, 1.0), (1e4, 1.0), (1e10, 1e-6), (1e20, 1.0), (1e-3, 1e4)])
 def test_slope_of_the_time_by_the_curvature(size, c, backend, dtype):
@@ -108,7 +108,7 @@ def test_slope_of_the_time_by_the_curvature(size, c, backend, dtype):
     assert slope_by_curvature(backend, "lift", x, c) == pytest.approx(want, rel=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", far_out.DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("size", "c"), far_out.RADII)
 def test_slope_of_log_map0_by_the_curvature(size, c, backend, dtype):

@@ -21,7 +21,7 @@ class TestOperators(RowWise):
     operators = ("lorentz_to_poincare", "poincare_to_lorentz")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", far_out.DTYPES)
 @pytest.mark.parametrize("backend", WITHOUT_MACHINE_CODE)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("p", [1e-3, 2.0, 10.0, 18.0, 22.5, 40.0])

@@ -20,7 +20,7 @@ class TestOperators(RowWise):
     found = (("parallel_transport", 10, 33, 85585, 40.0, 1e-6),)  # to behind the origin
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", far_out.DTYPES)
 @pytest.mark.parametrize("backend", WITHOUT_MACHINE_CODE)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("p", "halvings"), [(8.0, 10), (10.0, 12), (12.0, 1), (2.0, -12), (18.0, 22)])
