@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -167,20 +168,20 @@ def write_h5ad_atomic(adata: AnnData, path: str | Path) -> Path:
     The file is made in memory and goes to the disk in one piece: HDF5 on a full disk prints its own errors, again when Python
     frees its objects, and may end the process.
     """
+    import anndata
     import h5py
 
-    try:
-        from anndata.io import write_elem
-    except ImportError:  # before 0.11
-        from anndata.experimental import write_elem
-
+    elements: Any = getattr(anndata, "io", None) or anndata.experimental  # the latter before 0.11
     path = Path(path)
     with atomic_path(path) as temporary:
         adata.strings_to_categoricals()
         content = io.BytesIO()
         with h5py.File(content, "w") as file:
-            write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
-        temporary.write_bytes(content.getbuffer())
+            elements.write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+        content.seek(0)
+        # in pieces: after an error Python 3.13 complains of a buffer that is still in use
+        with temporary.open("wb") as file:
+            shutil.copyfileobj(content, file)
     return path
 
 

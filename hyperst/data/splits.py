@@ -111,7 +111,7 @@ def spot_validation_split(
     _, block = np.unique(cells, axis=0, return_inverse=True)
     block = block.ravel()
     held_out = np.zeros(section.n_spots, dtype=bool)
-    for chosen in np.random.default_rng(seed).permutation(block.max() + 1):
+    for chosen in np.random.default_rng(seed).permutation(int(np.max(block)) + 1):
         if held_out.mean() >= fraction:
             break
         held_out |= block == chosen

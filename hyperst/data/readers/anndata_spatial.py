@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from hyperst.data.readers.table import numbers
+from hyperst.data.readers.table import in_memory, numbers
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,7 +43,7 @@ def positions(adata: AnnData, path: Path) -> np.ndarray:
             f"{path}: no obsm['spatial'] with spot centres (x, y in pixels of the full-resolution image); "
             f"obsm holds {sorted(adata.obsm) or 'nothing'}, obs no columns x and y"
         )
-    found = numbers(adata.obs, columns, path)
+    found = numbers(in_memory(adata.obs), columns, path)
     where = f"obs {columns[0]} and {columns[1]}"
     if columns == ("x", "y") and _on_array(found):
         raise ValueError(
@@ -91,7 +91,7 @@ def array_index(adata: AnnData, path: Path) -> np.ndarray | None:
     """
     if not {"array_row", "array_col"} <= set(adata.obs):
         return None
-    index = numbers(adata.obs, ["array_row", "array_col"], path)
+    index = numbers(in_memory(adata.obs), ["array_row", "array_col"], path)
     missing = ~np.isfinite(index).all(axis=1)
     if missing.any() and not missing.all():
         names = ", ".join(adata.obs_names[missing][:3].astype(str)) + (" ..." if missing.sum() > 3 else "")

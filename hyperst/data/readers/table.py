@@ -181,6 +181,11 @@ def check_positions(spot_px: np.ndarray, spot_ids: Sequence[str] | np.ndarray, s
     return spot_px
 
 
+def in_memory(table: Any) -> pd.DataFrame:
+    """Return the table of an AnnData that was read whole; as its type has it, it may lie on disk."""
+    return table
+
+
 def numbers(table: pd.DataFrame, columns: Sequence[str], source: Path) -> np.ndarray:
     """Columns of a table as float64 (row column); an empty cell is NaN.
 
