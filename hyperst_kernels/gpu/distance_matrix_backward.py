@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hyperst_kernels.gpu import launch, maps
-from hyperst_kernels.gpu.distance_matrix import CANCELLED, row_stats, span_of, tile_of
+from hyperst_kernels.gpu.distance_matrix import CANCELLED, Operand, row_stats, span_of, tile_of
 from hyperst_kernels.gpu.exact_pairs import EXACT_TILE, Vectors, add_point_gradients, compare_all, points_of
 from hyperst_kernels.gpu.pair import per_chord, slopes_of_distance
 from hyperst_kernels.gpu.scalars import exp, expm1, nonzero, rounded_product, sqrt_rn
@@ -24,10 +24,11 @@ from hyperst_kernels.gpu.tile_math import load_each
 
 @triton.jit
 def _weights(
-    grad_ptr, distance_ptr, c_ptr, a_ptr, b_ptr, out, cancelled_ptr, scale_grad_ptr, n, m, limit,
+    grad_ptr, distance_ptr, c_ptr, x, y, out, cancelled_ptr, scale_grad_ptr, limit, unit,
     SPLIT: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Weights of points; which tiles hold cancelled pairs, and their sums of the gradient times the distance."""
+    """W_ij s_i s_j ``unit``; which tiles hold cancelled pairs, and their sums of the gradient times the distance."""
+    n, m = x.n, y.n
     i, j, rows, columns = tile_of(n, m, TILE, TILE)
     inside = (rows < n)[:, None] & (columns < m)[None, :]
     place = rows[:, None] * m + columns[None, :]
@@ -36,10 +37,12 @@ def _weights(
     k = sqrt_rn(tl.load(c_ptr))
     D = k * distance
     growth = -expm1(-D)  # sinh D = e^D (1 - e^-D)(1 + e^-D) / 2, cosh D - 1 = e^D (1 - e^-D)^2 / 2
-    span = span_of(load_each(a_ptr, rows, n, DTYPE), load_each(b_ptr, columns, m, DTYPE))
+    span = span_of(load_each(x.excess_ptr, rows, n, DTYPE), load_each(y.excess_ptr, columns, m, DTYPE))
     decay = exp(-D)
     cancelled = growth * growth <= 2 * limit * span * decay
     weight = tl.where(cancelled, 0, grad * 2 * decay / (k * nonzero(growth * (1 + decay))))
+    scales = load_each(x.scale_ptr, rows, n, DTYPE)[:, None] * unit, load_each(y.scale_ptr, columns, m, DTYPE)[None, :]
+    weight = weight * scales[0] * scales[1]
     store_weights(out.ptr + place, weight, inside, out.part_stride, SPLIT)
     number = i * tl.cdiv(m, TILE) + j
     tl.store(scale_grad_ptr + number, tl.sum(rounded_product(grad, distance)))
@@ -98,19 +101,22 @@ def _cancelled_gradients(
 
 
 class Side:
-    """Rows (n d) of one side: as operands of products with weights, and what has been summed for their gradient."""
+    """Rows (n d) of one side: as operands of products with weights, and what has been summed for their gradient.
+
+    Weights are times the scales s from vectors to sqrt(c) times their points, so that those of far pairs are numbers in bf16 too;
+    the operands are vectors, and t / s.
+    """
 
     def __init__(self, x: Tensor, c: Tensor, tangent: bool, parts: int):
         self.x, (self.n, self.d) = x, x.shape
         # of the exact numbers, not of those a low precision rounded: the gradient is that of the true distance
         self.norm, self.scale, self.excess = row_stats(x, c, tangent, "ieee")
         dtype = torch.bfloat16 if parts else c.dtype
-        times = summands(
-            1 + self.excess, dtype
-        )  # beside the points: a product with one vector takes as long as one more
-        points = parts_of(self.scale[:, None] * x.to(c.dtype), dtype, max(1, parts))
+        # beside the vectors: a product with one vector takes as long as one with more
+        times = summands((1 + self.excess) / self.scale, dtype)
+        vectors = parts_of(x.to(c.dtype), dtype, max(1, parts))
         self.operands = [
-            torch.cat([part, times if k == 0 else torch.zeros_like(times)], 1) for k, part in enumerate(points)
+            torch.cat([part, times if k == 0 else torch.zeros_like(times)], 1) for k, part in enumerate(vectors)
         ]
         self.sums = c.new_zeros(self.operands[0].shape)
         self.exact = c.new_zeros(x.shape)  # the gradient of x by cancelled pairs
@@ -120,22 +126,32 @@ class Side:
         x = self.x[some]
         return Vectors(x, x.stride(0), len(x), self.norm[some])
 
-    def gradient(self, c: Tensor, tangent: bool) -> Tensor:
+    def part(self, some: slice) -> Operand:
+        """Some rows, as the kernel of weights takes them."""
+        x = self.x[some]
+        return Operand(x, x.stride(0), len(x), self.scale[some], self.excess[some])
+
+    def gradient(self, c: Tensor, tangent: bool, unit: float) -> Tensor:
         """The gradient of x in the geometry's dtype."""
         x, of_times = self.x.to(c.dtype), self.sums[:, self.d :].sum(1)
         grad = (of_times * (self.scale / (1 + self.excess)))[:, None] * x - self.sums[:, : self.d]
-        grad *= c.sqrt()
+        grad *= (c.sqrt() / unit / self.scale)[:, None]
         if tangent:
             grad = maps.exp_map0_backward(grad, x, torch.ones_like(c), c)[0]
         return grad.add_(self.exact)
 
 
 class MatrixGradient:
-    """The gradient of distances of x (n d) and y (m d), of which blocks come one after the other."""
+    """The gradient of distances of x (n d) and y (m d), of which blocks come one after the other.
+
+    In every precision but "ieee" weights and vectors are sums of two bf16 numbers: they keep 17 bits.
+    """
 
     def __init__(self, x: Tensor, y: Tensor, c: Tensor, tangent: bool, precision: str):
         self.c, self.tangent, self.parts = c, tangent, parts_of_weights(c.dtype, precision)
         self.x, self.y = (Side(launch.unit_stride(t), c, tangent, self.parts) for t in (x, y))
+        # weights of points far out go like e^-(p + q): as subnormal numbers they have no digits in bf16
+        self.unit = 1.0 if tangent or not self.parts else 2.0**48
         self.along = c.new_zeros((), dtype=torch.float64)  # sum of the gradient times the distance
 
     def add(self, rows: slice, columns: slice, distance: Tensor, grad: Tensor) -> None:
@@ -146,8 +162,8 @@ class MatrixGradient:
         cancelled, by_distance = torch.empty(tiles, dtype=torch.int8, device=c.device), c.new_empty(tiles)
         numbers = {"DTYPE": launch.triton_dtype(c.dtype), "TILE": tile, **launch.OPTIONS}
         _weights[(tiles[0] * tiles[1],)](
-            grad, distance, c, self.x.excess[rows], self.y.excess[columns], Weights(weights, weights.stride(0), m),
-            cancelled, by_distance, n, m, CANCELLED[c.dtype], SPLIT=self.parts == 2, **numbers,
+            grad, distance, c, self.x.part(rows), self.y.part(columns), Weights(weights, weights.stride(0), m), cancelled,
+            by_distance, CANCELLED[c.dtype], self.unit, SPLIT=self.parts == 2, **numbers,
         )  # fmt: skip
         self.along += by_distance.sum(dtype=torch.float64)
         self.x.sums[rows] += multiply(weights, [part[columns] for part in self.y.operands])
@@ -163,7 +179,7 @@ class MatrixGradient:
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of x and y in the geometry's dtype, and of c (), float64."""
-        dx, dy = (side.gradient(self.c, self.tangent) for side in (self.x, self.y))
+        dx, dy = (side.gradient(self.c, self.tangent, self.unit) for side in (self.x, self.y))
         # d is homogeneous in the vectors and 1/sqrt(c)
         homogeneity = sum((side.x.double() * grad).sum() for side, grad in ((self.x, dx), (self.y, dy))) - self.along
         return dx, dy, homogeneity / (2 * self.c.double())
@@ -173,10 +189,13 @@ class MatrixGradient:
 def pairwise_distance_backward(
     grad: Tensor, x: Tensor, y: Tensor, c: Tensor, distance: Tensor, tangent: bool, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (n d), y (m d) and c () from that of the matrix (n m). Holds one more matrix of that size."""
+    """Gradients of x (n d), y (m d) and c () from that of the matrix (n m), in the geometry's dtype whatever the precision.
+
+    Holds one more matrix of that size.
+    """
     if grad.numel() == 0 or x.shape[1] == 0:
         return torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(c)
-    gradient = MatrixGradient(x, y, c, tangent, precision)
+    gradient = MatrixGradient(x, y, c, tangent, "ieee")
     gradient.add(slice(0, len(x)), slice(0, len(y)), distance.contiguous(), grad.contiguous())
     dx, dy, dc = gradient.finish()
     return dx.to(x.dtype), dy.to(y.dtype), dc.to(c.dtype)
