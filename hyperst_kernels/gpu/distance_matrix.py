@@ -152,6 +152,7 @@ def put_distances(product, x, y, rows, columns, c_ptr, out_ptr, cancelled_ptr, l
     scale_x, scale_y = load_each(x.scale_ptr, rows, n, DTYPE), load_each(y.scale_ptr, columns, m, DTYPE)
     span = span_of(load_each(x.excess_ptr, rows, n, DTYPE), load_each(y.excess_ptr, columns, m, DTYPE))
     delta = at_least(span - product * scale_x[:, None] * scale_y[None, :], 0)
+    delta = tl.where(delta < float("inf"), delta, float("nan"))  # a distance that is infinite would be a wrong one
     inside = (rows < n)[:, None] & (columns < m)[None, :]
     cancelled = inside & (delta <= limit * span)
     tl.store(cancelled_ptr, tl.max(cancelled.to(tl.int32)).to(tl.int8))
