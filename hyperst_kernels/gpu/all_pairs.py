@@ -15,6 +15,7 @@ from hyperst_kernels.gpu.distance_matrix_backward import MatrixGradient
 from hyperst_kernels.gpu.exact_pairs import Vectors
 from hyperst_kernels.gpu.split_products import parts_of, parts_of_weights, product
 
+SIDE = (8192, 8192)  # rows and columns of a block: three matrices of its size are in memory
 TILE = 64  # rows and columns whose distances a program puts in the place of products
 
 
@@ -37,7 +38,7 @@ class LorentzPairs:
 
     def blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
         c = self.c
-        for rows, columns in blocks(len(self.queries), len(self.keys), c.device):
+        for rows, columns in blocks(len(self.queries), len(self.keys), c.device, SIDE):
             with launch.on_device_of(c):
                 out = product(self.left[rows], self.right[columns].T)
                 (norm_x, scale_x, a), (norm_y, scale_y, b) = (
