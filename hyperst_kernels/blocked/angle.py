@@ -67,7 +67,6 @@ class _Turned(NamedTuple):
 def _turned(x: Polar, y: Polar, limit: float) -> _Turned:
     cosine = (x.direction @ y.direction.T).clamp(-1, 1)
     versine = 1 - cosine
-    aligned = (versine < limit) | (versine > 2 - limit)
     sine = torch.sqrt(versine * (1 + cosine))
     across = x.decay * y.sinh.T * sine
     # sinh(q - p) e^-(p+q) from the rapidities: e^-2p and e^-2q may be alike
@@ -75,7 +74,13 @@ def _turned(x: Polar, y: Polar, limit: float) -> _Turned:
     nearer = torch.minimum(x.rapidity, y.rapidity.T)
     radial = torch.sign(apart) * torch.exp(-2 * nearer) * -torch.expm1(-2 * apart.abs()) / 2
     along = radial - x.cosh * y.sinh.T * versine
-    return _Turned(cosine, versine, sine, across, along, aligned & (x.length != 0) & (y.length.T != 0))
+    return _Turned(cosine, versine, sine, across, along, aligned(cosine, x.length, y.length, limit))
+
+
+def aligned(cosine: Tensor, x_length: Tensor, y_length: Tensor, limit: float = ALIGNED) -> Tensor:
+    """Which pairs are `ALIGNED`, by their cosines (r w) and lengths (r 1), (w 1); none with the origin."""
+    versine = 1 - cosine
+    return ((versine < limit) | (versine > 2 - limit)) & (x_length != 0) & (y_length.T != 0)
 
 
 def values(x: Tensor, y: Tensor, c: Tensor, tangent: bool, limit: float = ALIGNED) -> Tensor:
@@ -113,10 +118,19 @@ def gradients(
     dq = -(upstream * turned.sine * (u.sinh / size) * u.decay * v.decay.T**2).sum(0)[:, None]
     slope = v.sinh.T * u.decay * ((odd + u.sinh * v.cosh.T * turned.versine) / size)
     dw = -upstream * slope / torch.where(left_out, torch.ones_like(grad), turned.sine)
-    dx, dy = (_to_vectors(*some, c, tangent) for some in ((u, dw @ v.direction, dp), (v, dw.T @ u.direction, dq)))
+    dx, dy = (to_vectors(*some, c, tangent) for some in ((u, dw @ v.direction, dp), (v, dw.T @ u.direction, dq)))
     along = _along_curvature(u, v, turned, tangent) / size
     dc = (upstream * turned.sine * along / (2 * c)).sum(dtype=torch.float64)
-    for i, j in chunks(turned.aligned, x.shape[1]):
+    dc = dc + add_aligned_gradients(grad, x, y, c, tangent, turned.aligned, dx, dy)
+    return dx, dy, dc.to(c.dtype)
+
+
+def add_aligned_gradients(
+    grad: Tensor, x: Tensor, y: Tensor, c: Tensor, tangent: bool, some: Tensor, dx: Tensor, dy: Tensor
+) -> Tensor:
+    """Add the gradients of ``some`` pairs (r w) to dx (r d) and dy (w d), and return that of c (), float64."""
+    dc = c.new_zeros((), dtype=torch.float64)
+    for i, j in chunks(some, x.shape[1]):
         # in float64: the slope by c is what is left of two numbers that are alike
         slopes = angle_gradients(x[i].double(), y[j].double(), c.double(), tangent)
         of_x, of_y, of_c = ((grad[i, j].double()[:, None] * slope).to(dx.dtype) for slope in slopes)
@@ -124,10 +138,10 @@ def gradients(
         dx.index_put_((i,), of_x, accumulate=True)
         dy.index_put_((j,), of_y, accumulate=True)
         dc = dc + of_c.sum(dtype=torch.float64)
-    return dx, dy, dc.to(c.dtype)
+    return dc
 
 
-def _to_vectors(some: Polar, of_direction: Tensor, of_rapidity: Tensor, c: Tensor, tangent: bool) -> Tensor:
+def to_vectors(some: Polar, of_direction: Tensor, of_rapidity: Tensor, c: Tensor, tangent: bool) -> Tensor:
     """The gradient of vectors from those of their directions and rapidities; 0 at the origin."""
     length = torch.where(some.length == 0, torch.ones_like(some.length), some.length)
     across = of_direction - (of_direction * some.direction).sum(1, keepdim=True) * some.direction
@@ -146,14 +160,14 @@ def _along_curvature(u: Polar, v: Polar, turned: _Turned, tangent: bool) -> Tens
     growth = apart**2 / 2 + u.sinh * v.sinh.T * turned.versine  # (cosh D - 1) e^-(p+q)
     shrink = u.decay * v.decay.T
     if tangent:
-        of_u, of_v = _sinhc_excess(u), _sinhc_excess(v).T
+        of_u, of_v = sinhc_excess(u), sinhc_excess(v).T
         return p * v.sinh.T * u.decay * growth + p * q * (of_v * u.decay - of_u * v.decay.T) * shrink
     of_u, of_v = torch.expm1(-p) ** 2 / 2, torch.expm1(-q) ** 2 / 2  # (cosh - 1) e^-p
     both = u.sinh * v.sinh.T / u.cosh
     return both * (growth * u.decay + (of_v * u.decay - of_u * v.decay.T) / v.cosh.T * shrink)
 
 
-def _sinhc_excess(some: Polar) -> Tensor:
+def sinhc_excess(some: Polar) -> Tensor:
     """(sinh(p) / p - 1) e^-p: (n 1)."""
     p = some.rapidity
     series = p**2 * polynomial(p.clamp(max=1) ** 2, [1 / math.factorial(2 * k + 3) for k in range(9)])

@@ -50,6 +50,10 @@ class Inputs(NamedTuple):
             from hyperst_kernels.gpu.all_pairs import LorentzPairs
 
             return LorentzPairs(*given, tangent, precision)
+        if on_triton(self.c) and geometry == "angle":
+            from hyperst_kernels.gpu.angle_pairs import AnglePairs
+
+            return AnglePairs(*given, tangent, precision)
         if self.c.device.type == "cpu" and not on_triton(self.c) and geometry != "angle":
             return TiledPairs(*given, geometry, tangent, self.widened)
         return BlockedPairs(*given, self.geometry)

@@ -68,36 +68,27 @@ def _cancelled_gradients(
     rows = i * TILE + tl.arange(0, TILE)
     k = sqrt_rn(tl.load(c_ptr))
     u = points_of(x, rows, DTYPE)
-    SOME: tl.constexpr = 128  # tiles whose flags are looked at together: mostly none is set
     flags, tiles = cancelled.ptr + i * cancelled.row_stride, tl.cdiv(y.n, TILE)
-    for first in range(0, tiles, SOME):
-        some = first + tl.arange(0, SOME)
-        found = tl.load(flags + some.to(tl.int64) * cancelled.column_stride, some < tiles, other=0)
-        if tl.max(found.to(tl.int32)) != 0:
-            for j in range(first, tl.minimum(first + SOME, tiles)):
-                if tl.load(flags + tl.cast(j, tl.int64) * cancelled.column_stride) != 0:
-                    columns = tl.cast(j, tl.int64) * TILE + tl.arange(0, TILE)
-                    inside = (rows < x.n)[:, None] & (columns < y.n)[None, :]
-                    place = rows[:, None] * grads.row_stride + columns[None, :] * grads.column_stride
-                    weight = tl.load(weight_ptr + place, inside, other=1)
-                    grad = tl.where(weight == 0, tl.load(grads.ptr + place, inside, other=0).to(DTYPE), 0)
-                    v = points_of(y, columns, DTYPE)
-                    r, half_chord, per_sum, leftover = compare_all(u, v, d, TILE, DTYPE)
-                    along, across = slopes_of_distance(u.norm[:, None], v.norm[None, :], r, half_chord, k, TANGENT)
-                    add_point_gradients(
-                        u,
-                        v,
-                        dx_ptr,
-                        r,
-                        per_sum,
-                        leftover,
-                        per_chord(half_chord),
-                        grad * along,
-                        grad * across,
-                        d,
-                        0,
-                        DTYPE,
-                    )
+    end = tiles
+    if tl.float64 != DTYPE:  # which has no register left for this
+        some, any_flag = tl.arange(0, 128), 0
+        for first in range(0, tiles, 128):
+            place = flags + (first + some).to(tl.int64) * cancelled.column_stride
+            any_flag = tl.maximum(any_flag, tl.max(tl.load(place, first + some < tiles, other=0).to(tl.int32)))
+        end = tl.where(any_flag != 0, tiles, 0)  # mostly there is none to look for
+    for j in range(0, end):
+        if tl.load(flags + tl.cast(j, tl.int64) * cancelled.column_stride) != 0:
+            columns = tl.cast(j, tl.int64) * TILE + tl.arange(0, TILE)
+            inside = (rows < x.n)[:, None] & (columns < y.n)[None, :]
+            place = rows[:, None] * grads.row_stride + columns[None, :] * grads.column_stride
+            weight = tl.load(weight_ptr + place, inside, other=1)
+            grad = tl.where(weight == 0, tl.load(grads.ptr + place, inside, other=0).to(DTYPE), 0)
+            v = points_of(y, columns, DTYPE)
+            r, half_chord, per_sum, leftover = compare_all(u, v, d, TILE, DTYPE)
+            along, across = slopes_of_distance(u.norm[:, None], v.norm[None, :], r, half_chord, k, TANGENT)
+            add_point_gradients(
+                u, v, dx_ptr, r, per_sum, leftover, per_chord(half_chord), grad * along, grad * across, d, 0, DTYPE
+            )
 
 
 class Side:

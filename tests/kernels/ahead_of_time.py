@@ -26,6 +26,7 @@ from benchmarks.cases import CASES, ROW_WISE
 from hyperst_kernels.blocked.pairs import Pairs, PowerSums, Weights
 from hyperst_kernels.gpu import (
     all_pairs,
+    angle_pairs,
     contrastive,
     distance_matrix,
     distance_matrix_backward,
@@ -174,16 +175,16 @@ def pairs(d: int, dtype: torch.dtype, precision: str, backward: bool = False, n:
 
 
 def blocks_of_pairs(dtype: torch.dtype, n: int = 256) -> None:
-    """Blocks of distances, and what they add to losses of all pairs, with ids of positives and without."""
-    matrix = all_pairs.LorentzPairs(
-        torch.zeros(n, 64, dtype=dtype), torch.zeros(n, 64, dtype=dtype), _scalar(dtype), True, "bf16x3"
-    )
-    next(matrix.blocks())
+    """Blocks of distances and angles, and what they add to losses of all pairs, with ids of positives and without."""
+    given = torch.zeros(n, 64, dtype=dtype), torch.zeros(n, 64, dtype=dtype), _scalar(dtype)
+    for tangent in (True, False):
+        for matrix in (all_pairs.LorentzPairs, angle_pairs.AnglePairs):
+            matrix(*given, tangent, "bf16x3").gradients(lambda rows, columns, values, out: out.zero_())
     values, each, ids = torch.zeros(n, n, dtype=dtype), torch.zeros(n, dtype=dtype), torch.zeros(n, dtype=torch.int64)
     wide = torch.zeros(len(PowerSums._fields), n, dtype=torch.float64)
     weights = Weights(wide[0], wide[1], each, each, each)
-    for given in ((ids, ids, None), (None, None, ids)):
-        block = Pairs(slice(0, n), slice(0, n), each, *given)
+    for by_id in ((ids, ids, None), (None, None, ids)):
+        block = Pairs(slice(0, n), slice(0, n), each, *by_id)
         pair_loss.add_powers(values, block, wide, wide)
         pair_loss.add_sigmoid(values, block, _scalar(dtype), wide[0])
         pair_loss.softmax_gradients(values, block, weights, weights, values, wide)
