@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 SCHEMES = ("auto", "gather")
 _ERRORS = {error.__name__: error for error in (TypeError, ValueError, RuntimeError)}
 Checked = TypeVar("Checked")
-Rows = tuple[int, int]  # of queries and keys
+Sizes = tuple[int, int, int]  # rows of queries, rows of keys, and 1 where each query has a logit scale of its own
 
 
 def place(group: torch.distributed.ProcessGroup | None, rank: int = 0, world_size: int = 1) -> tuple[int, int]:
@@ -46,25 +46,27 @@ class Ranks:
         self.rank, self.size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
 
     @torch.compiler.disable
-    def agree(self, check: Callable[[], tuple[Checked, Mapping[str, object], Rows]]) -> tuple[Checked, list[Rows]]:
-        """Return what ``check`` gives, and the rows (n, m) of every rank.
+    def agree(self, check: Callable[[], tuple[Checked, Mapping[str, object], Sizes]]) -> tuple[Checked, list[Sizes]]:
+        """Return what ``check`` gives, and the sizes of every rank.
 
-        ``check`` gives (anything, facts that must be alike on every rank, the own rows), or raises. One exchange of four
-        integers, which the host waits for. Raises on every rank what any rank's check has raised, or ValueError for facts that differ.
+        ``check`` gives (anything, facts that must be alike on every rank, the own sizes), or raises. One exchange of five
+        integers, which the host waits for. Raises on every rank what any rank's check has raised, and ValueError for facts that
+        differ.
         """
-        checked, facts, rows, error = None, {}, (0, 0), None
+        checked, sizes, error = None, (0, 0, 0), None
+        facts: Mapping[str, object] = {}
         try:
-            checked, facts, rows = check()
+            checked, facts, sizes = check()
         except tuple(_ERRORS.values()) as caught:
             error = caught
-        own = [int(error is not None), zlib.crc32(repr(sorted(facts.items())).encode()), *rows]
+        own = [int(error is not None), zlib.crc32(repr(sorted(facts.items())).encode()), *sizes]
         header = torch.tensor(own, dtype=torch.int64, device=self._device())
         shards = [torch.empty_like(header) for _ in range(self.size)]
         torch.distributed.all_gather(shards, header, group=self.group)
         found = torch.stack(shards).tolist()
         if any(failed for failed, *_ in found) or len({digest for _, digest, *_ in found}) > 1:
             self._explain(error, facts)
-        return checked, [(n, m) for _, _, n, m in found]  # type: ignore[return-value]
+        return checked, [tuple(sizes) for _, _, *sizes in found]  # type: ignore[return-value]
 
     def _device(self) -> torch.device:
         """Where small messages go: the CPU if the group's backend reaches it, which no GPU has to wait for."""
@@ -152,7 +154,9 @@ def _all_gather(x: Tensor, ranks: Ranks, rows: Sequence[int]) -> Tensor:
     everything = x.new_empty(ranks.size * most, *x.shape[1:])
     if most == 0:
         return everything
-    places = list(everything.split(most))  # in the order of the result, so that equal shards are written where they belong
+    places = list(
+        everything.split(most)
+    )  # in the order of the result, so that equal shards are written where they belong
     shards = [places[order.index(rank)] for rank in range(ranks.size)]
     torch.distributed.all_gather(shards, _padded(x.contiguous(), most), group=ranks.group)
     if min(rows) == most:

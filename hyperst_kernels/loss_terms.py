@@ -34,16 +34,16 @@ class Term(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What all terms share, under the names of `contrastive_loss`."""
+    """What all terms share, under the names and with the defaults of `contrastive_loss`."""
 
-    loss: str
-    logit_bias: float | Tensor | None
-    positives: tuple[Tensor, Tensor] | None
-    input: str
-    geometry: str
-    exclude_ids: Tensor | None
-    weights: Tensor | None
-    reduction: str
+    loss: str = "softmax"
+    logit_bias: float | Tensor | None = None
+    positives: tuple[Tensor, Tensor] | None = None
+    input: str = "tangent"
+    geometry: str = "lorentz"
+    exclude_ids: Tensor | None = None
+    weights: Tensor | None = None
+    reduction: str = "mean"
     precision: str | None = None
     deterministic: bool = True
     need_positive: bool = True  # of one rank's rows, none may have a positive where another rank's have
@@ -89,9 +89,7 @@ def prepare(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Tenso
         options = options._replace(exclude_ids=options.exclude_ids.to(vectors[0].device))
     if isinstance(options.logit_bias, Tensor):
         _checks.reachable("logit_bias", options.logit_bias, vectors[0].device)
-    return Prepared(
-        vectors, scaling, c, _logit_scales(terms, logit_scale, vectors[0], c.dtype), pairings, options
-    )
+    return Prepared(vectors, scaling, c, _logit_scales(terms, logit_scale, vectors[0], c.dtype), pairings, options)
 
 
 def losses_of(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Tensor, options: Options) -> list[Tensor]:

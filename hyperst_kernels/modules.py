@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -223,7 +224,7 @@ class HyperbolicContrastiveLoss(nn.Module):
         if use_horovod:
             raise ValueError("use_horovod must be False, got True: features are gathered with torch.distributed")
         hold(self, curvature)
-        self.options = {"loss": loss, "input": input, "geometry": geometry, "precision": precision}
+        self.options: dict[str, Any] = {"loss": loss, "input": input, "geometry": geometry, "precision": precision}
         self.input, self.directions, self.geometry = input, directions, geometry
         self.local_loss, self.gather_with_grad = local_loss, gather_with_grad
         if group is not None or torch.distributed.is_initialized():
@@ -263,7 +264,6 @@ class HyperbolicContrastiveLoss(nn.Module):
             positives=positives,
             exclude_ids=exclude_ids,
             weights=weights,
-            reduction="mean",
             **self.options,
         )
 
@@ -281,8 +281,7 @@ class HyperbolicContrastiveLoss(nn.Module):
 
         def check():
             call = Call.checked(*given(), self.local_loss)
-            (term,) = call.terms
-            return call, {**call.facts(), **flags}, (term.queries.shape[0], term.keys.shape[0])
+            return call, {**call.facts(), **flags}, call.sizes()
 
         call, sizes = ranks.agree(check)
         shard = Shard(call, Gather(ranks, self.gather_with_grad), sizes)

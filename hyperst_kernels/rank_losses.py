@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hyperst_kernels.distributed import Gather, Rows
+from hyperst_kernels.distributed import Gather, Sizes
 from hyperst_kernels.loss_terms import Options, Prepared, Term, losses_of, prepare, refuse_no_positive
 
 
@@ -22,14 +22,16 @@ class Call(NamedTuple):
     prepared: Prepared
 
     @classmethod
-    def checked(cls, terms: Sequence[Term], c: float | Tensor, logit_scale: float | Tensor, options: Options, local: bool):
+    def checked(
+        cls, terms: Sequence[Term], c: float | Tensor, logit_scale: float | Tensor, options: Options, local: bool
+    ):
         """What one rank can know of its arguments by itself."""
         prepared = prepare(terms, c, logit_scale, options._replace(need_positive=False))
         for term, scale in zip(terms, prepared.scales, strict=True):
             if local and options.loss == "softmax" and scale.ndim > 0 and term.directions == "both":
                 raise ValueError(
-                    "logit_scale must be one number where local_loss=True and directions='both': from keys to queries, those of "
-                    "each query are other ranks'; take directions='rows' or local_loss=False"
+                    "logit_scale must be one number for directions='both' where each rank has the losses of its own rows: from "
+                    "keys to queries, those of the queries are other ranks'; take directions='rows', or local_loss=False"
                 )
         return cls(terms, c, logit_scale, options, prepared)
 
@@ -48,8 +50,12 @@ class Call(NamedTuple):
             **given,
             **{name: getattr(options, name) for name in alike},
             "directions": directions[0] if len(directions) == 1 else directions,
-            "logit_scale": "one for each query" if any(s.ndim for s in self.prepared.scales) else "one number",
         }
+
+    def sizes(self) -> Sizes:
+        """What `Shard` has to know of every rank."""
+        (queries, keys, *_), *_ = self.terms
+        return queries.shape[0], keys.shape[0], int(any(scale.ndim for scale in self.prepared.scales))
 
 
 class Means(NamedTuple):
@@ -62,35 +68,45 @@ class Means(NamedTuple):
     def __call__(self, per_row: Tensor) -> Tensor:
         """(..., n) to (...): results whose mean over ranks is the mean over the rows of all."""
         if self.weights is not None:
-            per_row = per_row * self.weights.to(per_row.dtype)
+            per_row = per_row * self.weights
         return per_row.sum(-1) * (self.ranks / self.total)
 
 
-def means(gather: Gather, rows: Sequence[int], weights: Tensor | None = None, counted: Tensor | None = None) -> Means:
-    """The mean of `contrastive_loss`, 0 where all weights are.
+def ratios(weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weights (n,) and their sum, both by the largest, as only ratios count and so none overflows; a sum of 0 is 1."""
+    largest = weights.detach().amax()
+    weights = (weights / torch.where(largest == 0, 1, largest)).to(dtype)
+    total = weights.sum()
+    return weights, torch.where(total == 0, 1, total)
 
-    ``weights`` (n,) are those of the own rows, ``counted`` (N,) says of the rows of all which have a loss.
-    """
+
+def means(
+    gather: Gather,
+    rows: Sequence[int],
+    dtype: torch.dtype,
+    weights: Tensor | None = None,
+    counted: Tensor | None = None,
+) -> Means:
+    """``weights`` (n,) are those of the own rows, ``counted`` (N,) says of the rows of all which have a loss."""
     if weights is None and counted is None:
         return Means(None, float(sum(rows)), gather.ranks.size)
-    everything = torch.ones((), device=counted.device) if weights is None else gather(weights, rows)
+    everything = torch.ones((), dtype=dtype) if weights is None else gather(weights, rows)
     if counted is not None:
-        everything = everything * counted
-    largest = everything.detach().amax()
-    everything = everything / torch.where(largest == 0, 1, largest)  # only ratios count: by the largest, none overflows
-    total = everything.sum()
-    return Means(everything[: rows[gather.ranks.rank]], torch.where(total == 0, 1, total), gather.ranks.size)
+        everything = everything.to(counted.device) * counted
+    everything, total = ratios(everything, dtype)
+    return Means(everything[: rows[gather.ranks.rank]], total, gather.ranks.size)
 
 
 class Shard:
     """One rank's rows in several terms, among the rows of all."""
 
-    def __init__(self, call: Call, gather: Gather, sizes: Sequence[Rows]):
+    def __init__(self, call: Call, gather: Gather, sizes: Sequence[Sizes]):
         self.call, self.gather = call, gather
         self.prepared, self.options = call.prepared, call.options
-        self.query_rows, self.key_rows = [n for n, _ in sizes], [m for _, m in sizes]
+        self.query_rows, self.key_rows = [n for n, *_ in sizes], [m for _, m, _ in sizes]
+        self.scale_per_query = _scale_per_query(sizes)
         self.more_keys = self.query_rows != self.key_rows
-        device = self.prepared.vectors[0].device
+        device = self.prepared.c.device
         self.exclude_ids = self.positives = None
         if self.options.exclude_ids is not None:
             self.exclude_ids = self._of_keys(self.options.exclude_ids.to(device, torch.int64), gather.plain)
@@ -106,12 +122,16 @@ class Shard:
         pairings = self.prepared.pairings
         queries, keys = self._gathered({p.queries for p in pairings})
         terms = [
-            term._replace(queries=queries[p.queries], keys=keys[p.keys], logit_scale=self._scales(term.logit_scale))
+            term._replace(queries=queries[p.queries], keys=keys[p.keys])
             for term, p in zip(self.call.terms, pairings, strict=True)
         ]
-        weights = None if self.options.weights is None else self.gather(self._weights(), self.query_rows)
+        weights = self._weights()
+        weights = None if weights is None else self.gather(weights, self.query_rows)
         options = self.options._replace(exclude_ids=self.exclude_ids, positives=self.positives, weights=weights)
-        return losses_of(terms, self.call.c, self._scales(self.call.logit_scale), options)
+        scale = self.call.logit_scale
+        if self.scale_per_query and isinstance(scale, Tensor):
+            scale = self.gather(scale.reshape(-1).to(self.prepared.c.device), self.query_rows)
+        return losses_of(terms, self.call.c, scale, options)
 
     def own_losses(self) -> list[Tensor]:
         """The part of the own rows in the loss of each term."""
@@ -125,8 +145,7 @@ class Shard:
             forth.append(rows)
             if both:
                 own = vectors[p.keys] if self.positives is not None or not self.more_keys else vectors[p.keys][:n]
-                scales = {"query_scale": term.key_scale, "key_scale": term.query_scale}
-                back.append(rows._replace(queries=own, keys=queries[p.queries], **scales))
+                back.append(Term(own, queries[p.queries], 1.0, "rows", term.key_scale, term.query_scale))
         ways = self._both_ways(forth, back)
         mean_forth, mean_back = self._means()
         found, returning = [mean_forth(per_row) for per_row in ways[: len(forth)]], iter(ways[len(forth) :])
@@ -157,13 +176,13 @@ class Shard:
 
     def _means(self) -> tuple[Means, Means]:
         """Those over queries and over keys."""
-        weights = self._weights()
+        weights, dtype = self._weights(), self.prepared.c.dtype
         if self.positives is None or self.options.loss == "sigmoid":
-            both = means(self.gather, self.query_rows, weights)
+            both = means(self.gather, self.query_rows, dtype, weights)
             return both, both
         of_queries, of_keys = self.positives
-        over_queries = means(self.gather, self.query_rows, weights, torch.isin(of_queries, of_keys))
-        return over_queries, means(self.gather, self.key_rows, None, torch.isin(of_keys, of_queries))
+        over_queries = means(self.gather, self.query_rows, dtype, weights, torch.isin(of_queries, of_keys))
+        return over_queries, means(self.gather, self.key_rows, dtype, None, torch.isin(of_keys, of_queries))
 
     def _gathered(self, queries: set[int]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """By their number, features of all ranks: those of ``queries``, and those of the keys of every term."""
@@ -188,7 +207,14 @@ class Shard:
         weights, like = self.prepared.options.weights, self.prepared.c
         return None if weights is None else weights.to(like.device, torch.promote_types(weights.dtype, like.dtype))
 
-    def _scales(self, scale: float | Tensor | None) -> float | Tensor | None:
-        """A logit scale, or those of the queries of all ranks."""
-        per_query = isinstance(scale, Tensor) and scale.numel() > 1
-        return self.gather(scale.to(self.prepared.c.device), self.query_rows) if per_query else scale
+
+def _scale_per_query(sizes: Sequence[Sizes]) -> bool:
+    """Whether ranks have a logit scale for each query. Of one with a single query, its shape does not tell."""
+    unlike = [rank for rank, (n, _, several) in enumerate(sizes) if n > 1 and not several]
+    if not any(several for *_, several in sizes):
+        return False
+    if unlike:
+        raise ValueError(
+            f"logit_scale must be one for each query on every rank or one number on every rank, got one number on rank {unlike[0]}"
+        )
+    return True

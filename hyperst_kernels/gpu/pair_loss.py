@@ -129,9 +129,7 @@ def _powers(block, sums_ptr, sums_stride, AXIS: tl.constexpr, KIND: tl.constexpr
         else:
             positive, negative = classes(block, other, own, KIND)
             _, _, high, low = costs(block, other, own, DTYPE)
-        nearest_negative, total_negative, _, _ = add_part(
-            nearest_negative, total_negative, high, low, negative, AXIS
-        )
+        nearest_negative, total_negative, _, _ = add_part(nearest_negative, total_negative, high, low, negative, AXIS)
         if tl.max(positive.to(tl.int32)) != 0:  # most tiles hold none
             nearest, total, apart, back = add_part(nearest, total, high, low, positive, AXIS)
             spread += rounded_product(number, back) + tl.sum(tl.where(positive, apart, 0), axis=AXIS)
