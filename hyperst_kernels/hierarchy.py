@@ -53,9 +53,15 @@ HYPERST_ENTAILMENT = (
 class HierarchicalAlignmentLoss(nn.Module):
     """HCA + 0.4 HEA of HyperST (Zhang et al. 2025, section 3), every relation and weight configurable.
 
-    ``forward(features, curvature, logit_scale, exclude_ids=None)``: features maps names to (b, d) tensors; returns
+    ``forward(features, curvature, logit_scale, exclude_ids=None, weights=None)``: features maps names to (b, d) tensors; returns
     "loss", "contrastive", "entailment" and each unweighted term ("image_spot->gene_spot", "image_spot>=gene_spot").
+    ``weights`` (b,) are finite and >= 0, and count in the mean of every term.
     Cones exist in hyperbolic space only: other geometries need ``entailment=()``.
+
+    ``group`` is of the processes of ``torch.distributed`` among which rows are divided, in shards of any size; None is one
+    process. All features travel in one exchange, always with gradients. What each rank gets is its own rows' part: the mean over
+    ranks, of every returned number and, as DDP and FSDP2 take it, of parameters' gradients, is that of one process with all rows.
+    A wrong argument on one rank is the same error on every rank.
 
     >>> features = {k: torch.randn(8, 4) for k in ("image_spot", "image_niche", "gene_spot", "gene_niche")}
     >>> len(HierarchicalAlignmentLoss()(features, 1.0, 1 / 0.07))

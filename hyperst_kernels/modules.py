@@ -182,9 +182,16 @@ class HyperbolicContrastiveLoss(nn.Module):
     - a `LorentzLift`, or another module with a ``curvature`` or whose call gives c: registered, asked at every step;
     - a function without arguments, called at every step: ``lambda: model.lift.curvature`` for a lift that the model holds.
 
-    Several processes (``world_size`` > 1): features are gathered. After DDP's mean over ranks, the gradient is the true
-    one for ``gather_with_grad=True`` (local or global loss); without it, a global loss gives exactly 1/world_size of
-    that of the features, and ``local_loss=True`` drops the gradient through the other ranks' keys, which is wrong and warned about.
+    ``forward`` also takes ``exclude_ids`` (m,), ``positives`` (query_ids (n,), key_ids (m,)) and ``weights`` (n,) by name, and a
+    logit_scale (n,), as `contrastive_loss` does.
+
+    Several processes: ``group``, or a rank and world_size, of the default group, that ``torch.distributed`` confirms. Each has its
+    own rows, of any number, and gets those of all. After a mean of parameters' gradients over ranks, which DDP and FSDP2 take,
+    they are the true ones for ``gather_with_grad=True``, with a local loss (each rank the losses of its own rows) or a global one
+    (every rank all losses). Without it, a global loss gives exactly 1/world_size of that of the features, and
+    ``local_loss=True`` drops the gradient through the other ranks' keys, which is wrong and warned about. A wrong argument on one
+    rank, or one that other ranks do not have, is the same error on every rank. ``scheme`` is how features travel: "gather", which
+    "auto" is as well. Per-query logit scales need ``directions="rows"`` or a global loss.
     ``cache_labels`` is accepted for compatibility: there are no labels to cache.
 
     >>> loss = HyperbolicContrastiveLoss()
