@@ -47,6 +47,7 @@ class Call(NamedTuple):
         return {
             "the features' d": vectors[0].shape[1],
             "the features' dtype": vectors[0].dtype,
+            "whether features require gradients": torch.is_grad_enabled() and any(x.requires_grad for x in vectors),
             **given,
             **{name: getattr(options, name) for name in alike},
             "directions": directions[0] if len(directions) == 1 else directions,

@@ -36,6 +36,7 @@ FAULTS = {
     "scales": ({"directions": "rows"}, {"logit_scale": torch.ones(3)}, "directions must be the same on every rank"),
     "directions": ({"directions": "rows"}, {}, "directions must be the same on every rank, got both on rank 0 and rows"),
     "loss": ({"loss": "sigmoid"}, {}, "loss must be the same on every rank, got softmax on rank 0 and sigmoid on rank 1"),
+    "frozen": ({}, {"image_features": torch.eye(3, 4)}, "whether features require gradients must be the same on every rank"),
     "local": ({"local_loss": False}, {}, "local_loss must be the same on every rank, got True on rank 0 and False"),
     "gather": ({"gather_with_grad": False}, {}, "gather_with_grad must be the same on every rank"),
 }  # fmt: skip
@@ -51,7 +52,8 @@ def wrong(fault: str, rank: int, world_size: int) -> None:
     if rank == 0 and fault in FAULTS:
         options, given = {}, {}
     loss = HyperbolicContrastiveLoss(group=torch.distributed.group.WORLD, **{**LOCAL, **options})
-    loss(**{"image_features": torch.eye(3, 4), "text_features": torch.eye(3, 4), "logit_scale": 9.0, **given})
+    image = torch.eye(3, 4, requires_grad=True)
+    loss(**{"image_features": image, "text_features": torch.eye(3, 4), "logit_scale": 9.0, **given})
 
 
 def one_number_on_one_rank(rank: int, world_size: int) -> None:
@@ -154,6 +156,7 @@ def until_death(rank: int, folder: str, where: str) -> None:
         loss(torch.eye(3, 4, requires_grad=True), torch.eye(3, 4, requires_grad=True), 9.0).backward()
     except RuntimeError as error:
         torch.save(str(error), f"{folder}/error.pt")
+    os._exit(0)  # threads of a group that lost a member do not always end in peace
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])

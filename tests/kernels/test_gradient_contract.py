@@ -52,9 +52,16 @@ def of_rank(wrapper: str, local_loss: bool, gather_with_grad: bool, rank: int, w
         model = nn.parallel.DistributedDataParallel(model)
     elif wrapper == "FSDP2":
         fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (world_size,)))
+    elif wrapper == "compiled":
+        model.forward = torch.compile(model.forward, backend="aot_eager")
     loss = model(*(x.split(SHARDS)[rank] for x in pairs()))
     loss.backward()
     return {"loss": loss.detach(), **gradients(model)}
+
+
+def in_one_graph(rank: int, world_size: int) -> torch.Tensor:
+    loss = HyperbolicContrastiveLoss(group=torch.distributed.group.WORLD)
+    return torch.compile(loss, backend="aot_eager", fullgraph=True)(torch.eye(3), torch.eye(3), 9.0)
 
 
 @pytest.fixture(name="found", scope="module")
@@ -64,6 +71,8 @@ def _found(tmp_path_factory):
         for wrapper in ("none", "DDP", "FSDP2")
         for flags in FLAGS
     }
+    cases["compiled", True, True] = functools.partial(of_rank, "compiled", True, True)
+    cases["in one graph"] = in_one_graph
     return ranks.run(WORLD, tmp_path_factory.mktemp("ranks"), cases)
 
 
@@ -78,11 +87,13 @@ def true() -> dict[str, torch.Tensor]:
 close = functools.partial(torch.testing.assert_close, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("flags", FLAGS)
-@pytest.mark.parametrize("wrapper", ["none", "DDP", "FSDP2"])
+WAYS = [*itertools.product(("none", "DDP", "FSDP2"), FLAGS), ("compiled", (True, True))]
+
+
+@pytest.mark.parametrize(("wrapper", "flags"), WAYS)
 def test_gradients(found, wrapper, flags):
     results = found[(wrapper, *flags)]
-    if wrapper != "none":  # which leave the mean on every rank
+    if wrapper in ("DDP", "FSDP2"):  # which leave the mean on every rank
         for name in true().keys() - {"loss"}:
             assert torch.equal(results[0][name], results[1][name])
     mean = {name: torch.stack([result[name] for result in results]).mean(0) for name in true()}
@@ -101,3 +112,9 @@ def test_values(found, flags):
     values = torch.stack([result["loss"] for result in found[("none", *flags)]])
     whole = true()["loss"].expand(WORLD)
     assert torch.allclose(values, whole, rtol=1e-12) == (not flags[0])
+
+
+def test_one_graph_is_refused(found):
+    for error in found["in one graph"]:
+        assert isinstance(error, RuntimeError)
+        assert "leave out fullgraph=True" in str(error)
