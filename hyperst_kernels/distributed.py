@@ -38,10 +38,20 @@ def place(group: torch.distributed.ProcessGroup | None, rank: int = 0, world_siz
     return found
 
 
+class Group:
+    """The process group that a module holds. Copies of the module share it; the default group is not held, so that pickles load."""
+
+    def __init__(self, group: torch.distributed.ProcessGroup | None):
+        self.held = None if group is None or group is torch.distributed.group.WORLD else group
+
+    def __deepcopy__(self, memo: dict) -> Group:
+        return self
+
+
 class Ranks:
     """The processes of a group: what all must agree on before they exchange tensors."""
 
-    def __init__(self, group: torch.distributed.ProcessGroup | None):
+    def __init__(self, group: torch.distributed.ProcessGroup | None = None):
         self.group = group
         self.rank, self.size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
 
@@ -57,7 +67,7 @@ class Ranks:
         facts: Mapping[str, object] = {}
         try:
             checked, facts, sizes = check()
-        except tuple(_ERRORS.values()) as caught:
+        except Exception as caught:  # whatever it is, the others must not wait
             error = caught
         own = [int(error is not None), zlib.crc32(repr(sorted(facts.items())).encode()), *sizes]
         header = torch.tensor(own, dtype=torch.int64, device=self._device())
@@ -78,8 +88,8 @@ class Ranks:
         """Raise the same error on every rank."""
         told = None
         if error is not None:
-            name = next(name for name, known in _ERRORS.items() if isinstance(error, known))
-            told = (name, str(error))
+            name = next((name for name, known in _ERRORS.items() if isinstance(error, known)), "RuntimeError")
+            told = (name, str(error) if isinstance(error, _ERRORS[name]) else repr(error))
         everything: list = [None] * self.size
         torch.distributed.all_gather_object(everything, (told, dict(facts)), group=self.group)
         for rank, (failure, _) in enumerate(everything):
@@ -144,36 +154,34 @@ class _GatherWithGrad(torch.autograd.Function):
         return _reduce_scatter(grad, ctx.ranks, ctx.rows).to(ctx.dtype), None, None
 
 
-def _in_ring(ranks: Ranks) -> list[int]:
-    """The ranks from the own one on."""
-    return [(ranks.rank + i) % ranks.size for i in range(ranks.size)]
-
-
 def _all_gather(x: Tensor, ranks: Ranks, rows: Sequence[int]) -> Tensor:
-    most, order = max(rows), _in_ring(ranks)
+    most = max(rows)
     everything = x.new_empty(ranks.size * most, *x.shape[1:])
     if most == 0:
         return everything
-    places = list(
-        everything.split(most)
-    )  # in the order of the result, so that equal shards are written where they belong
-    shards = [places[order.index(rank)] for rank in range(ranks.size)]
+    ring = everything.split(most)  # in the order of the result, so that equal shards are written where they belong
+    shards = [ring[(rank - ranks.rank) % ranks.size] for rank in range(ranks.size)]
     torch.distributed.all_gather(shards, _padded(x.contiguous(), most), group=ranks.group)
     if min(rows) == most:
         return everything
-    return torch.cat([shards[rank][: rows[rank]] for rank in order])
+    return torch.cat([shard[:n] for shard, n in zip(ring, _in_ring(rows, ranks), strict=True)])
 
 
 def _reduce_scatter(grad: Tensor, ranks: Ranks, rows: Sequence[int]) -> Tensor:
     """The own rows of the sum over ranks of (N, ...): (n, ...). Half precision would lose a digit with every rank."""
-    most, order = max(rows), _in_ring(ranks)
+    most = max(rows)
     grad = grad.to(torch.promote_types(grad.dtype, torch.float32))
     own = grad.new_empty(most, *grad.shape[1:])
     if most > 0:
-        shards = grad.contiguous().split([rows[rank] for rank in order])
-        parts = [_padded(shards[order.index(rank)], most) for rank in range(ranks.size)]
+        ring = grad.contiguous().split(_in_ring(rows, ranks))
+        parts = [_padded(ring[(rank - ranks.rank) % ranks.size], most) for rank in range(ranks.size)]
         torch.distributed.reduce_scatter(own, parts, group=ranks.group)
     return own[: rows[ranks.rank]]
+
+
+def _in_ring(rows: Sequence[int], ranks: Ranks) -> list[int]:
+    """From the own on."""
+    return [*rows[ranks.rank :], *rows[: ranks.rank]]
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:

@@ -12,7 +12,7 @@ from hyperst_kernels import _checks
 from hyperst_kernels._checks import choice, geometry_dtype, positive_number, real_number
 from hyperst_kernels._constants import INPUTS, LOSS_GEOMETRIES
 from hyperst_kernels.contrastive import weighted_sum
-from hyperst_kernels.distributed import Gather, Ranks, place
+from hyperst_kernels.distributed import Gather, Group, Ranks, place
 from hyperst_kernels.entailment import entailment_hinges
 from hyperst_kernels.first_logit_scale import FirstLogitScale
 from hyperst_kernels.loss_terms import DIRECTIONS, Options, Term, losses_of
@@ -98,8 +98,8 @@ class HierarchicalAlignmentLoss(nn.Module):
             real_number(f"entailment[{t}].weight", relation.weight)
         self.weights = (contrastive_weight, entailment_weight)
         self.min_radius, self.input, self.geometry = min_radius, input, geometry
-        several = group is not None and place(group)[1] > 1 and (self.contrastive or self.entailment)
-        self.group = group if several else None
+        self.world_size = 1 if group is None or not self._needed() else place(group)[1]
+        self.group = Group(group)
         self.logit_scales = FirstLogitScale()
 
     def extra_repr(self) -> str:
@@ -107,6 +107,8 @@ class HierarchicalAlignmentLoss(nn.Module):
         lines += [f"{e.parent}>={e.child}: eta={e.eta:g}, weight={e.weight:g}" for e in self.entailment]
         weights = "contrastive_weight={:g}, entailment_weight={:g}".format(*self.weights)
         options = f"min_radius={self.min_radius:g}, input={self.input!r}, geometry={self.geometry!r}"
+        if self.world_size > 1:
+            options += f", world_size={self.world_size}"
         return "\n".join([*lines, f"{weights}, {options}"])
 
     def forward(
@@ -122,7 +124,7 @@ class HierarchicalAlignmentLoss(nn.Module):
         options = Options(
             input=self.input, geometry=self.geometry, exclude_ids=exclude_ids, weights=weights, reduction="mean"
         )
-        if self.group is None:
+        if self.world_size == 1:
             self._check(features, weights)
             losses = losses_of(self._terms(features), curvature, logit_scale, options) if self.contrastive else []
             mean = None
@@ -153,7 +155,7 @@ class HierarchicalAlignmentLoss(nn.Module):
             shape = tuple(features[name].shape)
             if shape[0] == 0:
                 raise ValueError(f"features[{name!r}] must hold at least one row, got shape {shape}")
-            if weights is not None or self.group is not None:
+            if weights is not None or self.world_size > 1:
                 _checks.features(f"features[{name!r}]", features[name], matrix=True)
                 rows = features[needed[0]].shape[0]
                 if shape[0] != rows:
@@ -196,11 +198,15 @@ class HierarchicalAlignmentLoss(nn.Module):
             facts["contrastive"] = [(t.queries, t.keys, t.directions) for t in self.contrastive]
             rows = next(iter(named.values())).shape[0]
             if not self.contrastive:
-                return (None, c.dtype), {**facts, "weights": options.weights is None}, (rows, rows, 0)
+                return (
+                    (None, c.dtype),
+                    {**facts, "weights": None if options.weights is None else "a value"},
+                    (rows, rows, 0),
+                )
             call = Call.checked(self._terms(features), curvature, logit_scale, options, local=True)
             return (call, c.dtype), {**facts, **call.facts()}, call.sizes()
 
-        ranks = Ranks(self.group)
+        ranks = Ranks(self.group.held)
         (call, dtype), sizes = ranks.agree(check)
         gather = Gather(ranks, with_grad=True)
         losses = [] if call is None else Shard(call, gather, sizes).own_losses()

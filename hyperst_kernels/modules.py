@@ -15,7 +15,7 @@ from hyperst_kernels._checks import choice, positive_number
 from hyperst_kernels._constants import INPUTS, LOSS_GEOMETRIES, PRECISIONS
 from hyperst_kernels.curvature import Curvature, check, current, describe, hold
 from hyperst_kernels.distance import similarity
-from hyperst_kernels.distributed import SCHEMES, Gather, Ranks, place
+from hyperst_kernels.distributed import SCHEMES, Gather, Group, Ranks, place
 from hyperst_kernels.entailment import entailment_loss
 from hyperst_kernels.first_logit_scale import FirstLogitScale
 from hyperst_kernels.loss_terms import DIRECTIONS, LOSSES, Options, Term, losses_of
@@ -236,7 +236,7 @@ class HyperbolicContrastiveLoss(nn.Module):
         self.local_loss, self.gather_with_grad = local_loss, gather_with_grad
         if group is not None or torch.distributed.is_initialized():
             rank, world_size = place(group, rank, world_size)
-        self.rank, self.world_size, self.group, self.scheme = rank, world_size, group, scheme
+        self.rank, self.world_size, self.group, self.scheme = rank, world_size, Group(group), scheme
         self.logit_scales = FirstLogitScale()
         if world_size > 1 and local_loss and not gather_with_grad:
             warnings.warn(
@@ -282,8 +282,8 @@ class HyperbolicContrastiveLoss(nn.Module):
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _losses_of_rank(self, given: Callable[[], tuple[list[Term], float | Tensor, float | Tensor, Options]]):
-        place(self.group, self.rank, self.world_size)
-        ranks = Ranks(self.group)
+        place(self.group.held, self.rank, self.world_size)
+        ranks = Ranks(self.group.held)
         flags = {name: getattr(self, name) for name in ("local_loss", "gather_with_grad", "scheme")}
 
         def check():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
+import pickle
 import re
 import signal
 
@@ -76,6 +78,20 @@ def other_module(rank: int, world_size: int) -> None:
         wrong("d", 0, world_size)
 
 
+def no_curvature(rank: int, world_size: int) -> None:
+    given = {"curvature": lambda: {}["c"]} if rank == 1 else {}
+    HyperbolicContrastiveLoss(group=torch.distributed.group.WORLD, **LOCAL, **given)(torch.eye(3), torch.eye(3), 9.0)
+
+
+def copied(rank: int, world_size: int) -> list[torch.Tensor]:
+    """Of modules that hold a group, and of their copies, the losses."""
+    everyone = torch.distributed.new_group()
+    groups = torch.distributed.group.WORLD, everyone
+    losses = [HyperbolicContrastiveLoss(group=group, **LOCAL) for group in groups]
+    losses += [copy.deepcopy(loss) for loss in losses] + [pickle.loads(pickle.dumps(losses[0]))]
+    return [loss(torch.eye(3, 4), torch.eye(3, 4), 9.0) for loss in losses]
+
+
 def numbers(rank: int, world_size: int) -> list[str]:
     """What is said of a rank and world size that are not the group's, and what a group alone gives."""
     pair = [torch.distributed.new_group([r]) for r in range(world_size)]
@@ -98,7 +114,7 @@ def numbers(rank: int, world_size: int) -> list[str]:
 @pytest.fixture(name="found", scope="module")
 def _found(tmp_path_factory):
     cases = {name: functools.partial(wrong, name) for name in (*FAULTS, *WRONG_EVERYWHERE)}
-    functions = (one_number_on_one_rank, wrong_feature, other_module, numbers)
+    functions = (one_number_on_one_rank, wrong_feature, other_module, no_curvature, numbers, copied)
     cases |= {function.__name__: function for function in functions}
     return ranks.run(2, tmp_path_factory.mktemp("ranks"), cases)
 
@@ -121,6 +137,17 @@ def test_faults_of_other_kinds(found):
         assert type(one) is type(other) is ValueError
         assert str(one) == str(other)
         assert re.search(said, str(one)), one
+
+
+def test_an_error_of_any_kind_reaches_every_rank(found):
+    for error in found["no_curvature"]:
+        assert isinstance(error, RuntimeError)
+        assert str(error) == "rank 1: KeyError('c')"
+
+
+def test_copies_of_a_module_share_its_group(found):
+    for losses in found["copied"]:
+        assert len({float(loss) for loss in losses}) == 1
 
 
 def test_numbers_that_contradict_the_group_are_refused(found):
