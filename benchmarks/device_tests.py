@@ -13,12 +13,16 @@ from pathlib import Path
 from benchmarks import device, outcomes, results
 
 SMOKE, ALL = "smoke", "tests"
+MARK = "triton"
+# where tests of that mark are, but for what runs the same everywhere: other files may need more than a GPU's machine has
 PATHS = (
-    "tests/kernels/triton",
+    *(f"tests/kernels/test_{name}.py" for name in ("maps", "transport", "poincare", "distance", "entailment")),
     *(
         f"tests/kernels/test_{name}.py"
-        for name in ("row_wise", "extreme_losses", "pair_blocks", "pair_loss", "retrieval")
+        for name in ("distance_matrix", "extreme_losses", "pair_blocks", "pair_loss", "retrieval")
     ),
+    *(f"tests/kernels/test_{name}.py" for name in ("scalars", "compile", "func", "launch", "tune")),
+    "tests/kernels/triton",
 )
 # seconds, after which a process is given up and its test has failed: a kernel that never ends is not to be interrupted
 LIMIT = 480
@@ -33,7 +37,7 @@ def command(selection: str, log: Path, operators: Iterable[str] = (), paths: Seq
     """How pytest is called: in as many processes as there are cores where pytest-xdist is installed."""
     cores = len(os.sched_getaffinity(0))
     spread = ["-n", str(cores), "--dist", "worksteal"] if importlib.util.find_spec("xdist") and cores > 1 else []
-    chosen = ["-m", SMOKE] if selection == SMOKE else []
+    chosen = ["-m", SMOKE if selection == SMOKE else MARK]
     chosen += ["--operators", ",".join(operators)] if operators else []
     told = ["-q", "--no-header", "--no-summary", "--tb=short", "-p", "no:warnings"]
     limit = [f"--timeout={LIMIT}", "--timeout-method=thread"]

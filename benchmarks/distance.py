@@ -12,7 +12,7 @@ import hyperst_kernels as hk
 from benchmarks import peers, textbook
 from benchmarks.problem import OURS, Function, Problem, pairs
 
-TESTS = ("tests/kernels/test_geometry.py", "tests/kernels/test_row_wise.py", "tests/kernels/test_native.py")
+TESTS = ("tests/kernels/test_distance.py", "tests/kernels/test_distance_matrix.py")
 OPERATIONS = ("distance", "pairwise_distance")
 CDIST = "torch.cdist"
 

@@ -11,7 +11,7 @@ import hyperst_kernels as hk
 from benchmarks import peers, textbook
 from benchmarks.problem import OURS, Function, Problem, pairs
 
-TESTS = ("tests/kernels/test_geometry.py", "tests/kernels/test_row_wise.py")
+TESTS = ("tests/kernels/test_entailment.py",)
 OPERATIONS = ("half_aperture", "exterior_angle", "entailment_loss")
 
 _OURS: dict[str, Function] = {

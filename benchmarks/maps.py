@@ -11,7 +11,7 @@ import hyperst_kernels as hk
 from benchmarks import peers, textbook
 from benchmarks.problem import OURS, Function, Problem, pairs
 
-TESTS = ("tests/kernels/test_geometry.py", "tests/kernels/test_row_wise.py")
+TESTS = ("tests/kernels/test_maps.py", "tests/kernels/test_poincare.py", "tests/kernels/test_transport.py")
 OPERATIONS = ("exp_map0", "log_map0", "exp_map", "log_map", "round_trip")
 _ONE = torch.tensor(1.0)
 

@@ -12,8 +12,8 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ from benchmarks.tables import THREADS, WIDTHS
 
 FAMILIES = {"maps": maps, "distance": distance, "entailment": entailment, "blocked": blocked}
 LOSS = contrastive.OPERATIONS[0]
+LOSSES = "losses"
 LARGEST_PEER = 16384  # beyond, one step of a peer that fits takes minutes
 
 
@@ -51,9 +52,11 @@ class Suite:
     row_wise: tuple[int, int] = (16384, 128)
     pairwise: tuple[int, int] = (512, 128)
     blocked: tuple[int, int] = (2048, 128)
+    losses: tuple[int, int] = (4096, 128)
     errors: tuple[int, int] = (512, 32)
     operator_budget: float = 2.0
     loss_shapes: tuple[tuple[int, int], ...] = ((4096, 512),)
+    losses_budget: float = 10.0
     keops_shape: tuple[int, int] = (2048, 8)
     loss_budget: float = 20.0
     scaling_dim: int = 128
@@ -103,6 +106,21 @@ def loss(suite: Suite) -> Iterator[Row]:
     n, d = suite.keops_shape
     few = (OURS, peers.EAGER, peers.KEOPS, peers.PRODUCTS)
     yield from measure.speed(contrastive.setup(LOSS, n, d), _about(n, d), budget=5, green=passed, providers=few)
+
+
+def losses(suite: Suite) -> Iterator[Row]:
+    """Speed and peak memory of every loss beside the obvious implementation."""
+    n, d = suite.losses
+    for family, module in (("contrastive", contrastive), ("blocked", blocked)):
+        passed = gate(suite, module.TESTS)
+        for operation in module.OPERATIONS:
+            providers = (OURS, peers.EAGER, peers.COMPILED)
+            about = {"operation": operation, "n": n, "d": d, "dtype": "float32", "setting": t.LOSSES}
+            problem = module.setup(operation, n, d)
+            yield from measure.speed(problem, about, budget=suite.losses_budget, green=passed, providers=providers)
+            for provider in providers[:2]:
+                found = measure.isolated(family, operation, provider, n, d, repeats=1)
+                yield from (replace(row, setting=t.LOSSES) for row in found)
 
 
 def scaling(suite: Suite) -> Iterator[Row]:
@@ -169,6 +187,7 @@ STAGES: dict[str, Callable[[Suite], Iterator[Row]]] = {
     "errors": errors,
     "operators": operators,
     "loss": loss,
+    LOSSES: losses,
     "scaling": scaling,
     "widths and threads": widths_and_threads,
     "training": training,
@@ -179,10 +198,20 @@ def _about(n: int, d: int) -> dict:
     return {"operation": LOSS, "n": n, "d": d, "dtype": "float32"}
 
 
+def _where(about: dict[str, str]) -> str:
+    return f"{about['device']}; {about['versions']}; commit {about['commit']}, {about['run'][:10]}."
+
+
+def page_of_losses(rows: list[Row], about: dict[str, str], folder: Path = REPOSITORY) -> None:
+    """Write the table with a line for each loss into README.md."""
+    operations = (LOSS, *blocked.OPERATIONS)
+    replace_between(folder / "README.md", LOSSES, f"{t.losses_table(rows, operations)}\n\n{_where(about)}")
+
+
 def pages(rows: list[Row], about: dict[str, str], suite: Suite, folder: Path = REPOSITORY) -> None:
     """Write the tables into README.md and docs/benchmarks.md, and draw the figures."""
     row_wise = [operation for module in FAMILIES.values() for operation in module.OPERATIONS]
-    where = f"{about['device']}; {about['versions']}; commit {about['commit']}, {about['run'][:10]}."
+    where = _where(about)
     loss_tables = "\n\n".join(t.loss_table(rows, n, d) for n, d in suite.loss_shapes)
     for page, name, content in (
         ("README.md", "benchmark", f"{loss_tables}\n\n{where}"),
@@ -198,15 +227,16 @@ def pages(rows: list[Row], about: dict[str, str], suite: Suite, folder: Path = R
         ("docs/benchmarks.md", "recall", t.recall_table(rows)),
     ):
         replace_between(folder / page, name, content)
+    page_of_losses(rows, about, folder)
     figures.draw(rows, suite, folder / "docs" / "figures")
 
 
-def measure_all(suite: Suite, path: Path) -> None:
-    """Run every stage and append its rows as soon as it has ended."""
+def measure_all(suite: Suite, path: Path, stages: Sequence[str] = tuple(STAGES)) -> None:
+    """Run stages and append the rows of each as soon as it has ended."""
     run = datetime.datetime.now().isoformat(timespec="seconds")
-    for name, stage in STAGES.items():
+    for name in stages:
         start = time.perf_counter()
-        rows = list(stage(suite))
+        rows = list(STAGES[name](suite))
         results.append(rows, path, run)
         print(f"{name}: {len(rows)} rows in {time.perf_counter() - start:.0f} s", flush=True)
         for row in rows:
@@ -218,10 +248,15 @@ def measure_all(suite: Suite, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--redraw", action="store_true", help="measure nothing, write pages and figures again")
+    parser.add_argument("--losses", action="store_true", help="measure one stage and write the table of losses")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     os.environ.setdefault("PYTHONWARNINGS", "ignore::DeprecationWarning")
     suite, path = Suite(), results.path_for()
+    if options.losses:
+        measure_all(suite, path, [LOSSES])
+        page_of_losses(*results.read_last(path))
+        return
     if not options.redraw:
         measure_all(suite, path)
     pages(*results.read_last(path), suite)

@@ -12,7 +12,7 @@ from benchmarks.problem import OURS
 from benchmarks.results import Row
 
 RED = "tests fail: no ratio"
-WIDTHS, THREADS = "by width", "by threads"  # settings of two studies
+WIDTHS, THREADS, LOSSES = "by width", "by threads", "by loss"  # settings of studies
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -73,6 +73,21 @@ def loss_table(rows: list[Row], n: int, d: int) -> str:
         lines.append([name, *times, ratio(of("ratio both")), "" if name == AGAIN else bytes_(of("peak bytes"))])
     head = [f"B = {n}, D = {d}", "forward, ms", "backward, ms", "both, ms", "time / ours", "peak memory"]
     return markdown(head, lines)
+
+
+def losses_table(rows: list[Row], operations: Iterable[str]) -> str:
+    """A line for each loss: time of the obvious implementation over ours, eager and compiled, and both peaks of memory."""
+    lines = []
+    for operation in operations:
+        here = pick(rows, operation=operation, setting=LOSSES)
+        ours = find(here, provider=OURS, metric="both s")
+        if ours is None:
+            continue
+        ratios = [ratio(find(here, provider=name, metric="ratio both")) for name in (peers.EAGER, peers.COMPILED)]
+        peaks = [bytes_(find(here, provider=name, metric="peak bytes")) for name in (OURS, peers.EAGER)]
+        lines.append([operation, milliseconds(ours), *ratios, *peaks])
+    shape = next((f"B = {row.n}, D = {row.d}" for row in pick(rows, setting=LOSSES)), "")
+    return markdown([shape, "ours, ms", "eager / ours", "compiled / ours", "peak memory", "eager's"], lines)
 
 
 def operator_table(rows: list[Row], operations: Iterable[str]) -> str:

@@ -189,10 +189,13 @@ def read_config(path: str | Path, base: RunConfig | None = None) -> RunConfig:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"configuration file {path} does not exist; leave --config out for the defaults")
+        what = "is no file" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"configuration file {path} {what}; leave --config out for the defaults")
     try:
         mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a YAML file: it is no text in UTF-8") from error
+    except yaml.YAMLError as error:
         raise ValueError(f"{path} is not a YAML file: {error}") from error
     try:
         return update(base or RunConfig(), mapping or {})

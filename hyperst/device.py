@@ -22,8 +22,19 @@ def choose_device(name: str | None = None) -> torch.device:
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         usable = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"device {name!r} (--device) cannot be used here ({reason}); choose {' or '.join(usable)}, or leave --device out"
+            f"device {name!r} (--device) cannot be used here: {_reason(name)}; choose {' or '.join(usable)}, or leave --device out"
         ) from error
     return device
+
+
+def _reason(name: str) -> str:
+    """Why a device cannot be used; PyTorch's own texts list kinds of devices, or are about tensors."""
+    kind, _, number = name.partition(":")
+    if kind != "cuda":
+        return "there is no such device, or this PyTorch does not compute on it"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this PyTorch is built without GPUs"
+    if not torch.cuda.is_available():
+        return "no GPU is found (nvidia-smi tells whether the driver runs)"
+    return f"there is no GPU of number {number}" if number else "the GPU refuses"

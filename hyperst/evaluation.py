@@ -30,6 +30,7 @@ OURS, NULL, MEAN = "HyperST (this run)", "null: images shuffled between spots", 
 RIDGE_OWN, RIDGE_STAIN = "ridge on this run's image features", "ridge on stain and texture features"
 _TOP = (10, 50, 200)
 _N_SHUFFLES = 20
+_FEW_SPOTS = 30
 
 
 @dataclass(frozen=True)
@@ -316,8 +317,13 @@ def _caveats(run: Run, section: Section, scores: dict[str, Scores]) -> list[str]
             "On the log2(1 + count) scale most of the correlation is the spots' total count; "
             "compare with --target log1p_cp10k."
         )
+    if section.n_spots < _FEW_SPOTS:
+        said.append(f"{section.name} has {section.n_spots} spots: correlations over so few are mostly chance.")
     floors = [scores[name] for name in (RIDGE_OWN, RIDGE_STAIN) if name in scores]
-    if floors and (scores[OURS].pcc or 0.0) <= max(floor.pcc or 0.0 for floor in floors):
+    ours = scores[OURS].pcc
+    if ours is None:
+        said.append("No gene varies in both prediction and measurement, so there is no correlation to compare.")
+    elif floors and ours <= max(floor.pcc or 0.0 for floor in floors):
         said.append("Ridge regression is as good or better on PCC: this run has learnt nothing beyond it.")
     if floors and scores[OURS].mse >= min(floor.mse for floor in floors):
         said.append("Ridge regression has the smaller squared error: use its values where size matters, not only rank.")

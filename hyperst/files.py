@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
+import shutil
+import socket
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +30,8 @@ __all__ = [
     "write_text_atomic",
 ]
 
+_LONGEST_STEM = 150  # bytes, of a temporary file's name: 255 are all that file systems allow
+_OLD = 3600  # seconds
 _NO_SPACE = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file is too large"}
 
 
@@ -35,7 +41,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     The temporary file lies in the same folder and keeps the suffix (writers look at it). On success it is flushed to
     disk (fsync) and renamed over ``path``. On any failure, KeyboardInterrupt included, it is removed and an existing
-    ``path`` stays as it was. Missing parent folders are made.
+    ``path`` stays as it was. Missing parent folders are made. What a killed process left of an earlier try is removed.
 
     Raises:
         OSError: the disk or quota is full (the message names the file and the remedy), or ``path`` is a folder.
@@ -53,7 +59,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        _remove_leftovers(path)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_mark(path)}{os.getpid()}.", suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes 0600 files; the result should look like any other output
@@ -161,21 +168,44 @@ def write_h5ad_atomic(adata: AnnData, path: str | Path) -> Path:
     The file is made in memory and goes to the disk in one piece: HDF5 on a full disk prints its own errors, again when Python
     frees its objects, and may end the process.
     """
+    import anndata
     import h5py
 
-    try:
-        from anndata.io import write_elem
-    except ImportError:  # before 0.11
-        from anndata.experimental import write_elem
-
+    elements: Any = getattr(anndata, "io", None) or anndata.experimental  # the latter before 0.11
     path = Path(path)
     with atomic_path(path) as temporary:
         adata.strings_to_categoricals()
         content = io.BytesIO()
         with h5py.File(content, "w") as file:
-            write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
-        temporary.write_bytes(content.getbuffer())
+            elements.write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+        content.seek(0)
+        # in pieces: after an error Python 3.13 complains of a buffer that is still in use
+        with temporary.open("wb") as file:
+            shutil.copyfileobj(content, file)
     return path
+
+
+def _mark(path: Path) -> str:
+    """How the names of temporary files for ``path`` begin on this machine, before the number of the process that writes."""
+    host = hashlib.blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()
+    stem = path.stem.encode(errors="replace")[:_LONGEST_STEM].decode(errors="ignore")
+    return f".{stem}.{host}-"
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files for ``path`` whose process has ended on this machine, and which are an hour old.
+
+    The hour is for containers that share a folder and a host name, and cannot see each other's processes.
+    """
+    import psutil
+
+    for entry in path.parent.iterdir():
+        if not (entry.name.startswith(_mark(path)) and entry.suffix == path.suffix):
+            continue
+        owner = entry.name[len(_mark(path)) :].partition(".")[0]
+        with suppress(OSError):  # another process has removed it, or it may not be removed
+            if owner.isdecimal() and not psutil.pid_exists(int(owner)) and time.time() - entry.stat().st_mtime > _OLD:
+                entry.unlink()
 
 
 def _umask() -> int:

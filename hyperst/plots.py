@@ -77,7 +77,7 @@ def _background(section: Section) -> tuple[np.ndarray, float]:
     """Thumbnail of the tissue and its scale; white where the section was read without an image."""
     if section.image_path is None:
         extent = section.spot_px.max(axis=0) + (section.grid.pitch_px or 50.0)
-        scale = 1000 / float(extent.max())
+        scale = 1000 / float(np.max(extent))
         return np.full((*np.ceil(extent[::-1] * scale).astype(int), 3), 255, dtype=np.uint8), scale
     with section.open_image() as image:
         thumbnail = image.thumbnail(2000)

@@ -116,9 +116,34 @@ def over_spots(
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def predict_section(run: Run, section: Section, *, on_progress: Callable[[int, int], None] | None = None) -> AnnData:
-    """Predict a section's spots and return them as AnnData; see :func:`predict_image` for what it holds."""
-    return _to_anndata(run, section, predict_values(run, section, on_progress=on_progress))
+def predict_section(
+    run: Run,
+    section: Section,
+    *,
+    skip_damaged: bool = False,
+    features: str | Path | None = None,
+    niche_features: str | Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> AnnData:
+    """Predict a section's spots and return them as AnnData; see :func:`predict_image` for what it holds, and the arguments."""
+    key = run.config.data.feature_key
+    if key is not None and features is not None:
+        section = attach_features(section, features, niche_features, key=key)
+    if skip_damaged and section.damaged is None:
+        section = replace(section, damaged=DamagedTiles())
+    if key is None and run.config.crop.niche_um is None and section.grid.um_per_px is None:
+        warnings.warn(
+            f"the run in {run.folder} was trained without um/px: crops and grid follow the spacing of the training spots in "
+            f"pixels, so {section.image_path} must have the pixel size of the training images",
+            stacklevel=2,
+        )
+    predicted = _to_anndata(run, section, predict_values(run, section, on_progress=on_progress))
+    if section.damaged is not None and section.image_path is not None:
+        seen = as_trained(run, section)
+        _, niche = crop_widths_px(seen.grid, seen.spot_diameter_px, run.config.crop)
+        predicted.obs["on_damaged_tile"] = section.damaged.touched(section.spot_px, niche)
+        predicted.uns["hyperst"]["damaged_tiles"] = len(section.damaged)
+    return predicted
 
 
 def predict_image(
@@ -159,37 +184,32 @@ def predict_image(
         FileNotFoundError: no image or no spots file.
         ValueError: unknown scale, spots outside the image, no tissue found, or ``min_tissue`` beside given spots.
     """
+    check_options(run, mpp, features, niche_features)
+    damaged = DamagedTiles() if skip_damaged else None
+    section = _section_on(run, Path(image), spots, mpp, min_tissue, damaged, with_features=features is not None)
+    return predict_section(
+        run,
+        replace(section, damaged=damaged),
+        features=features,
+        niche_features=niche_features,
+        on_progress=on_progress,
+    )
+
+
+def check_options(run: Run, mpp: float | None, features: str | Path | None, niche_features: str | Path | None) -> None:
+    """Raise ValueError where options do not go with a run: they would have no effect."""
     if mpp is not None:
-        check_mpp(mpp, "mpp as given")
+        check_mpp(mpp, "mpp (--mpp)")
     key = run.config.data.feature_key
     if key is None and (features is not None or niche_features is not None):
         raise ValueError(f"the run in {run.folder} was trained on crops of the image; leave --features out")
     if features is None and niche_features is not None:
         raise ValueError("niche_features go with features: give both files, --features and --niche-features")
-    pixels_count = key is None and run.config.crop.niche_um is None
-    if pixels_count and mpp is not None:
+    if key is None and run.config.crop.niche_um is None and mpp is not None:
         raise ValueError(
             f"the run in {run.folder} was trained without um/px, so that mpp (--mpp) has no effect: leave it out, and see that "
             "the image has the pixel size of the training images"
         )
-    damaged = DamagedTiles() if skip_damaged else None
-    section = _section_on(run, Path(image), spots, mpp, min_tissue, damaged, with_features=features is not None)
-    if key is not None and features is not None:
-        section = attach_features(section, features, niche_features, key=key)
-    if pixels_count and section.grid.um_per_px is None:
-        warnings.warn(
-            f"the run in {run.folder} was trained without um/px: crops and grid follow the spacing of the spots in pixels, so "
-            f"{image} must have the pixel size of the training images",
-            stacklevel=2,
-        )
-    section = replace(section, damaged=damaged)
-    predicted = predict_section(run, section, on_progress=on_progress)
-    if damaged is not None and section.image_path is not None:
-        seen = as_trained(run, section)
-        _, niche = crop_widths_px(seen.grid, seen.spot_diameter_px, run.config.crop)
-        predicted.obs["on_damaged_tile"] = damaged.touched(section.spot_px, niche)
-        predicted.uns["hyperst"]["damaged_tiles"] = len(damaged)
-    return predicted
 
 
 def prediction_path(folder: str | Path, image: str | Path) -> Path:
@@ -254,19 +274,23 @@ def _section_on(
         if spots is not None:
             raise ValueError(f"{image} is a section with spots of its own; leave out --spots, or give the image alone")
         return read_section(image, mpp=mpp, require_counts=False, require_image=run.config.data.feature_key is None)
-    if run.config.data.feature_key is not None and not with_features:
+    key = run.config.data.feature_key
+    if key is not None and not with_features:
         raise ValueError(
-            f"the run in {run.folder} uses precomputed features {run.config.data.feature_key!r}; give those of {image} with "
+            f"the run in {run.folder} uses precomputed features {key!r}; give those of {image} with "
             "--features FILE, or a section (.h5ad) that has them in obsm"
         )
     if spots is None:
         return _tiled(run, image, mpp, MIN_TISSUE if min_tissue is None else min_tissue, damaged)
-    if isinstance(spots, np.ndarray):
-        return image_section(image, spots, mpp=mpp, source="spots")
-    if Path(spots).suffix.lower() != ".csv":
+    if not isinstance(spots, np.ndarray) and Path(spots).suffix.lower() != ".csv":
         return read_section(spots, image=image, mpp=mpp, require_counts=False)
-    positions, names = read_spots(spots)
-    section = image_section(image, positions, mpp=mpp, source=spots)
+    positions, names = (spots, None) if isinstance(spots, np.ndarray) else read_spots(spots)
+    section = image_section(image, positions, mpp=mpp, source="spots" if isinstance(spots, np.ndarray) else spots)
+    if key is None and run.config.crop.niche_um is None:
+        # Crops follow the spacing of the training spots: positions of a user's choice have a spacing of their own, or none.
+        record = run.split.role("training")[0]
+        grid = replace(section.grid, pitch_px=record.pitch_px)
+        section = replace(section, grid=grid, spot_diameter_px=record.spot_diameter_px)
     return section if names is None else replace(section, spot_ids=names)
 
 

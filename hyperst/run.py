@@ -24,6 +24,7 @@ from hyperst.device import choose_device
 from hyperst.files import write_json_atomic, write_text_atomic
 from hyperst.model import HyperST
 from hyperst.model.backbones import is_pretrained
+from hyperst.validation import reason_of
 from hyperst.versions import code_versions
 
 __all__ = [
@@ -363,13 +364,20 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     weights = {name.removeprefix(copy): value for name, value in stored if name.startswith(copy)}
     try:
         model = build_model(config, len(genes), weights["image_projectors.spot.weight"].shape[1], stored=True)
-        problems = model.load_state_dict(weights, strict=False)
     except (RuntimeError, KeyError, IndexError) as error:
-        raise ValueError(f"{place.best} does not fit {place.config}: {error}") from error
+        raise ValueError(f"{place.best} does not fit {place.config}: {reason_of(error)}; {_AGAIN}") from error
+    expected = model.state_dict()
+    for name in sorted(expected.keys() & weights.keys()):
+        if expected[name].shape != weights[name].shape:
+            raise ValueError(
+                f"{place.best} does not fit {place.config}: {name} is {tuple(weights[name].shape)}, need "
+                f"{tuple(expected[name].shape)}; {_AGAIN}"
+            )
+    problems = model.load_state_dict(weights, strict=False)
     frozen = frozen_weights(model)
     wrong = sorted({*problems.missing_keys, *problems.unexpected_keys} - frozen)
     if wrong:
-        raise ValueError(f"{place.best} does not fit {place.config}: {', '.join(wrong[:3])} do not match")
+        raise ValueError(f"{place.best} does not fit {place.config}: {', '.join(wrong[:3])} do not match; {_AGAIN}")
     trained_on = stored_identity(checkpoint).get("frozen")
     if trained_on is not None and trained_on != weights_checksum(model, frozen):
         raise ValueError(

@@ -86,6 +86,7 @@ def image_formats() -> str:
     text += [*table(("compression", *formats.LAYOUTS), compressions), "", "## Pixels", ""]
     text += [*table(("file", "what becomes of it", "the message names"), kinds), "", "## um per pixel", ""]
     text += [*places.ABOUT_SCALE, "", *table(("where the file says it", "um/px", "what is told"), scales), ""]
+    text += ["## Orientation", "", *places.ABOUT_ORIENTATION, ""]
     return "\n".join([*text, "## Damage and memory", "", *places.ABOUT_DAMAGE]) + "\n"
 
 

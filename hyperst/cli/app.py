@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -19,6 +21,8 @@ class _FriendlyGroup(TyperGroup):
     """Turns errors into one message and an exit code; ``--debug`` shows the traceback instead."""
 
     def invoke(self, ctx: Any) -> Any:  # typer brings its own click
+        usual = warnings.formatwarning
+        warnings.formatwarning = _plain_warning(usual)
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
@@ -31,6 +35,17 @@ class _FriendlyGroup(TyperGroup):
                 raise
             print_error(error)
             raise typer.Exit(1) from error
+        finally:
+            warnings.formatwarning = usual
+
+
+def _plain_warning(usual: Callable[..., str]) -> Callable[..., str]:
+    """What turns a warning of this library into one line without the place in the code; ``usual`` does it for all others."""
+
+    def formatted(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+        return f"warning: {message}\n" if category is UserWarning else usual(message, category, *where, **more)
+
+    return formatted
 
 
 app = typer.Typer(

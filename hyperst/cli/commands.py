@@ -21,7 +21,7 @@ from hyperst.cli.console import (
 from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
 from hyperst.cli.options import BinUm, Device, GeneNames, Image, Images, Mpp, Sections
-from hyperst.cli.predict_manifest import predict_listed
+from hyperst.cli.predict_manifest import Options, predict_listed
 
 # The commands import what they need themselves: `hyperst --help` must not wait for PyTorch.
 
@@ -165,11 +165,13 @@ def train(
 
     from hyperst.config import preset, read_config, update, with_ablation
     from hyperst.model.backbones import require_weights
+    from hyperst.plan import require_new
     from hyperst.train import fit
 
     if resume:
         config, training, validation = read_run_sections(output)
     else:
+        require_new(output)
         config = preset(preset_name or "cpu")
         if config_file is not None:
             config = read_config(config_file, config)
@@ -319,11 +321,8 @@ def predict(
     if is_manifest(image):
         if spots is not None:
             raise typer.BadParameter("a manifest names the sections whose spots are predicted", param_hint="--spots")
-        if features is not None or niche_features is not None or skip_damaged:
-            raise typer.BadParameter(
-                "--features, --niche-features and --skip-damaged go with one image or section", param_hint="IMAGE"
-            )
-        predict_listed(console, run_folder, image, mpp, output, device)
+        options = Options(mpp, features, niche_features, skip_damaged)
+        predict_listed(console, run_folder, image, options, output, device)
         return
     if output is not None and output.suffix != ".h5ad":
         raise typer.BadParameter(f"{output} must end in .h5ad", param_hint="--output")
@@ -376,7 +375,7 @@ def check(
 ) -> None:
     """Say what is right and wrong with sections before training: counts, names, positions, tissue, image, scale."""
     console = make_console()
-    from hyperst.cli.reports import draw_reports, examine_all, print_reports
+    from hyperst.cli.reports import draw_reports, examine_all, foretell_training, print_reports
     from hyperst.files import require_writable
 
     if image is not None and len(sections) > 1:
@@ -384,11 +383,11 @@ def check(
     if output is not None:
         require_writable(output / "NAME_spots.png")
     reports = examine_all(sections, image, images, mpp, bin_um, gene_names)
-    print_reports(console, reports)
+    print_reports(console, reports, together := foretell_training(reports))
     draw_reports(console, reports, output)
-    wrong = sum(not report.usable for report in reports)
-    console.print(f"{len(reports) - wrong} of {len(reports)} sections can be used")
-    if wrong:
+    usable = sum(report.usable for report in reports)
+    console.print(f"{usable} of {len(reports)} sections can be used")
+    if usable < len(reports) or any(finding.level == "error" for finding in together):
         raise typer.Exit(1)
 
 

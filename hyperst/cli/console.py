@@ -46,6 +46,8 @@ def print_error(error: BaseException, hint: str = "run `hyperst --debug ...` to 
     """One clear message on standard error."""
     console = make_console(stderr=True)
     message = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:  # without its number
+        message = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     if console.is_terminal:
         console.print(Panel(Text(message), title="error", title_align="left", border_style="red", subtitle=hint))
     else:  # one unbroken line, for logs and grep

@@ -15,10 +15,9 @@ from hyperst.cli.inputs import require_bin
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from hyperst.data import SectionSource
-    from hyperst.data.check import Report
+    from hyperst.data.check import Finding, Report
 
-__all__ = ["draw_reports", "examine_all", "print_notes", "print_reports"]
+__all__ = ["draw_reports", "examine_all", "foretell_training", "print_notes", "print_reports"]
 
 _COLOURS = {"error": "red", "warning": "yellow", "ok": "green"}
 
@@ -32,27 +31,51 @@ def examine_all(
     gene_names: str | None,
 ) -> list[Report]:
     """A report of every section that ``paths`` hold, folders standing for the sections in them; errors are findings."""
-    from hyperst.data import list_sections
+    from hyperst.data import distinct_names, list_sections
     from hyperst.data.check import Finding, Report, examine_section
 
-    listed: list[SectionSource | Report] = []
-    for path in paths:
-        try:
-            listed += list_sections(path, bin_um=bin_um)
-        except (OSError, ValueError) as error:
-            listed.append(Report(path, [Finding("error", str(error))]))
-    if sources := [each for each in listed if not isinstance(each, Report)]:
+    refused: list[tuple[Path, Exception]] = []
+    sources = list_sections(paths, bin_um=bin_um, refused=refused)
+    if sources:
         require_bin(sources, bin_um)
-    return [
-        each
-        if isinstance(each, Report)
-        else examine_section(each, image=image, images_dir=images, mpp=mpp, gene_names=gene_names)
-        for each in listed
+    clash = None
+    try:
+        sources = distinct_names(sources)
+    except (OSError, ValueError) as error:  # each is examined under its own name all the same
+        clash = error
+    reports = [
+        examine_section(source, image=image, images_dir=images, mpp=mpp, gene_names=gene_names) for source in sources
     ]
+    said = {finding.message for report in reports for finding in report.findings}
+    if clash is not None and str(clash) not in said:
+        refused.append((paths[0], clash))
+    return reports + [Report(path, [Finding("error", str(error))]) for path, error in refused]
 
 
-def print_reports(console: Console, reports: Sequence[Report]) -> None:
-    """A table if there are several, then the findings: all of a single section, else warnings and errors."""
+def foretell_training(reports: Sequence[Report]) -> list[Finding]:
+    """Add to each report what training on the section alone would refuse; return what it would of all of them together."""
+    from hyperst.plan import foretell
+
+    fit = []
+    for report in reports:
+        if report.section is None:
+            continue
+        found = foretell([report.section])
+        errors = [finding for finding in found if finding.level == "error"]
+        # what training refuses has been a warning of its own where crops were looked at
+        said = [each for each in report.findings if not any(each.message in error.message for error in errors)]
+        report.findings = said + (errors if len(reports) > 1 else found)
+        if not errors:
+            fit.append(report.section)
+    return foretell(fit) if len(fit) > 1 else []
+
+
+def print_reports(console: Console, reports: Sequence[Report], together: Sequence[Finding] = ()) -> None:
+    """A table if there are several, then the findings: all of a single section, else warnings and errors.
+
+    Args:
+        together: what was found of all sections together.
+    """
     if len(reports) > 1:
         console.print(_table(reports))
     for report in reports:
@@ -60,9 +83,17 @@ def print_reports(console: Console, reports: Sequence[Report]) -> None:
         if shown:
             console.print(str(report.path), style="bold", soft_wrap=True)
         for finding in shown:
-            remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
-            line = Text.assemble("  ", (f"{finding.level:7}", _COLOURS[finding.level]), " ", finding.message + remedy)
-            console.print(line, soft_wrap=True)
+            _print_finding(console, finding)
+    if together:
+        console.print("all sections together", style="bold")
+    for finding in together:
+        _print_finding(console, finding)
+
+
+def _print_finding(console: Console, finding: Finding) -> None:
+    remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
+    line = Text.assemble("  ", (f"{finding.level:7}", _COLOURS[finding.level]), " ", finding.message + remedy)
+    console.print(line, soft_wrap=True)
 
 
 def draw_reports(console: Console, reports: Sequence[Report], output: Path | None) -> None:

@@ -114,13 +114,10 @@ def _read(report: Report, source: SectionSource, **options: Any) -> Section | No
 
 def _look_at_counts(report: Report, section: Section) -> None:
     median = float(np.median(section.library_size))
-    empty = int((section.library_size == 0).sum())
     report.say(
         "ok", f"{section.n_spots} spots, {len(section.genes)} genes, patient {section.patient or 'not recorded'}"
     )
     report.say("ok", f"raw counts, median {median:g} per spot")
-    if empty:
-        report.say("warning", f"{empty} spots without a single count", "their targets are 0; filter them if unwanted")
     if median < _FEW_COUNTS:
         report.say("warning", f"median count per spot is {median:g}", "expect noisy correlations")
     if section.patient is None:

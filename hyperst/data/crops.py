@@ -56,7 +56,8 @@ def crop_widths_px(grid: Grid, spot_diameter_px: float | None, config: CropConfi
         )
     if grid.pitch_px is None and (config.niche_um is None or (config.spot_um is None and um_per_px is None)):
         raise ValueError(
-            "the spacing of the spots is unknown (too few spots); give the crop widths spot_um and niche_um, and mpp"
+            "the spacing of the spots is unknown (too few spots); give the widths crop.spot_um and crop.niche_um in a "
+            "configuration (--config), and the um/px of the image (--mpp)"
         )
     pitch = grid.pitch_px or 0.0
     diameter = spot_diameter_px or 0.0

@@ -20,6 +20,9 @@ __all__ = ["FILE_KEY", "attach_features", "has_niche_features", "match_patches",
 FILE_KEY = "file"
 """`data.feature_key` of a run whose features come from files."""
 
+_HALF, _NEARLY_ALL = 0.5, 0.9  # shares of the spots
+_DOWNSAMPLED = (2, 4, 8, 16, 32)
+_OTHER_SECTION = "It is the file of another section, whose barcodes are the same"
 _PER_SPOT = ("counts", "spot_ids", "spot_px", "array_index", "library_size")
 
 
@@ -30,7 +33,8 @@ def attach_features(
 
     A patch belongs to a spot by its barcode; in a file without barcodes of these spots, to the spot that lies in it: its
     centre is within half a patch of the spot along x and along y, and the nearest one counts. Spots without a patch are
-    left out of the section, with a warning that names them.
+    left out of the section, with a warning that names them. Where the file tells both, patches with the spots' barcodes must
+    lie on the spots.
 
     Args:
         features: file of the spots' features, or a folder with NAME.h5 for a section called NAME.
@@ -79,11 +83,13 @@ def match_patches(section: Section, patches: PatchFeatures) -> np.ndarray:
     """Row in ``patches`` of each spot, int64 (spot,), -1 where there is none; see :func:`attach_features`.
 
     Raises:
-        ValueError: no spot has a patch, or a barcode of a spot is there twice.
+        ValueError: no spot has a patch, a barcode of a spot is there twice, or the patches lie elsewhere: their coordinates are
+            exchanged or those of a coarser resolution, or they are of another section with the same barcodes.
     """
     rows = np.full(section.n_spots, -1)
     if patches.barcodes is not None:
         rows = _by_barcode(section, patches.path, patches.barcodes)
+        _check_place(section, patches, rows)
     by_position = (rows < 0).all() and patches.centres is not None and patches.side_px is not None
     if by_position:
         if patches.barcodes is not None:
@@ -93,6 +99,7 @@ def match_patches(section: Section, patches: PatchFeatures) -> np.ndarray:
                 stacklevel=3,
             )
         rows = _by_position(section, patches)
+        _check_coverage(section, patches, float((rows >= 0).mean()))
     if (rows < 0).all():
         raise ValueError(f"{patches.path} has no patch of a spot of section {section.name}: {_why(section, patches)}")
     return rows
@@ -161,6 +168,48 @@ def _by_position(section: Section, patches: PatchFeatures) -> np.ndarray:
             stacklevel=4,
         )
     return rows
+
+
+def _check_place(section: Section, patches: PatchFeatures, rows: np.ndarray) -> None:
+    """Raise where patches with the spots' barcodes lie elsewhere: barcodes are the same on every slide of one kind."""
+    known = rows >= 0
+    if patches.centres is None or patches.side_px is None or not known.any():
+        return
+    apart = np.abs(patches.centres[rows[known]] - section.spot_px[known]).max(axis=1)
+    if (apart <= patches.side_px).mean() < _HALF:
+        hint = _moved(section.spot_px[known], patches.centres[rows[known]], patches.side_px, each=True)
+        raise ValueError(
+            f"{patches.path}: its patches with the barcodes of section {section.name} lie {np.median(apart):.0f} px away from the "
+            f"spots (median), and a patch has {patches.side_px:g} px. {hint or _OTHER_SECTION}; where the barcodes are right all "
+            "the same, leave coords out of the file"
+        )
+
+
+def _check_coverage(section: Section, patches: PatchFeatures, covered: float) -> None:
+    """Raise where patches as they are leave spots without one, and exchanged or scaled coordinates do not."""
+    assert patches.centres is not None
+    assert patches.side_px is not None
+    if hint := _moved(section.spot_px, patches.centres, patches.side_px, covered):
+        raise ValueError(
+            f"{patches.path}: only {100 * covered:.0f} % of the spots of section {section.name} lie in a patch. {hint}"
+        )
+
+
+def _moved(spots: np.ndarray, centres: np.ndarray, side: float, covered: float = 0.0, *, each: bool = False) -> str:
+    """Words for what would put the patches on the spots, each patch on its own spot or any; "" where nothing does."""
+    corners = centres - side / 2
+    tried = {"Exchanging x and y in coords": corners[:, ::-1]}
+    for factor in _DOWNSAMPLED:
+        tried[f"Multiplying coords by {factor} (they are in pixels of a coarser resolution)"] = corners * factor
+    for words, moved in tried.items():
+        there = moved + side / 2
+        if each:
+            share = (np.abs(there - spots).max(axis=1) <= side).mean()
+        else:
+            share = (cKDTree(there).query(spots, p=np.inf)[0] <= side / 2).mean()
+        if share >= max(_NEARLY_ALL, covered + 1 - _NEARLY_ALL):
+            return f"{words} would put {100 * share:.0f} % of them there: correct the file"
+    return ""
 
 
 def _tell_left_out(section: Section, keep: np.ndarray, files: Sequence[Path]) -> None:

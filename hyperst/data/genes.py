@@ -10,14 +10,28 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
+from hyperst.data.readers import reader_of
 from hyperst.data.sections import Section
 
-__all__ = ["align_genes", "common_genes", "gene_columns", "is_excluded", "select_genes"]
+__all__ = ["TooFewGenesError", "align_genes", "common_genes", "gene_columns", "is_excluded", "select_genes"]
 
 _MITOCHONDRIAL = re.compile(r"^mt[-_]", re.IGNORECASE)
 _GENOME = re.compile(r"^(GRC[a-z]\d+|hg\d+|mm\d+|rn\d+|mRatBN\d+|T2T|CHM13)[\w.-]*?_+(?=\w)")
+_IDENTIFIER = (
+    re.compile(  # Ensembl's, Entrez's (numbers), RefSeq's, FlyBase's, WormBase's: nothing tells what such a gene is
+        r"ENS[A-Z]{0,6}[GTP]\d{11}(\.\d+)?(_PAR_Y)?|\d+|[NX][MR]_\d+(\.\d+)?|FBgn\d+|WBGene\d+"
+    )
+)
 _ENSEMBL = re.compile(r"ENS[A-Z]{0,6}G\d{11}(\.\d+)?(_PAR_Y)?")
 _RIBOSOMAL = re.compile(r"^rp(l|s)\d+[a-z]?(\d+|[lxy]\d*|-.+|p\d+)?$|^rplp\d+$|^rpsa\d*$", re.IGNORECASE)
+
+
+class TooFewGenesError(ValueError):
+    """More genes are asked for than there are; ``usable`` says how many there are."""
+
+    def __init__(self, message: str, usable: int) -> None:
+        super().__init__(message)
+        self.usable = usable
 
 
 def is_excluded(gene: str) -> bool:
@@ -74,8 +88,9 @@ def select_genes(
         str (n_genes,), best first; ties are broken by name, so that the result does not depend on the sections' order.
 
     Raises:
-        ValueError: no common gene, fewer usable genes than n_genes, an unknown method, or Ensembl ids without symbols, of which
-            mitochondrial and ribosomal genes cannot be told.
+        TooFewGenesError: fewer usable genes than n_genes.
+        ValueError: no common gene, an unknown method, or identifiers such as Ensembl's without symbols, of which mitochondrial
+            and ribosomal genes cannot be told.
     """
     if n_genes < 1:
         raise ValueError(f"n_genes: got {n_genes}, need at least 1")
@@ -83,21 +98,24 @@ def select_genes(
         raise ValueError(f"method: got {method!r}, need 'hmhvg' or 'hvg'")
     symbols = _symbols(sections)
     common = common_genes(sections)
-    unknown = [gene for gene in common if _ENSEMBL.fullmatch(_GENOME.sub("", gene)) and gene not in symbols]
+    unknown = [gene for gene in common if _IDENTIFIER.fullmatch(_GENOME.sub("", gene)) and gene not in symbols]
     if len(unknown) > len(common) / 2:
         raise ValueError(
-            f"genes are named by Ensembl ids ({', '.join(unknown[:3])} ...) and no symbols are recorded beside them, so that "
-            "mitochondrial and ribosomal genes cannot be left out. Choose the column of var that holds the symbols with "
-            "--gene-names COLUMN (gene_names= in Python), or name the genes by their symbols"
+            f"genes are named by identifiers ({', '.join(unknown[:3])} ...) and no symbols are recorded beside them in "
+            f"{' and '.join(_without_symbols(sections))}, so that mitochondrial and ribosomal genes cannot be left out. "
+            + _remedy(sections)
         )
     candidates = np.asarray([gene for gene in common if not is_excluded(symbols.get(gene, gene))], dtype=str)
     counts = [section.counts[:, gene_columns(section, candidates)].astype(np.float64) for section in sections]
     score = _hmhvg_score(counts) if method == "hmhvg" else _hvg_score(counts, sections)
     usable = np.sum([np.asarray(matrix.sum(axis=0)).ravel() for matrix in counts], axis=0) > 0
     if usable.sum() < n_genes:
-        raise ValueError(
-            f"n_genes: got {n_genes}, but only {int(usable.sum())} genes are common to the {len(sections)} sections, "
-            "expressed, and neither mitochondrial nor ribosomal; ask for fewer (--n-genes)"
+        n = int(usable.sum())
+        raise TooFewGenesError(
+            f"n_genes: got {n_genes}, but only {n} genes are common to the {len(sections)} sections "
+            f"({_some([section.name for section in sections])}), expressed, and neither mitochondrial nor ribosomal; "
+            + (f"ask for at most {n} (--n-genes {n})" if n else f"the first genes are {_some(list(common))}"),
+            n,
         )
     order = np.argsort(np.where(usable, score, np.inf), kind="stable")  # candidates are sorted by name already
     return candidates[order[:n_genes]]
@@ -184,3 +202,23 @@ def _symbols(sections: Sequence[Section]) -> dict[str, str]:
             pairs = zip(section.genes, section.symbols, strict=True)
             found |= {str(gene): str(symbol) for gene, symbol in pairs if symbol and symbol not in (gene, "nan")}
     return found
+
+
+def _without_symbols(sections: Sequence[Section]) -> list[str]:
+    """Files of at most three of the sections that tell no symbols beside the names of their genes."""
+    files = [str(section.path or section.name) for section in sections if section.symbols is None] or [
+        str(section.path or section.name) for section in sections
+    ]
+    return files[:3] + (["others"] if len(files) > 3 else [])
+
+
+def _remedy(sections: Sequence[Section]) -> str:
+    """How genes get symbols, in the kinds of files that the sections are."""
+    ways = {
+        "h5ad": "choose the column of var that holds the symbols with --gene-names COLUMN (gene_names= in Python)",
+        "table": "write the symbols in place of the identifiers in the first line of the table of counts",
+        "spaceranger": "restore the list of genes of Space Ranger, whose second column holds the symbols",
+    }
+    files = [(section.path, section.kind) for section in sections]
+    kinds = {reader_of(path, kind).key if path is not None and path.exists() else "h5ad" for path, kind in files}
+    return "To remedy it, " + "; or ".join(way for kind, way in ways.items() if kind in kinds)

@@ -18,6 +18,8 @@ __all__ = ["Fingerprint", "check_distinct", "fingerprint", "same_section"]
 _KEPT = 64
 _FEWEST_GENES = 5  # spots with fewer expressed genes are alike by chance
 _SHARED = 0.05  # of the spots of the smaller section: above it two sections share spots
+_SHARED_GENES, _FEWEST_SHARED = 0.5, 8  # of the genes that are compared; two sections share none of them by chance
+_TELLING_SPOTS, _TELLING_COUNT = 20, 8  # a gene is compared if so many spots have it, one of them so often
 _SAMPLE = 1 << 20  # bytes at each of three places of an image
 
 
@@ -25,24 +27,27 @@ _SAMPLE = 1 << 20  # bytes at each of three places of an image
 class Fingerprint:
     """A sample of a section's spots that is the same wherever the section is copied or renamed, or loses spots.
 
-    Of a copy without some of the genes only the image and the positions on it are the same: where these are changed too,
-    nothing here tells the two apart from two sections.
+    Of a copy without some of the genes the image and the positions on it are the same, or the counts of the genes that are left:
+    where spots are left out too and the image is another one, nothing here tells the two apart from two sections.
 
     Attributes:
         counts: the 64 smallest hashes (hexadecimal) of the spots' genes and counts; two sections of which one holds spots of
             the other share those of the shared spots.
         positions: the same of the spots' positions, rounded to pixels.
         image: hash of the image's size and of three pieces of its file, None without an image.
+        genes: the 64 smallest hashes of how often each count occurs in a gene, whatever it is called, of genes with many
+            different counts; empty in runs of earlier versions.
     """
 
     counts: tuple[str, ...]
     positions: tuple[str, ...]
     image: str | None
+    genes: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Fingerprint:
         """The fingerprint that ``dataclasses.asdict`` and JSON have made plain."""
-        return cls(tuple(stored["counts"]), tuple(stored["positions"]), stored["image"])
+        return cls(tuple(stored["counts"]), tuple(stored["positions"]), stored["image"], tuple(stored.get("genes", ())))
 
 
 def fingerprint(section: Section) -> Fingerprint:
@@ -58,12 +63,13 @@ def fingerprint(section: Section) -> Fingerprint:
     """
     x, y = np.rint(section.spot_px).astype(np.int64).astype(np.uint64).T
     image = None if section.image_path is None else _image_hash(Path(section.image_path))
-    return Fingerprint(_smallest(_count_hashes(section)), _smallest(_mix(_mix(x) + y)), image)
+    positions = _smallest(_mix(_mix(x) + y))
+    return Fingerprint(_smallest(_count_hashes(section)), positions, image, _smallest(_gene_hashes(section)))
 
 
 def same_section(one: Fingerprint, other: Fingerprint) -> bool:
-    """Whether two sections share over 5 % of their spots: by their counts, or by their positions on one image."""
-    if _share(one.counts, other.counts):
+    """Whether two sections share over 5 % of their spots, by counts or positions on one image, or half of their genes' counts."""
+    if _share(one.counts, other.counts) or _share(one.genes, other.genes, _SHARED_GENES, _FEWEST_SHARED):
         return True
     return one.image is not None and one.image == other.image and _share(one.positions, other.positions)
 
@@ -103,6 +109,19 @@ def _count_hashes(section: Section) -> np.ndarray:
     return (sums[counts.indptr[1:]] - sums[counts.indptr[:-1]])[np.diff(counts.indptr) >= _FEWEST_GENES]
 
 
+def _gene_hashes(section: Section) -> np.ndarray:
+    """One uint64 per telling gene: a sum over its counts, whatever the spots' order and the gene's name."""
+    counts = section.counts.tocsc()
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_mix(counts.data.astype(np.uint64)), dtype=np.uint64)])
+    spots = np.diff(counts.indptr)
+    columns = np.flatnonzero(spots >= _TELLING_SPOTS)
+    if not len(columns):
+        return np.empty(0, np.uint64)
+    largest = np.asarray(counts.max(axis=0).todense()).ravel()[columns]
+    columns = columns[largest >= _TELLING_COUNT]
+    return sums[counts.indptr[columns + 1]] - sums[counts.indptr[columns]]
+
+
 def _text_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
@@ -129,12 +148,12 @@ def _smallest(hashes: np.ndarray) -> tuple[str, ...]:
     return tuple(f"{int(value):016x}" for value in np.unique(hashes)[:_KEPT])
 
 
-def _share(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether over 5 % of the smaller section's spots are in the other, estimated where both samples reach."""
+def _share(one: Sequence[str], other: Sequence[str], share: float = _SHARED, least: int = 2) -> bool:
+    """Whether over ``share`` of what is sampled of the smaller section is in the other, estimated where both samples reach."""
     reach = min((sample[-1] for sample in (one, other) if len(sample) == _KEPT), default="~")
     a, b = ({value for value in sample if value <= reach} for sample in (one, other))
     common, fewest = len(a & b), min(len(a), len(b))
-    return common >= min(2, fewest) and common > _SHARED * fewest
+    return common >= min(least, fewest) and common > share * fewest
 
 
 def _overlap(one: Section, other: Section) -> bool:

@@ -45,7 +45,7 @@ def read_manifest(path: str | Path) -> list[SectionSource]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text ({error}); save the manifest as CSV in UTF-8") from error
+        raise ValueError(f"{path} is no text in UTF-8; save the manifest as 'CSV UTF-8'") from error
     header = lines[0] if lines else ""
     separator = max(",;\t", key=header.count)
     try:
@@ -111,6 +111,8 @@ def _source(cells: dict[str, str], path: Path, number: int) -> SectionSource:
 
 def _existing(cell: str, folder: Path, where: str) -> Path:
     path = folder / Path(cell).expanduser()
+    if not path.exists() and "\\" in cell:  # written on Windows
+        path = folder / cell.replace("\\", "/")
     if not path.exists():
         raise FileNotFoundError(f"{where} {cell} does not exist ({path}); paths are relative to the manifest")
     return path

@@ -153,8 +153,9 @@ def read_section(
         require_image: False also reads sections without image (``image_path`` is then None).
         require_counts: False reads positions only: ``counts`` is (spot, 0) and ``genes`` empty.
 
-    Spots with in_tissue 0 are left out. Where the array row and column of a few spots contradict their positions, a warning
-    names them and neighbours follow the positions alone (``array_index`` is then None).
+    Spots with in_tissue 0 are left out; spots without any count stay, with a warning. Where the array row and column of a few
+    spots contradict their positions, a warning names them and neighbours follow the positions alone (``array_index`` is then
+    None).
 
     Raises:
         FileNotFoundError: the section, its image or one of its files is missing; the message lists where it looked.
@@ -183,6 +184,15 @@ def read_section(
     grid = _resolve_scale(table, mpp, recorded.mpp)
     _warn_of_conflict(grid.um_per_px, recorded, image_path)
     _drop_contradicted_index(table)
+    library_size = np.asarray(table.counts.sum(axis=1), dtype=np.float32).ravel()
+    if require_counts and not library_size.all():
+        empty = table.spot_ids[library_size == 0]
+        warnings.warn(
+            f"{table.source}: {len(empty)} of {len(library_size)} spots have no count at all "
+            f"({', '.join(map(str, empty[:3]))}{' ...' if len(empty) > 3 else ''}); their expression is taken as 0. Remove them if "
+            "nothing was measured there",
+            stacklevel=2,
+        )
     return Section(
         name=table.name,
         patient=patient if patient is not None else table.patient,
@@ -194,7 +204,7 @@ def read_section(
         image_path=image_path,
         spot_diameter_px=_spot_diameter(table.scale, grid),
         grid=grid,
-        library_size=np.asarray(table.counts.sum(axis=1), dtype=np.float32).ravel(),
+        library_size=library_size,
         path=table.source,
         symbols=table.symbols,
         gene_names=gene_names,
@@ -231,7 +241,7 @@ def image_section(
     spot_px = check_positions(spot_px, ids, origin)
     with open_image(path) as opened:
         _check_inside(spot_px, opened, [], origin)
-        um_per_px = opened.mpp if mpp is None else check_mpp(mpp, "mpp as given")
+        um_per_px = opened.mpp if mpp is None else check_mpp(mpp, "mpp (--mpp)")
         _warn_of_conflict(um_per_px, opened.scale, path)
     try:
         found = detect_grid(spot_px)
@@ -305,7 +315,7 @@ def _resolve_scale(table: SpotTable, mpp: float | None, image_mpp: float | None)
     if scale.staggered_only and grid.kind == "square":
         scale.pitch_um = scale.spot_um = None  # "Visium" was a guess from the file and cannot be right
         grid = Grid(grid.kind, grid.pitch_px)
-    declared, source = (mpp, "mpp as given") if mpp is not None else (scale.mpp, scale.mpp_from)
+    declared, source = (mpp, "mpp (--mpp)") if mpp is not None else (scale.mpp, scale.mpp_from)
     if declared is not None:
         check_mpp(declared, f"{table.source}: {source}", "" if mpp is not None else _MPP_REMEDY)
     fitted = grid.um_per_px

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,7 +60,12 @@ class SectionSource:
         )
 
 
-def list_sections(paths: str | Path | Iterable[str | Path], *, bin_um: int | None = None) -> list[SectionSource]:
+def list_sections(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    bin_um: int | None = None,
+    refused: list[tuple[Path, Exception]] | None = None,
+) -> list[SectionSource]:
     """Sections that files, folders and manifests (.csv) stand for, each once.
 
     A folder that is no Space Ranger output stands for the .h5ad files in it (or else in ``h5ad`` or ``st`` under it); without
@@ -68,6 +74,7 @@ def list_sections(paths: str | Path | Iterable[str | Path], *, bin_um: int | Non
 
     Args:
         bin_um: which binning of a Visium HD tissue, whose folder holds several; other sections have none to choose.
+        refused: takes down what cannot be listed and why, and the others are listed; None raises.
 
     Raises:
         FileNotFoundError: a path does not exist, or a folder holds no section.
@@ -78,13 +85,26 @@ def list_sections(paths: str | Path | Iterable[str | Path], *, bin_um: int | Non
     found: list[SectionSource] = []
     for entry in [paths] if isinstance(paths, (str, Path)) else paths:
         path = Path(entry)
-        if not path.exists():
-            raise FileNotFoundError(f"section {path} does not exist")
-        listed = read_manifest(path) if is_manifest(path) else [SectionSource(each) for each in _inside(path)]
-        for source in listed:
-            is_binned = source.path.is_dir() and bool(bins_of(source.path))
-            found.append(replace(source, path=choose_bin(source.path, bin_um)) if is_binned else source)
+        with _taken_down(path, refused):
+            if not path.exists():
+                raise FileNotFoundError(f"section {path} does not exist")
+            listed = read_manifest(path) if is_manifest(path) else [SectionSource(each) for each in _inside(path)]
+            for source in listed:
+                with _taken_down(source.path, refused):
+                    is_binned = source.path.is_dir() and bool(bins_of(source.path))
+                    found.append(replace(source, path=choose_bin(source.path, bin_um)) if is_binned else source)
     return _once(found)
+
+
+@contextmanager
+def _taken_down(path: Path, refused: list[tuple[Path, Exception]] | None) -> Iterator[None]:
+    """Add what is raised to ``refused``, if that is given."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if refused is None:
+            raise
+        refused.append((path, error))
 
 
 def find_sections(paths: str | Path | Iterable[str | Path], *, bin_um: int | None = None) -> list[Path]:

@@ -111,13 +111,14 @@ def spot_validation_split(
     _, block = np.unique(cells, axis=0, return_inverse=True)
     block = block.ravel()
     held_out = np.zeros(section.n_spots, dtype=bool)
-    for chosen in np.random.default_rng(seed).permutation(block.max() + 1):
+    for chosen in np.random.default_rng(seed).permutation(int(np.max(block)) + 1):
         if held_out.mean() >= fraction:
             break
         held_out |= block == chosen
     if held_out.all() or not held_out.any():
         raise ValueError(
-            f"section {section.name} has too few spots ({section.n_spots}) to hold some out for validation"
+            f"section {section.name} has too few spots ({section.n_spots}) to hold some out for validation; add larger sections "
+            "to choose the checkpoint on, with --validation-sections (validation_sections=), or leave this one out"
         )
     return held_out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -38,11 +39,13 @@ def read_spots(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     if not path.is_file():
         raise FileNotFoundError(f"spots file {path} does not exist")
     table = _read_table(path)
-    missing = [column for column in ("x", "y") if column not in table]
+    columns = list(table.columns)
+    if doubled := sorted({name for name in ("x", "y", "spot") if columns.count(name) > 1}):
+        raise ValueError(f"{path}: column {doubled[0]} is there {columns.count(doubled[0])} times; keep one")
+    missing = [column for column in ("x", "y") if column not in columns]
     if missing:
-        held = ", ".join(table.columns)
-        hint = "; its columns are separated by ';': save it with commas" if ";" in held else ""
-        raise ValueError(f"{path}: need columns x and y (pixels of the full-resolution image), got {held[:200]}{hint}")
+        held = ", ".join(columns)[:200]
+        raise ValueError(f"{path}: need columns x and y (pixels of the full-resolution image), got {held}")
     if table.empty:
         raise ValueError(f"{path} holds no spots, only the names of its columns; add a row with x and y for each spot")
     positions = np.stack([_numbers(table[column], path) for column in ("x", "y")], axis=1)
@@ -50,20 +53,35 @@ def read_spots(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    """All columns as text, so that what is no number can be shown as it stands."""
+    """All columns as text, so that what is no number can be shown as it stands; names of columns in lower case."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no table of text in UTF-8; need {_NEEDED}: save it as 'CSV UTF-8'") from None
+    if "\0" in text:
+        raise ValueError(f"{path} is no table of text (it holds zero bytes); need {_NEEDED}: save it as 'CSV UTF-8'")
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    for separator, name in ((";", "';'"), ("\t", "tabs")):
+        if separator in header and "," not in header:
+            raise ValueError(
+                f"{path}: its columns are separated by {name}; save it with commas between the columns, and numbers with a "
+                "decimal point"
+            )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header: nothing may be lost
             table = pd.read_csv(
-                path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True, index_col=False
+                io.StringIO(text), dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False, header=None
             )
     except pd.errors.EmptyDataError:
         raise ValueError(f"{path} is empty; need {_NEEDED}") from None
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        raise ValueError(f"{path} is no table of text ({error}); need {_NEEDED}, saved as UTF-8") from error
-    if "\0" in "".join(map(str, table.columns)):
-        raise ValueError(f"{path} is no table of text (it holds zero bytes); need {_NEEDED}, saved as UTF-8")
-    return table.rename(columns=lambda name: str(name).strip())
+    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        raise ValueError(
+            f"{path} is no table: its rows have different numbers of cells, or a quotation mark is not closed; need {_NEEDED}, "
+            "the names of the columns in its first line"
+        ) from error
+    names = [str(name).strip().lower() for name in table.iloc[0]]
+    return table.fillna("").iloc[1:].reset_index(drop=True).set_axis(names, axis=1)
 
 
 def _numbers(column: pd.Series, path: Path) -> np.ndarray:

@@ -28,8 +28,13 @@ def tile_grid(
     Raises:
         ValueError: pitch_px not positive or larger than the image, min_tissue out of range, or no tissue found.
     """
-    if not 0 < pitch_px <= min(image.width, image.height):
-        raise ValueError(f"pitch_px must be positive and at most the image's side, got {pitch_px} for {image}")
+    if not pitch_px > 0:
+        raise ValueError(f"pitch_px must be positive, got {pitch_px}")
+    if pitch_px > min(image.width, image.height):
+        raise ValueError(
+            f"image {image.path} has {image.width} x {image.height} px, too few for one square of a grid of {pitch_px:.4g} px, the "
+            "spacing of the spots that the run was trained on; give the full-resolution image, or its right um/px (--mpp)"
+        )
     if not 0 <= min_tissue <= 1:
         raise ValueError(f"min_tissue (--min-tissue): got {min_tissue}, need a share from 0 to 1")
     columns, rows = int(image.width // pitch_px), int(image.height // pitch_px)

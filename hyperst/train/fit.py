@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,13 @@ from hyperst.config import RunConfig, TrainingConfig, read_config, write_config
 from hyperst.data import (
     Section,
     align_genes,
-    check_distinct,
     fingerprint,
-    resolve_crops,
-    select_genes,
-    spot_validation_split,
     transform,
 )
 from hyperst.files import write_json_atomic
 from hyperst.model import Alignment
-from hyperst.model.backbones import declared_normalisation, require_weights
-from hyperst.run import RunFolder, SectionRecord, Split, build_model, code_versions, feature_width, section_indices
+from hyperst.plan import plan_run, require_new
+from hyperst.run import RunFolder, Split, build_model, code_versions, feature_width, section_indices
 from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
 from hyperst.train.loaders import Loaders, make_loaders
 from hyperst.train.step import TrainingStep
@@ -50,7 +46,7 @@ class TrainingSummary:
         epochs: passes over the training spots.
         best_epoch: the one (counted from 1) whose weights are kept in ``checkpoints/best.ckpt``.
         validation_mse: mean squared error of that epoch on the validation spots, on the target scale.
-        validation_pcc: mean over genes of the Pearson correlation on the validation spots in that epoch.
+        validation_pcc: mean over genes of the Pearson correlation on the validation spots; 0 if every gene is constant.
         seconds: wall time of the training loop of the last session (a resumed run counts from its resumption).
         stopped_early: whether the validation error had stopped to improve.
     """
@@ -101,12 +97,10 @@ def fit(
         _check_same_sections(split, sections, validation_sections)
         if (finished := place.read_summary()) is not None:
             return _stored_summary(finished, place)
-    elif place.exists():
-        raise FileExistsError(
-            f"{place.path} already holds a run: continue it with --resume, or choose another --output"
-        )
     else:
-        config, split, genes = _plan(config, sections, validation_sections)
+        require_new(folder)
+        plan = plan_run(config, sections, validation_sections)
+        config, split, genes = plan.config, plan.split, plan.genes
 
     width = feature_width(config, [*sections, *validation_sections])
     loaders = make_loaders(config, genes, split, sections, validation_sections)
@@ -156,34 +150,6 @@ def _refuse_several_processes() -> None:
         )
 
 
-def _plan(
-    config: RunConfig, sections: Sequence[Section], validation_sections: Sequence[Section]
-) -> tuple[RunConfig, Split, list[str]]:
-    """Fix genes, split, crop widths and the encoder's normalisation of a new run."""
-    require_weights(config.model.backbone, config.model.weights, config.crop.image_size)
-    names = [section.name for section in (*sections, *validation_sections)]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(
-            f"section {', '.join(doubled)} is given more than once; each section has one role, training or validation"
-        )
-    check_distinct([*sections, *validation_sections])
-    genes = select_genes(sections, config.data.n_genes, config.data.gene_selection)
-    declared = config.model.normalisation or declared_normalisation(config.model.backbone)
-    if declared is not None:
-        config = replace(config, model=replace(config.model, image_mean=declared[0], image_std=declared[1]))
-    if config.data.feature_key is None:
-        config = replace(config, crop=_common_crop(config, sections))
-    held_out: dict[str, list[str]] = {}
-    if not validation_sections:
-        for number, section in enumerate(sections):
-            chosen = spot_validation_split(section, config.training.validation_fraction, config.training.seed + number)
-            held_out[section.name] = [str(name) for name in section.spot_ids[chosen]]
-    key = config.data.feature_key
-    records = [SectionRecord.of(section, "training", key) for section in sections]
-    records += [SectionRecord.of(section, "validation", key) for section in validation_sections]
-    return config, Split(tuple(records), held_out), [str(gene) for gene in genes]
-
-
 def _write_start(place: RunFolder, config: RunConfig, split: Split, genes: Sequence[str]) -> None:
     """Write what a run starts with; the configuration last, when all that can fail before the first step has been done."""
     place.write_genes(genes)
@@ -205,21 +171,6 @@ def _stored_summary(stored: dict[str, Any], place: RunFolder) -> TrainingSummary
         return TrainingSummary(**stored)
     except TypeError as error:
         raise ValueError(f"{place.summary} is damaged ({error}); remove it and resume again") from error
-
-
-def _common_crop(config: RunConfig, sections: Sequence[Section]) -> Any:
-    """One pair of crop widths in um for all sections (their median), where all have a known scale."""
-    crops = [resolve_crops(section, config.crop) for section in sections]
-    widths = [(crop.spot_um, crop.niche_um) for crop in crops]
-    if any(value is None for pair in widths for value in pair):
-        if any(section.grid.um_per_px is not None for section in sections):
-            unknown = ", ".join(section.name for section in sections if section.grid.um_per_px is None)
-            raise ValueError(
-                f"the um/px of section {unknown} are unknown, those of the others are known; give all of them (--mpp)"
-            )
-        return config.crop
-    spot_um, niche_um = np.median(np.asarray(widths, dtype=np.float64), axis=0)
-    return replace(config.crop, spot_um=round(float(spot_um), 3), niche_um=round(float(niche_um), 3))
 
 
 def _check_same_sections(split: Split, sections: Sequence[Section], validation: Sequence[Section]) -> None:

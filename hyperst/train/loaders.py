@@ -63,8 +63,6 @@ def make_loaders(
         training = spot_dataset(config, sections, genes, augment=True, indices=inner, keep=True)
         validation = spot_dataset(config, sections, genes, indices=held_out, keep=True)
     settings = config.training
-    if len(training) < 2:
-        raise ValueError(f"{len(training)} training spots are left; contrastive training needs at least 2")
     size = min(settings.batch_size, len(training))
     order = EpochOrder(len(training), settings.seed)
     common: dict[str, Any] = {"num_workers": settings.workers, "pin_memory": torch.cuda.is_available()}

@@ -11,14 +11,17 @@ from torch import Tensor
 from hyperst_kernels.blocked import angle, flat
 from hyperst_kernels.operators import distance
 
-# Rows and columns: a block and what is made of it stay in the cache of a CPU; a GPU wants work for all its processors.
+# Rows and columns: a block and what is made of it stay in the cache of a CPU; a GPU wants work for all its processors, and
+# PyTorch calls make twenty matrices of one block.
 SIDE = {"cpu": (256, 2048)}
-OTHERWISE = (4096, 8192)
+OTHERWISE = (4096, 4096)
 
 
-def blocks(n: int, m: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+def blocks(
+    n: int, m: int, device: torch.device, otherwise: tuple[int, int] = OTHERWISE
+) -> Iterator[tuple[slice, slice]]:
     """Rows and columns of the blocks of a matrix (n m), row by row of blocks."""
-    height, width = SIDE.get(device.type, OTHERWISE)
+    height, width = SIDE.get(device.type, otherwise)
     for i in range(0, n, height):
         for j in range(0, m, width):
             yield slice(i, min(i + height, n)), slice(j, min(j + width, m))

@@ -45,10 +45,14 @@ class Inputs(NamedTuple):
 
     def matrix(self) -> AllPairs:
         """Distances of all pairs."""
-        if self.c.device.type == "cpu" and not on_triton(self.c) and self.geometry.name != "angle":
-            own = self.geometry.name, self.geometry.tangent, self.widened
-            return TiledPairs(self.queries, self.keys, self.c, *own)
-        return BlockedPairs(self.queries, self.keys, self.c, self.geometry)
+        given, (geometry, tangent, precision) = (self.queries, self.keys, self.c), self.geometry
+        if on_triton(self.c) and geometry == "lorentz":
+            from hyperst_kernels.gpu.all_pairs import LorentzPairs
+
+            return LorentzPairs(*given, tangent, precision)
+        if self.c.device.type == "cpu" and not on_triton(self.c) and geometry != "angle":
+            return TiledPairs(*given, geometry, tangent, self.widened)
+        return BlockedPairs(*given, self.geometry)
 
     def pairs(self) -> Callable[[slice, slice], Pairs]:
         """Return what makes the `Pairs` of rows and columns."""

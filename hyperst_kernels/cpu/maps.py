@@ -75,5 +75,5 @@ def _gradients(
     dy = bindings.large(grad.new_empty(0 if y is None else y.shape))
     scalars = grad.new_empty(len(x), 2, dtype=torch.float64)
     bindings.call(f"{name}_slopes", *_shared(x, y, c, scale), grad, dx, dy, scalars)
-    dscale, dc = scalars.sum(0).to(c.dtype)
+    dscale, dc = (column.sum().to(c.dtype) for column in scalars.T)  # outputs of an operator share no memory
     return dx.to(x.dtype), dy.to(x.dtype), dscale, dc

@@ -23,15 +23,17 @@ FARTHEST = tl.constexpr(float("inf"))
 OWNS_ROWS, OWNS_COLUMNS = {4: (8, 256), 8: (8, 64)}, {4: (32, 64), 8: (16, 32)}  # by bytes of a number
 
 
+# integers of which a compiler is to know nothing: each value that is 1, or a multiple of 16, would be a compilation of its own
+UNSPECIALIZED = ["diagonal", "sums_stride"]
+
+
 class BlockOfPairs(NamedTuple):
-    """Distances (n m) in one piece, scales of the rows, where the block begins in the matrix, and ids of its rows and columns."""
+    """Distances (n m) in one piece, scales of the rows, and ids of rows and columns."""
 
     ptr: tl.tensor
     n: tl.tensor
     m: tl.tensor
     scale_ptr: tl.tensor
-    row: tl.tensor
-    column: tl.tensor
     row_ids: tl.tensor
     column_ids: tl.tensor
     excluded_rows: tl.tensor
@@ -59,15 +61,15 @@ class WeightArgs(NamedTuple):
 
 
 @triton.jit
-def classes(block, rows, columns, KIND: tl.constexpr):
-    """Which pairs of a tile are positives, and which negatives."""
+def classes(block, diagonal, rows, columns, KIND: tl.constexpr):
+    """Which pairs of a tile are positives, by ids or in column ``diagonal`` + i of row i, and which negatives."""
     inside = (rows < block.n)[:, None] & (columns < block.m)[None, :]
     if KIND.BY_IDS:
         ids = tl.load(block.row_ids + rows, rows < block.n, other=0)
         others = tl.load(block.column_ids + columns, columns < block.m, other=0)
         positive = inside & (ids[:, None] == others[None, :])
     else:
-        positive = inside & ((block.row + rows)[:, None] == (block.column + columns)[None, :])
+        positive = inside & ((diagonal + rows)[:, None] == columns[None, :])
     negative = inside & (positive == 0)
     if KIND.EXCLUDE:
         ids = tl.load(block.excluded_rows + rows, rows < block.n, other=0)
@@ -107,8 +109,8 @@ def add_part(nearest, total, high, low, part, AXIS: tl.constexpr):
     return nearest, total, apart, back
 
 
-@triton.jit
-def _powers(block, sums_ptr, sums_stride, AXIS: tl.constexpr, KIND: tl.constexpr):
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def _powers(block, diagonal, sums_ptr, sums_stride, AXIS: tl.constexpr, KIND: tl.constexpr):
     """Take a block into the sums of its rows (AXIS 1) or of its columns (AXIS 0)."""
     DTYPE: tl.constexpr = KIND.DTYPE
     OWN: tl.constexpr = KIND.BLOCK_N if AXIS == 1 else KIND.BLOCK_M
@@ -124,10 +126,10 @@ def _powers(block, sums_ptr, sums_stride, AXIS: tl.constexpr, KIND: tl.constexpr
     for start in range(0, end, STEP):
         other = start + tl.arange(0, STEP)
         if AXIS == 1:
-            positive, negative = classes(block, own, other, KIND)
+            positive, negative = classes(block, diagonal, own, other, KIND)
             _, _, high, low = costs(block, own, other, DTYPE)
         else:
-            positive, negative = classes(block, other, own, KIND)
+            positive, negative = classes(block, diagonal, other, own, KIND)
             _, _, high, low = costs(block, other, own, DTYPE)
         nearest_negative, total_negative, _, _ = add_part(nearest_negative, total_negative, high, low, negative, AXIS)
         if tl.max(positive.to(tl.int32)) != 0:  # most tiles hold none
@@ -158,16 +160,16 @@ def _add(place, stride, inside, nearest, total, spread, number, SPREAD: tl.const
 
 
 @triton.jit
-def signed_logits(block, rows, columns, bias, KIND: tl.constexpr):
+def signed_logits(block, diagonal, rows, columns, bias, KIND: tl.constexpr):
     """Logits of negatives, minus those of positives; and both classes, distances and scales."""
-    positive, negative = classes(block, rows, columns, KIND)
+    positive, negative = classes(block, diagonal, rows, columns, KIND)
     distance, scale, high, low = costs(block, rows, columns, KIND.DTYPE)
     logit = (bias - high) - low
     return tl.where(positive, -logit, logit), positive, negative, distance, scale
 
 
-@triton.jit
-def _sigmoid(block, bias_ptr, losses_ptr, KIND: tl.constexpr):
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def _sigmoid(block, diagonal, bias_ptr, losses_ptr, KIND: tl.constexpr):
     """Add the losses of the pairs of a block to those of its rows."""
     DTYPE: tl.constexpr = KIND.DTYPE
     BLOCK_N: tl.constexpr = KIND.BLOCK_N
@@ -175,7 +177,7 @@ def _sigmoid(block, bias_ptr, losses_ptr, KIND: tl.constexpr):
     total = tl.zeros([BLOCK_N], DTYPE)
     for start in range(0, block.m, KIND.BLOCK_M):
         columns = start + tl.arange(0, KIND.BLOCK_M)
-        logit, positive, negative, _, _ = signed_logits(block, rows, columns, bias, KIND)
+        logit, positive, negative, _, _ = signed_logits(block, diagonal, rows, columns, bias, KIND)
         loss = tl.maximum(logit, 0, propagate_nan=tl.PropagateNan.ALL) + log1p(exp(-tl.abs(logit)))
         total += tl.sum(tl.where(positive | negative, loss, 0), axis=1)
     inside = rows < block.n
@@ -212,9 +214,9 @@ def softmax_slopes(weights, which, length, positive, negative, high, low, AXIS: 
     return tl.where(positive, of_positive, tl.where(negative, factor_negative * power, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _softmax_gradients(
-    block, of_rows, of_columns, out_ptr, sums_ptr, sums_stride, SYMMETRIC: tl.constexpr, KIND: tl.constexpr
+    block, diagonal, of_rows, of_columns, out_ptr, sums_ptr, sums_stride, SYMMETRIC: tl.constexpr, KIND: tl.constexpr
 ):
     """dL / d distance (n m); adds to sums of dL/dlogit times distance, and of dL/dlogit, of each row."""
     DTYPE: tl.constexpr = KIND.DTYPE
@@ -223,7 +225,7 @@ def _softmax_gradients(
     by_distance, by_logit = tl.zeros([BLOCK_N], DTYPE), tl.zeros([BLOCK_N], DTYPE)
     for start in range(0, block.m, KIND.BLOCK_M):
         columns = start + tl.arange(0, KIND.BLOCK_M)
-        positive, negative = classes(block, rows, columns, KIND)
+        positive, negative = classes(block, diagonal, rows, columns, KIND)
         distance, scale, high, low = costs(block, rows, columns, DTYPE)
         slope = softmax_slopes(of_rows, rows, block.n, positive, negative, high, low, 1, DTYPE)
         if SYMMETRIC:
@@ -234,8 +236,8 @@ def _softmax_gradients(
     add_sums(block, sums_ptr, sums_stride, rows, by_distance, by_logit)
 
 
-@triton.jit
-def _sigmoid_gradients(block, bias_ptr, grad_ptr, out_ptr, sums_ptr, sums_stride, KIND: tl.constexpr):
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def _sigmoid_gradients(block, diagonal, bias_ptr, grad_ptr, out_ptr, sums_ptr, sums_stride, KIND: tl.constexpr):
     """The same of the sigmoid loss, from the gradients of the losses of rows."""
     DTYPE: tl.constexpr = KIND.DTYPE
     BLOCK_N: tl.constexpr = KIND.BLOCK_N
@@ -244,7 +246,7 @@ def _sigmoid_gradients(block, bias_ptr, grad_ptr, out_ptr, sums_ptr, sums_stride
     by_distance, by_logit = tl.zeros([BLOCK_N], DTYPE), tl.zeros([BLOCK_N], DTYPE)
     for start in range(0, block.m, KIND.BLOCK_M):
         columns = start + tl.arange(0, KIND.BLOCK_M)
-        logit, positive, negative, distance, scale = signed_logits(block, rows, columns, bias, KIND)
+        logit, positive, negative, distance, scale = signed_logits(block, diagonal, rows, columns, bias, KIND)
         tail = exp(-tl.abs(logit))
         sigmoid = tl.where(logit > 0, 1, tail) / (1 + tail)
         slope = grad * tl.where(positive, -sigmoid, tl.where(negative, sigmoid, 0))
@@ -263,7 +265,7 @@ def _arguments(values: Tensor, pairs: Pairs) -> BlockOfPairs:
 
     rows, columns = own(pairs.query_ids, pairs.rows), own(pairs.key_ids, pairs.columns)
     excluded = own(pairs.exclude_ids, pairs.rows), own(pairs.exclude_ids, pairs.columns)
-    return BlockOfPairs(values, n, m, pairs.scale, pairs.rows.start, pairs.columns.start, rows, columns, *excluded)
+    return BlockOfPairs(values, n, m, pairs.scale, rows, columns, *excluded)
 
 
 def _launch(kernel: triton.JITFunction, values: Tensor, pairs: Pairs, *arguments, axis: int = 1, **constants) -> None:
@@ -272,7 +274,12 @@ def _launch(kernel: triton.JITFunction, values: Tensor, pairs: Pairs, *arguments
     tile = (own, step) if axis == 1 else (step, own)
     kind = Kind(pairs.query_ids is not None, pairs.exclude_ids is not None, launch.triton_dtype(values.dtype), *tile)
     kernel[(triton.cdiv(values.shape[1 - axis], own),)](
-        _arguments(values, pairs), *arguments, KIND=kind, **constants, **launch.OPTIONS
+        _arguments(values, pairs),
+        pairs.rows.start - pairs.columns.start,
+        *arguments,
+        KIND=kind,
+        **constants,
+        **launch.OPTIONS,
     )
 
 

@@ -40,12 +40,12 @@ def parts_of_weights(dtype: torch.dtype, precision: str) -> int:
     return 0 if dtype == torch.float64 or precision == "ieee" or torch.version.hip else 2
 
 
-def parts_of(vectors: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-    """Vectors (k d) as the sum of as many matrices as there are parts of weights (p r k), in their dtype."""
-    high = vectors.to(weights.dtype)
-    if len(weights) == 1:
+def parts_of(vectors: Tensor, dtype: torch.dtype, parts: int) -> tuple[Tensor, ...]:
+    """Vectors (k d) as the sum of one or two matrices of a dtype."""
+    high = vectors.to(dtype)
+    if parts == 1:
         return (high,)
-    return high, (vectors - high.to(torch.promote_types(vectors.dtype, torch.float32))).to(weights.dtype)
+    return high, (vectors - high.to(torch.promote_types(vectors.dtype, torch.float32))).to(dtype)
 
 
 def multiply(weights: Tensor, parts: Sequence[Tensor]) -> Tensor:

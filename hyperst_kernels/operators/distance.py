@@ -36,10 +36,10 @@ def _gpu():
 
 @functools.cache
 def _gpu_matrix():
-    """Return the module of the Triton kernels of matrices, imported when one of them is first called."""
-    from hyperst_kernels.gpu import distance_matrix
+    """Return the functions of the matrix with Triton kernels, imported when one of them is first called."""
+    from hyperst_kernels.gpu import distance_matrix, distance_matrix_backward
 
-    return distance_matrix
+    return distance_matrix.pairwise_distance, distance_matrix_backward.pairwise_distance_backward
 
 
 inner = row_wise(
@@ -81,7 +81,7 @@ matrix = define(
     "pairwise_distance(Tensor x, Tensor y, Tensor c, bool tangent, str precision) -> Tensor",
     lambda x, y, c, *flags: c.new_empty(x.shape[0], y.shape[0]),
     {
-        **dict.fromkeys(TRITON, lambda *args: _gpu_matrix().pairwise_distance(*args)),
+        **dict.fromkeys(TRITON, lambda *args: _gpu_matrix()[0](*args)),
         **dict.fromkeys(PORTABLE, in_full_precision(cpu_matrix.pairwise_distance)),
     },
 )
@@ -90,7 +90,7 @@ matrix_backward = define(
     " -> (Tensor, Tensor, Tensor)",
     lambda grad, x, y, c, *rest: (x.new_empty(x.shape), y.new_empty(y.shape), c.new_empty(())),
     {
-        **dict.fromkeys(TRITON, in_full_precision(lambda *args: _gpu_matrix().pairwise_distance_backward(*args))),
+        **dict.fromkeys(TRITON, in_full_precision(lambda *args: _gpu_matrix()[1](*args))),
         **dict.fromkeys(PORTABLE, in_full_precision(cpu_matrix.pairwise_distance_backward)),
     },
 )

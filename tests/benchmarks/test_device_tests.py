@@ -27,6 +27,9 @@ def _ids_are_relative(tmp_path):
     (tmp_path / "pytest.ini").touch()
 
 
+MARKED = "import pytest\n\npytestmark = pytest.mark.triton\n"
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run modules of tests, given by their text, on so many cores; what was found."""
@@ -34,7 +37,7 @@ def run(tmp_path, monkeypatch):
     def run(cores, selection="tests", operators=(), **modules):
         monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores))
         for name, text in modules.items():
-            (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+            (tmp_path / f"{name}.py").write_text(MARKED + text, encoding="utf-8")
         device_tests.run(selection, tmp_path / "out", operators, [str(tmp_path)])
         return outcomes.read(tmp_path / "out" / outcomes.NAME)[-1]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 
 import matplotlib.image
 import pytest
 import torch
 
-from benchmarks import contrastive, distance, gate, measure, peers, recall, results, run
+from benchmarks import blocked, contrastive, distance, gate, measure, peers, recall, results, run
 from benchmarks import tables as t
 from benchmarks.markdown import replace_between
 from benchmarks.problem import OURS
@@ -19,6 +20,8 @@ TINY = run.Suite(
     row_wise=(32, 8),
     pairwise=(16, 8),
     blocked=(16, 8),
+    losses=(20, 8),
+    losses_budget=0,
     errors=(8, 4),
     operator_budget=0,
     loss_shapes=((48, 32),),
@@ -88,7 +91,11 @@ def test_the_pages_have_every_table(written):
     assert page.count("| ---") >= 10
     assert measure.OUT_OF_MEMORY in page
     assert about["commit"] in page
-    assert f"| {measure.AGAIN} |" in (folder / "README.md").read_text(encoding="utf-8")
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"| {measure.AGAIN} |" in readme
+    assert "| B = 20, D = 8 | ours, ms |" in readme
+    for operation in (run.LOSS, *blocked.OPERATIONS):
+        assert re.search(rf"^\| {operation} \|( [^|]+ \|){{5}}$", readme, re.M)
     before = page
     run.pages(rows, about, TINY, folder)
     assert (folder / "docs" / "benchmarks.md").read_text(encoding="utf-8") == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata
 import numpy as np
 import pytest
 import tifffile
@@ -74,6 +75,14 @@ def test_the_command_says_how_many(trained, slide, sections, tmp_path):
     told = CliRunner().invoke(app, [*command, "--skip-damaged"])
     assert told.exit_code == 0, told.output
     assert "damaged tiles of the image left white: 1;" in told.output
+    (tmp_path / "slides.csv").write_text(f"section,name,mpp\n{slide[0]},first,{sections[2].grid.um_per_px}\n")
+    command = ["predict", str(trained), str(tmp_path / "slides.csv"), "--device", "cpu", "-o", str(tmp_path / "all")]
+    assert CliRunner().invoke(app, command).exit_code == 1
+    told = CliRunner().invoke(app, [*command, "--skip-damaged"])
+    assert "damaged tiles of the image left white: 1;" in told.output
+    one, listed = (anndata.read_h5ad(tmp_path / name) for name in ("predicted.h5ad", "all/first.h5ad"))
+    np.testing.assert_array_equal(listed.X, one.X)
+    np.testing.assert_array_equal(listed.obs["on_damaged_tile"], one.obs["on_damaged_tile"])
 
 
 def test_an_undamaged_slide_says_so(run, sections):
@@ -87,5 +96,5 @@ def test_an_undamaged_slide_says_so(run, sections):
 
 @pytest.mark.parametrize("mpp", [0, -1, float("nan"), 1400])
 def test_no_prediction_at_an_impossible_scale(mpp, run, sections):
-    with pytest.raises(ValueError, match=r"mpp as given says .* 0\.05 to 20 um"):
+    with pytest.raises(ValueError, match=r"mpp \(--mpp\) .* 0\.05 to 20 um"):
         predict_image(run, sections[2].image_path, mpp=mpp)

@@ -400,7 +400,7 @@ def test_files_that_hold_no_weights(tmp_path):
     for name, words in (
         ("cut.bin", "cut short"),
         ("text.safetensors", "cut short"),
-        ("empty.pt", "cut short"),
+        ("empty.pt", "is empty"),
         ("mixed.pt", "no plain table of names and tensors"),
         ("weights.onnx", r"is no \.bin, \.pt, \.pth or \.safetensors file"),
     ):

@@ -136,3 +136,17 @@ def test_summary_is_mean_and_spread_over_sections(evaluation, tmp_path):
     assert stored["methods"][OURS]["mse"]["mean"] == pytest.approx(evaluation.scores[OURS].mse + 1)
     assert stored["methods"][OURS]["mse"]["std"] == pytest.approx(1)
     assert stored["methods"][MEAN]["pcc"] == {"mean": None, "std": None}
+
+
+def test_few_spots_and_undefined_correlations_are_said(run, sections, tmp_path):
+    """Of one spot there is no correlation, and none that ridge regression could be better on."""
+    kept = {
+        name: getattr(sections[2], name)[:1]
+        for name in ("counts", "spot_ids", "spot_px", "array_index", "library_size")
+    }
+    result = evaluate(run, replace(sections[2], **kept), training_sections=sections[:2], output=tmp_path)
+    said = " ".join(result.caveats)
+    assert result.scores[OURS].pcc is None
+    assert "S3 has 1 spots: correlations over so few are mostly chance" in said
+    assert "there is no correlation to compare" in said
+    assert "as good or better on PCC" not in said

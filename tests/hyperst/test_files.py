@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperst.data import find_sections
-from hyperst.files import distinct_file_names, require_writable
+from hyperst.files import atomic_path, distinct_file_names, require_writable, write_text_atomic
 
 FULL = """
 import resource, signal, sys, anndata, numpy, hyperst.files
@@ -54,6 +55,48 @@ def test_leftovers_and_companions_are_no_sections(tmp_path):
     (tmp_path / "two" / "spatial").mkdir(parents=True)
     (tmp_path / "two" / "._filtered_feature_bc_matrix.h5").write_bytes(b"")
     assert find_sections(tmp_path) == [tmp_path / "one"]
+
+
+KILLED = """
+import os, pathlib, signal, sys, hyperst.files
+with hyperst.files.atomic_path(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_what_a_killed_process_left_is_never_read_and_goes_with_the_next_try(tmp_path):
+    target, other = tmp_path / "p.h5ad", tmp_path / "q.h5ad"
+    for path in (target, other):
+        subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    left = sorted(tmp_path.iterdir())
+    assert [path.name[:3] for path in left] == [".p.", ".q."]
+    assert find_sections_or_none(tmp_path) == []
+    write_text_atomic(target, "whole")
+    assert left[0].exists()  # not an hour old
+    with atomic_path(target) as temporary:  # of a process that runs, however old
+        for path in (*left, temporary):
+            os.utime(path, (0, 0))
+        write_text_atomic(target, "whole")
+        assert temporary.exists()
+        temporary.write_text("again")
+    assert sorted(tmp_path.iterdir()) == [left[1], target]  # that of another target stays
+    assert target.read_text() == "again"
+
+
+def find_sections_or_none(folder):
+    try:
+        return find_sections(folder)
+    except FileNotFoundError:
+        return []
+
+
+@pytest.mark.parametrize("stem", ["n" * 240, "組" * 80])
+def test_a_long_name_can_be_written(stem, tmp_path):
+    path = tmp_path / f"{stem}.json"
+    assert write_text_atomic(path, "x").read_text() == "x"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_can_be_written_leaves_nothing(tmp_path):

@@ -185,7 +185,13 @@ def test_checkpoint_and_configuration_must_belong_together(trained, tmp_path):
         (b"x,y\n1,nan\n", "must be numbers, but y is 'nan' in row 1"),
         (b"x,y\n1,inf\n", "must be numbers, but y is 'inf' in row 1"),
         (b'x,y\n"10,5","2,5"\n', "'10,5' in row 1 .*decimals with a point"),
-        (b"x,y\n10,5,2,5\n", "is no table of text"),
+        (b"x,y\n10,5,2,5\n", "its rows have different numbers of cells"),
+        (b"# mine\nx,y\n10,5\n", "the names of the columns in its first line"),
+        (b"x;y\n10,5;2,5\n", "separated by ';'.*decimal point"),
+        (b"x\ty\n1\t2\n", "separated by tabs"),
+        (b"x,y,X\n1,2,3\n", "column x is there 2 times"),
+        (b"x,y,spot\n1,2\n3,4,A\n", "no name in column spot in row 1"),
+        (b"spot,x,y\nM\xfcller,1,2\n", "is no table of text in UTF-8.*'CSV UTF-8'"),
         (b"\x89PNG\r\n\x1a\n\x00\x00\xff\xfe" * 9, "is no table of text"),
         ("x,y\n1,2\n".encode("utf-16"), "is no table of text"),
         (b"spot,x,y\nA,1,2\nA,3,4\n", r"1 spots have the name of another \(A\)"),
@@ -201,8 +207,9 @@ def test_wrong_tables_of_spots(run, test_section, tmp_path, content, words):
 
 
 def test_a_table_of_spots_as_spreadsheets_write_it(tmp_path):
-    (tmp_path / "spots.csv").write_bytes(b"\xef\xbb\xbfx, y\r\n10.5, 20.5\r\n")
-    assert read_spots(tmp_path / "spots.csv")[0].tolist() == [[10.5, 20.5]]
+    for content in (b"\xef\xbb\xbfx, y\r\n10.5, 20.5\r\n", b'\r\n"Y","X"\r20.5,1.05e1\r'):
+        (tmp_path / "spots.csv").write_bytes(content)
+        assert read_spots(tmp_path / "spots.csv")[0].tolist() == [[10.5, 20.5]]
 
 
 @pytest.mark.parametrize(

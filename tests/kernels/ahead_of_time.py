@@ -24,7 +24,15 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks.cases import CASES, ROW_WISE
 from hyperst_kernels.blocked.pairs import Pairs, PowerSums, Weights
-from hyperst_kernels.gpu import contrastive, distance_matrix, entailment, launch, pair_loss
+from hyperst_kernels.gpu import (
+    all_pairs,
+    contrastive,
+    distance_matrix,
+    distance_matrix_backward,
+    entailment,
+    launch,
+    pair_loss,
+)
 from hyperst_kernels.reference.contrastive import Pairing
 
 VERSION = ".".join(triton.__version__.split(".")[:2])
@@ -162,11 +170,15 @@ def pairs(d: int, dtype: torch.dtype, precision: str, backward: bool = False, n:
     x, c = torch.zeros(n, d, dtype=dtype), _scalar(dtype)
     matrix = distance_matrix.pairwise_distance(x, x, c, True, precision)
     if backward:
-        distance_matrix.pairwise_distance_backward(matrix, x, x, c, matrix, True, precision)
+        distance_matrix_backward.pairwise_distance_backward(matrix, x, x, c, matrix, True, precision)
 
 
 def blocks_of_pairs(dtype: torch.dtype, n: int = 256) -> None:
-    """What blocks of distances add to losses of all pairs, with ids of positives and without."""
+    """Blocks of distances, and what they add to losses of all pairs, with ids of positives and without."""
+    matrix = all_pairs.LorentzPairs(
+        torch.zeros(n, 64, dtype=dtype), torch.zeros(n, 64, dtype=dtype), _scalar(dtype), True, "bf16x3"
+    )
+    next(matrix.blocks())
     values, each, ids = torch.zeros(n, n, dtype=dtype), torch.zeros(n, dtype=dtype), torch.zeros(n, dtype=torch.int64)
     wide = torch.zeros(len(PowerSums._fields), n, dtype=torch.float64)
     weights = Weights(wide[0], wide[1], each, each, each)

@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import hyperst_kernels as hk
+from tests.kernels.backends import DEVICE
 from tests.kernels.public import CALLS, Called, uncalled
 
 SIZES = (5, 7, 2, 11, 3, 8, 4, 13, 6, 17, 9, 12)
@@ -57,6 +58,15 @@ def same_at_other_sizes(exported, name: str, device: str = "cpu") -> None:
 @pytest.mark.parametrize("name", CALLS)
 def test_exports_with_a_dynamic_batch(name):
     same_at_other_sizes(export(name), name)
+
+
+@pytest.mark.triton
+@pytest.mark.any_arithmetic
+@pytest.mark.parametrize(
+    "name", ["distance-tangent", "entailment_loss-tangent", "similarity-tangent", "contrastive_loss-tangent"]
+)
+def test_kernels_export_with_a_dynamic_batch(name):
+    same_at_other_sizes(export(name, DEVICE), name, DEVICE)
 
 
 @pytest.mark.parametrize("name", ["hierarchical_contrastive_loss", "entailment_loss-tangent", "similarity-lorentz"])

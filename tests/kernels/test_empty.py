@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import hyperst_kernels as hk
+from tests.kernels.backends import DEVICE
 from tests.kernels.public import CALLS
-from tests.kernels.triton import DEVICE
 
 PATHS = {"kernels": contextlib.nullcontext, "reference": hk.use_reference}
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 
 import hyperst_kernels as hk
+from tests.kernels.backends import DEVICE
 from tests.kernels.public import CALLS, uncalled
-from tests.kernels.triton import DEVICE
 
 # operators of all pairs have a backward pass of their own, which is not differentiated again
 ONCE = (
@@ -105,6 +105,13 @@ def test_vmap(name):
     close(grads, tuple(torch.stack(each) for each in zip(*(autograd(name, s) for s in samples), strict=True)))
     got = vmap(function, (-1, *(None,) * (len(given) - 1)))(batch[0], *given[1:])
     close(got, torch.stack([function(sample[0], *given[1:]) for sample in samples]))
+
+
+@pytest.mark.triton
+@pytest.mark.any_arithmetic
+@pytest.mark.parametrize("name", ["distance-tangent", "pairwise_distance-tangent", "contrastive_loss-tangent"])
+def test_vmap_of_kernels(name):
+    test_vmap(name)
 
 
 @pytest.mark.parametrize("name", CALLS)

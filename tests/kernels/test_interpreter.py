@@ -13,49 +13,40 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernels.backends import AVAILABLE
 from tests.kernels.ptx import AVAILABLE as ON_PTX
-from tests.kernels.triton import AVAILABLE
 
 HERE = Path(__file__).parent
-KERNELS = [
-    "test_row_wise.py",
-    "test_empty.py",
-    "test_extreme_losses.py",
-    "test_far_out.py",
-    "test_pair_blocks.py",
-    *sorted(f"triton/{path.name}" for path in (HERE / "triton").glob("test_*.py")),
-]
-# what no arithmetic changes, or another test runs
-PLAIN_ONLY = ["triton/test_tune.py", "test_empty.py"]
-SMOKE = "triton/test_smoke.py"
-MODULES = {  # in "plain" the smoke tests are run by test_smoke_selection.py
-    "plain": [name for name in KERNELS if name != SMOKE],
-    "contracted": [name for name in KERNELS if name not in (*PLAIN_ONLY, SMOKE)],
-    "approximate": [
-        "test_row_wise.py",
-        "test_far_out.py",
-        "test_pair_blocks.py",
-        "triton/test_scalars.py",
-        "triton/test_distance_matrix.py",
-        "triton/test_fused_arithmetic.py",
-        SMOKE,
-    ],
-    "ptx": sorted(f"ptx/{path.name}" for path in (HERE / "ptx").glob("test_*.py")),
+FILES = {  # of a job
+    "rows": [f"test_{name}.py" for name in ("maps", "transport", "poincare", "distance", "entailment")],
+    "distance_matrix": ["test_distance_matrix.py"],
+    "scalars": ["test_scalars.py"],
+    "calls": [f"test_{name}.py" for name in ("empty", "compile", "func", "launch", "tune")],
+    "extreme_losses": ["test_extreme_losses.py"],
+    "pair_blocks": ["test_pair_blocks.py"],
+    **{name: [f"triton/test_{name}.py"] for name in ("contrastive_kernel", "fused_arithmetic", "hierarchy", "smoke")},
+    "ptx": ["ptx/test_arithmetic.py", "ptx/test_executor.py"],
+    "ptx contrastive": ["ptx/test_contrastive.py"],
+    "ptx kernels": ["ptx/test_kernels.py"],
 }
-LONG = [
-    "ptx/test_contrastive.py",
-    "triton/test_contrastive_kernel.py",
-    "triton/test_hierarchy.py",
-    "ptx/test_kernels.py",
-]
+KERNELS = [name for name in FILES if not name.startswith("ptx")]
+# what each mode has to show: no arithmetic changes calls; in "plain" the smoke tests are run by test_smoke_selection.py
+GROUPS = {
+    "plain": [name for name in KERNELS if name != "smoke"],
+    "contracted": [name for name in KERNELS if name not in ("calls", "smoke")],
+    "approximate": ["rows", "distance_matrix", "pair_blocks", "scalars", "fused_arithmetic", "smoke"],
+    "ptx": [name for name in FILES if name.startswith("ptx")],
+}
+LONG = ["ptx contrastive", "contrastive_kernel", "hierarchy", "ptx kernels"]
 JOBS = sorted(
-    ((mode, module) for mode, modules in MODULES.items() for module in modules),
+    ((mode, name) for mode, names in GROUPS.items() for name in names),
     key=lambda job: LONG.index(job[1]) if job[1] in LONG else len(LONG),
 )
 
 
-def run(mode: str, module: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--timeout=1500", str(HERE / module)]
+def run(mode: str, name: str) -> subprocess.CompletedProcess:
+    files = [str(HERE / file) for file in FILES[name]]
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--timeout=1500", *files]
     if mode in ("contracted", "approximate"):
         command += ["-m", "not any_arithmetic"]
     chosen = {"HYPERST_TEST_PTX": "1"} if mode == "ptx" else {"TRITON_INTERPRET": "1", "HYPERST_TEST_ARITHMETIC": mode}
@@ -72,7 +63,7 @@ def runs():
 
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(AVAILABLE or ON_PTX, reason="the kernels' tests run in this process")
-@pytest.mark.parametrize("job", JOBS, ids=" ".join)
+@pytest.mark.parametrize("job", JOBS, ids=": ".join)
 def test_device_kernels(job, runs):
     done = runs[job].result()
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

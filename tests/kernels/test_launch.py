@@ -11,6 +11,8 @@ import torch
 pytest.importorskip("triton")
 
 from hyperst_kernels.gpu import launch
+from hyperst_kernels.operators import register
+from tests.kernels.backends import INTERPRETED
 from tests.kernels.launched import functions_of_triton
 
 
@@ -85,3 +87,20 @@ def test_what_belongs_together_is_one_parameter():
     counts = {name: len(function.arg_names) for name, function in functions_of_triton().items()}
     assert len(counts) > 100
     assert {name: count for name, count in counts.items() if count > 15} == {}
+
+
+@pytest.mark.triton
+@pytest.mark.any_arithmetic
+def test_this_process_runs_kernels():
+    assert launch.architecture() == "interpreter" if INTERPRETED else launch.architecture() != "interpreter"
+    assert "CPU" in register.TRITON if INTERPRETED else "CUDA" in register.TRITON
+
+
+@pytest.mark.triton
+@pytest.mark.any_arithmetic
+def test_settings_exist_for_every_bucket_and_dtype():
+    for d in (1, 16, 17, 512, 4097, launch.LARGEST_ROW):
+        for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            for kind in ("product", "plain product"):
+                assert {"rows", "columns", "inner", "warps", "stages"} == set(launch.settings(kind, d, dtype))
+            assert {"rows", "warps"} == set(launch.settings("map", d, dtype)) == set(launch.settings("pair", d, dtype))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import mpmath
 import pytest
 import torch
@@ -11,12 +9,10 @@ from torch.nn import functional as F
 
 import hyperst_kernels as hk
 from benchmarks import cases, oracle
-from hyperst_kernels.cpu import contrastive, distance, memory, online_softmax
+from hyperst_kernels.cpu import contrastive, memory, online_softmax
 from hyperst_kernels.cpu.native import bindings
-from hyperst_kernels.operators.entailment import reference_hinges
-from hyperst_kernels.operators.register import ops, use_reference
+from hyperst_kernels.operators.register import ops
 from hyperst_kernels.reference import contrastive as reference
-from hyperst_kernels.reference import distance as distance_reference
 
 pytestmark = pytest.mark.skipif(bindings.library() is None, reason="the package was installed without a compiler")
 EPS = torch.finfo(torch.float32).eps
@@ -161,142 +157,3 @@ def test_log1p_against_mpmath():
         want = mpmath.log1p(oracle.vector(at[None])[0])
         assert abs(float(got) - want) <= 2 * EPS * want
     assert torch.isnan(values("log1p", torch.tensor([torch.nan]))).all()
-
-
-def rows_apart(tangent, radius, apart):
-    """Rows at one radius and so far from their partners, some at the origin; with their float64."""
-    generator = torch.Generator().manual_seed(1)
-    x, noise = (F.normalize(torch.randn(40, 7, generator=generator), dim=-1) for _ in range(2))
-    y = x + apart * noise
-    y[0], x[1], y[1], x[2] = 0, 0, 0, 0
-    if not tangent:
-        radius = float(torch.tensor(radius).sinh())
-    inputs = radius * x, radius * y, torch.tensor(0.7)
-    return inputs, [t.double() for t in inputs]
-
-
-@pytest.mark.parametrize("tangent", [True, False])
-@pytest.mark.parametrize("radius", [1e-4, 0.5, 5.0, 20.0])
-@pytest.mark.parametrize("apart", [0.0, 1e-6, 1e-2, 1.0])
-def test_distances_match_the_float64_reference(tangent, radius, apart):
-    (x, y, c), wide = rows_apart(tangent, radius, apart)
-    input = "tangent" if tangent else "lorentz"
-    torch.testing.assert_close(
-        distance.distance(x, y, c, tangent).double(), distance_reference.distance(*wide, input), rtol=4 * EPS, atol=0
-    )
-    exact = distance_reference.distance_gradients(*wide, tangent)[:2]
-    for got, want in zip(distance.distance_backward(torch.ones(40), x, y, c, tangent), exact, strict=False):
-        assert ((got - want).norm(dim=-1) <= 16 * EPS * want.norm(dim=-1)).all()
-
-
-@pytest.mark.parametrize("tangent", [True, False])
-@pytest.mark.parametrize("radius", [1e-4, 0.5, 5.0, 20.0])
-@pytest.mark.parametrize("apart", [0.0, 1e-6, 1e-2, 1.0])
-def test_hinges_match_the_float64_reference(tangent, radius, apart):
-    """Of two relations, in the other direction in the second, through the operator and its gradient."""
-    (x, y, c), wide = rows_apart(tangent, radius, apart)
-    flags = ([0.7, 1.2], 0.1, tangent)
-    upstream = torch.randn(2, 40, generator=torch.Generator().manual_seed(2))
-
-    def run(compute, *inputs):
-        a, b, c = leaves = [t.clone().requires_grad_() for t in inputs]
-        value = compute([a, b], [b, a], c, *flags)
-        return value.detach(), torch.autograd.grad(value, leaves, upstream.to(value))
-
-    value, grads = run(ops.entailment_hinges, x, y, c)
-    exact, (*exact_vectors, exact_c) = run(reference_hinges, *wide)
-    assert (value - exact).abs().max() <= 4 * EPS * math.pi
-    for got, want in zip(grads, exact_vectors, strict=False):
-        assert ((got - want).norm(dim=-1) <= 16 * EPS * want.norm(dim=-1)).all()
-    shares = sum((t * g).sum(1).abs().sum() for t, g in zip(wide, exact_vectors, strict=False))
-    assert (grads[2] - exact_c).abs() <= 16 * EPS * shares / c
-
-
-def test_distances_on_a_line_are_differences():
-    """What rounding leaves of the angle between two numbers would be amplified by e^80."""
-    generator = torch.Generator().manual_seed(0)
-    x, y = (40 * torch.rand(2000, 1, generator=generator) for _ in range(2))
-    want = (x.double() - y.double()).abs()[:, 0]
-    torch.testing.assert_close(ops.distance(x, y, torch.tensor(1.0), True).double(), want, rtol=2 * EPS, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_of_any_layout(dtype):
-    """Not in one piece, expanded, none at all; the same through the reference to the digits of the dtype."""
-    generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(6, 9, generator=generator).to(dtype) for _ in range(2))
-    c = torch.tensor(0.8)
-    for a, b in ((x.T, y.T), (x[:1].expand(6, 9), y), (x[:, ::2], y[:, ::2]), (x[:0], y[:0])):
-        for name, *flags in (("distance", True), ("exterior_angle", True), ("exp_map",), ("log_map",)):
-            leaves = [t.detach().clone().requires_grad_() for t in (a, b)]
-            value = getattr(ops, name)(*leaves, c, *flags)
-            with_strides = getattr(ops, name)(a, b, c, *flags)
-            assert torch.equal(value, with_strides)
-            assert value.dtype == dtype
-            wide = [t.detach().double().requires_grad_() for t in (a, b)]
-            want = getattr(ops, name)(*wide, c.double(), *flags)
-            eps = torch.finfo(dtype).eps
-            torch.testing.assert_close(value.double(), want, rtol=4 * eps, atol=4 * eps)
-            grads, exact = (torch.autograd.grad(v.sum(), t) for v, t in ((value, leaves), (want, wide)))
-            for got, want in zip(grads, exact, strict=True):
-                torch.testing.assert_close(got.double(), want, rtol=32 * eps, atol=32 * eps)
-
-
-def test_matrices_of_any_layout():
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(9, 6, generator=generator).T, torch.randn(7, 18, generator=generator)[:, ::2]
-    leaves = [t.detach().requires_grad_() for t in (x, y)]
-    wide = [t.double().requires_grad_() for t in (x, y)]
-    assert not leaves[0].is_contiguous()
-    upstream = torch.randn(7, 6, generator=generator).T
-    results = [(m := hk.pairwise_distance(*t), torch.autograd.grad(m, t, upstream.to(m))) for t in (leaves, wide)]
-    (value, grads), (want, exact) = results
-    torch.testing.assert_close(value.double(), want, rtol=1e-6, atol=1e-6)
-    for got, expected in zip(grads, exact, strict=True):
-        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_nan_stays_in_its_row():
-    (x, y, c), _ = rows_apart(True, 0.5, 1.0)
-    x[5, 2] = torch.nan
-    flags = {"distance": (True,), "exterior_angle": (True,)}
-    for name in ("exp_map", "log_map", *flags):
-        for arguments in ((x, y), (y, x)):
-            leaves = [t.clone().requires_grad_() for t in arguments]
-            value = getattr(ops, name)(*leaves, c, *flags.get(name, ()))
-            grads = torch.autograd.grad(value[3:].sum(), leaves)
-            for result in (value, *grads):
-                bad = result.reshape(40, -1).isnan().any(1)
-                assert bad.nonzero().flatten().tolist() == [5], name
-
-
-def test_second_derivatives_of_rows_are_those_of_the_reference():
-    x, y = rows_apart(True, 0.5, 1.0)[0][:2]
-
-    def squared_slope(compute):
-        leaf = x[3:].clone().requires_grad_()
-        (slope,) = torch.autograd.grad(compute(leaf, y[3:]).sum(), leaf, create_graph=True)
-        return torch.autograd.grad((slope**2).sum(), leaf)[0]
-
-    for function in (hk.distance, hk.exterior_angle, hk.exp_map, hk.log_map):
-        with use_reference():
-            want = squared_slope(function)
-        torch.testing.assert_close(squared_slope(function), want)
-
-
-@pytest.mark.parametrize(
-    "name", ["exp_map0", "log_map0", "exp_map", "log_map", "distance", "exterior_angle", "entailment_hinges"]
-)
-def test_operators_of_rows_keep_their_contract(name):
-    """Schema, fake, autograd and compilation, by PyTorch's own check."""
-    x, y, c = rows_apart(True, 0.5, 1.0)[0]
-    x, y = x[3:].clone().requires_grad_(), y[3:].clone().requires_grad_()
-    arguments = {
-        "exp_map0": (x, torch.tensor(0.7), c),
-        "log_map0": (x, c),
-        "distance": (x, y, c, True),
-        "exterior_angle": (x, y, c, True),
-        "entailment_hinges": ([x, y], [y, x], c, [0.7, 1.2], 0.1, True),
-    }.get(name, (x, y, c))
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(getattr(ops, name).default, arguments, test_utils=tests)

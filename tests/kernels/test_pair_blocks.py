@@ -14,18 +14,10 @@ from torch.nn import functional as F
 from hyperst_kernels.blocked import pairs as portable
 from hyperst_kernels.blocked.pairs import Pairs, PowerSums, Weights
 from hyperst_kernels.cpu import pair_loss as native
-from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.reference.pair_loss import pairs_of
 from tests.kernels import examples
-from tests.kernels.triton import AVAILABLE, DEVICE, INTERPRETED, documented
+from tests.kernels.backends import BACKENDS, INTERPRETED, device, documented
 
-BACKENDS = {"portable": portable}
-if AVAILABLE:
-    from hyperst_kernels.gpu import pair_loss as triton
-
-    BACKENDS = {"triton": triton}
-elif bindings.library() is not None:
-    BACKENDS["native"] = native
 EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 EXPONENT = {torch.float32: 88, torch.float64: 709}  # the largest whose power is a number: it carries so many roundings
 # Triton's interpreter rounds the product of a fused multiply-add, in float32 unless it is told to have a GPU's arithmetic
@@ -39,11 +31,20 @@ CASES = [
 ]
 
 
+def functions(backend: str):
+    """The module of a backend."""
+    if backend == "triton":
+        from hyperst_kernels.gpu import pair_loss
+
+        return pair_loss
+    return {"portable": portable, "native": native}[backend]
+
+
 class Problem:
     """A matrix of distances with ties and zeros, cut into blocks of several shapes, and its classes."""
 
-    def __init__(self, seed: int, n: int, m: int, kind: str, scale: float, dtype: torch.dtype):
-        g = torch.Generator().manual_seed(seed)
+    def __init__(self, backend: str, seed: int, n: int, m: int, kind: str, scale: float, dtype: torch.dtype):
+        self.backend, g = backend, torch.Generator().manual_seed(seed)
         self.generator, self.dtype, self.kind, self.shape = g, dtype, kind, (n, m)
         # distances whose costs are within some powers of each other, and zeros, ties and distant ones
         values = 1 + 10 / scale * torch.rand(n, m, generator=g, dtype=torch.float64)
@@ -61,13 +62,13 @@ class Problem:
         self.upstream = torch.randn(2, max(n, m), generator=g, dtype=torch.float64)
 
     def blocks(self):
-        n, m = self.shape
-        ids = [None if x is None else x.to(DEVICE) for x in (*self.ids, self.excluded)]
+        backend, (n, m) = self.backend, self.shape
+        ids = [None if x is None else x.to(device(backend)) for x in (*self.ids, self.excluded)]
         for top in range(0, n, 13):
             for left in range(0, m, 290):  # more than a chunk of the machine code, and than a tile
                 rows, columns = slice(top, min(top + 13, n)), slice(left, min(left + 290, m))
-                scale = self.scale[rows].to(DEVICE)
-                yield self.values[rows, columns].contiguous().to(DEVICE), Pairs(rows, columns, scale, *ids)
+                scale = self.scale[rows].to(device(backend))
+                yield self.values[rows, columns].contiguous().to(device(backend)), Pairs(rows, columns, scale, *ids)
 
     @property
     def rounding(self) -> float:
@@ -81,7 +82,9 @@ class Problem:
 
     def allowed(self, size: Tensor | float, instructions: int = 8) -> Tensor | float:
         """Of numbers of a size: the rounding of an exponent, and a few others."""
-        return ((EXPONENT[self.dtype] + 8) * EPS[self.dtype] + documented(instructions) + self.rounding) * size
+        return (
+            (EXPONENT[self.dtype] + 8) * EPS[self.dtype] + documented(instructions, self.backend) + self.rounding
+        ) * size
 
 
 def inputs(function):
@@ -98,12 +101,12 @@ def inputs(function):
 @inputs
 def test_power_sums(backend, dtype, seed, n, m, kind, scale):
     """Log-sum-exps of both classes, the mean cost of positives and their number, of rows and of columns."""
-    problem = Problem(seed, n, m, kind, scale, dtype)
-    stats = torch.zeros(len(PowerSums._fields), n + m, dtype=torch.float64, device=DEVICE)
+    problem = Problem(backend, seed, n, m, kind, scale, dtype)
+    stats = torch.zeros(len(PowerSums._fields), n + m, dtype=torch.float64, device=device(backend))
     stats[0] = stats[4] = torch.inf
     for values, pairs in problem.blocks():
         rows, columns = stats[:, :n][:, pairs.rows], stats[:, n:][:, pairs.columns]
-        BACKENDS[backend].add_powers(values, pairs, rows, columns)
+        functions(backend).add_powers(values, pairs, rows, columns)
     for found, dim in ((stats[:, :n], 1), (stats[:, n:], 0)):
         sums = PowerSums(*found.cpu())
         assert torch.equal(sums.number, problem.positive.sum(dim).double())
@@ -128,11 +131,11 @@ def test_power_sums(backend, dtype, seed, n, m, kind, scale):
 
 @inputs
 def test_sigmoid_losses(backend, dtype, seed, n, m, kind, scale):
-    problem = Problem(seed, n, m, kind, scale, dtype)
+    problem = Problem(backend, seed, n, m, kind, scale, dtype)
     bias = torch.tensor(scale, dtype=dtype)
-    losses = torch.zeros(n, dtype=torch.float64, device=DEVICE)
+    losses = torch.zeros(n, dtype=torch.float64, device=device(backend))
     for values, pairs in problem.blocks():
-        BACKENDS[backend].add_sigmoid(values, pairs, bias.to(DEVICE), losses[pairs.rows])
+        functions(backend).add_sigmoid(values, pairs, bias.to(device(backend)), losses[pairs.rows])
     logits = bias.double() - problem.costs
     signed = torch.where(problem.positive, -logits, logits)
     each = torch.where(problem.positive | problem.negative, F.softplus(signed, threshold=700), 0)
@@ -153,16 +156,16 @@ def weights_of(problem: Problem, dim: int) -> Weights:
 
 @inputs
 def test_softmax_gradients(backend, dtype, seed, n, m, kind, scale):
-    problem = Problem(seed, n, m, kind, scale, dtype)
+    problem = Problem(backend, seed, n, m, kind, scale, dtype)
     both = [weights_of(problem, dim) for dim in (1, 0)]
-    of_rows, of_columns = (Weights(*(x.to(DEVICE) for x in weights)) for weights in both)
+    of_rows, of_columns = (Weights(*(x.to(device(backend)) for x in weights)) for weights in both)
     for symmetric in (True, False):
         found = torch.full((n, m), torch.nan, dtype=dtype)
-        sums = torch.zeros(2, n, dtype=torch.float64, device=DEVICE)
+        sums = torch.zeros(2, n, dtype=torch.float64, device=device(backend))
         for values, pairs in problem.blocks():
             out = torch.empty_like(values)
             columns = of_columns.of(pairs.columns) if symmetric else None
-            BACKENDS[backend].softmax_gradients(
+            functions(backend).softmax_gradients(
                 values, pairs, of_rows.of(pairs.rows), columns, out, sums[:, pairs.rows]
             )
             found[pairs.rows, pairs.columns] = out.cpu()
@@ -178,14 +181,14 @@ def test_softmax_gradients(backend, dtype, seed, n, m, kind, scale):
 
 @inputs
 def test_sigmoid_gradients(backend, dtype, seed, n, m, kind, scale):
-    problem = Problem(seed, n, m, kind, scale, dtype)
+    problem = Problem(backend, seed, n, m, kind, scale, dtype)
     bias = torch.tensor(scale, dtype=dtype)
     upstream = problem.upstream[0, :n].to(dtype)
     found = torch.full((n, m), torch.nan, dtype=dtype)
-    sums = torch.zeros(2, n, dtype=torch.float64, device=DEVICE)
+    sums = torch.zeros(2, n, dtype=torch.float64, device=device(backend))
     for values, pairs in problem.blocks():
-        out, grad = torch.empty_like(values), upstream[pairs.rows].to(DEVICE)
-        BACKENDS[backend].sigmoid_gradients(values, pairs, bias.to(DEVICE), grad, out, sums[:, pairs.rows])
+        out, grad = torch.empty_like(values), upstream[pairs.rows].to(device(backend))
+        functions(backend).sigmoid_gradients(values, pairs, bias.to(device(backend)), grad, out, sums[:, pairs.rows])
         found[pairs.rows, pairs.columns] = out.cpu()
     logits = bias.double() - problem.costs
     slopes = torch.where(problem.positive, -torch.sigmoid(-logits), torch.sigmoid(logits))

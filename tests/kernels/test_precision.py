@@ -7,7 +7,7 @@ import torch
 
 from hyperst_kernels import contrastive_loss, pairwise_distance
 from hyperst_kernels._precision import full_float32
-from tests.kernels.triton import DEVICE
+from tests.kernels.backends import DEVICE
 
 BACKENDS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 

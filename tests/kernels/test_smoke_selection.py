@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernels.backends import AVAILABLE
 from tests.kernels.launched import kernels
-from tests.kernels.triton import AVAILABLE
 
 HERE = Path(__file__).parent
 

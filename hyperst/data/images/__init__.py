@@ -66,7 +66,7 @@ def open_image(path: str | Path, *, damaged: DamagedTiles | None = None) -> Slid
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"image {path} does not exist" if not path.exists() else f"image {path} is a folder")
+        raise FileNotFoundError(f"image {path} does not exist" if not path.exists() else f"image {path} is no file")
     suffix = path.suffix.lower()
     if suffix in _OPENSLIDE_SUFFIXES:
         from hyperst.data.images.openslide import OpenSlideImage

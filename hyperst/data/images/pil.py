@@ -9,6 +9,7 @@ from PIL import Image
 
 from hyperst.data.images.base import SlideImage
 from hyperst.data.images.memory import check_fits
+from hyperst.data.images.orientation import check_orientation, exif_orientation
 from hyperst.data.images.scale import RecordedScale, recorded_scale
 from hyperst.data.images.wrong_kind import actual_kind
 
@@ -27,6 +28,7 @@ class DecodedImage(SlideImage):
         self.path = path
         with _pil_open(path) as image:
             _check_pil_mode(image, path)
+            check_orientation(exif_orientation(image), path)
             self.width, self.height = image.size
             self.scale = _recorded(image)
         self._pixels: np.ndarray | None = None
@@ -42,11 +44,14 @@ class DecodedImage(SlideImage):
             check_fits(self.width * self.height * _BYTES_PER_PIXEL, self.path, self.width, self.height)
             try:
                 with _pil_open(self.path) as image:
-                    self._pixels = to_rgb(image)
+                    pixels = to_rgb(image)
+                    orientation = exif_orientation(image)  # a PNG may have it behind its pixels
             except MemoryError as error:
                 raise MemoryError(str(error) or f"{self.path} is too large for memory") from error
             except Exception as error:  # each of Pillow's decoders has errors of its own for damaged data
                 raise ValueError(f"{self.path} is damaged or cut short ({error}); copy or export it again") from error
+            check_orientation(orientation, self.path)
+            self._pixels = pixels
         return self._pixels[y0:y1, x0:x1]
 
     def close(self) -> None:

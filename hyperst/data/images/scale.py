@@ -80,8 +80,9 @@ def check_mpp(value: float, source: str, remedy: str = "") -> float:
     if _plausible(value):
         return float(value)
     low, high = PLAUSIBLE_UM_PER_PX
+    said = f"says {value:g}" if math.isfinite(value) and value > 0 else f"is {value:g}, no"
     message = (
-        f"{source} says {value:g} um per pixel; the pixels of a histology image measure {low:g} to {high:g} um "
+        f"{source} {said} um per pixel; the pixels of a histology image measure {low:g} to {high:g} um "
         "(0.25 in a 40x scan, 0.5 in a 20x scan)"
     )
     for unit, um in _OTHER_UNITS:

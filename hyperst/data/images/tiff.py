@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -15,11 +16,14 @@ import numpy as np
 from hyperst.data.images.base import SlideImage
 from hyperst.data.images.damage import DamagedTiles
 from hyperst.data.images.memory import check_fits
+from hyperst.data.images.orientation import check_orientation
 from hyperst.data.images.tiff_pixels import RgbConverter, UnsuitablePixelsError, rgb_converter
 from hyperst.data.images.tiff_scale import ome_image, tiff_scale
 from hyperst.data.images.wrong_kind import actual_kind
 
 __all__ = ["TiffImage"]
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # without a handler its texts go to the terminal
 
 _CACHE_BYTES = 256 << 20
 _AXES = {"YX", "YXS", "SYX", "CYX"}
@@ -65,7 +69,7 @@ class TiffImage(SlideImage):
 
         try:
             self._file = tifffile.TiffFile(self.path)
-            series = max(self._file.series, key=lambda series: series.size)
+            series = _slide(self._file.series)
             self._resolutions: list[_Level] = []
             for level in series.levels:
                 self._resolutions.append(self._level(series, level))
@@ -77,9 +81,10 @@ class TiffImage(SlideImage):
         except MemoryError:
             raise
         except Exception as error:  # a damaged directory of tags makes tifffile raise anything
-            raise ValueError(
-                f"{self.path} is no readable TIFF ({error}); {actual_kind(self.path) or 'copy or export it again'}"
-            ) from error
+            remedy = actual_kind(self.path) or "it is damaged, cut short or of another kind: copy or export it again"
+            raise ValueError(f"{self.path} is no readable TIFF; {remedy}") from error
+        tag = series.keyframe.tags.get("Orientation")
+        check_orientation(None if tag is None else tag.value, self.path)
         self._process = os.getpid()
 
     def _level(self, series: Any, level: Any) -> _Level:
@@ -209,6 +214,23 @@ def _segments(page: Any, box: tuple[int, int, int, int]) -> Iterator[tuple[int |
                 left, top = column * tile_width, row * tile_height
                 number = ((sample or 0) * down + row) * across + column
                 yield sample, number, (left, top, min(left + tile_width, width), min(top + tile_height, height))
+
+
+def _slide(images: Any) -> Any:
+    """The largest of the images of a file; the others are a label, an overview, or resolutions that no tag ties to it.
+
+    Raises:
+        UnsuitablePixelsError: another one has at least half its pixels: two scenes, and nothing tells which is meant.
+    """
+    largest = max(images, key=lambda each: each.size)
+    alike = [each for each in images if 2 * each.size >= largest.size]
+    if len(alike) > 1:
+        shown = ", ".join(f"{each.name or 'without a name'}: {' x '.join(map(str, each.shape))}" for each in alike[:4])
+        raise UnsuitablePixelsError(
+            f"{len(alike)} images of much the same size ({shown})",
+            "save the one that the spots lie on as a file of its own (QuPath: File > Export images > OME TIFF)",
+        )
+    return largest
 
 
 def _check_codec(page: Any) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from hyperst.data.readers.table import check_counts, check_unique, count_problem, unique_names
+from hyperst.data.readers.table import check_counts, check_unique, count_problem, in_memory, unique_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -84,14 +84,20 @@ def read_counts(adata: AnnData, path: Path, gene_names: str | None = None) -> Co
 
 def _places(adata: AnnData) -> Iterator[_Place]:
     if adata.X is not None:
-        yield _Place("X", adata.X, adata.var, _problem(adata.X))
-    known = {str(name).lower(): name for name in adata.layers}
+        yield _Place("X", adata.X, in_memory(adata.var), _problem(adata.X))
+    layers = _layers(adata)
+    known = {str(name).lower(): name for name in layers}
     for name in _LAYERS:
         if name in known:
-            matrix = adata.layers[known[name]]
-            yield _Place(f"layers[{known[name]!r}]", matrix, adata.var, _problem(matrix))
+            matrix = layers[known[name]]
+            yield _Place(f"layers[{known[name]!r}]", matrix, in_memory(adata.var), _problem(matrix))
     if adata.raw is not None:
         yield _Place("raw", adata.raw.X, adata.raw.var, _problem(adata.raw.X))
+
+
+def _layers(adata: AnnData) -> dict[str, Any]:
+    """Matrices by name, without X, which anndata 0.13 lists among them under None."""
+    return {name: matrix for name, matrix in dict(adata.layers).items() if name is not None}
 
 
 def _problem(matrix: Any) -> str | None:
@@ -103,7 +109,8 @@ def _problem(matrix: Any) -> str | None:
 
 
 def _other_layers(adata: AnnData) -> str:
-    names = [name for name in adata.layers if str(name).lower() not in _LAYERS and _problem(adata.layers[name]) is None]
+    layers = _layers(adata)
+    names = [name for name in layers if str(name).lower() not in _LAYERS and _problem(layers[name]) is None]
     if not names:
         return ""
     shown = ", ".join(map(repr, names))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scipy.spatial import cKDTree
 
-from hyperst.data.readers.table import numbers
+from hyperst.data.readers.table import in_memory, numbers
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -19,6 +21,7 @@ __all__ = ["array_index", "library", "positions"]
 
 _KEYS = ("spatial", "X_spatial")
 _COLUMNS = (("pxl_col_in_fullres", "pxl_row_in_fullres"), ("pixel_x", "pixel_y"), ("x", "y"))
+_X, _Y = re.compile(r"(?<![a-z])x(?![a-z])|col"), re.compile(r"(?<![a-z])y(?![a-z])|row")
 _PARTS = ("images", "scalefactors", "metadata")
 
 
@@ -30,7 +33,7 @@ def positions(adata: AnnData, path: Path) -> np.ndarray:
     """
     key = next((key for key in _KEYS if key in adata.obsm), None)
     if key is not None:
-        found = np.asarray(adata.obsm[key])
+        found = _ordered(adata.obsm[key], f"{path}: obsm[{key!r}]")
         if found.ndim != 2 or found.shape[1] < 2:
             raise ValueError(f"{path}: obsm[{key!r}] has shape {found.shape}; need x and y of each spot: (spot, 2)")
         return found[:, :2]
@@ -40,7 +43,7 @@ def positions(adata: AnnData, path: Path) -> np.ndarray:
             f"{path}: no obsm['spatial'] with spot centres (x, y in pixels of the full-resolution image); "
             f"obsm holds {sorted(adata.obsm) or 'nothing'}, obs no columns x and y"
         )
-    found = numbers(adata.obs, columns, path)
+    found = numbers(in_memory(adata.obs), columns, path)
     where = f"obs {columns[0]} and {columns[1]}"
     if columns == ("x", "y") and _on_array(found):
         raise ValueError(
@@ -51,6 +54,27 @@ def positions(adata: AnnData, path: Path) -> np.ndarray:
         f"{path}: no obsm['spatial'], so {where} are taken as pixels of the full-resolution image", stacklevel=3
     )
     return found
+
+
+def _ordered(stored: Any, where: str) -> np.ndarray:
+    """Positions as an array; of a table with named columns x and y by their names, whatever their order.
+
+    Raises:
+        ValueError: the names say that the first two columns are y and x, or row and column, in words that are not known.
+    """
+    if not isinstance(stored, pd.DataFrame):
+        return np.asarray(stored)
+    named = {str(name).strip().lower(): place for place, name in enumerate(stored.columns)}
+    for pair in _COLUMNS:
+        if set(pair) <= set(named):
+            return stored.iloc[:, [named[name] for name in pair]].to_numpy()
+    first, second = ([*named, "", ""])[:2]
+    if _Y.search(first) or _X.search(second):
+        raise ValueError(
+            f"{where} is a table with columns {', '.join(map(str, stored.columns))}, which look like y before x; store an array "
+            "of x and y, or call the columns x and y"
+        )
+    return stored.to_numpy()
 
 
 def _on_array(found: np.ndarray) -> bool:
@@ -67,7 +91,7 @@ def array_index(adata: AnnData, path: Path) -> np.ndarray | None:
     """
     if not {"array_row", "array_col"} <= set(adata.obs):
         return None
-    index = numbers(adata.obs, ["array_row", "array_col"], path)
+    index = numbers(in_memory(adata.obs), ["array_row", "array_col"], path)
     missing = ~np.isfinite(index).all(axis=1)
     if missing.any() and not missing.all():
         names = ", ".join(adata.obs_names[missing][:3].astype(str)) + (" ..." if missing.sum() > 3 else "")

@@ -67,7 +67,7 @@ def read_h5ad_table(path: Path, name: str, *, counts: bool = True, gene_names: s
     adata = read_anndata(path)
     library = read_library(adata, path)
     if "in_tissue" in adata.obs:
-        adata = adata[yes_or_no(adata.obs["in_tissue"], adata.obs_names, "in_tissue", path)]
+        adata = adata[yes_or_no(adata.obs["in_tissue"], adata.obs_names.to_numpy(), "in_tissue", path)]
     spot_ids = np.asarray(adata.obs_names, dtype=str)
     check_unique(spot_ids, "spot", path, "make them unique, e.g. adata.obs_names_make_unique()")
     spot_px = check_positions(positions(adata, path), spot_ids, path)

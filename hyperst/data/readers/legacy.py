@@ -86,7 +86,10 @@ def read_legacy_table(
     check_unique(_header(path)[-len(genes) :], "gene", path, "sum or drop the repeated columns")
     known = np.isin(ids, selection.index.to_numpy(dtype=str))
     if not known.any():
-        raise ValueError(f"{path}: none of its spots ({', '.join(ids[:3])} ...) is in the spot selection; wrong table?")
+        raise ValueError(
+            f"{path}: none of its spots ({', '.join(ids[:3])} ...) is in the spot selection, which names "
+            f"{', '.join(map(str, selection.index[:3]))} ...; wrong table, or genes in its rows?"
+        )
     if not known.all():
         warnings.warn(
             f"{path}: {int((~known).sum())} of {len(known)} spots are not selected and are left out", stacklevel=2
@@ -111,10 +114,18 @@ def read_legacy_table(
 
 
 def _counts(table: pd.DataFrame, path: Path) -> np.ndarray:
-    """Values of a count table; a column that pandas did not read as numbers holds text, which is named."""
+    """Values of a count table. Raises ValueError for text, and for an empty cell; the message names row and column."""
     if all(pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes):
-        return table.to_numpy()
-    return numbers(table, list(table.columns), path)
+        values = table.to_numpy()
+    else:
+        values = numbers(table, list(table.columns), path)
+    if np.issubdtype(values.dtype, np.floating) and (empty := np.argwhere(np.isnan(values))).size:
+        row, column = empty[0]
+        raise ValueError(
+            f"{path}: {len(empty)} cells are empty, the first in row {table.index[row]}, column {table.columns[column]}; write 0 "
+            "where nothing was counted, and as many cells in each row as genes in the first line"
+        )
+    return values
 
 
 def _selection(path: Path, name: str, spots: Path | None) -> pd.DataFrame:
@@ -141,6 +152,8 @@ def _selection(path: Path, name: str, spots: Path | None) -> pd.DataFrame:
 def _read(path: Path, index_col: int | None = None) -> pd.DataFrame:
     try:
         return pd.read_csv(path, sep="\t", index_col=index_col)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8; save it as UTF-8, with tabs between the columns") from error
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{path} is no readable tab-separated table ({error}); copy or download it again") from error
 

@@ -170,16 +170,29 @@ def _positions(files: OutputFiles) -> tuple[pd.DataFrame, Path]:
         if file.suffix == ".parquet":
             table = pd.read_parquet(file)
         else:
+            encoding = "utf-8-sig"  # what a spreadsheet has saved begins with a mark, and may have quotation marks
             with (
-                gzip.open(file, "rt", encoding="utf-8")
+                gzip.open(file, "rt", encoding=encoding)
                 if file.suffix == ".gz"
-                else file.open(encoding="utf-8") as stream
+                else file.open(encoding=encoding) as stream
             ):
-                headed = stream.readline().startswith("barcode")
-            table = pd.read_csv(file, header=0 if headed else None, names=None if headed else _COLUMNS)
-        table = table[_COLUMNS].set_index("barcode")
+                headed = stream.readline().lstrip('"').startswith("barcode")
+            table = pd.read_csv(
+                file, header=0 if headed else None, names=None if headed else _COLUMNS, encoding=encoding
+            )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8; restore the file of Space Ranger") from error
     except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
-        raise ValueError(f"{file} is no readable table of {', '.join(_COLUMNS)} ({error}); restore it") from error
+        raise ValueError(
+            f"{file} is no readable table of {', '.join(_COLUMNS)}; restore the file of Space Ranger"
+        ) from error
+    if missing := [name for name in _COLUMNS if name not in table]:
+        held = ", ".join(map(str, table.columns))[:200]
+        raise ValueError(
+            f"{file}: no column {', '.join(missing)}; its columns are {held}; restore the file of Space Ranger, with commas "
+            "between the columns"
+        )
+    table = table[_COLUMNS].set_index("barcode")
     table.index = table.index.astype(str)
     check_unique(table.index.to_numpy(dtype=str), "spot", file, "restore the positions file of Space Ranger")
     values = pd.DataFrame(numbers(table, _COLUMNS[2:], file), index=table.index, columns=_COLUMNS[2:])

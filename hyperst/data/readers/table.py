@@ -24,6 +24,7 @@ __all__ = [
     "yes_or_no",
 ]
 
+_LARGEST_COUNT = 1 << 24  # float32 holds every whole number up to it
 _YES_OR_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 
@@ -76,8 +77,10 @@ def empty_counts(n_spots: int) -> tuple[sparse.csr_array, np.ndarray]:
 
 def count_problem(values: np.ndarray) -> str | None:
     """What is wrong with ``values`` as raw counts, in words, or None."""
-    if not np.issubdtype(values.dtype, np.number) and values.dtype != bool:
+    if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
         return f"values of dtype {values.dtype}"
+    if values.dtype == np.float16:
+        return "values of dtype float16, which rounds counts above 2048"
     if not np.isfinite(values).all():
         return f"{int((~np.isfinite(values)).sum())} values that are NaN or infinite"
     if (values < 0).any():
@@ -85,6 +88,8 @@ def count_problem(values: np.ndarray) -> str | None:
     fractional = values != np.rint(values)
     if fractional.any():
         return f"{int(fractional.sum())} values that are not whole numbers (such as {values[fractional][0]:.4g})"
+    if n := int((values > _LARGEST_COUNT).sum()):
+        return f"{n} values above {_LARGEST_COUNT} (largest {values.max():.4g}), more than a spot has"
     return None
 
 
@@ -100,6 +105,8 @@ def check_counts(counts: Any, where: str) -> sparse.csr_array:
     """
     if np.ndim(counts) == 2 and np.shape(counts)[1] == 0:
         raise ValueError(f"{where} holds no genes; check that the file was written completely")
+    if getattr(counts, "dtype", None) == np.float16:  # scipy has no such matrices
+        raise ValueError(f"{where} does not hold raw counts: {count_problem(np.asarray(counts))}; store whole numbers")
     try:
         matrix = sparse.csr_array(counts)
     except (TypeError, ValueError) as error:
@@ -172,6 +179,11 @@ def check_positions(spot_px: np.ndarray, spot_ids: Sequence[str] | np.ndarray, s
             f"{source}: {int(bad.sum())} spots have NaN or infinite coordinates ({some} ...); remove these spots"
         )
     return spot_px
+
+
+def in_memory(table: Any) -> pd.DataFrame:
+    """Return the table of an AnnData that was read whole; as its type has it, it may lie on disk."""
+    return table
 
 
 def numbers(table: pd.DataFrame, columns: Sequence[str], source: Path) -> np.ndarray:

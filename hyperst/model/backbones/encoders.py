@@ -1,6 +1,7 @@
 """Published encoders of histology: how each is built, what images it was trained on, and what of its output is the feature.
 
-Written down from the model cards and configurations that the authors publish with the weights; `source` names them.
+Written down from the model cards and configurations that the authors publish with the weights; `source` names them. The authors'
+transforms resize and cut tiles; crops are read at the size and scale that these leave (docs/howto/encoders.md has each).
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hyperst.validation import reason_of
-
 __all__ = ["SUFFIXES", "load_known_weights", "load_weights", "read_weights"]
 
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 
+_BYTES_SHOWN = 64
 _WRAPPERS = ("state_dict", "model")
 _DINOV2 = (
     (r"embeddings\.cls_token", "cls_token"),
@@ -177,6 +178,10 @@ def _read_pickle(path: Path) -> Any:
     with path.open("rb"):  # a file without permission is no damaged one
         pass
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # PyTorch does not compare checksums as it reads
+                if archive.testzip() is not None:
+                    raise zipfile.BadZipFile
         return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
@@ -185,7 +190,25 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
+    """What to do about a file of weights, from its first bytes: libraries tell of their own insides."""
+    with path.open("rb") as file:
+        start = file.read(_BYTES_SHOWN).lstrip().lower()
+    if not start:
+        return ValueError(f"weights file {path} is empty; download it again and compare its size")
+    if start.startswith(b"version https://git-lfs"):
+        return ValueError(
+            f"weights file {path} is a pointer of Git LFS, not the weights themselves; fetch them with: git lfs pull"
+        )
+    if start.startswith((b"<!doctype", b"<html", b"{")):
+        return ValueError(
+            f"weights file {path} is a web page or message, not the weights; ask for access where the authors publish them, and "
+            "download the file again"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return ValueError(
+            f"weights file {path} cannot be read: it holds more than tensors and plain values, such as a whole network, or it is "
+            "damaged; give the state of the network (torch.save(network.state_dict(), FILE)), or download it again"
+        )
     return ValueError(
-        f"weights file {path} cannot be read: it is cut short, damaged, or holds more than tensors ({reason_of(error)}); "
-        "download it again and compare its size"
+        f"weights file {path} cannot be read: it is cut short, damaged or of another kind; download it again and compare its size"
     )

@@ -141,7 +141,9 @@ def grad_points_by_blocks(
 
     def operand(side: int, rows: slice) -> Operand:
         ratio = ratios[side]
-        return Operand(parts_of(inputs.sides[side].vectors[rows], weights), None if ratio is None else ratio[rows])
+        return Operand(
+            parts_of(inputs.sides[side].vectors[rows], dtype, len(weights)), None if ratio is None else ratio[rows]
+        )
 
     constants = inputs.product(inputs.table)
     scale_grad = c.new_zeros((), dtype=torch.float64)

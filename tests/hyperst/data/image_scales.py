@@ -16,6 +16,11 @@ ABOUT_SCALE = (
     "records and cannot be true is ignored, and told where no other source is found; what `--mpp` or a section's file says and",
     "cannot be true is an error. When the um/px that are used differ from the image's own by more than 10 %, a warning says so.",
 )
+ABOUT_ORIENTATION = (
+    "The tag Orientation of EXIF and TIFF says that an image is to be shown turned or mirrored. Some programs follow it and",
+    "others do not, so nothing tells which of the two the positions of spots belong to. Such an image is refused, whatever its",
+    "format; the message has the command that stores it as it is shown (`vips autorot`) and the one that removes the tag.",
+)
 ABOUT_DAMAGE = (
     "A tile that cannot be decoded stops the command and is named. `hyperst predict --skip-damaged` leaves such tiles white,",
     "counts them (`uns['hyperst']['damaged_tiles']`) and marks the spots whose niche they touch (`obs['on_damaged_tile']`).",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import anndata
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from hyperst.data import Grid, Section, check_distinct, fingerprint, read_section, same_section
+from hyperst.data import Fingerprint, Grid, Section, check_distinct, fingerprint, read_section, same_section
 
 
 def made(seed: int, n_spots: int = 400, n_genes: int = 50) -> Section:
@@ -70,6 +70,29 @@ def test_a_copy_without_some_genes_lies_on_the_same_places_of_the_same_image(sec
     assert not same_section(fingerprint(one), fingerprint(other))  # the same grid of positions on another image
     with pytest.raises(ValueError, match=r"S1 \(.*S1\.h5ad\) and copy \(.*copy\.h5ad\) hold the same spots"):
         check_distinct([one, other, copied])
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), share=st.floats(0.4, 1.0), named=st.booleans())
+def test_a_copy_of_some_genes_on_another_image_at_other_places_is_found(seed, share, named):
+    random = np.random.default_rng(seed)
+    whole, other = made(seed % 1000), made(seed % 1000 + 1000)
+    copied = part(whole, random.permutation(whole.n_spots), random.permutation(50)[: round(share * 50)])
+    if named:
+        copied = replace(copied, genes=np.array([f"ENSG{number}" for number in range(len(copied.genes))]))
+    if share < 0.9:  # of a spot all genes are left by chance else
+        assert set(fingerprint(whole).counts).isdisjoint(fingerprint(copied).counts)
+    assert same_section(fingerprint(whole), fingerprint(copied))
+    assert not same_section(fingerprint(other), fingerprint(copied))
+    assert not set(fingerprint(whole).genes) & set(fingerprint(other).genes)
+
+
+def test_a_fingerprint_of_an_earlier_version_is_read(sections):
+    stored = asdict(fingerprint(sections[0]))
+    assert Fingerprint.from_json(stored) == fingerprint(sections[0])
+    stored.pop("genes")
+    assert same_section(Fingerprint.from_json(stored), fingerprint(sections[0]))
+    assert not same_section(Fingerprint.from_json(stored), fingerprint(sections[1]))
 
 
 def test_two_binnings_of_one_place_are_one_tissue(sections):

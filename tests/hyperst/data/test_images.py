@@ -7,7 +7,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from hyperst.data import open_image
+from hyperst.data import CropConfig, Grid, crop_widths_px, open_image
+from hyperst.data.crops import read_spot_crops
 
 HEIGHT, WIDTH = 300, 420
 
@@ -104,3 +105,32 @@ def test_damaged_and_unsuitable_images_are_named(pixels, tmp_path):
     (tmp_path / "broken.svs").write_bytes(b"x")
     with pytest.raises((ImportError, ValueError), match=r"broken\.svs"):
         open_image(tmp_path / "broken.svs")
+
+
+def test_a_crop_is_what_the_transform_of_gigapath_leaves_of_its_tile(pixels, tmp_path):
+    """Tiles of 256 px at 0.5 um/px, resized to 256 px (bicubic) and cut to the middle 224: the 112 um of a spot's crop."""
+    path = write(tmp_path / "whole.png", pixels)
+    x, y, um_per_px = 200, 150, 0.5
+    grid = Grid("hexagonal", 100 / um_per_px, um_per_px, 100.0)
+    widths = crop_widths_px(grid, 55 / um_per_px, CropConfig(image_size=224))
+    with open_image(path) as image:
+        crop = read_spot_crops(image, np.array([x, y]), widths, 224)[0]
+    tile = Image.fromarray(pixels[y - 128 : y + 128, x - 128 : x + 128]).resize((256, 256), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(crop, np.asarray(tile)[16:-16, 16:-16])
+
+
+@pytest.mark.parametrize(("other", "accepted"), [(0.25, True), (0.6, False), (1.0, False)])
+def test_two_scenes_in_one_tiff_are_refused_and_a_label_is_not(pixels, other, accepted, tmp_path):
+    """Nothing tells on which of two scenes the spots lie; a label, an overview or a coarser copy is no such question."""
+    path = tmp_path / "scenes.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(pixels[: round(HEIGHT * other), :-1], photometric="rgb", metadata={"axes": "YXS", "Name": "left"})
+        file.write(pixels, photometric="rgb", metadata={"axes": "YXS", "Name": "right"})
+    if accepted:
+        with open_image(path) as image:
+            np.testing.assert_array_equal(image.read(0, 0, WIDTH, HEIGHT), pixels)
+        return
+    with pytest.raises(
+        ValueError, match=r"scenes\.ome\.tif holds 2 images of much the same size \(left: .*, right: 300 x 420 x 3\)"
+    ):
+        open_image(path)

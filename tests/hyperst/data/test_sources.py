@@ -7,9 +7,12 @@ import shutil
 import pytest
 
 from hyperst.data import distinct_names, find_sections, list_sections, read_manifest, read_section
+from hyperst.data.readers import READERS
 from hyperst.data.readers.spaceranger_files import sample_folder
 
 from .section_formats import h5ad, hd, visium, write_image
+
+KINDS = ", ".join(reader.key for reader in READERS)
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def test_a_name_of_a_manifest_stays(one, tmp_path):
         ("section\nP1/A.h5ad\nP9/A.h5ad\n", "row 3: section P9/A.h5ad does not exist"),
         ("section,image\nP1/A.h5ad,none.tif\n", "row 2: image none.tif does not exist"),
         ("section,patient\n,P1\n", "row 2: no section"),
-        ("section,kind\nP1/A.h5ad,visium\n", "row 2: kind is 'visium'; need one of spaceranger, h5ad, table"),
+        ("section,kind\nP1/A.h5ad,visium\n", f"row 2: kind is 'visium'; need one of {KINDS}"),
         ("section\nP1/A.h5ad\nP1/../P1/A.h5ad\n", "is there twice"),
         ("section,name\nP1/A.h5ad,../x\n", "row 2: name '../x'"),
         ("section\nP1/A.h5ad,P1\n", "row 2: 2 cells for 1 columns"),
@@ -84,6 +87,15 @@ def test_a_wrong_manifest_is_refused_by_row(one, tmp_path, text, words):
         read_manifest(tmp_path / "s.csv")
     assert "s.csv" in str(caught.value)
     assert words in str(caught.value)
+
+
+def test_a_manifest_written_on_windows(one, tmp_path):
+    (tmp_path / "s.csv").write_bytes(b"\xef\xbb\xbfsection;image\r\nP1\\A.h5ad;P1\\A.tif\r\n")
+    (source,) = read_manifest(tmp_path / "s.csv")
+    assert (source.path, source.image) == (one, one.with_name("A.tif"))
+    (tmp_path / "s.csv").write_bytes("section\nP1/A.h5ad\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"s\.csv is no text in UTF-8; save the manifest as 'CSV UTF-8'"):
+        read_manifest(tmp_path / "s.csv")
 
 
 def test_a_folder_of_images_without_the_image_is_no_reason_to_take_another(one, tmp_path):

@@ -10,9 +10,9 @@ import torch
 from benchmarks.cases import CASES, ROW_WISE, Case, angle_slopes, aperture_slope, tangents
 from hyperst_kernels.operators.entailment import reference_hinges
 from hyperst_kernels.operators.register import ops
-from tests.kernels import test_row_wise as row_wise
+from tests.kernels import float32
+from tests.kernels import test_distance_matrix as pairwise
 from tests.kernels.ptx.launch import running
-from tests.kernels.triton import test_distance_matrix as pairwise
 
 SHAPES = [
     (1, 1, torch.float32), (5, 3, torch.float32), (7, 33, torch.float32), (6, 130, torch.bfloat16), (5, 9, torch.float64),
@@ -21,7 +21,7 @@ LARGEST = 3.0  # radius
 EPS = {torch.bfloat16: torch.finfo(torch.float32).eps} | {
     dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)
 }  # of what is computed in
-size = row_wise.size
+size = float32.size
 
 
 def hinges_of(compute):
@@ -60,12 +60,12 @@ def test_rows(name, n, d, dtype):
     shape = ROW_WISE[case.operator].portable(*inputs, *case.flags).shape
     upstream = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
     with running() as run:
-        value, grads = row_wise.run(COMPUTED[name], case, inputs, upstream)
+        value, grads = float32.run(COMPUTED[name], case, inputs, upstream)
     wide = [x.float() if dtype == torch.bfloat16 else x for x in inputs]
     upstream = upstream.to(wide[0].dtype)
-    exact, exact_grads = row_wise.reference(case, wide, upstream)
+    exact, exact_grads = float32.reference(case, wide, upstream)
     # an ulp from the origin, in float64, is a number whose square is 0: it tells nothing
-    known = [x.nan_to_num(0) for x in row_wise.uncertainty(case, wide, upstream, exact, exact_grads)]
+    known = [x.nan_to_num(0) for x in float32.uncertainty(case, wide, upstream, exact, exact_grads)]
     vectors = [x.double() for x in wide if x.ndim == 2]
     eps, rounded = EPS[dtype], torch.finfo(dtype).eps / 2
     results = 2 if name == "hinges" else 1  # gradients of two relations are rounded, and so is their sum
@@ -76,7 +76,7 @@ def test_rows(name, n, d, dtype):
     for i, (got, want) in enumerate(zip(grads, exact_grads, strict=True)):
         assert torch.isfinite(got).all()
         if got.ndim == 0:  # a sum over rows that may cancel
-            scale, rounding = row_wise.sum_of_shares(case, wide, upstream, i), 0
+            scale, rounding = float32.sum_of_shares(case, wide, upstream, i), 0
             along = [(x * g).sum(1).abs() for x, g in zip(wide, exact_grads, strict=True) if g.ndim]
             rounding = 4 * eps * float((size(upstream * exact) + sum(along)).sum() / wide[i])
         else:

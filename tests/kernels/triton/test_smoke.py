@@ -12,7 +12,8 @@ import hyperst_kernels as hk
 from benchmarks.cases import CASES, ROW_WISE, C
 from hyperst_kernels.entailment import entailment_hinges
 from hyperst_kernels.reference.contrastive import Pairing
-from tests.kernels.triton import DEVICE, INTERPRETED, test_distance_matrix, test_hierarchy
+from tests.kernels import test_distance_matrix
+from tests.kernels.triton import DEVICE, INTERPRETED, test_hierarchy
 from tests.kernels.triton import test_contrastive_kernel as loss
 
 pytestmark = pytest.mark.smoke
@@ -83,7 +84,7 @@ def test_pairs(precision):
     y[:9] = x[:9]
     upstream = torch.rand(n, n, generator=torch.Generator().manual_seed(2))
     for tangent in (True, False):
-        found = test_distance_matrix.kernel(x, y, upstream, tangent, precision)
+        found = test_distance_matrix.on_backend(x, y, upstream, tangent, precision)
         for got, want in zip(found, test_distance_matrix.exactly(x, y, upstream, tangent), strict=True):
             torch.testing.assert_close(got.double(), want, rtol=0, atol=PRECISIONS[precision] * float(want.abs().max()))
 

@@ -9,9 +9,12 @@ import sys
 import pytest
 import torch
 
-from hyperst_kernels.gpu import launch, tune
-from tests.kernels.triton import INTERPRETED
+pytest.importorskip("triton")
 
+from hyperst_kernels.gpu import launch, tune
+from tests.kernels.backends import INTERPRETED
+
+pytestmark = [pytest.mark.triton, pytest.mark.any_arithmetic]
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="measures nothing: needs no GPU")
 
 

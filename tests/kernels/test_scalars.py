@@ -7,15 +7,19 @@ import math
 import mpmath
 import pytest
 import torch
-import triton
-import triton.language as tl
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytest.importorskip("triton")
+
+import triton
+import triton.language as tl
+
 from benchmarks.oracle import SCALARS, asinhc
 from hyperst_kernels.gpu import scalars
-from tests.kernels.triton import APPROXIMATE, DEVICE, INTERPRETED, documented
+from tests.kernels.backends import APPROXIMATE, DEVICE, INTERPRETED, documented
 
+pytestmark = pytest.mark.triton
 EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
 
 

@@ -1,17 +1,12 @@
-"""Row-wise operators in float32 against the float64 reference, over the nasty regions: kernels and portable path."""
+"""Row-wise operators in float32 against the float64 reference: what each result may be off by, as far as its inputs are known."""
 
 from __future__ import annotations
 
-import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from benchmarks.cases import CASES, ROW_WISE
 from hyperst_kernels.cpu import distance, entailment, maps
-from hyperst_kernels.cpu.native import bindings
-from tests.kernels import examples
-from tests.kernels.triton import DEVICE, INTERPRETED, documented
+from tests.kernels.backends import device, documented
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -24,10 +19,19 @@ def run(compute, case, inputs, upstream):
     return value.detach().cpu(), [g.cpu() for g in grads]
 
 
-def operator(case, inputs, upstream, portable):
-    """Of the device, or of devices without a kernel or a compiler."""
-    compute = ROW_WISE[case.operator].portable if portable else ROW_WISE[case.operator].operator
-    return run(compute, case, [x.to(DEVICE) for x in inputs], upstream)
+def has_native(operator):
+    """Whether there is machine code of it."""
+    return any(hasattr(room, operator) for room in (maps, distance, entailment))
+
+
+def implementation(operator, backend):
+    """The operator on a backend; where it has machine code, PyTorch calls are not reached through the dispatcher."""
+    chosen = ROW_WISE[operator]
+    return chosen.portable if backend == "portable" and has_native(operator) else chosen.operator
+
+
+def on_backend(case, inputs, upstream, backend):
+    return run(implementation(case.operator, backend), case, [x.to(device(backend)) for x in inputs], upstream)
 
 
 def reference(case, inputs, upstream):
@@ -91,49 +95,23 @@ def size(x):
     return x.double().norm(dim=-1) if x.ndim == 2 else x.double().abs()
 
 
-def both_ways():
-    """Every case, and once more where the operator is not the reference on a CPU."""
-    yield from ((name, False) for name in CASES)
-    if DEVICE == "cpu" and not INTERPRETED and bindings.library() is not None:
-        rooms = (maps, distance, entailment)
-        machine = [name for name, case in CASES.items() if any(hasattr(room, case.operator) for room in rooms)]
-        yield from ((name, True) for name in machine)
-
-
-@pytest.mark.parametrize(("name", "portable"), list(both_ways()))
-@settings(max_examples=examples(10 if INTERPRETED else 40))
-@given(
-    n=st.integers(1, 40),
-    d=st.sampled_from([1, 2, 3, 16, 33, 100, 513, 2048]),
-    seed=st.integers(0, 2**31),
-    largest=st.sampled_from([1.0, 5.0, 40.0, 60.0]),
-    c=st.sampled_from([1e-6, 0.03, 0.8, 40.0, 1e4]),
-)
-@example(n=37, d=2, seed=1777353758, largest=1.0, c=0.8)  # an exterior angle between near points, its sine below 4 eps
-@example(n=27, d=2, seed=228338175, largest=1.0, c=0.8)  # an angle of pi less 1e-3
-@example(n=1, d=3, seed=2209, largest=60.0, c=1e-6)  # a half-aperture whose slope by |x| is below the least number
-@example(n=25, d=16, seed=45520, largest=40.0, c=1e-6)  # carried from beside the origin to a point at a right angle
-def test_float32_and_its_gradient(name, portable, n, d, seed, largest, c):
-    compare_with_the_reference(name, portable, n, d, seed, largest, c)
-
-
-def compare_with_the_reference(name, portable, n, d, seed, largest, c):
-    """The assertions on one draw."""
+def compare_with_the_reference(name, backend, n, d, seed, largest, c):
+    """Assert that value and gradients on inputs of one draw are right."""
     case = CASES[name]
     inputs = case.inputs(n, d, seed, largest, torch.float32, c)
     value_shape = ROW_WISE[case.operator].portable(*inputs, *case.flags).shape
     upstream = torch.randn(value_shape, generator=torch.Generator().manual_seed(seed))
-    value, grads = operator(case, inputs, upstream, portable)
+    value, grads = on_backend(case, inputs, upstream, backend)
     exact, exact_grads = reference(case, inputs, upstream)
     known = uncertainty(case, inputs, upstream, exact, exact_grads)
     cancelling, slopes_known = case.cancelling([x.double() for x in inputs if x.ndim == 2], c)
 
     assert torch.isfinite(value).all()
-    tolerance = max(1e-6, 4 * EPS * (1 + largest)) + documented(4)  # in a row: two quotients, two roots
-    rounding = (8 * EPS + documented(4)) * cancelling
+    tolerance = max(1e-6, 4 * EPS * (1 + largest)) + documented(4, backend)  # in a row: two quotients, two roots
+    rounding = (8 * EPS + documented(4, backend)) * cancelling
     assert (size(value - exact) <= tolerance * size(exact) + rounding + case.absolute + known[0]).all()
 
-    slopes = documented(32)  # e^-D enters them squared, each with the errors of D; and as many of their own
+    slopes = documented(32, backend)  # e^-D enters them squared, each with the errors of D; and as many of their own
     for i, (got, want) in enumerate(zip(grads, exact_grads, strict=True)):
         assert torch.isfinite(got).all()
         if got.ndim == 0:
@@ -145,31 +123,11 @@ def compare_with_the_reference(name, portable, n, d, seed, largest, c):
             rounding = float(terms.sum() / inputs[i])
         else:
             scale = size(want)
-            rounding = (8 * EPS + documented(16)) * size(upstream) * slopes_known[i]
+            rounding = (8 * EPS + documented(16, backend)) * size(upstream) * slopes_known[i]
         assert (
             size(got - want)
             <= (case.gradient(largest) + slopes) * scale + rounding + known[i + 1] + torch.finfo(torch.float32).tiny
         ).all(), i
-
-
-# draws of surveys that were over tolerance: directions and rounded radii in e^(p + q - D) far out, a radius beside the rim of
-# cones, a rounded direction of one feature, a point carried to behind the origin
-FOUND = [
-    ("distance-tangent", 32, 513, 1851712, 60.0, 40.0),
-    ("distance-tangent", 8, 33, 8, 40.0, 1e-6),
-    ("half_aperture-tangent", 18, 16, 18, 1.0, 0.8),
-    ("half_aperture-tangent", 18, 16, 18, 1.0, 40.0),
-    ("log_map0", 13, 1, 1, 60.0, 0.03),
-    ("exp_map", 37, 3, 27951, 40.0, 1e-6),
-    ("exp_map", 33, 1, 43471151, 40.0, 0.03),
-    ("lift", 33, 1, 33, 40.0, 0.03),
-    ("parallel_transport", 10, 33, 85585, 40.0, 1e-6),
-]
-
-
-@pytest.mark.parametrize(("name", "n", "d", "seed", "largest", "c"), FOUND)
-def test_draws_that_were_over_tolerance(name, n, d, seed, largest, c):
-    compare_with_the_reference(name, False, n, d, seed, largest, c)
 
 
 def sum_of_shares(case, inputs, upstream, i):
@@ -177,13 +135,3 @@ def sum_of_shares(case, inputs, upstream, i):
     rows = range(len(upstream))
     alone = [[x[r : r + 1] if x.ndim == 2 else x for x in inputs] for r in rows]
     return sum(reference(case, alone[r], upstream[r : r + 1])[1][i].abs() for r in rows)
-
-
-@pytest.mark.parametrize("portable", [False, True])
-def test_slope_of_log_map_on_one_ray_far_out(portable):
-    inputs = [torch.tensor([[1515690880.0]]), torch.tensor([[1515213184.0]]), torch.tensor(0.8)]
-    upstream = torch.ones(1, 1)
-    _, (*grads, _) = operator(CASES["log_map"], inputs, upstream, portable)
-    _, (*exact, _) = reference(CASES["log_map"], inputs, upstream)
-    for got, want in zip(grads, exact, strict=True):
-        assert size(got - want) <= (8 * EPS + documented(16)) * size(want)

@@ -1,4 +1,4 @@
-"""Centroids, aperture and models of points far out, through the public functions."""
+"""Centroids of points, near and far out, with and without weights."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import math
 import mpmath
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import hyperst_kernels as hk
 from benchmarks import oracle
-
-EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
+from tests.kernels.far_out import EPS
+from tests.kernels.row_wise import vectors_and_curvature
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -35,6 +37,24 @@ def test_centroid_of_points_far_out(spread, c, dtype, radius):
         other = oracle.centroid([oracle.vector(row) for row in moved], mpmath.mpf(c))
         known = max(known, oracle.norm([p - q for p, q in zip(other, want, strict=True)]))
     assert oracle.error(got, want) <= 4 * EPS[dtype] + 2 * float(known / oracle.norm(want))
+
+
+@given(st.integers(0, 2**31))
+def test_centroid_far_out_and_metric_axioms(seed):
+    torch.manual_seed(seed)
+    center = torch.nn.functional.normalize(torch.randn(1, 4), dim=-1) * 5
+    x = hk.exp_map0(center + 0.1 * torch.randn(6, 4) / 5)
+    ours = hk.centroid(x)
+    rows = [oracle.vector(row) for row in x]
+    mean = [mpmath.fsum(column) / 6 for column in zip(*rows, strict=True)]
+    mean_t = mpmath.fsum(oracle.time(row, 1) for row in rows) / 6
+    scale = mpmath.sqrt(mean_t**2 - oracle.norm(mean) ** 2)
+    exact = torch.tensor([float(value / scale) for value in mean])
+    assert float((ours - exact).norm() / exact.norm()) <= 1e-5  # twice the measured 2e-6 at radius 5, with margin
+    d = hk.pairwise_distance(x.double(), x.double())
+    torch.testing.assert_close(d, d.T)
+    assert not d.diagonal().any()
+    assert (d[:, None] <= d[:, :, None] + d[None] + 1e-9).all()
 
 
 def test_centroid_of_large_points_and_its_slopes():
@@ -90,13 +110,6 @@ def test_a_set_without_weight_is_at_the_origin_and_leaves_the_others_alone():
         (lambda x: hk.centroid(x, dim=-1), r"dim must be a dimension of points, .* got -1"),
         (lambda x: hk.centroid(x, dim=3), r"dim must be a dimension of points, .* got 3"),
         (lambda x: hk.centroid(x[0, 0]), r"x must have shape \(..., n, d\), got \(4,\)"),
-        (lambda x: hk.exp_map0(torch.tensor([90.0])), r"overflows torch.float32 \(limit 88.7 at c = 1\)"),
-        (lambda x: hk.exp_map0(torch.tensor([8.3e4]), 1e-6), r"overflows torch.float32 \(limit 82.5 at c = 1e-06\)"),
-        (
-            lambda x: hk.exp_map0(torch.tensor([6e3]).half(), 1e-6),
-            r"overflows torch.float16 \(limit 4.87 at c = 1e-06\)",
-        ),
-        (lambda x: hk.poincare_to_lorentz(torch.tensor([1.0])), "in torch.float32 points of radius 15.4 and more"),
     ],
 )
 def test_errors_say_what_is_needed(call, words):
@@ -104,42 +117,6 @@ def test_errors_say_what_is_needed(call, words):
         call(torch.ones(2, 3, 4))
 
 
-@pytest.mark.parametrize("c", [1e-6, 1.0, 1e4])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_points_are_made_up_to_where_they_overflow(c, dtype):
-    limit = min(math.asinh(c**0.5 * torch.finfo(dtype).max), {torch.float64: 709.0}.get(dtype, 88.6))
-    v = torch.tensor([[0.6, 0.8]], dtype=torch.float64) * (limit - 0.2) / c**0.5
-    x = hk.exp_map0(v.to(dtype), c)
-    assert torch.isfinite(x).all()
-    tolerance = 4 * torch.finfo(dtype).eps * limit
-    assert float(hk.distance0(x, c).double()) == pytest.approx((limit - 0.2) / c**0.5, rel=tolerance / 4)
-    torch.testing.assert_close(hk.log_map0(x, c).double(), v.to(dtype).double(), rtol=tolerance, atol=0)
-
-
-@pytest.mark.parametrize("c", [1e-6, 1e-3, 1.0, 3.0, 1e4])
-@pytest.mark.parametrize("d", [3, 8, 64])
-@pytest.mark.parametrize(
-    ("dtype", "radius", "error"),
-    [
-        (torch.float32, 10.0, 0.005),
-        (torch.float32, 14.0, 0.3),
-        (torch.float64, 30.0, 0.005),
-        (torch.float64, 34.0, 0.3),
-    ],
-)
-def test_the_poincare_round_trip_loses_what_its_docstring_says(dtype, radius, error, d, c):
-    a = F.normalize(torch.randn(2000, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1)
-    x = (math.sinh(radius) / c**0.5 * a).to(dtype)
-    back = hk.poincare_to_lorentz(hk.lorentz_to_poincare(x, c), c)
-    lost = float((hk.distance0(back, c) - hk.distance0(x, c)).abs().max()) * c**0.5
-    # 1 - tanh(p/2) = 2 e^-p, off by 3.5 eps
-    derived = -math.log1p(-3.5 * EPS[dtype] * math.exp(radius) / 2)
-    assert error / 20 < lost <= derived <= error
-
-
-@pytest.mark.parametrize("c", [1e-3, 1.0])
-def test_slope_of_a_half_aperture_by_c_where_that_by_the_point_does_not_fit(c):
-    """asin s = s for s = 2 K / (sqrt(c) |x|), and ds/dc = -s / 2c."""
-    curvature = torch.tensor(c, requires_grad=True)
-    (slope,) = torch.autograd.grad(hk.half_aperture(torch.tensor([[1e25, 0.0]]), curvature).sum(), curvature)
-    assert float(slope) == pytest.approx(-0.1 / (c**1.5 * 1e25), rel=1e-6)
+def test_gradients_of_public_functions():
+    x, _, c = vectors_and_curvature()
+    assert torch.autograd.gradcheck(hk.centroid, (x, c))

@@ -1,0 +1,81 @@
+"""Forms that an .h5ad file may have: the right positions and counts, or a refusal; never others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from hyperst.data import read_section
+
+from .section_formats import COUNTS, PIXELS, h5ad
+
+
+def in_table(columns, values=PIXELS):
+    def change(adata):
+        adata.obsm["spatial"] = pd.DataFrame(values, index=adata.obs_names, columns=columns)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [
+        (["x", "y"], PIXELS),
+        (["y", "x"], PIXELS[:, ::-1]),
+        (["Y", "X"], PIXELS[:, ::-1]),
+        (["pxl_row_in_fullres", "pxl_col_in_fullres"], PIXELS[:, ::-1]),
+        (["z", "pixel_y", "pixel_x"], np.c_[np.zeros(9), PIXELS[:, ::-1]]),
+        (["spatial1", "spatial2"], PIXELS),
+        (["0", "1"], PIXELS),
+    ],
+)
+def test_positions_in_a_table_follow_the_names_of_its_columns(columns, values, tmp_path):
+    np.testing.assert_array_equal(read_section(h5ad(tmp_path, in_table(columns, values))).spot_px, PIXELS)
+
+
+@pytest.mark.parametrize("columns", [["row", "col"], ["centroid_y", "centroid_x"], ["imagerow", "imagecol"]])
+def test_names_that_look_exchanged_are_refused(columns, tmp_path):
+    with pytest.raises(
+        ValueError, match=rf"A\.h5ad: obsm\['spatial'\] is a table with columns {', '.join(columns)}, .* y before x"
+    ):
+        read_section(h5ad(tmp_path, in_table(columns, PIXELS[:, ::-1])))
+
+
+def stored_as(convert):
+    def change(adata):
+        adata.X = convert(COUNTS)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda counts: counts.astype(np.float64),
+        lambda counts: counts.astype(np.uint8),
+        lambda counts: sparse.csr_matrix(counts.astype(np.uint16)),
+        lambda counts: sparse.csc_matrix(counts.astype(np.float32)),
+    ],
+)
+def test_types_of_counts(convert, tmp_path):
+    section = read_section(h5ad(tmp_path, stored_as(convert)))
+    np.testing.assert_array_equal(section.counts.toarray(), COUNTS)
+    np.testing.assert_array_equal(section.library_size, COUNTS.sum(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("convert", "words"),
+    [
+        (lambda counts: counts > 5, "values of dtype bool"),
+        (lambda counts: counts.astype(np.float16), "float16, which rounds counts above 2048"),
+        (lambda counts: counts.astype(np.int64) + 2**24, r"31 values above 16777216 \(largest 1\.678e\+07\)"),
+        (lambda counts: counts + 1j, "dtype complex128"),
+    ],
+)
+def test_values_that_are_no_counts_or_cannot_be_kept(convert, words, tmp_path):
+    with pytest.raises(ValueError, match=words) as caught:
+        read_section(h5ad(tmp_path, stored_as(convert)))
+    assert "A.h5ad" in str(caught.value)
+    assert "store the raw integer counts" in str(caught.value)
