@@ -137,5 +137,10 @@ def hierarchical_contrastive_loss(
     if any(found.shape != losses[0].shape for found in losses):
         sizes = ", ".join(str(found.shape[0]) for found in losses)
         raise ValueError(f"reduction must be 'mean' or 'sum' for terms of several n, got 'none' with n = {sizes}")
-    weighted = [found * torch.as_tensor(t.weight).reshape(()).to(found) for t, found in zip(terms, losses, strict=True)]
-    return torch.stack(weighted).sum(0), losses
+    return weighted_sum(losses, [term.weight for term in terms]), losses
+
+
+def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float | Tensor]) -> Tensor:
+    """The sum of losses of one shape, each multiplied with its weight."""
+    weighted = [found * torch.as_tensor(w).reshape(()).to(found) for w, found in zip(weights, losses, strict=True)]
+    return torch.stack(weighted).sum(0)

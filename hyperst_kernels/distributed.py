@@ -1,52 +1,189 @@
-"""Collectives around the losses. Kernels never communicate."""
+"""Collectives around the losses, by torch.distributed. Kernels never communicate."""
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn, TypeVar
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SCHEMES = ("auto", "gather")
+_ERRORS = {error.__name__: error for error in (TypeError, ValueError, RuntimeError)}
+Checked = TypeVar("Checked")
+Sizes = tuple[int, int, int]  # rows of queries, rows of keys, and 1 where each query has a logit scale of its own
 
 
-class _GatherWithGrad(torch.autograd.Function):
-    """All-gather whose backward sums the gradient of every rank for the own shard."""
+def place(group: torch.distributed.ProcessGroup | None, rank: int = 0, world_size: int = 1) -> tuple[int, int]:
+    """Return rank and world size of this process: those of ``group``, which numbers that are given must not contradict.
 
-    @staticmethod
-    def forward(x: Tensor, rank: int, world_size: int, group) -> Tensor:
-        return torch.cat(_all_gather(x, world_size, group))
+    Without a group, (0, 1) is one process on its own, and other numbers are those of the default group.
+    """
+    given = (rank, world_size)
+    if group is None and given == (0, 1):
+        return given
+    if not torch.distributed.is_initialized():
+        raise ValueError(f"world_size must be 1 where torch.distributed is not initialised, got {world_size}")
+    found = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+    name = "the default group" if group is None else "group"
+    if found[0] < 0:
+        raise ValueError(f"{name} must hold this process, of rank {torch.distributed.get_rank()}; it does not")
+    if given not in ((0, 1), found):
+        raise ValueError(
+            f"rank and world_size must be those of this process in {name}, rank={found[0]} and world_size={found[1]}, got "
+            f"rank={rank} and world_size={world_size}"
+        )
+    return found
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, ctx.rank, _, ctx.group = inputs
-        ctx.rows = x.shape[0]
 
-    @staticmethod
-    def backward(ctx, grad):
-        grad = grad.clone(memory_format=torch.contiguous_format)  # not ours to change in place
-        torch.distributed.all_reduce(grad, group=ctx.group)
-        return grad[ctx.rank * ctx.rows : (ctx.rank + 1) * ctx.rows], None, None, None
+class Group:
+    """The process group that a module holds. Copies of the module share it; the default group is not held, so that pickles load."""
+
+    def __init__(self, group: torch.distributed.ProcessGroup | None):
+        self.held = None if group is None or group is torch.distributed.group.WORLD else group
+
+    def __deepcopy__(self, memo: dict) -> Group:
+        return self
 
 
-def _all_gather(x: Tensor, world_size: int, group) -> list[Tensor]:
-    shards = [torch.empty_like(x) for _ in range(world_size)]
-    torch.distributed.all_gather(shards, x.contiguous(), group=group)
-    return shards
+class Ranks:
+    """The processes of a group: what all must agree on before they exchange tensors."""
+
+    def __init__(self, group: torch.distributed.ProcessGroup | None = None):
+        self.group = group
+        self.rank, self.size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+
+    @torch.compiler.disable(reason="ranks agree on the host what they exchange: leave out fullgraph=True")
+    def agree(self, check: Callable[[], tuple[Checked, Mapping[str, object], Sizes]]) -> tuple[Checked, list[Sizes]]:
+        """Return what ``check`` gives, and the sizes of every rank.
+
+        ``check`` gives (anything, facts that must be alike on every rank, the own sizes), or raises. One exchange of five
+        integers, which the host waits for. Raises on every rank what any rank's check has raised, and ValueError for facts that
+        differ.
+        """
+        checked, sizes, error = None, (0, 0, 0), None
+        facts: Mapping[str, object] = {}
+        try:
+            checked, facts, sizes = check()
+        except Exception as caught:  # whatever it is, the others must not wait
+            error = caught
+        own = [int(error is not None), zlib.crc32(repr(sorted(facts.items())).encode()), *sizes]
+        header = torch.tensor(own, dtype=torch.int64, device=self._device())
+        shards = [torch.empty_like(header) for _ in range(self.size)]
+        torch.distributed.all_gather(shards, header, group=self.group)
+        found = torch.stack(shards).tolist()
+        if any(failed for failed, *_ in found) or len({digest for _, digest, *_ in found}) > 1:
+            self._explain(error, facts)
+        return checked, [tuple(sizes) for _, _, *sizes in found]  # type: ignore[return-value]
+
+    def _device(self) -> torch.device:
+        """Where small messages go: the CPU if the group's backend reaches it, which no GPU has to wait for."""
+        on_cpu = "cpu" in torch.distributed.get_backend_config(self.group)
+        accelerator = None if on_cpu else torch.accelerator.current_accelerator()
+        return torch.device("cpu") if accelerator is None else accelerator
+
+    def _explain(self, error: Exception | None, facts: Mapping[str, object]) -> NoReturn:
+        """Raise the same error on every rank."""
+        told = None
+        if error is not None:
+            name = next((name for name, known in _ERRORS.items() if isinstance(error, known)), "RuntimeError")
+            told = (name, str(error) if isinstance(error, _ERRORS[name]) else repr(error))
+        everything: list = [None] * self.size
+        torch.distributed.all_gather_object(everything, (told, dict(facts)), group=self.group)
+        for rank, (failure, _) in enumerate(everything):
+            if failure is not None:
+                raise _ERRORS[failure[0]](f"rank {rank}: {failure[1]}") from error
+        (_, first), *others = everything
+        rank, name = next(
+            (rank, name)
+            for rank, (_, other) in enumerate(others, 1)
+            for name in (*first, *other)
+            if first.get(name) != other.get(name)
+        )
+        raise ValueError(
+            f"{name} must be the same on every rank, got {first.get(name)} on rank 0 and {everything[rank][1].get(name)} on rank "
+            f"{rank}"
+        )
 
 
 class Gather:
-    """Features (n, d) of all ranks as (world_size n, d), the own shard first. Ranks must hold equally many rows."""
+    """Rows of all ranks, the own first and then those of the ranks that follow it, in a ring. Ranks may hold unequally many."""
 
-    def __init__(self, rank: int, world_size: int, with_grad: bool, group=None):
-        if not torch.distributed.is_initialized():
-            raise ValueError(f"world_size must be 1 where torch.distributed is not initialised, got {world_size}")
-        self.rank, self.world_size, self.with_grad, self.group = rank, world_size, with_grad, group
+    def __init__(self, ranks: Ranks, with_grad: bool):
+        self.ranks, self.with_grad = ranks, with_grad
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, rows: Sequence[int]) -> Tensor:
+        """(n, ...) to (N, ...), where rank r holds rows[r] and N is their sum.
+
+        With gradients, that of the own rows is the sum over ranks, in float32 or float64; without, other ranks' rows have none.
+        """
         if self.with_grad:
-            everything = _GatherWithGrad.apply(x, self.rank, self.world_size, self.group)
-            return everything.roll(-self.rank * x.shape[0], 0)
-        others = self.plain(x)[x.shape[0] :]
-        return torch.cat([x, others])
+            return _GatherWithGrad.apply(x, self.ranks, tuple(rows))
+        return torch.cat([x, self.plain(x, rows)[x.shape[0] :]]) if x.requires_grad else self.plain(x, rows)
 
     @torch.no_grad()
-    def plain(self, x: Tensor) -> Tensor:
+    def plain(self, x: Tensor, rows: Sequence[int]) -> Tensor:
         """Without a gradient."""
-        return torch.cat(_all_gather(x, self.world_size, self.group)).roll(-self.rank * x.shape[0], 0)
+        return _all_gather(x, self.ranks, rows)
+
+    def side_by_side(self, matrices: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:
+        """Several matrices (n, d) of one dtype, in one collective."""
+        if len(matrices) == 1:
+            return [self(matrices[0], rows)]
+        everything = self(torch.cat(list(matrices), 1), rows)
+        return [x.contiguous() for x in everything.split([x.shape[1] for x in matrices], 1)]
+
+
+class _GatherWithGrad(torch.autograd.Function):
+    """All-gather whose backward pass is a reduce-scatter."""
+
+    @staticmethod
+    def forward(x: Tensor, ranks: Ranks, rows: tuple[int, ...]) -> Tensor:
+        return _all_gather(x, ranks, rows)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.ranks, ctx.rows = inputs
+        ctx.dtype = x.dtype
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return _reduce_scatter(grad, ctx.ranks, ctx.rows).to(ctx.dtype), None, None
+
+
+def _all_gather(x: Tensor, ranks: Ranks, rows: Sequence[int]) -> Tensor:
+    most = max(rows)
+    everything = x.new_empty(ranks.size * most, *x.shape[1:])
+    if most == 0:
+        return everything
+    ring = everything.split(most)  # in the order of the result, so that equal shards are written where they belong
+    shards = [ring[(rank - ranks.rank) % ranks.size] for rank in range(ranks.size)]
+    torch.distributed.all_gather(shards, _padded(x.contiguous(), most), group=ranks.group)
+    if min(rows) == most:
+        return everything
+    return torch.cat([shard[:n] for shard, n in zip(ring, _in_ring(rows, ranks), strict=True)])
+
+
+def _reduce_scatter(grad: Tensor, ranks: Ranks, rows: Sequence[int]) -> Tensor:
+    """The own rows of the sum over ranks of (N, ...): (n, ...). Half precision would lose a digit with every rank."""
+    most = max(rows)
+    grad = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    own = grad.new_empty(most, *grad.shape[1:])
+    if most > 0:
+        ring = grad.contiguous().split(_in_ring(rows, ranks))
+        parts = [_padded(ring[(rank - ranks.rank) % ranks.size], most) for rank in range(ranks.size)]
+        torch.distributed.reduce_scatter(own, parts, group=ranks.group)
+    return own[: rows[ranks.rank]]
+
+
+def _in_ring(rows: Sequence[int], ranks: Ranks) -> list[int]:
+    """From the own on."""
+    return [*rows[ranks.rank :], *rows[: ranks.rank]]
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    """With zeros below: collectives take shards of one size."""
+    return x if x.shape[0] == rows else torch.cat([x, x.new_zeros(rows - x.shape[0], *x.shape[1:])])

@@ -34,22 +34,34 @@ class Term(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What all terms share, under the names of `contrastive_loss`."""
+    """What all terms share, under the names and with the defaults of `contrastive_loss`."""
 
-    loss: str
-    logit_bias: float | Tensor | None
-    positives: tuple[Tensor, Tensor] | None
-    input: str
-    geometry: str
-    exclude_ids: Tensor | None
-    weights: Tensor | None
-    reduction: str
-    precision: str | None
-    deterministic: bool
+    loss: str = "softmax"
+    logit_bias: float | Tensor | None = None
+    positives: tuple[Tensor, Tensor] | None = None
+    input: str = "tangent"
+    geometry: str = "lorentz"
+    exclude_ids: Tensor | None = None
+    weights: Tensor | None = None
+    reduction: str = "mean"
+    precision: str | None = None
+    deterministic: bool = True
+    need_positive: bool = True  # of one rank's rows, none may have a positive where another rank's have
 
 
-def losses_of(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Tensor, options: Options) -> list[Tensor]:
-    """Return the loss of each term, unweighted."""
+class Prepared(NamedTuple):
+    """Terms after all checks: features that terms share once, in their common dtype, with factors, c and logit scales."""
+
+    vectors: list[Tensor]
+    factors: Tensor | None
+    c: Tensor
+    scales: list[Tensor]
+    pairings: list[Pairing]
+    options: Options
+
+
+def prepare(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Tensor, options: Options) -> Prepared:
+    """Check everything that the losses of the terms depend on. Raises what `contrastive_loss` does."""
     _check_options(options)
     features: list[_Features] = []
     pairings = []
@@ -77,7 +89,12 @@ def losses_of(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Ten
         options = options._replace(exclude_ids=options.exclude_ids.to(vectors[0].device))
     if isinstance(options.logit_bias, Tensor):
         _checks.reachable("logit_bias", options.logit_bias, vectors[0].device)
-    scales = _logit_scales(terms, logit_scale, vectors[0], c.dtype)
+    return Prepared(vectors, scaling, c, _logit_scales(terms, logit_scale, vectors[0], c.dtype), pairings, options)
+
+
+def losses_of(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Tensor, options: Options) -> list[Tensor]:
+    """Return the loss of each term, unweighted."""
+    vectors, scaling, c, scales, pairings, options = prepare(terms, c, logit_scale, options)
     fused = options.loss == "softmax" and options.positives is None and options.geometry != "angle"
     alike = all(term.logit_scale is terms[0].logit_scale for term in terms)
     if fused and alike and scales[0].ndim == 0:
@@ -163,7 +180,7 @@ def _by_blocks(
         found = _reduce(rows, _with_positive(of_queries, of_keys, options.weights), options.reduction)
         if symmetric:
             found = (found + _reduce(columns, _with_positive(of_keys, of_queries, None), options.reduction)) / 2
-        if not _checks.seen(of_queries):  # where it was not refused, a loss of nothing is no number
+        if options.need_positive and not _checks.seen(of_queries):  # not refused: a loss of nothing is no number
             found = torch.where(torch.isin(of_queries, of_keys).any(), found, torch.nan)
     return _shifted(found, options.logit_bias)
 
@@ -199,8 +216,14 @@ def _check_positives(terms: Sequence[Term], positives: tuple[Tensor, Tensor], op
             raise ValueError(
                 "weights and reduction='none' are of queries: with positives by ids they need directions='rows', got 'both'"
             )
-    of_queries, of_keys = (ids.to(torch.int64) for ids in positives)
-    if options.loss == "softmax" and _checks.seen(of_queries) and not torch.isin(of_queries, of_keys).any():
+    if options.loss == "softmax" and options.need_positive:
+        of_queries, of_keys = (ids.to(torch.int64) for ids in positives)
+        refuse_no_positive(of_queries, of_keys)
+
+
+def refuse_no_positive(of_queries: Tensor, of_keys: Tensor) -> None:
+    """Raise ValueError where the ids can be seen and none is both a query's and a key's."""
+    if _checks.seen(of_queries) and not torch.isin(of_queries, of_keys).any():
         raise ValueError("positives: no key has the id of a query, so that no query has a loss")
 
 

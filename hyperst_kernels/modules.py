@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hyperst_kernels import _checks, contrastive, distributed
+from hyperst_kernels import _checks
 from hyperst_kernels._checks import choice, positive_number
 from hyperst_kernels._constants import INPUTS, LOSS_GEOMETRIES, PRECISIONS
 from hyperst_kernels.curvature import Curvature, check, current, describe, hold
 from hyperst_kernels.distance import similarity
+from hyperst_kernels.distributed import SCHEMES, Gather, Group, Ranks, place
 from hyperst_kernels.entailment import entailment_loss
 from hyperst_kernels.first_logit_scale import FirstLogitScale
-from hyperst_kernels.loss_terms import DIRECTIONS, LOSSES
+from hyperst_kernels.loss_terms import DIRECTIONS, LOSSES, Options, Term, losses_of
 from hyperst_kernels.maps import scaled_exp_map0
 from hyperst_kernels.operators.register import in_reverse
+from hyperst_kernels.rank_losses import Call, Shard
 
 
 class _Bounded(torch.autograd.Function):
@@ -179,9 +182,16 @@ class HyperbolicContrastiveLoss(nn.Module):
     - a `LorentzLift`, or another module with a ``curvature`` or whose call gives c: registered, asked at every step;
     - a function without arguments, called at every step: ``lambda: model.lift.curvature`` for a lift that the model holds.
 
-    Several processes (``world_size`` > 1): features are gathered. After DDP's mean over ranks, the gradient is the true
-    one for ``gather_with_grad=True`` (local or global loss); without it, a global loss gives exactly 1/world_size of
-    that of the features, and ``local_loss=True`` drops the gradient through the other ranks' keys, which is wrong and warned about.
+    ``forward`` also takes ``exclude_ids`` (m,), ``positives`` (query_ids (n,), key_ids (m,)) and ``weights`` (n,) by name, and a
+    logit_scale (n,), as `contrastive_loss` does.
+
+    Several processes: ``group``, or a rank and world_size, of the default group, that ``torch.distributed`` confirms. Each has its
+    own rows, of any number, and gets those of all. After a mean of parameters' gradients over ranks, which DDP and FSDP2 take,
+    they are the true ones for ``gather_with_grad=True``, with a local loss (each rank the losses of its own rows) or a global one
+    (every rank all losses). Without it, a global loss gives exactly 1/world_size of that of the features, and
+    ``local_loss=True`` drops the gradient through the other ranks' keys, which is wrong and warned about. A wrong argument on one
+    rank, or one that other ranks do not have, is the same error on every rank. ``scheme`` is how features travel: "gather", which
+    "auto" is as well. Per-query logit scales need ``directions="rows"`` or a global loss.
     ``cache_labels`` is accepted for compatibility: there are no labels to cache.
 
     >>> loss = HyperbolicContrastiveLoss()
@@ -208,21 +218,25 @@ class HyperbolicContrastiveLoss(nn.Module):
         group: torch.distributed.ProcessGroup | None = None,
         *,
         loss: str = "softmax",
+        scheme: str = "auto",
     ):
         super().__init__()
         choice("directions", directions, DIRECTIONS)
         choice("geometry", geometry, LOSS_GEOMETRIES)
         choice("input", input, INPUTS)
         choice("loss", loss, LOSSES)
+        choice("scheme", scheme, SCHEMES)
         if precision is not None:
             choice("precision", precision, PRECISIONS)
         if use_horovod:
             raise ValueError("use_horovod must be False, got True: features are gathered with torch.distributed")
         hold(self, curvature)
-        self.options = {"loss": loss, "input": input, "geometry": geometry, "precision": precision}
+        self.options: dict[str, Any] = {"loss": loss, "input": input, "geometry": geometry, "precision": precision}
         self.input, self.directions, self.geometry = input, directions, geometry
         self.local_loss, self.gather_with_grad = local_loss, gather_with_grad
-        self.rank, self.world_size, self.group = rank, world_size, group
+        if group is not None or torch.distributed.is_initialized():
+            rank, world_size = place(group, rank, world_size)
+        self.rank, self.world_size, self.group, self.scheme = rank, world_size, Group(group), scheme
         self.logit_scales = FirstLogitScale()
         if world_size > 1 and local_loss and not gather_with_grad:
             warnings.warn(
@@ -247,32 +261,38 @@ class HyperbolicContrastiveLoss(nn.Module):
         output_dict: bool = False,
         *,
         exclude_ids: Tensor | None = None,
+        positives: tuple[Tensor, Tensor] | None = None,
+        weights: Tensor | None = None,
         curvature: Curvature | None = None,
     ):
         self.logit_scales(logit_scale)
-        numbers = (current(self.curvature if curvature is None else curvature), logit_scale, logit_bias)
-        if self.world_size == 1:
-            loss = self._loss(image_features, text_features, numbers, self.directions, exclude_ids)
-        else:
-            loss = self._distributed_loss(image_features, text_features, numbers, exclude_ids)
+        options = Options(
+            logit_bias=logit_bias,
+            positives=positives,
+            exclude_ids=exclude_ids,
+            weights=weights,
+            **self.options,
+        )
+
+        def given():
+            c = current(self.curvature if curvature is None else curvature)
+            return [Term(image_features, text_features, 1.0, self.directions)], c, logit_scale, options
+
+        (loss,) = losses_of(*given()) if self.world_size == 1 else self._losses_of_rank(given)
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def _loss(self, queries, keys, numbers, directions, exclude_ids) -> Tensor:
-        *scalars, bias = numbers
-        options = {**self.options, "logit_bias": bias, "directions": directions, "exclude_ids": exclude_ids}
-        return contrastive.contrastive_loss(queries, keys, *scalars, **options)
+    def _losses_of_rank(self, given: Callable[[], tuple[list[Term], float | Tensor, float | Tensor, Options]]):
+        place(self.group.held, self.rank, self.world_size)
+        ranks = Ranks(self.group.held)
+        flags = {name: getattr(self, name) for name in ("local_loss", "gather_with_grad", "scheme")}
 
-    def _distributed_loss(self, image, text, numbers, exclude_ids) -> Tensor:
-        """Gathered features come with the own shard first, so that positives stay on the diagonal."""
-        gather = distributed.Gather(self.rank, self.world_size, self.gather_with_grad, self.group)
-        all_text = gather(text)
-        ids = None if exclude_ids is None else gather.plain(exclude_ids)
-        if not self.local_loss:
-            return self._loss(gather(image), all_text, numbers, self.directions, ids)
-        rows = self._loss(image, all_text, numbers, "rows", ids)
-        if self.directions == "rows" or self.options["loss"] == "sigmoid":  # which has every pair in its rows
-            return rows
-        return (rows + self._loss(text, gather(image), numbers, "rows", ids)) / 2
+        def check():
+            call = Call.checked(*given(), self.local_loss)
+            return call, {**call.facts(), **flags}, call.sizes()
+
+        call, sizes = ranks.agree(check)
+        shard = Shard(call, Gather(ranks, self.gather_with_grad), sizes)
+        return shard.own_losses() if self.local_loss else shard.all_losses()
 
     def similarity(self, queries: Tensor, keys: Tensor, *, curvature: Curvature | None = None) -> Tensor:
         """Minus the distance of the loss's own geometry, (n, d), (m, d) -> (n, m), to rank by in evaluation.

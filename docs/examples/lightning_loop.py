@@ -58,9 +58,7 @@ def train(**options) -> tuple[Clip, dict[str, Tensor]]:
     """A trained module and its metrics; ``options`` are the Trainer's."""
     lightning.seed_everything(0)
     pairs = torch.utils.data.TensorDataset(*toy.pairs(1024))
-    loader = torch.utils.data.DataLoader(
-        pairs, batch_size=64, shuffle=True, drop_last=True
-    )  # ranks need equally many rows
+    loader = torch.utils.data.DataLoader(pairs, batch_size=64, shuffle=True)
     module, trainer = Clip(), lightning.Trainer(**options)
     trainer.fit(module, loader, torch.utils.data.DataLoader(pairs, batch_size=64))
     return module, trainer.callback_metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 import warnings
@@ -83,11 +84,12 @@ def fit(
     Raises:
         FileExistsError: ``folder`` holds a run and ``resume`` is False.
         FileNotFoundError: ``resume`` is True and ``folder`` holds no run.
-        ValueError: sections that do not go together, or that are not those of the run to resume.
+        ValueError: sections that do not go together, or that are not those of the run to resume; or one of several processes.
         FloatingPointError: the loss is no longer finite.
         MemoryError: a batch does not fit into the GPU.
         KeyboardInterrupt: interrupted; resume to go on.
     """
+    _refuse_several_processes()
     place = RunFolder(folder)
     if resume:
         place.require()
@@ -133,6 +135,19 @@ def fit(
     )
     write_json_atomic(place.summary, asdict(summary))
     return summary
+
+
+def _refuse_several_processes() -> None:
+    """Each would train the whole run, and all write into one folder."""
+    if torch.distributed.is_initialized():
+        processes = str(torch.distributed.get_world_size())
+    else:
+        processes = os.environ.get("WORLD_SIZE", "1")  # set by torchrun
+    if processes != "1":
+        raise ValueError(
+            f"training runs in one process on one device, and this process is one of {processes} (WORLD_SIZE): start it "
+            "without torchrun"
+        )
 
 
 def _write_start(place: RunFolder, config: RunConfig, split: Split, genes: Sequence[str]) -> None:

@@ -1,102 +1,173 @@
-"""Several processes against one, in float64 over gloo: the contract stated in HyperbolicContrastiveLoss's docstring."""
+"""Several processes against one, in float64 over gloo: the contract stated in docs/howto/several_gpus.md."""
 
 from __future__ import annotations
 
+import functools
 import warnings
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 
 from hyperst_kernels import HyperbolicContrastiveLoss, contrastive_loss
+from tests.kernels import ranks
 
-ROWS, DIM = 5, 7
+DIM = 5
+SHARDS = {2: (5, 3), 3: (4, 1, 6)}
+NO_POSITIVE = 100  # an id of the last rank's queries that no key has
 
 
-def features(world_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Image and text features of all ranks, and ids with repeats within and across ranks."""
+class Case(NamedTuple):
+    """Options of the module, and what its call is given beside features, curvature and logit scale."""
+
+    options: dict
+    given: tuple[str, ...] = ()
+    equal: bool = False
+
+
+LOCAL, GLOBAL = {"local_loss": True, "gather_with_grad": True}, {"local_loss": False, "gather_with_grad": True}
+CASES = {
+    "local": Case(LOCAL),
+    "local, equal shards": Case(LOCAL, equal=True),
+    "local, ids": Case(LOCAL, ("exclude_ids",)),
+    "local, rows": Case({**LOCAL, "directions": "rows"}, ("exclude_ids",)),
+    "local, euclidean": Case({**LOCAL, "geometry": "euclidean"}),
+    "local, weights": Case(LOCAL, ("weights",)),
+    "local, no weight": Case(LOCAL, ("no weights",)),
+    "local, sigmoid": Case({**LOCAL, "loss": "sigmoid"}, ("weights", "exclude_ids")),
+    "local, positives": Case(LOCAL, ("positives",)),
+    "local, positives, weights": Case({**LOCAL, "directions": "rows"}, ("positives", "weights")),
+    "local, sigmoid, positives": Case({**LOCAL, "loss": "sigmoid"}, ("positives",)),
+    "local, scales": Case({**LOCAL, "directions": "rows"}, ("scales",)),
+    "local, more keys": Case(LOCAL, ("more keys", "exclude_ids")),
+    "local, more keys, positives": Case(LOCAL, ("more keys", "positives")),
+    "global": Case(GLOBAL, ("exclude_ids",)),
+    "global, equal shards": Case(GLOBAL, ("exclude_ids",), equal=True),
+    "global, weights": Case(GLOBAL, ("weights",)),
+    "global, sigmoid": Case({**GLOBAL, "loss": "sigmoid"}),
+    "global, positives": Case(GLOBAL, ("positives",)),
+    "global, scales": Case(GLOBAL, ("scales",)),
+    "global, more keys": Case(GLOBAL, ("more keys", "exclude_ids")),
+    "global, plain": Case({"local_loss": False, "gather_with_grad": False}, ("exclude_ids",)),
+    "local, plain": Case({"local_loss": True, "gather_with_grad": False}),
+}
+
+
+def inputs(case: Case, world_size: int) -> tuple[dict[str, torch.Tensor], list[int], list[int]]:
+    """What one process has, rows in the order of ranks; the rows of queries and of keys on every rank."""
     generator = torch.Generator().manual_seed(0)
-    image, text = torch.randn(2, world_size * ROWS, DIM, generator=generator, dtype=torch.float64) / 2
-    return image, text, torch.arange(world_size * ROWS) % (world_size * ROWS - 3)
+    rows = [4] * world_size if case.equal else list(SHARDS[world_size])
+    keys = [n + 2 - r for r, n in enumerate(rows)] if "more keys" in case.given else rows
+    n, m = sum(rows), sum(keys)
+    draw = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
+    found = {"image": draw(n, DIM) / 2, "text": draw(m, DIM) / 2, "c": torch.tensor(0.7), "scale": torch.tensor(9.0)}
+    found["scale"] = 5 + draw(n).abs() if "scales" in case.given else found["scale"]
+    found = {name: x.double().requires_grad_() for name, x in found.items()}
+    if "exclude_ids" in case.given:
+        found["exclude_ids"] = torch.arange(m) % (m - 3)
+    if "weights" in case.given:
+        found["weights"] = draw(n).abs().requires_grad_()
+    if "no weights" in case.given:
+        found["weights"] = torch.zeros(n, dtype=torch.float64, requires_grad=True)
+    if "positives" in case.given:
+        of_queries, of_keys = torch.arange(n) % 4, torch.arange(m) % 5
+        of_queries[n - rows[-1] :] = NO_POSITIVE
+        found["query_ids"], found["key_ids"] = of_queries, of_keys
+    return found, rows, keys
 
 
-def parameters() -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.7, 9.0))
+def call(loss, found: dict[str, torch.Tensor], *features_and_numbers) -> torch.Tensor:
+    more = {name: found[name] for name in ("exclude_ids", "weights") if name in found}
+    if "query_ids" in found:
+        more["positives"] = (found["query_ids"], found["key_ids"])
+    return loss(*features_and_numbers, **more)
 
 
-def one_rank(rank: int, world_size: int, folder: str, options: dict) -> None:
-    """Save this rank's loss, the gradients of its rows, and those of curvature and logit scale."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
-    )
-    image, text, ids = features(world_size)
-    mine = slice(rank * ROWS, (rank + 1) * ROWS)
-    image, text = image[mine].requires_grad_(), text[mine].requires_grad_()
-    c, scale = parameters()
+def leaves(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: x for name, x in found.items() if x.requires_grad}
+
+
+def of_rank(case: Case, rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    """This rank's loss, and the gradients of what it holds."""
+    found, rows, keys = inputs(case, world_size)
+    of_keys = ("text", "exclude_ids", "key_ids")
+    mine = {}
+    for name, x in found.items():
+        if x.ndim > 0:
+            x = x.detach().split(keys if name in of_keys else rows)[rank].clone().requires_grad_(x.requires_grad)
+        mine[name] = x
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loss = HyperbolicContrastiveLoss(c, rank=rank, world_size=world_size, **options)
-    value = loss(image, text, scale, exclude_ids=ids[mine])
-    grads = torch.autograd.grad(value, (image, text, c, scale))
-    torch.save((value.detach(), *grads), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+        loss = HyperbolicContrastiveLoss(mine["c"], group=torch.distributed.group.WORLD, **case.options)
+    value = call(loss, mine, mine["image"], mine["text"], mine["scale"])
+    grads = torch.autograd.grad(value, tuple(leaves(mine).values()))
+    return {"loss": value.detach(), **dict(zip(leaves(mine), grads, strict=True))}
 
 
-def all_ranks(world_size: int, folder, **options) -> tuple[torch.Tensor, ...]:
-    """Per-rank results: losses (r), features' gradients (r rows d), scalars' gradients (r)."""
-    torch.multiprocessing.spawn(one_rank, (world_size, str(folder), options), nprocs=world_size)
-    results = [torch.load(f"{folder}/{rank}.pt") for rank in range(world_size)]
-    return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+@functools.cache
+def of_one_process(name: str, world_size: int) -> dict[str, torch.Tensor]:
+    """The loss of all rows, and its gradients. Positives come first among keys, those of rank 0 before those of rank 1."""
+    case = CASES[name]
+    found, rows, keys = inputs(case, world_size)
+    starts = torch.tensor([0, *keys]).cumsum(0)
+    positive = torch.cat([torch.arange(n) + start for n, start in zip(rows, starts[:-1], strict=True)])
+    order = torch.cat([positive, torch.tensor([j for j in range(sum(keys)) if j not in set(positive.tolist())]).long()])
+    ordered = {k: x[order] if k in ("exclude_ids", "key_ids") else x for k, x in found.items()}
+    options = {k: v for k, v in case.options.items() if k in ("directions", "geometry", "loss")}
+    loss = functools.partial(contrastive_loss, **options)
+    value = call(loss, ordered, found["image"], found["text"][order], found["c"], found["scale"])
+    grads = torch.autograd.grad(value, tuple(leaves(found).values()))
+    return {"loss": value.detach(), **dict(zip(leaves(found), grads, strict=True))}
 
 
-def one_process(world_size: int, directions: str) -> tuple[torch.Tensor, ...]:
-    image, text, ids = features(world_size)
-    leaves = (image.requires_grad_(), text.requires_grad_(), *parameters())
-    loss = contrastive_loss(*leaves, directions=directions, exclude_ids=ids)
-    return (loss.detach(), *torch.autograd.grad(loss, leaves))
+@pytest.fixture(name="found", scope="module", params=list(SHARDS))
+def _found(request, tmp_path_factory):
+    """The number of processes, and what each of them found in every case."""
+    world_size = request.param
+    cases = {name: functools.partial(of_rank, case) for name, case in CASES.items()}
+    return world_size, ranks.run(world_size, tmp_path_factory.mktemp("ranks"), cases)
 
 
-def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return torch.allclose(found, expected, rtol=1e-12, atol=1e-13)
+def joined(results: list[dict[str, torch.Tensor]], name: str, mean: bool = True) -> torch.Tensor:
+    """What DistributedDataParallel's mean over ranks makes of it; rows that one rank holds count 1 / world_size."""
+    parts = [result[name] for result in results]
+    found = torch.stack(parts).mean(0) if parts[0].ndim == 0 else torch.cat(parts) / len(parts)
+    return found if mean else found * len(parts)
 
 
-@pytest.mark.parametrize(
-    ("world_size", "options"),
-    [
-        (2, {"local_loss": True, "gather_with_grad": True}),
-        (4, {"local_loss": False, "gather_with_grad": True}),
-        (3, {"local_loss": True, "gather_with_grad": True, "directions": "rows"}),
-    ],
-)
-def test_the_gradient_after_averaging_over_ranks_is_that_of_one_process(world_size, options, tmp_path):
-    losses, *grads = all_ranks(world_size, tmp_path, **options)
-    loss, *expected = one_process(world_size, options.get("directions", "both"))
-    assert close(losses.mean(), loss)
-    # DDP takes the mean over ranks of parameters' gradients: a row that one rank holds counts 1 / world_size
-    for found, true in zip(grads[:2], expected[:2], strict=True):
-        assert close(found.flatten(0, 1) / world_size, true)
-    for found, true in zip(grads[2:], expected[2:], strict=True):
-        assert close(found.mean(), true)
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
-def test_a_global_loss_without_gathered_gradients_scales_the_features_gradient(tmp_path):
-    losses, *grads = all_ranks(3, tmp_path, local_loss=False, gather_with_grad=False)
-    loss, *expected = one_process(3, "both")
-    assert close(losses, loss.expand(3))
-    for found, true in zip(grads[:2], expected[:2], strict=True):
-        assert close(found.flatten(0, 1), true)  # 1 / world_size of it after DDP's mean
-    for found, true in zip(grads[2:], expected[2:], strict=True):
-        assert close(found.mean(), true)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.options["gather_with_grad"]])
+def test_the_mean_over_ranks_is_that_of_one_process(found, name):
+    world_size, results = found
+    true = of_one_process(name, world_size)
+    for part in true:
+        assert_close(joined(results[name], part), true[part])
+    if not CASES[name].options["local_loss"]:
+        for result in results[name]:
+            assert_close(result["loss"], true["loss"])
 
 
-def test_a_local_loss_without_gathered_gradients_is_wrong_and_warned_about(tmp_path):
+def test_a_global_loss_without_gathered_gradients_scales_the_features_gradient(found):
+    world_size, results = found
+    true = of_one_process("global, plain", world_size)
+    for part in ("image", "text"):  # 1 / world_size of it after DDP's mean
+        assert_close(joined(results["global, plain"], part, mean=False), true[part])
+    for part in ("loss", "c", "scale"):
+        assert_close(joined(results["global, plain"], part), true[part])
+
+
+def test_a_local_loss_without_gathered_gradients_is_wrong_and_warned_about(found):
     with pytest.warns(UserWarning, match="gather_with_grad=True"):
         HyperbolicContrastiveLoss(local_loss=True, world_size=2)
-    _, image, *_ = all_ranks(2, tmp_path, local_loss=True, gather_with_grad=False)
-    true = one_process(2, "both")[1]
-    assert (image.flatten(0, 1) / 2 - true).norm() > 0.1 * true.norm()
+    world_size, results = found
+    true = of_one_process("local, plain", world_size)
+    assert_close(joined(results["local, plain"], "loss"), true["loss"])
+    wrong = joined(results["local, plain"], "image") - true["image"]
+    assert wrong.norm() > 0.1 * true["image"].norm()
 
 
 def test_several_processes_need_an_initialised_group():

@@ -11,7 +11,8 @@ from hyperst_kernels.modules import HyperbolicContrastiveLoss
 class HyperbolicClipLoss(HyperbolicContrastiveLoss):
     """`hyperst_kernels.HyperbolicContrastiveLoss` with the arguments of open_clip's ``ClipLoss``, in their order.
 
-    Those of its own follow by name: ``curvature``, ``input``, ``directions``, ``geometry``, ``precision``, ``group``, ``loss``.
+    Those of its own follow by name: ``curvature``, ``input``, ``directions``, ``geometry``, ``precision``, ``group``, ``loss``,
+    ``scheme``.
 
     >>> HyperbolicClipLoss(False, False, True, 0, 1, curvature=0.5).curvature
     0.5

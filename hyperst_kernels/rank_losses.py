@@ -1,0 +1,221 @@
+"""The losses of one rank among several. Their mean over ranks is the loss of one process that holds all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperst_kernels.distributed import Gather, Sizes
+from hyperst_kernels.loss_terms import Options, Prepared, Term, losses_of, prepare, refuse_no_positive
+
+
+class Call(NamedTuple):
+    """The arguments of `losses_of` on one rank, whose terms have one n and one m, and what `prepare` makes of them."""
+
+    terms: Sequence[Term]
+    c: float | Tensor
+    logit_scale: float | Tensor
+    options: Options
+    prepared: Prepared
+
+    @classmethod
+    def checked(
+        cls, terms: Sequence[Term], c: float | Tensor, logit_scale: float | Tensor, options: Options, local: bool
+    ):
+        """What one rank can know of its arguments by itself."""
+        prepared = prepare(terms, c, logit_scale, options._replace(need_positive=False))
+        for term, scale in zip(terms, prepared.scales, strict=True):
+            if local and options.loss == "softmax" and scale.ndim > 0 and term.directions == "both":
+                raise ValueError(
+                    "logit_scale must be one number for directions='both' where each rank has the losses of its own rows: from "
+                    "keys to queries, those of the queries are other ranks'; take directions='rows', or local_loss=False"
+                )
+        return cls(terms, c, logit_scale, options, prepared)
+
+    def facts(self) -> dict[str, object]:
+        """What has to be alike on every rank, by the name that an error gives it."""
+        vectors, options = self.prepared.vectors, self.options
+        given = {
+            name: None if getattr(options, name) is None else "a value"
+            for name in ("exclude_ids", "weights", "positives", "logit_bias")
+        }
+        alike = ("loss", "input", "geometry", "precision", "deterministic")
+        directions = sorted({term.directions for term in self.terms})
+        return {
+            "the features' d": vectors[0].shape[1],
+            "the features' dtype": vectors[0].dtype,
+            "whether features require gradients": torch.is_grad_enabled() and any(x.requires_grad for x in vectors),
+            **given,
+            **{name: getattr(options, name) for name in alike},
+            "directions": directions[0] if len(directions) == 1 else directions,
+        }
+
+    def sizes(self) -> Sizes:
+        """What `Shard` has to know of every rank."""
+        (queries, keys, *_), *_ = self.terms
+        return queries.shape[0], keys.shape[0], int(any(scale.ndim for scale in self.prepared.scales))
+
+
+class Means(NamedTuple):
+    """How rows count in a mean over the rows of all ranks: the own ones' weights (None is 1), and the sum of all weights."""
+
+    weights: Tensor | None
+    total: Tensor | float
+    ranks: int
+
+    def __call__(self, per_row: Tensor) -> Tensor:
+        """(..., n) to (...): results whose mean over ranks is the mean over the rows of all."""
+        if self.weights is not None:
+            per_row = per_row * self.weights
+        return per_row.sum(-1) * (self.ranks / self.total)
+
+
+def ratios(weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weights (n,) and their sum, both by the largest, as only ratios count and so none overflows; a sum of 0 is 1."""
+    largest = weights.detach().amax()
+    weights = (weights / torch.where(largest == 0, 1, largest)).to(dtype)
+    total = weights.sum()
+    return weights, torch.where(total == 0, 1, total)
+
+
+def means(
+    gather: Gather,
+    rows: Sequence[int],
+    dtype: torch.dtype,
+    weights: Tensor | None = None,
+    counted: Tensor | None = None,
+) -> Means:
+    """``weights`` (n,) are those of the own rows, ``counted`` (N,) says of the rows of all which have a loss."""
+    if weights is None and counted is None:
+        return Means(None, float(sum(rows)), gather.ranks.size)
+    everything = torch.ones((), dtype=dtype) if weights is None else gather(weights, rows)
+    if counted is not None:
+        everything = everything.to(counted.device) * counted
+    everything, total = ratios(everything, dtype)
+    return Means(everything[: rows[gather.ranks.rank]], total, gather.ranks.size)
+
+
+class Shard:
+    """One rank's rows in several terms, among the rows of all."""
+
+    def __init__(self, call: Call, gather: Gather, sizes: Sequence[Sizes]):
+        self.call, self.gather = call, gather
+        self.prepared, self.options = call.prepared, call.options
+        self.query_rows, self.key_rows = [n for n, *_ in sizes], [m for _, m, _ in sizes]
+        self.scale_per_query = _scale_per_query(sizes)
+        self.more_keys = self.query_rows != self.key_rows
+        device = self.prepared.c.device
+        self.exclude_ids = self.positives = None
+        if self.options.exclude_ids is not None:
+            self.exclude_ids = self._of_keys(self.options.exclude_ids.to(device, torch.int64), gather.plain)
+        if self.options.positives is not None:
+            self.own_positives = [ids.to(device, torch.int64) for ids in self.options.positives]
+            of_queries, of_keys = self.own_positives
+            self.positives = gather.plain(of_queries, self.query_rows), gather.plain(of_keys, self.key_rows)
+            if self.options.loss == "softmax":
+                refuse_no_positive(*self.positives)
+
+    def all_losses(self) -> list[Tensor]:
+        """The loss of each term over the rows of all ranks."""
+        pairings = self.prepared.pairings
+        queries, keys = self._gathered({p.queries for p in pairings})
+        terms = [
+            term._replace(queries=queries[p.queries], keys=keys[p.keys])
+            for term, p in zip(self.call.terms, pairings, strict=True)
+        ]
+        weights = self._weights()
+        weights = None if weights is None else self.gather(weights, self.query_rows)
+        options = self.options._replace(exclude_ids=self.exclude_ids, positives=self.positives, weights=weights)
+        scale = self.call.logit_scale
+        if self.scale_per_query and isinstance(scale, Tensor):
+            scale = self.gather(scale.reshape(-1).to(self.prepared.c.device), self.query_rows)
+        return losses_of(terms, self.call.c, scale, options)
+
+    def own_losses(self) -> list[Tensor]:
+        """The part of the own rows in the loss of each term."""
+        pairings = self.prepared.pairings
+        two_ways = [p.symmetric and self.options.loss == "softmax" for p in pairings]
+        queries, keys = self._gathered({p.queries for p, both in zip(pairings, two_ways, strict=True) if both})
+        vectors, n = self.prepared.vectors, self.query_rows[self.gather.ranks.rank]
+        forth, back = [], []
+        for term, p, both in zip(self.call.terms, pairings, two_ways, strict=True):
+            rows = term._replace(queries=vectors[p.queries], keys=keys[p.keys], directions="rows")
+            forth.append(rows)
+            if both:
+                own = vectors[p.keys] if self.positives is not None or not self.more_keys else vectors[p.keys][:n]
+                back.append(Term(own, queries[p.queries], 1.0, "rows", term.key_scale, term.query_scale))
+        ways = self._both_ways(forth, back)
+        mean_forth, mean_back = self._means()
+        found, returning = [mean_forth(per_row) for per_row in ways[: len(forth)]], iter(ways[len(forth) :])
+        return [
+            (loss + mean_back(next(returning))) / 2 if both else loss
+            for loss, both in zip(found, two_ways, strict=True)
+        ]
+
+    def _both_ways(self, forth: list[Term], back: list[Term]) -> list[Tensor]:
+        """Losses (n,) of the own queries, and of the own keys."""
+        options = self.options._replace(
+            exclude_ids=self.exclude_ids, weights=None, reduction="none", need_positive=False
+        )
+        compute = [(forth, options), (back, options)]
+        if self.positives is not None:
+            (own_queries, own_keys), (all_queries, all_keys) = self.own_positives, self.positives
+            compute = [
+                (forth, options._replace(positives=(own_queries, all_keys))),
+                (back, options._replace(positives=(own_keys, all_queries))),
+            ]
+        elif self.exclude_ids is not None and self.more_keys:
+            first = self.exclude_ids[: sum(self.query_rows)]
+            compute = [(forth, options), (back, options._replace(exclude_ids=first))]
+        else:
+            compute = [([*forth, *back], options)]  # at once, features that both ways share being prepared once
+        c, scale = self.call.c, self.call.logit_scale
+        return [loss for terms, its in compute if terms for loss in losses_of(terms, c, scale, its)]
+
+    def _means(self) -> tuple[Means, Means]:
+        """Those over queries and over keys."""
+        weights, dtype = self._weights(), self.prepared.c.dtype
+        if self.positives is None or self.options.loss == "sigmoid":
+            both = means(self.gather, self.query_rows, dtype, weights)
+            return both, both
+        of_queries, of_keys = self.positives
+        over_queries = means(self.gather, self.query_rows, dtype, weights, torch.isin(of_queries, of_keys))
+        return over_queries, means(self.gather, self.key_rows, dtype, None, torch.isin(of_keys, of_queries))
+
+    def _gathered(self, queries: set[int]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """By their number, features of all ranks: those of ``queries``, and those of the keys of every term."""
+        vectors, keys = self.prepared.vectors, {p.keys for p in self.prepared.pairings}
+        if self.more_keys:
+            of_queries = {k: self.gather(vectors[k], self.query_rows) for k in sorted(queries)}
+            return of_queries, {k: self._of_keys(vectors[k], self.gather) for k in sorted(keys)}
+        numbers = sorted(queries | keys)
+        everything = self.gather.side_by_side([vectors[k] for k in numbers], self.key_rows)
+        found = dict(zip(numbers, everything, strict=True))
+        return found, found
+
+    def _of_keys(self, x: Tensor, gather: Callable[[Tensor, Sequence[int]], Tensor]) -> Tensor:
+        """Rows of keys; where they are more than queries, the positives of all ranks first."""
+        if not self.more_keys or self.options.positives is not None:
+            return gather(x, self.key_rows)
+        n, more = self.query_rows, [m - n for n, m in zip(self.query_rows, self.key_rows, strict=True)]
+        own = n[self.gather.ranks.rank]
+        return torch.cat([gather(x[:own], n), gather(x[own:], more)])
+
+    def _weights(self) -> Tensor | None:
+        weights, like = self.prepared.options.weights, self.prepared.c
+        return None if weights is None else weights.to(like.device, torch.promote_types(weights.dtype, like.dtype))
+
+
+def _scale_per_query(sizes: Sequence[Sizes]) -> bool:
+    """Whether ranks have a logit scale for each query. Of one with a single query, its shape does not tell."""
+    unlike = [rank for rank, (n, _, several) in enumerate(sizes) if n > 1 and not several]
+    if not any(several for *_, several in sizes):
+        return False
+    if unlike:
+        raise ValueError(
+            f"logit_scale must be one for each query on every rank or one number on every rank, got one number on rank {unlike[0]}"
+        )
+    return True

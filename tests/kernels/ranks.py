@@ -1,0 +1,47 @@
+"""Several processes over gloo: one start for all cases of a test module, each case a function of the process's rank."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+Case = Callable[[int, int], Any]
+SECONDS = 20  # after which a process that waits for another gives up
+
+
+def join(rank: int, world_size: int, folder: str | Path) -> None:
+    """Meet the other processes; the default group afterwards."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=world_size,
+        timeout=datetime.timedelta(seconds=SECONDS),
+    )
+
+
+def one_rank(rank: int, world_size: int, folder: str, cases: dict[str, Case]) -> None:
+    join(rank, world_size, folder)
+    found = {}
+    for name, case in cases.items():
+        try:
+            found[name] = case(rank, world_size)
+        except Exception as error:
+            found[name] = error
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def run(world_size: int, folder: Path, cases: dict[str, Case]) -> dict[str, list[Any]]:
+    """What every case gave on every rank: what it returned, or the error it raised."""
+    torch.multiprocessing.spawn(one_rank, (world_size, str(folder), cases), nprocs=world_size)
+    results = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
+    return {name: [result[name] for result in results] for name in cases}

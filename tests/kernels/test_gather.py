@@ -1,0 +1,104 @@
+"""What the losses send to other processes: shards of any size, gradients summed in float32, and how many bytes of both."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+import torch.distributed
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hyperst_kernels import HyperbolicContrastiveLoss
+from hyperst_kernels.distributed import Gather, Ranks
+from tests.kernels import ranks
+
+WORLD, DIM = 3, 4
+SHARDS = {"equal": (4, 4, 4), "unequal": (2, 5, 1), "an empty one": (3, 0, 2), "all empty": (0, 0, 0)}
+
+
+def gathered(rows: tuple[int, ...], rank: int, world_size: int) -> tuple[torch.Tensor, ...]:
+    """Rows numbered by rank and place, and the gradient of a sum in which every rank weighs every row otherwise."""
+    first = sum(rows[:rank])
+    x = torch.arange(first, first + rows[rank], dtype=torch.float64)[:, None].requires_grad_()
+    everything = Gather(Ranks(None), with_grad=True)(x, rows)
+    numbers = everything.detach().flatten()
+    (numbers * 2.0**rank * everything.flatten()).sum().backward()
+    return numbers, x.grad.flatten()
+
+
+def half(dtype: torch.dtype, rank: int, world_size: int) -> torch.Tensor:
+    """Gradients 2 / eps, 1 and eps / 4, in ranks: in whatever order they are added in ``dtype``, the last two are lost."""
+    x = torch.zeros(1, 1, dtype=dtype, requires_grad=True)
+    everything = Gather(Ranks(None), with_grad=True)(x, (1,) * world_size)
+    eps = torch.finfo(dtype).eps
+    everything.backward(torch.full_like(everything, (2 / eps, 1.0, eps / 4)[rank]))
+    return x.grad
+
+
+class Bytes(TorchDispatchMode):
+    """Bytes that a rank receives in all-gathers, and sends in reduce-scatters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name()
+        if func.namespace == "c10d":
+            (tensors,) = args[0] if name == "c10d::allgather_" else args[1]
+            others = [x for k, x in enumerate(tensors) if k != torch.distributed.get_rank()]
+            self.found.append((name.removeprefix("c10d::"), sum(x.numel() * x.element_size() for x in others)))
+        return func(*args, **(kwargs or {}))
+
+
+def sent(dtype: torch.dtype, ids: bool, rank: int, world_size: int) -> list[tuple[str, int]]:
+    n = SHARDS["unequal"][rank]
+    image, text = (torch.eye(n, DIM, dtype=dtype, requires_grad=True) for _ in range(2))
+    loss = HyperbolicContrastiveLoss(
+        group=torch.distributed.group.WORLD, local_loss=True, gather_with_grad=True, directions="both"
+    )
+    with Bytes() as counted:
+        loss(image, text, 9.0, exclude_ids=torch.arange(n) if ids else None).backward()
+    return counted.found
+
+
+@pytest.fixture(name="found", scope="module")
+def _found(tmp_path_factory):
+    cases = {name: functools.partial(gathered, rows) for name, rows in SHARDS.items()}
+    cases |= {str(dtype): functools.partial(half, dtype) for dtype in (torch.bfloat16, torch.float16)}
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        cases[f"bytes of {dtype}"] = functools.partial(sent, dtype, dtype == torch.float32)
+    return ranks.run(WORLD, tmp_path_factory.mktemp("ranks"), cases)
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_rows_come_in_a_ring_and_gradients_are_summed(found, name):
+    rows = SHARDS[name]
+    starts = [sum(rows[:rank]) for rank in range(WORLD)]
+    for rank, (numbers, grad) in enumerate(found[name]):
+        ring = [(rank + i) % WORLD for i in range(WORLD)]
+        expected = [number for r in ring for number in range(starts[r], starts[r] + rows[r])]
+        assert numbers.tolist() == expected
+        own = expected[: rows[rank]]
+        assert grad.tolist() == [number * (2.0**WORLD - 1) for number in own]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_half_precision_are_summed_in_float32(found, dtype):
+    for grad in found[str(dtype)]:
+        assert grad.dtype == dtype
+        assert grad.item() == 2 / torch.finfo(dtype).eps + 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_bytes_are_those_of_the_documented_formula(found, dtype):
+    n, wide = max(SHARDS["unequal"]), max(dtype.itemsize, 4)
+    of_ids = [("allgather_", (WORLD - 1) * n * 8)] if dtype == torch.float32 else []
+    for counted in found[f"bytes of {dtype}"]:
+        assert counted == [
+            ("allgather_", (WORLD - 1) * 5 * 8),
+            *of_ids,
+            ("allgather_", (WORLD - 1) * n * 2 * DIM * dtype.itemsize),
+            ("reduce_scatter_", (WORLD - 1) * n * 2 * DIM * wide),
+        ]
