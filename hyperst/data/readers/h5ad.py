@@ -44,7 +44,9 @@ def read_anndata(path: Path) -> AnnData:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # names that are not unique are reported below, as errors
-            return anndata.read_h5ad(path)
+            adata = anndata.read_h5ad(path)
+        _check_indices(adata)
+        return adata
     except MemoryError:
         raise
     except Exception as error:  # h5py and anndata raise many kinds for a damaged file
@@ -53,6 +55,20 @@ def read_anndata(path: Path) -> AnnData:
             f"{path} cannot be read as .h5ad: it is cut short, damaged or no AnnData file ({reason}); "
             "copy or download it again and compare its size"
         ) from error
+
+
+def _check_indices(adata: AnnData) -> None:
+    """Raise ValueError where a sparse matrix points outside itself: scipy would read and write memory that is not its own."""
+    matrices = {"X": adata.X, **{f"layers[{name!r}]": matrix for name, matrix in adata.layers.items()}}
+    if adata.raw is not None:
+        matrices["raw"] = adata.raw.X
+    for where, matrix in matrices.items():
+        if not hasattr(matrix, "indptr"):
+            continue
+        try:
+            matrix.check_format(full_check=True)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
 
 
 def read_h5ad_table(path: Path, name: str, *, counts: bool = True, gene_names: str | None = None) -> SpotTable:

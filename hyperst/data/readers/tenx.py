@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import sparse
 from scipy.io import mmread
 
-from hyperst.data.readers.table import unique_names
+from hyperst.data.readers.table import check_unique, unique_names
 
 __all__ = ["Matrix", "read_matrix"]
 
@@ -46,6 +46,7 @@ def read_matrix(file: Path, prefix: str = "", gene_names: str | None = None) -> 
     counts, features, barcodes = _read_h5(file) if file.suffix == ".h5" else _read_mtx(file, prefix)
     wanted = np.flatnonzero((features["kind"] == _GENES).to_numpy())
     names, ids = (features[column].to_numpy(dtype=str)[wanted] for column in ("name", "id"))
+    check_unique(ids, "gene", file, "restore the matrix of Space Ranger, which has each id once")
     counts = counts[:, wanted]
     if _NAMES[gene_names] == "id":
         return Matrix(counts, ids, names, barcodes)

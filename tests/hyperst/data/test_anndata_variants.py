@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ from scipy import sparse
 
 from hyperst.data import read_section
 
-from .section_formats import COUNTS, PIXELS, h5ad
+from .section_formats import COUNTS, PIXELS, h5ad, visium
 
 
 def in_table(columns, values=PIXELS):
@@ -79,3 +80,29 @@ def test_values_that_are_no_counts_or_cannot_be_kept(convert, words, tmp_path):
         read_section(h5ad(tmp_path, stored_as(convert)))
     assert "A.h5ad" in str(caught.value)
     assert "store the raw integer counts" in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["X", "layers/counts", "raw/X"])
+@pytest.mark.parametrize(("part", "place", "value"), [("indices", 0, 10**6), ("indices", 0, -1), ("indptr", 3, 10**6)])
+def test_a_sparse_matrix_that_points_outside_itself_is_refused(where, part, place, value, tmp_path):
+    def change(adata):
+        adata.X = sparse.csr_matrix(COUNTS)
+        adata.layers["counts"] = adata.X.copy()
+        adata.raw = adata.copy()
+
+    path = h5ad(tmp_path, change)
+    with h5py.File(path, "r+") as file:
+        file[where][part][place] = value
+    with pytest.raises(ValueError, match=r"A\.h5ad cannot be read.*(indices|indptr).*copy or download it again"):
+        read_section(path)
+
+
+def test_a_gene_id_that_is_there_twice_in_a_10x_matrix_is_refused(tmp_path):
+    folder = visium(tmp_path)
+    file = next(folder.rglob("filtered_feature_bc_matrix.h5"))
+    with h5py.File(file, "r+") as handle:
+        for name in ("id", "name"):
+            names = handle[f"matrix/features/{name}"]
+            names[1] = names[0]
+    with pytest.raises(ValueError, match=r"filtered_feature_bc_matrix\.h5: 1 duplicate gene names"):
+        read_section(folder, require_image=False)
