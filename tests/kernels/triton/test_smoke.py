@@ -180,3 +180,35 @@ def test_public_losses():
     pulls = sum(float(g.norm(dim=1).sum()) for g in wanted[:4])  # which cancel in the gradients of c and the scale
     for got, want in zip(grads, wanted, strict=True):
         assert (got - want).norm() <= (5e-4 * want.norm() if want.ndim else 1e-4 * pulls)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("geometry", ["lorentz", "angle"])
+def test_losses_of_all_pairs(geometry, dtype):
+    """Several positives and a scale of each query, and the sigmoid loss, of vectors of which some are near each other."""
+    queries, keys = vectors(2, dtype, n=N)
+    keys[:3] = queries[:3] * 1.001
+    ids = torch.arange(N) % 5
+    each = torch.linspace(5, 9, N, dtype=dtype)
+    for input, options in itertools.product(("tangent", "lorentz"), ({"positives": (ids, ids)}, {"loss": "sigmoid"})):
+
+        def value(x, y, c, scale):
+            own = {name: tuple(t.to(x.device) for t in o) if name == "positives" else o for name, o in options.items()}  # noqa: B023
+            return hk.contrastive_loss(x, y, c, scale, geometry=geometry, input=input, **own)  # noqa: B023
+
+        leaves = [queries, keys, *scalars([C], dtype), each]
+        found, exact = [], []
+        for function, given, kept in (
+            (value, [x.to(DEVICE) for x in leaves], found),
+            (referred(value), [x.double() for x in leaves], exact),
+        ):
+            given = [x.detach().requires_grad_() for x in given]
+            loss_ = function(*given)
+            kept += [loss_, *torch.autograd.grad(loss_, given)]
+        size = float(sum(g.norm() for g in exact[1:3]))
+        for got, want in zip(found, exact, strict=True):
+            error = float((got.detach().cpu().double() - want.detach()).norm())
+            # on a GPU weights have 17 bits; the gradient of c is what is left of sums of that size
+            assert error <= (2e-4 if dtype == torch.float32 else 1e-10) * max(
+                float(want.norm()), size if want.ndim == 0 else 0
+            )
