@@ -19,7 +19,7 @@ from hyperst_kernels.blocked.repairs import chunks, too_many
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.all_pairs import SIDE
 from hyperst_kernels.gpu.distance_matrix import tile_of
-from hyperst_kernels.gpu.scalars import atan2, exp, expm1, hypot, sign
+from hyperst_kernels.gpu.scalars import atan2, exp, expm1, hypot, rounded_product, sign
 from hyperst_kernels.gpu.split_products import Weights, multiply, parts_of, parts_of_weights, store_weights
 from hyperst_kernels.gpu.tile_math import load_each, store_each
 
@@ -115,8 +115,9 @@ def _angle_gradients(
     growth = u_sinh * v_sinh * pairs.versine
     # cosh(p - q) and sinh(q - p), both e^-(p+q) times
     even, odd = (v_decay * v_decay + u_decay * u_decay) * 0.5, pairs.along + u_cosh * v_sinh * pairs.versine
-    by_row = upstream * (pairs.across / size) * (even + growth)
-    by_column = -upstream * pairs.sine * (u_sinh / size) * u_decay * v_decay * v_decay
+    # rounded before they are added, so that threads that share a row or a column have the same bits
+    by_row = rounded_product(upstream * (pairs.across / size), even + growth)
+    by_column = rounded_product(-upstream * pairs.sine * (u_sinh / size) * u_decay, v_decay * v_decay)
     slope = v_sinh * u_decay * ((odd + u_sinh * v_cosh * pairs.versine) / size)
     weight = -upstream * slope / tl.where(left_out, 1, pairs.sine)
     store_weights(out.weights.ptr + place, weight, inside, out.weights.part_stride, SPLIT)

@@ -150,13 +150,24 @@ def _add(place, stride, inside, nearest, total, spread, number, SPREAD: tl.const
     origin = origin_of(least)
     back, behind = tl.where(before < FARTHEST, before - origin, 0), tl.where(nearest < FARTHEST, nearest - origin, 0)
     both = tl.load(place + stride, inside, other=0) * tl.exp(-back) + total.to(tl.float64) * tl.exp(-behind)
-    tl.store(place, least, inside)
-    tl.store(place + stride, both, inside)
     if SPREAD:
         counted = tl.load(place + 3 * stride, inside, other=0)
         wide = tl.load(place + 2 * stride, inside, other=0) + counted * back
-        tl.store(place + 2 * stride, wide + spread.to(tl.float64) + number.to(tl.float64) * behind, inside)
+        wide += spread.to(tl.float64) + number.to(tl.float64) * behind
+    tl.debug_barrier()  # in place: several threads may have read what one of them writes
+    tl.store(place, least, inside)
+    tl.store(place + stride, both, inside)
+    if SPREAD:
+        tl.store(place + 2 * stride, wide, inside)
         tl.store(place + 3 * stride, counted + number.to(tl.float64), inside)
+
+
+@triton.jit
+def add_in_place(place, values, inside):
+    """Add numbers to float64 ones that no other program adds to."""
+    sums = tl.load(place, inside, other=0) + values.to(tl.float64)
+    tl.debug_barrier()  # in place: several threads may have read what one of them writes
+    tl.store(place, sums, inside)
 
 
 @triton.jit
@@ -180,8 +191,7 @@ def _sigmoid(block, diagonal, bias_ptr, losses_ptr, KIND: tl.constexpr):
         logit, positive, negative, _, _ = signed_logits(block, diagonal, rows, columns, bias, KIND)
         loss = tl.maximum(logit, 0, propagate_nan=tl.PropagateNan.ALL) + log1p(exp(-tl.abs(logit)))
         total += tl.sum(tl.where(positive | negative, loss, 0), axis=1)
-    inside = rows < block.n
-    tl.store(losses_ptr + rows, tl.load(losses_ptr + rows, inside, other=0) + total.to(tl.float64), inside)
+    add_in_place(losses_ptr + rows, total, rows < block.n)
 
 
 @triton.jit
@@ -195,10 +205,8 @@ def put_gradients(block, out_ptr, rows, columns, slope, distance, scale, by_dist
 @triton.jit
 def add_sums(block, sums_ptr, sums_stride, rows, by_distance, by_logit):
     """Add sums of some rows to those in memory (2 n)."""
-    inside, place = rows < block.n, sums_ptr + rows
-    tl.store(place, tl.load(place, inside, other=0) + by_distance.to(tl.float64), inside)
-    place += sums_stride
-    tl.store(place, tl.load(place, inside, other=0) + by_logit.to(tl.float64), inside)
+    add_in_place(sums_ptr + rows, by_distance, rows < block.n)
+    add_in_place(sums_ptr + sums_stride + rows, by_logit, rows < block.n)
 
 
 @triton.jit

@@ -59,7 +59,7 @@ for _name, _function, _kinds, _count in (
     ("add.rz.ftz", flushed(lambda a, b: add_f32(a, b, "rz")), "f32", 2),
     ("abs.ftz", flushed(np.abs), "f32", 1),
     ("and", np.bitwise_and, "pred b16 b32 b64", 2), ("or", np.bitwise_or, "pred b16 b32 b64", 2),
-    ("xor", np.bitwise_xor, "b32 b64", 2), ("not", np.invert, "pred b32", 1),
+    ("xor", np.bitwise_xor, "pred b32 b64", 2), ("not", np.invert, "pred b32", 1),
 ):  # fmt: skip
     same_type(_name, _function, _kinds, _count)
 
@@ -243,8 +243,12 @@ for _to, _of in (
     ("f32", "f16"),
 ):
     PURE[f"cvt.{_to}.{_of}"] = Pure(lambda x, to=TYPES[_to]: x.astype(to), (_of,))
+PURE["cvt.s32.s8"] = Pure(lambda x: x.astype(np.int8).astype(np.int32), ("s32",))
 PURE["cvt.f32.bf16"] = Pure(bf16_value, ("b16",))
 PURE["cvt.rn.f32.s32"] = Pure(lambda x: x.astype(np.float32), ("s32",))
+PURE["cvt.rn.f32.u32"] = Pure(lambda x: x.astype(np.float32), ("u32",))
+PURE["cvt.rn.f32.f64"] = Pure(lambda x: x.astype(np.float32), ("f64",))
+PURE["cvt.rn.f64.u32"] = Pure(lambda x: x.astype(np.float64), ("u32",))
 PURE["cvt.rni.f32.f32"] = Pure(np.rint, ("f32",))
 PURE["cvt.rmi.ftz.f32.f32"] = Pure(flushed(np.floor), ("f32",))
 PURE["cvt.rmi.f64.f64"] = Pure(np.floor, ("f64",))

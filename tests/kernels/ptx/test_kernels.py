@@ -13,6 +13,7 @@ from hyperst_kernels.operators.register import ops
 from tests.kernels import float32
 from tests.kernels import test_distance_matrix as pairwise
 from tests.kernels.ptx.launch import running
+from tests.kernels.triton import test_smoke as smoke
 
 SHAPES = [
     (1, 1, torch.float32), (5, 3, torch.float32), (7, 33, torch.float32), (6, 130, torch.bfloat16), (5, 9, torch.float64),
@@ -136,4 +137,13 @@ def test_matrix_of_distances(n, m, d, dtype, precision, tangent):
     change = 2 * max(float((other[3] - exact_grads[2]).abs()) for other in others)
     off = float((grads[2] - exact_grads[2]).abs())
     assert off <= bound * float(exact_grads[2].abs()) + (16 * EPS[wide] + coarse) * along + change
+    assert not run.findings
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("geometry", ["lorentz", "angle"])
+def test_losses_of_all_pairs(geometry, dtype, monkeypatch):
+    monkeypatch.setattr(smoke, "N", 37)
+    with running() as run:
+        smoke.test_losses_of_all_pairs(geometry, dtype)
     assert not run.findings
