@@ -40,9 +40,9 @@ def _weights(
     span = span_of(load_each(x.excess_ptr, rows, n, DTYPE), load_each(y.excess_ptr, columns, m, DTYPE))
     decay = exp(-D)
     cancelled = growth * growth <= 2 * limit * span * decay
-    weight = tl.where(cancelled, 0, grad * 2 * decay / (k * nonzero(growth * (1 + decay))))
-    scales = load_each(x.scale_ptr, rows, n, DTYPE)[:, None] * unit, load_each(y.scale_ptr, columns, m, DTYPE)[None, :]
-    weight = weight * scales[0] * scales[1]
+    scale_x, scale_y = load_each(x.scale_ptr, rows, n, DTYPE) * unit, load_each(y.scale_ptr, columns, m, DTYPE)
+    weight = grad * 2 * decay / (k * nonzero(growth * (1 + decay)))
+    weight = tl.where(cancelled, 0, weight * scale_x[:, None] * scale_y[None, :])
     store_weights(out.ptr + place, weight, inside, out.part_stride, SPLIT)
     number = i * tl.cdiv(m, TILE) + j
     tl.store(scale_grad_ptr + number, tl.sum(rounded_product(grad, distance)))
@@ -154,7 +154,7 @@ class MatrixGradient:
         numbers = {"DTYPE": launch.triton_dtype(c.dtype), "TILE": tile, **launch.OPTIONS}
         _weights[(tiles[0] * tiles[1],)](
             grad, distance, c, self.x.part(rows), self.y.part(columns), Weights(weights, weights.stride(0), m), cancelled,
-            by_distance, CANCELLED[c.dtype], self.unit, SPLIT=self.parts == 2, **numbers,
+            by_distance, CANCELLED[c.dtype], self.unit, SPLIT=self.parts == 2, num_warps=4 if c.dtype == torch.float64 else 8, **numbers,
         )  # fmt: skip
         self.along += by_distance.sum(dtype=torch.float64)
         self.x.sums[rows] += multiply(weights, [part[columns] for part in self.y.operands])

@@ -20,7 +20,7 @@ from hyperst_kernels.gpu.tile_math import load_each
 
 FARTHEST = tl.constexpr(float("inf"))
 # Rows and columns of a tile, where a program owns rows and where it owns columns.
-OWNS_ROWS, OWNS_COLUMNS = {4: (8, 256), 8: (8, 64)}, {4: (32, 64), 8: (16, 32)}  # by bytes of a number
+OWNS_ROWS, OWNS_COLUMNS = {4: (8, 256), 8: (4, 64)}, {4: (32, 64), 8: (16, 16)}  # by bytes of a number
 
 
 # integers of which a compiler is to know nothing: each value that is 1, or a multiple of 16, would be a compilation of its own
