@@ -152,9 +152,10 @@ class MatrixGradient:
         weights = torch.empty(max(1, self.parts), n, m, dtype=self.x.operands[0].dtype, device=c.device)
         cancelled, by_distance = torch.empty(tiles, dtype=torch.int8, device=c.device), c.new_empty(tiles)
         numbers = {"DTYPE": launch.triton_dtype(c.dtype), "TILE": tile, **launch.OPTIONS}
+        warps = 4 if c.dtype == torch.float64 else 8
         _weights[(tiles[0] * tiles[1],)](
             grad, distance, c, self.x.part(rows), self.y.part(columns), Weights(weights, weights.stride(0), m), cancelled,
-            by_distance, CANCELLED[c.dtype], self.unit, SPLIT=self.parts == 2, num_warps=4 if c.dtype == torch.float64 else 8, **numbers,
+            by_distance, CANCELLED[c.dtype], self.unit, SPLIT=self.parts == 2, num_warps=warps, **numbers,
         )  # fmt: skip
         self.along += by_distance.sum(dtype=torch.float64)
         self.x.sums[rows] += multiply(weights, [part[columns] for part in self.y.operands])
