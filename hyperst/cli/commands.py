@@ -308,7 +308,7 @@ def predict(
         typer.Option(
             "--output",
             "-o",
-            help="The .h5ad to write, default RUN/predictions/IMAGE.h5ad, which must not exist; of a manifest the folder of its "
+            help="The .h5ad to write, which must not exist, default RUN/predictions/IMAGE.h5ad; of a manifest the folder of its "
             "predictions.",
         ),
     ] = None,
