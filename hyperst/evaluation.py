@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hyperst.baselines import ridge_floor, training_mean
 from hyperst.data import Section, align_genes, fingerprint, transform
-from hyperst.evaluation_inputs import Missing, check_drawn, check_folder, check_unseen, shared_genes
+from hyperst.evaluation_inputs import Missing, check_folder, check_inputs
 from hyperst.files import atomic_path, write_json_atomic
 from hyperst.metrics import METRICS, per_gene_pearson, top_k_mean
 from hyperst.model import build_backbone
@@ -135,12 +135,10 @@ def evaluate(
 
     Raises:
         ValueError: the section is one of the training sections, whatever it is called; it shares no gene with the run, or lacks
-            some with "error"; or a gene to draw is none of the run's.
+            some with "error"; a gene to draw is none of the run's; or its spots do not lie on the tissue of its image.
         FileExistsError: the folder for the results holds those of another section.
     """
-    check_unseen(run, section, training_sections)
-    kept, absent = shared_genes(run, section, missing)
-    check_drawn(kept, genes, run)
+    kept, absent = check_inputs(run, section, training_sections, missing=missing, genes=genes)
     columns = np.flatnonzero(np.isin(run.genes, kept))
     measured = _measured(run, section, kept, "zero" if missing == "zero" else "error")
     folder = (Path(output) if output is not None else run.folder / "evaluation") / section.name

@@ -11,13 +11,35 @@ from typing import Literal, get_args
 import numpy as np
 
 from hyperst.data import Fingerprint, Section, fingerprint, same_section
+from hyperst.data.check import require_placement
 from hyperst.data.genes import gene_columns
 from hyperst.run import Run
 
-__all__ = ["Missing", "check_drawn", "check_folder", "check_unseen", "shared_genes"]
+__all__ = ["Missing", "check_drawn", "check_folder", "check_inputs", "check_unseen", "shared_genes"]
 
 Missing = Literal["drop", "zero", "error"]
 """What to do with genes of a run that a section has not measured."""
+
+
+def check_inputs(
+    run: Run,
+    section: Section,
+    training_sections: Sequence[Section] = (),
+    *,
+    missing: Missing = "drop",
+    genes: Sequence[str] = (),
+) -> tuple[list[str], list[str]]:
+    """Raise what can be told before the work; return what :func:`shared_genes` does. Arguments: see ``evaluate``.
+
+    Raises:
+        ValueError: the section took part in the training, lacks the genes, or has spots that are not those of its image.
+    """
+    check_unseen(run, section, training_sections)
+    kept, absent = shared_genes(run, section, missing)
+    check_drawn(kept, genes, run)
+    if run.config.data.feature_key is None:
+        require_placement(section)
+    return kept, absent
 
 
 def check_unseen(run: Run, section: Section, training_sections: Sequence[Section] = ()) -> None:

@@ -27,6 +27,7 @@ from hyperst.data import (
     tile_grid,
     tissue_fractions,
 )
+from hyperst.data.check import require_placement
 from hyperst.data.images import DamagedTiles
 from hyperst.data.images.scale import check_mpp
 from hyperst.data.readers import reader_of
@@ -131,6 +132,8 @@ def predict_section(
         section = attach_features(section, features, niche_features, key=key)
     if skip_damaged and section.damaged is None:
         section = replace(section, damaged=DamagedTiles())
+    if key is None and section.path is not None:  # measured spots; positions of a user's choice may be anywhere
+        require_placement(section, refuse=False)
     if key is None and run.config.crop.niche_um is None and section.grid.um_per_px is None:
         warnings.warn(
             f"the run in {run.folder} was trained without um/px: crops and grid follow the spacing of the training spots in "
