@@ -27,6 +27,7 @@ from hyperst.data.readers.table import Scale, SpotTable, check_positions, empty_
 __all__ = ["Section", "image_name", "image_section", "read_section"]
 
 _MPP_REMEDY = "Give the um/px of the image that the spot positions refer to with mpp=... (--mpp), or correct the file"
+_SAME_MPP = 0.02  # two numbers that somebody wrote down may be rounded
 
 
 @dataclass
@@ -318,6 +319,12 @@ def _resolve_scale(table: SpotTable, mpp: float | None, image_mpp: float | None)
     declared, source = (mpp, "mpp (--mpp)") if mpp is not None else (scale.mpp, scale.mpp_from)
     if declared is not None:
         check_mpp(declared, f"{table.source}: {source}", "" if mpp is not None else _MPP_REMEDY)
+    if mpp is not None and scale.mpp is not None and abs(mpp - scale.mpp) > _SAME_MPP * mpp:
+        warnings.warn(
+            f"{table.source}: {scale.mpp_from} says {scale.mpp:.4g} um/px, but mpp (--mpp, or a manifest) says {mpp:.4g}, "
+            "which is used. Make sure which one is right: leave mpp out, or correct the file",
+            stacklevel=3,
+        )
     fitted = grid.um_per_px
     if fitted is not None:
         check_mpp(

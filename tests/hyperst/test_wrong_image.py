@@ -51,7 +51,7 @@ def test_evaluation_refuses_it(other, trained, tmp_path):
 def test_prediction_warns_of_it(other, trained, tmp_path):
     """Spots that are given are all predicted."""
     path, image, words = other
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="spots lie on background") as caught:
         result = call("predict", trained, image, "--spots", path, "-o", tmp_path / "p.h5ad")
     assert result.exit_code == 0, result.output
     assert words in [str(warning.message) for warning in caught]
