@@ -27,6 +27,10 @@ from hyperst.data.readers.table import Scale, SpotTable, check_positions, empty_
 __all__ = ["Section", "image_name", "image_section", "read_section"]
 
 _MPP_REMEDY = "Give the um/px of the image that the spot positions refer to with mpp=... (--mpp), or correct the file"
+_SIDE_PX, _SIDE_SHARE = (
+    2.0,
+    0.01,
+)  # by which the sides of a downscaled image may be off: rounding of them or of the factor
 _SAME_MPP = 0.02  # two numbers that somebody wrote down may be rounded
 
 
@@ -276,7 +280,21 @@ def _check_image(table: SpotTable, path: Path) -> RecordedScale:
                     "give the microscope image that Space Ranger was run on"
                 )
         _check_inside(table.spot_px, opened, table.small_images, table.source)
+        for size, factor in table.small_images:
+            _check_size(table, opened, size, factor)
         return opened.scale
+
+
+def _check_size(table: SpotTable, image: SlideImage, size: tuple[int, int], factor: float) -> None:
+    """Raise where a downscaled image, in whole pixels, is not of an image of this size."""
+    for side, small in ((image.width, size[0]), (image.height, size[1])):
+        if abs(side * factor - small) > max(_SIDE_PX, _SIDE_SHARE * small):
+            raise ValueError(
+                f"image {image.path} has {image.width} x {image.height} px, but the downscaled image of {table.source} "
+                f"({size[0]} x {size[1]} px, {factor:.4g} of full resolution) is of one of about {size[0] / factor:.0f} x "
+                f"{size[1] / factor:.0f} px; give the image that the positions refer to, neither cropped, turned nor rescaled, "
+                "or remove the downscaled image from the section if it is of another image"
+            )
 
 
 def _check_inside(

@@ -80,8 +80,8 @@ def read_counts(adata: AnnData, path: Path, gene_names: str | None = None) -> Co
     others = [place.where for place in good if place is not chosen and _differ(place, chosen)]
     if others:
         warnings.warn(
-            f"{path}: {chosen.where} and {' and '.join(others)} all hold whole numbers, and not the same; {chosen.where} is used. Make "
-            "sure that it holds the raw counts, and remove or rename what does not",
+            f"{path}: {chosen.where} and {' and '.join(others)} all hold whole numbers, and not the same; {chosen.where} is used. "
+            "Make sure that it holds the raw counts, and remove or rename what does not",
             stacklevel=2,
         )
     genes = _gene_names(chosen.genes, gene_names, path)
