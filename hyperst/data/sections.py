@@ -22,7 +22,7 @@ from hyperst.data.readers import reader_of
 from hyperst.data.readers.features import obsm_keys
 from hyperst.data.readers.h5ad import read_h5ad_features
 from hyperst.data.readers.spaceranger_files import sample_folder
-from hyperst.data.readers.table import Scale, SpotTable, check_positions, empty_counts
+from hyperst.data.readers.table import SpotTable, check_positions, empty_counts, spot_diameter
 
 __all__ = ["Section", "image_name", "image_section", "read_section"]
 
@@ -207,7 +207,7 @@ def read_section(
         spot_px=table.spot_px,
         array_index=table.array_index,
         image_path=image_path,
-        spot_diameter_px=_spot_diameter(table.scale, grid),
+        spot_diameter_px=spot_diameter(table, grid),
         grid=grid,
         library_size=library_size,
         path=table.source,
@@ -386,12 +386,6 @@ def _drop_contradicted_index(table: SpotTable) -> None:
         "columns, or the positions, of these spots",
         stacklevel=3,
     )
-
-
-def _spot_diameter(scale: Scale, grid: Grid) -> float | None:
-    if scale.spot_um is not None and grid.um_per_px is not None:
-        return scale.spot_um / grid.um_per_px
-    return scale.spot_px
 
 
 def _warn_of_conflict(used: float | None, recorded: RecordedScale, image: Path | None) -> None:

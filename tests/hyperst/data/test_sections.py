@@ -134,3 +134,20 @@ def test_an_image_of_another_size_than_the_downscaled_one_is_refused(tissue, rou
             ValueError, match=rf"S5\.png has {size[0]} x {size[1]} px, but the downscaled image of .*S5\.h5ad"
         ):
             read_section(tissue)
+
+
+def test_spots_wider_than_their_pitch_are_refused(tissue):
+    def wide(share):
+        def change(adata):
+            library = next(iter(adata.uns["spatial"].values()))
+            library["metadata"].pop("spot_diameter_um", None)
+            library["scalefactors"]["spot_diameter_fullres"] = share * 100 / 1.4
+
+        return change
+
+    rewrite(tissue, wide(1))
+    assert read_section(tissue).spot_diameter_px == pytest.approx(100 / 1.4)
+    rewrite(tissue, wide(1.1))
+    told = r"S5\.h5ad: spots of 78\.57 px \(spot_diameter_fullres\) lie 71\.\d+ px apart"
+    with pytest.raises(ValueError, match=told):
+        read_section(tissue)
