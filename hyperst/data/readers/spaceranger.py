@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from hyperst.data.readers.h5ad import VISIUM_PITCH_UM, VISIUM_SPOT_UM, _number, _positive
+from hyperst.data.readers.h5ad import VISIUM_PITCH_UM, VISIUM_SPOT_UM, _positive, um_per_px
 from hyperst.data.readers.segmented import cell_positions
 from hyperst.data.readers.spaceranger_files import (
     POSITIONS,
@@ -211,7 +211,7 @@ def _scale(file: Path) -> tuple[Scale, dict[str, Any]]:
     if not isinstance(factors, dict):
         raise ValueError(f"{file} holds {type(factors).__name__} instead of named scale factors; restore it")
     scale = Scale(spot_px=_positive(factors.get("spot_diameter_fullres")))
-    scale.mpp = _number(factors.get("microns_per_pixel"))
+    scale.mpp = um_per_px(factors.get("microns_per_pixel"), f"{file}: microns_per_pixel")
     scale.mpp_from = "scalefactors microns_per_pixel"
     scale.bin_um = _positive(factors.get("bin_size_um"))
     if scale.bin_um is not None:

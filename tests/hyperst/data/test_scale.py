@@ -196,3 +196,20 @@ def test_a_given_scale_that_is_the_files_says_nothing(tissue):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_section(tissue, mpp=1.41)
+
+
+@pytest.mark.parametrize("text", ["1,4", "1.4 um"])
+def test_um_per_px_as_text_is_told(text, tissue, tmp_path):
+    path = changed(tissue, tmp_path, lambda library: library["metadata"].update(mpp=text))
+    with pytest.warns(
+        UserWarning, match=rf"S\.h5ad: .* metadata mpp is '{text}', which is no number, so it is not used"
+    ):
+        assert read_section(path).grid.um_per_px is None
+
+
+@pytest.mark.parametrize(("text", "um_per_px"), [("1.4", 1.4), ("unknown", None), ("", None)])
+def test_um_per_px_as_text_that_says_a_number_or_nothing(text, um_per_px, tissue, tmp_path):
+    path = changed(tissue, tmp_path, lambda library: library["metadata"].update(mpp=text))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert read_section(path).grid.um_per_px == um_per_px
