@@ -113,6 +113,11 @@ def _list(file: Path, prefix: str, kind: str) -> pd.DataFrame:
     if found is None:
         raise FileNotFoundError(f"{file}: no list of its {kind} beside it; looked for {places[0].name} and without .gz")
     try:
-        return pd.read_csv(found, sep="\t", header=None, dtype=str, keep_default_na=False)
+        table = pd.read_csv(found, sep="\t", header=None, dtype=str, keep_default_na=False)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{found} is no readable list of {kind} ({error}); copy or download it again") from error
+    if table.shape[1] == 1 and table[0].str.contains(",").all():
+        raise ValueError(
+            f"{found}: its columns are separated by commas ({table[0].iloc[0][:60]}); save it with tabs between the columns"
+        )
+    return table
