@@ -98,8 +98,8 @@ def check_drawn(evaluated: Sequence[str], wanted: Sequence[str], run: Run) -> No
             raise ValueError(f"gene {gene} (--gene) {why}; {hint}{run.folder / 'genes.txt'} lists those it predicts")
 
 
-def check_folder(folder: Path, section: Section) -> None:
-    """Raise where the results in ``folder`` are those of another section of the same name."""
+def check_folder(folder: Path, section: Section, missing: Missing = "drop") -> None:
+    """Raise where the results in ``folder`` are those of another section of the same name, or treat missing genes otherwise."""
     file = folder / "metrics.json"
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -110,4 +110,10 @@ def check_folder(folder: Path, section: Section) -> None:
         raise FileExistsError(
             f"{folder} holds the evaluation of another section named {section.name} ({stored.get('file')}); choose another "
             "--output, or give this one another name in a manifest (a .csv with columns section, name)"
+        )
+    before = stored.get("missing") if isinstance(stored, dict) else None  # not recorded by earlier versions
+    if before is not None and before != missing and stored.get("missing_genes"):
+        raise FileExistsError(
+            f"{folder} holds the evaluation of {section.name} with --missing {before}, which is over other genes than with "
+            f"--missing {missing}; choose another --output, or remove it"
         )
