@@ -36,6 +36,7 @@ from hyperst.data.readers.table import (
     yes_or_no,
 )
 from hyperst.data.readers.tenx import read_matrix
+from hyperst.files import is_hidden
 
 __all__ = ["is_spaceranger", "read_spaceranger_table", "spaceranger_name"]
 
@@ -121,6 +122,11 @@ def _one(path: Path) -> OutputFiles:
         )
     if bins_of(path):
         return _one(choose_bin(path, None))
+    if path.is_dir() and (inside := sorted(file for file in path.glob("*.h5ad") if not is_hidden(file))):
+        raise ValueError(
+            f"{path} is a folder of {len(inside)} .h5ad files, where one section is needed: name one, such as {inside[0]}, or "
+            "for several a manifest (a .csv with the column section)"
+        )
     raise FileNotFoundError(
         f"{path}: no filtered_feature_bc_matrix (.h5, or a folder with matrix.mtx) with spatial/ in this folder; give the "
         "folder that Space Ranger left"
