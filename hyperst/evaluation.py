@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hyperst.baselines import ridge_floor, training_mean
 from hyperst.data import Section, align_genes, fingerprint, transform
-from hyperst.evaluation_inputs import Missing, check_drawn, check_folder, check_unseen, shared_genes
+from hyperst.evaluation_inputs import Missing, check_folder, check_inputs
 from hyperst.files import atomic_path, write_json_atomic
 from hyperst.metrics import METRICS, per_gene_pearson, top_k_mean
 from hyperst.model import build_backbone
@@ -135,16 +135,14 @@ def evaluate(
 
     Raises:
         ValueError: the section is one of the training sections, whatever it is called; it shares no gene with the run, or lacks
-            some with "error"; or a gene to draw is none of the run's.
-        FileExistsError: the folder for the results holds those of another section.
+            some with "error"; a gene to draw is none of the run's; or its spots do not lie on the tissue of its image.
+        FileExistsError: the folder for the results holds those of another section, or with another ``missing``.
     """
-    check_unseen(run, section, training_sections)
-    kept, absent = shared_genes(run, section, missing)
-    check_drawn(kept, genes, run)
+    kept, absent = check_inputs(run, section, training_sections, missing=missing, genes=genes)
     columns = np.flatnonzero(np.isin(run.genes, kept))
     measured = _measured(run, section, kept, "zero" if missing == "zero" else "error")
     folder = (Path(output) if output is not None else run.folder / "evaluation") / section.name
-    check_folder(folder, section)
+    check_folder(folder, section, missing)
     progress = _Count(on_progress, sum(each.n_spots for each in (section, *training_sections)))
     test = _read_images(run, section, progress)
     test["prediction"] = np.ascontiguousarray(test["prediction"][:, columns])
@@ -171,7 +169,7 @@ def evaluate(
         figure=folder / "expression.png",
         missing_genes=tuple(absent),
     )
-    _write(run, section, evaluation, kept, test["prediction"], measured, genes)
+    _write(run, section, evaluation, kept, test["prediction"], measured, genes, missing)
     return evaluation
 
 
@@ -340,6 +338,7 @@ def _write(
     prediction: np.ndarray,
     measured: np.ndarray,
     genes: Iterable[str],
+    missing: Missing,
 ) -> None:
     from hyperst.plots import expression_figure
 
@@ -352,6 +351,7 @@ def _write(
         "fingerprint": list(fingerprint(section).counts),
         "n_spots": evaluation.n_spots,
         "n_genes": len(evaluation.per_gene),
+        "missing": missing,
         "missing_genes": list(evaluation.missing_genes),
         "target": evaluation.target,
         "best_epoch": run.best_epoch,

@@ -11,13 +11,35 @@ from typing import Literal, get_args
 import numpy as np
 
 from hyperst.data import Fingerprint, Section, fingerprint, same_section
+from hyperst.data.check import require_placement
 from hyperst.data.genes import gene_columns
 from hyperst.run import Run
 
-__all__ = ["Missing", "check_drawn", "check_folder", "check_unseen", "shared_genes"]
+__all__ = ["Missing", "check_drawn", "check_folder", "check_inputs", "check_unseen", "shared_genes"]
 
 Missing = Literal["drop", "zero", "error"]
 """What to do with genes of a run that a section has not measured."""
+
+
+def check_inputs(
+    run: Run,
+    section: Section,
+    training_sections: Sequence[Section] = (),
+    *,
+    missing: Missing = "drop",
+    genes: Sequence[str] = (),
+) -> tuple[list[str], list[str]]:
+    """Raise what can be told before the work; return what :func:`shared_genes` does. Arguments: see ``evaluate``.
+
+    Raises:
+        ValueError: the section took part in the training, lacks the genes, or has spots that are not those of its image.
+    """
+    check_unseen(run, section, training_sections)
+    kept, absent = shared_genes(run, section, missing)
+    check_drawn(kept, genes, run)
+    if run.config.data.feature_key is None:
+        require_placement(section)
+    return kept, absent
 
 
 def check_unseen(run: Run, section: Section, training_sections: Sequence[Section] = ()) -> None:
@@ -76,8 +98,8 @@ def check_drawn(evaluated: Sequence[str], wanted: Sequence[str], run: Run) -> No
             raise ValueError(f"gene {gene} (--gene) {why}; {hint}{run.folder / 'genes.txt'} lists those it predicts")
 
 
-def check_folder(folder: Path, section: Section) -> None:
-    """Raise where the results in ``folder`` are those of another section of the same name."""
+def check_folder(folder: Path, section: Section, missing: Missing = "drop") -> None:
+    """Raise where the results in ``folder`` are those of another section of the same name, or treat missing genes otherwise."""
     file = folder / "metrics.json"
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -88,4 +110,10 @@ def check_folder(folder: Path, section: Section) -> None:
         raise FileExistsError(
             f"{folder} holds the evaluation of another section named {section.name} ({stored.get('file')}); choose another "
             "--output, or give this one another name in a manifest (a .csv with columns section, name)"
+        )
+    before = stored.get("missing") if isinstance(stored, dict) else None  # not recorded by earlier versions
+    if before is not None and before != missing and stored.get("missing_genes"):
+        raise FileExistsError(
+            f"{folder} holds the evaluation of {section.name} with --missing {before}, which is over other genes than with "
+            f"--missing {missing}; choose another --output, or remove it"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,11 +83,21 @@ def plan_run(config: RunConfig, sections: Sequence[Section], validation_sections
 
 
 def require_new(folder: str | Path) -> None:
-    """Raise FileExistsError where a run was started in ``folder``, and OSError where none can be written."""
+    """Raise FileExistsError where ``folder`` holds a run, or any file that one would replace; OSError where none can be written."""
     place = RunFolder(folder)
     if place.exists():
         raise FileExistsError(
             f"{place.path} already holds a run: continue it with --resume, or choose another --output"
+        )
+    checkpoints = place.best.parent
+    files = [place.config, place.genes, place.split, place.versions, place.metrics, place.summary]
+    taken = [file.name for file in files if os.path.lexists(file)]  # a link that leads nowhere is replaced too
+    if os.path.lexists(checkpoints) and not (checkpoints.is_dir() and not any(checkpoints.iterdir())):
+        taken.append(f"{checkpoints.name}/")
+    if taken:
+        raise FileExistsError(
+            f"{place.path} holds {', '.join(taken)}, which a run writes, but no run that can be continued (no "
+            f"{place.config.name}); nothing is overwritten: choose another --output, or move these away"
         )
     require_writable(place.config)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,7 +10,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -27,6 +27,7 @@ from hyperst.data import (
     tile_grid,
     tissue_fractions,
 )
+from hyperst.data.check import require_placement
 from hyperst.data.images import DamagedTiles
 from hyperst.data.images.scale import check_mpp
 from hyperst.data.readers import reader_of
@@ -131,6 +132,8 @@ def predict_section(
         section = attach_features(section, features, niche_features, key=key)
     if skip_damaged and section.damaged is None:
         section = replace(section, damaged=DamagedTiles())
+    if key is None and section.path is not None:  # measured spots; positions of a user's choice may be anywhere
+        require_placement(section, refuse=False)
     if key is None and run.config.crop.niche_um is None and section.grid.um_per_px is None:
         warnings.warn(
             f"the run in {run.folder} was trained without um/px: crops and grid follow the spacing of the training spots in "
@@ -221,7 +224,7 @@ def prediction_path(folder: str | Path, image: str | Path) -> Path:
     image = Path(image)
     name = reader_of(image).name(image) if _is_section(image) else image_name(image)
     path = Path(folder) / "predictions" / f"{name}.h5ad"
-    if path.exists():
+    if os.path.lexists(path):
         raise FileExistsError(
             f"{path} exists: an earlier prediction of {image.name}, or of another image of that name. It is not "
             "overwritten; name another file with --output, or remove it"
@@ -230,24 +233,17 @@ def prediction_path(folder: str | Path, image: str | Path) -> Path:
 
 
 def check_output(path: str | Path, inputs: Sequence[str | Path | None]) -> None:
-    """Raise FileExistsError where writing a prediction would lose a file: an input, or one that is no prediction."""
+    """Raise FileExistsError where writing a prediction would replace a file, or a link, whatever it is."""
     path = Path(path)
-    if not path.exists():
-        return
-    if any(given is not None and Path(given).exists() and Path(given).samefile(path) for given in inputs):
+    if any(
+        given is not None and Path(given).exists() and path.exists() and Path(given).samefile(path) for given in inputs
+    ):
         raise FileExistsError(
             f"{path} is what the prediction is made from, and is not overwritten; name another --output"
         )
-    if path.is_file() and not _is_prediction(path):
-        raise FileExistsError(f"{path} exists and is no prediction, so it is not overwritten; name another --output")
-
-
-def _is_prediction(path: Path) -> bool:
-    try:
-        with h5py.File(path, "r") as file:
-            return "uns/hyperst" in file
-    except OSError:
-        return False
+    if os.path.lexists(path) and not path.is_dir():
+        what = "exists" if path.exists() else f"is a link to {os.readlink(path)}, which does not exist,"
+        raise FileExistsError(f"{path} {what} and is not overwritten; choose another --output, or remove it")
 
 
 def _is_section(image: Path) -> bool:

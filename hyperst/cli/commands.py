@@ -234,7 +234,7 @@ def evaluate_command(
     """Compare predictions with measured expression, beside ridge regression, the training mean and shuffled images."""
     console = make_console()
     from hyperst.evaluation import evaluate, summarise
-    from hyperst.evaluation_inputs import check_drawn, check_unseen, shared_genes
+    from hyperst.evaluation_inputs import check_inputs
     from hyperst.run import load_run
 
     run = load_run(run_folder, device=device)
@@ -244,8 +244,7 @@ def evaluate_command(
     test = read_sections(listed, images=images, image=image, mpp=mpp, gene_names=gene_names, require_image=key is None)
     test = with_features(test, features, niche_features, key)
     for section in test:  # all that can be refused is refused before the first hour of work
-        check_unseen(run, section)
-        check_drawn(shared_genes(run, section, missing)[0], genes or (), run)
+        check_inputs(run, section, missing=missing, genes=genes or ())
     training, unread = training_sections(run_folder)
     if unread:
         console.print(Text.assemble(("ridge regression left out:", "yellow"), " ", unread), soft_wrap=True)
@@ -308,7 +307,7 @@ def predict(
         typer.Option(
             "--output",
             "-o",
-            help="The .h5ad to write, default RUN/predictions/IMAGE.h5ad, which must not exist; of a manifest the folder of its "
+            help="The .h5ad to write, which must not exist, default RUN/predictions/IMAGE.h5ad; of a manifest the folder of its "
             "predictions.",
         ),
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ def predict_listed(
             )
     files = []
     for source in sources:
-        if (path := folder / f"{source.name}.h5ad").exists():
+        if os.path.lexists(path := folder / f"{source.name}.h5ad"):
             raise FileExistsError(f"{path} exists and is not overwritten; choose another --output, or remove it")
         found = [
             None if given is None else find_features(given, str(source.name))

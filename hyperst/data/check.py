@@ -19,12 +19,13 @@ from hyperst.data.small_images import small_image
 from hyperst.data.sources import SectionSource
 from hyperst.data.tissue import TissueMap, find_tissue, spot_window, tissue_mask
 
-__all__ = ["Finding", "Report", "check_section", "examine_section"]
+__all__ = ["Finding", "Report", "check_section", "examine_section", "require_placement"]
 
 _CROPS = 12  # spots whose crops are decoded, spread over the section
 _FEW_COUNTS = 500
 _MOST_BACKGROUND = 0.2  # share of spots: more cannot be a faint edge
 _PICTURE_PX = 1000
+_DRAW = "look at them, drawn by `hyperst check SECTION --output FOLDER`"
 
 
 @dataclass(frozen=True)
@@ -200,23 +201,50 @@ def _spread(spot_px: np.ndarray, n: int) -> np.ndarray:
 
 
 def _look_at_placement(report: Report, section: Section, tissue: TissueMap) -> None:
-    placement = report.placement = judge_placement(section.spot_px, tissue, spot_window(section))
+    report.placement = judge_placement(section.spot_px, tissue, spot_window(section))
+    report.findings.append(_placement_finding(section, report.placement, tissue))
+
+
+def _placement_finding(section: Section, placement: Placement, tissue: TissueMap) -> Finding:
     n = placement.n_background
     if not n:
-        report.say("ok", "every spot lies on tissue")
-        return
+        return Finding("ok", "every spot lies on tissue")
     message = f"{n} of {section.n_spots} spots lie on background"
     if not tissue.share:
-        report.say(
-            "error", f"{message}: no tissue found on the image", "check that it is the H&E image of this section"
-        )
-    elif placement.explanation is not None:
-        report.say(
-            "error",
-            f"{message}; {placement.explanation} would leave {placement.explained} there",
-            "correct the positions",
-        )
-    elif n > _MOST_BACKGROUND * section.n_spots:
-        report.say("error", message, "check that image and positions belong together: draw them with --output FOLDER")
-    else:
-        report.say("warning", message, "look at them: draw them with --output FOLDER")
+        remedy = "check that it is the H&E image of this section"
+        return Finding("error", f"{message}: no tissue found on the image", remedy)
+    if placement.explanation is not None:
+        message += f"; {placement.explanation} would leave {placement.explained} there"
+        return Finding("error", message, f"correct the positions, or the image is of another section: {_DRAW}")
+    if n > _MOST_BACKGROUND * section.n_spots:
+        return Finding("error", message, f"the positions are wrong, or the image is of another section: {_DRAW}")
+    return Finding("warning", message, _DRAW)
+
+
+def require_placement(section: Section, *, refuse: bool = True) -> None:
+    """Say of a section what :func:`check_section` says of where its spots lie: an error is raised, a warning warned.
+
+    Sections without an image are passed over, and images whose thumbnail cannot be read: those of their tiles that a spot needs
+    are an error when they are read.
+
+    Args:
+        refuse: False warns of an error too.
+
+    Raises:
+        ValueError: the spots are not those of the image.
+    """
+    if section.image_path is None:
+        return
+    window = spot_window(section)
+    try:
+        with section.open_image() as opened:
+            tissue = find_tissue(opened, window)
+    except (OSError, ValueError):
+        return
+    found = _placement_finding(section, judge_placement(section.spot_px, tissue, window), tissue)
+    if found.level == "ok":
+        return
+    message = f"section {section.name} on {section.image_path}: {found.message}; {found.remedy}"
+    if found.level == "error" and refuse:
+        raise ValueError(message)
+    warnings.warn(message, stacklevel=2)

@@ -22,11 +22,16 @@ from hyperst.data.readers import reader_of
 from hyperst.data.readers.features import obsm_keys
 from hyperst.data.readers.h5ad import read_h5ad_features
 from hyperst.data.readers.spaceranger_files import sample_folder
-from hyperst.data.readers.table import Scale, SpotTable, check_positions, empty_counts
+from hyperst.data.readers.table import SpotTable, check_positions, empty_counts, spot_diameter
 
 __all__ = ["Section", "image_name", "image_section", "read_section"]
 
 _MPP_REMEDY = "Give the um/px of the image that the spot positions refer to with mpp=... (--mpp), or correct the file"
+_SIDE_PX, _SIDE_SHARE = (
+    2.0,
+    0.01,
+)  # by which the sides of a downscaled image may be off: rounding of them or of the factor
+_SAME_MPP = 0.02  # two numbers that somebody wrote down may be rounded
 
 
 @dataclass
@@ -202,7 +207,7 @@ def read_section(
         spot_px=table.spot_px,
         array_index=table.array_index,
         image_path=image_path,
-        spot_diameter_px=_spot_diameter(table.scale, grid),
+        spot_diameter_px=spot_diameter(table, grid),
         grid=grid,
         library_size=library_size,
         path=table.source,
@@ -275,7 +280,21 @@ def _check_image(table: SpotTable, path: Path) -> RecordedScale:
                     "give the microscope image that Space Ranger was run on"
                 )
         _check_inside(table.spot_px, opened, table.small_images, table.source)
+        for size, factor in table.small_images:
+            _check_size(table, opened, size, factor)
         return opened.scale
+
+
+def _check_size(table: SpotTable, image: SlideImage, size: tuple[int, int], factor: float) -> None:
+    """Raise where a downscaled image, in whole pixels, is not of an image of this size."""
+    for side, small in ((image.width, size[0]), (image.height, size[1])):
+        if abs(side * factor - small) > max(_SIDE_PX, _SIDE_SHARE * small):
+            raise ValueError(
+                f"image {image.path} has {image.width} x {image.height} px, but the downscaled image of {table.source} "
+                f"({size[0]} x {size[1]} px, {factor:.4g} of full resolution) is of one of about {size[0] / factor:.0f} x "
+                f"{size[1] / factor:.0f} px; give the image that the positions refer to, neither cropped, turned nor rescaled, "
+                "or remove the downscaled image from the section if it is of another image"
+            )
 
 
 def _check_inside(
@@ -318,6 +337,12 @@ def _resolve_scale(table: SpotTable, mpp: float | None, image_mpp: float | None)
     declared, source = (mpp, "mpp (--mpp)") if mpp is not None else (scale.mpp, scale.mpp_from)
     if declared is not None:
         check_mpp(declared, f"{table.source}: {source}", "" if mpp is not None else _MPP_REMEDY)
+    if mpp is not None and scale.mpp is not None and abs(mpp - scale.mpp) > _SAME_MPP * mpp:
+        warnings.warn(
+            f"{table.source}: {scale.mpp_from} says {scale.mpp:.4g} um/px, but mpp (--mpp, or a manifest) says {mpp:.4g}, "
+            "which is used. Make sure which one is right: leave mpp out, or correct the file",
+            stacklevel=3,
+        )
     fitted = grid.um_per_px
     if fitted is not None:
         check_mpp(
@@ -361,12 +386,6 @@ def _drop_contradicted_index(table: SpotTable) -> None:
         "columns, or the positions, of these spots",
         stacklevel=3,
     )
-
-
-def _spot_diameter(scale: Scale, grid: Grid) -> float | None:
-    if scale.spot_um is not None and grid.um_per_px is not None:
-        return scale.spot_um / grid.um_per_px
-    return scale.spot_px
 
 
 def _warn_of_conflict(used: float | None, recorded: RecordedScale, image: Path | None) -> None:

@@ -27,6 +27,7 @@ from hyperst.data import (
     fingerprint,
     transform,
 )
+from hyperst.data.check import require_placement
 from hyperst.files import write_json_atomic
 from hyperst.model import Alignment
 from hyperst.plan import plan_run, require_new
@@ -84,7 +85,8 @@ def fit(
     Raises:
         FileExistsError: ``folder`` holds a run and ``resume`` is False.
         FileNotFoundError: ``resume`` is True and ``folder`` holds no run.
-        ValueError: sections that do not go together, or that are not those of the run to resume; or one of several processes.
+        ValueError: sections that do not go together, or that are not those of the run to resume; spots that do not lie on the
+            tissue of their image; or one of several processes.
         FloatingPointError: the loss is no longer finite.
         MemoryError: a batch does not fit into the GPU.
         KeyboardInterrupt: interrupted; resume to go on.
@@ -101,6 +103,9 @@ def fit(
         require_new(folder)
         plan = plan_run(config, sections, validation_sections)
         config, split, genes = plan.config, plan.split, plan.genes
+        if config.data.feature_key is None:
+            for section in (*sections, *validation_sections):
+                require_placement(section)
 
     width = feature_width(config, [*sections, *validation_sections])
     loaders = make_loaders(config, genes, split, sections, validation_sections)

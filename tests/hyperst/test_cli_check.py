@@ -113,6 +113,15 @@ def test_min_tissue(trained, images, tmp_path):
     with Image.open(images / "case1.slide1.png") as image:
         tiles = int(image.width // (100 / 1.4)) * int(image.height // (100 / 1.4))
     assert anndata.read_h5ad(tmp_path / "p.h5ad").n_obs == tiles
+    written = (tmp_path / "p.h5ad").read_bytes()
+    for image in (
+        "case1.slide1.png",
+        "case1.slide2.png",
+    ):  # what is there may be of another image, or have more columns
+        result = call("predict", trained, images / image, "--mpp", 1.4, "-o", tmp_path / "p.h5ad")
+        assert result.exit_code == 1
+        assert "p.h5ad exists and is not overwritten" in result.stderr
+    assert (tmp_path / "p.h5ad").read_bytes() == written
     assert call(*arguments, "--min-tissue", 1.5).exit_code == 2
     Image.new("RGB", (500, 400), "white").save(tmp_path / "white.png")
     result = call("predict", trained, tmp_path / "white.png", "--mpp", 1.4, "-o", tmp_path / "q.h5ad")

@@ -150,3 +150,16 @@ def test_few_spots_and_undefined_correlations_are_said(run, sections, tmp_path):
     assert "S3 has 1 spots: correlations over so few are mostly chance" in said
     assert "there is no correlation to compare" in said
     assert "as good or better on PCC" not in said
+
+
+def test_another_treatment_of_missing_genes_needs_another_folder(run, sections, tmp_path):
+    columns = np.flatnonzero(sections[2].genes != run.genes[0])
+    lacking = replace(sections[2], counts=sections[2].counts[:, columns], genes=sections[2].genes[columns])
+    evaluate(run, lacking, output=tmp_path, missing="drop")
+    before = (tmp_path / "S3" / "metrics.json").read_bytes()
+    with pytest.raises(
+        FileExistsError, match="S3 with --missing drop, which is over other genes than with --missing zero"
+    ):
+        evaluate(run, lacking, output=tmp_path, missing="zero")
+    assert (tmp_path / "S3" / "metrics.json").read_bytes() == before
+    evaluate(run, lacking, output=tmp_path, missing="drop")  # the same again replaces itself

@@ -325,3 +325,9 @@ def test_no_markup_is_shown(trained, section_paths, copied, tmp_path):
         assert result.output
         for markup in ("[/", "[bold", "[red", "[yellow", "[green", "[cyan"):
             assert markup not in result.output + result.stderr
+
+
+def test_a_folder_of_sections_is_no_image(trained, section_paths, tmp_path):
+    message = failure("predict", trained, section_paths[0].parent, "-o", tmp_path / "p.h5ad")
+    assert f"is a folder of 3 .h5ad files, where one section is needed: name one, such as {section_paths[0]}" in message
+    assert "manifest" in message

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from hyperst.cli import app
 from hyperst.data import read_section
-from hyperst.plan import foretell, plan_run
+from hyperst.plan import foretell, plan_run, require_new
 from hyperst.synthetic import write_tissue
 
 from .data.section_formats import IDS, hd, table
@@ -188,3 +188,26 @@ def test_check_says_once_that_crops_cannot_be_sized(tmp_path):
     result = call("check", tissue(tmp_path, "A", scattered))
     assert result.output.count("the spacing of the spots is unknown") == 1
     assert "--config" in result.output
+
+
+@pytest.mark.parametrize(
+    "name", ["genes.txt", "split.json", "versions.json", "metrics.csv", "summary.json", "checkpoints/best.ckpt"]
+)
+def test_training_replaces_no_file_of_a_folder_without_a_run(tmp_path, name):
+    file = tmp_path / "run" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    result = call("train", tissue(tmp_path, "A"), "--n-genes", 12, "-o", tmp_path / "run")
+    assert result.exit_code == 1, result.output
+    assert f"run holds {'checkpoints/' if '/' in name else name}, which a run writes" in result.stderr
+    assert file.read_text() == "mine"
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [file]
+
+
+def test_a_new_run_may_lie_beside_other_files(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    require_new(tmp_path)
+    (tmp_path / "config.yaml").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match=r"holds config\.yaml, which a run writes"):
+        require_new(tmp_path)

@@ -269,18 +269,22 @@ def test_predictions_are_named_by_the_whole_name(tmp_path, image, name):
     assert prediction_path(tmp_path, tmp_path / image) == tmp_path / "predictions" / f"{name}.h5ad"
 
 
-def test_an_output_never_replaces_an_input_or_what_is_no_prediction(run, section_paths, tmp_path):
+def test_an_output_replaces_no_file(section_paths, tmp_path):
+    """Neither an input, nor measured expression, nor an earlier prediction, nor a link that leads nowhere."""
     measured = tmp_path / "S.h5ad"
     shutil.copy(section_paths[2], measured)
     with pytest.raises(FileExistsError, match=r"S\.h5ad is what the prediction is made from"):
         check_output(measured, [None, measured])
-    with pytest.raises(FileExistsError, match=r"S\.h5ad exists and is no prediction"):
+    with pytest.raises(FileExistsError, match=r"S\.h5ad exists and is not overwritten; choose another --output"):
         check_output(measured, [section_paths[2]])
-    predicted = write_h5ad_atomic(predict_image(run, section_paths[2]), tmp_path / "p.h5ad")
-    check_output(predicted, [section_paths[2]])
     check_output(tmp_path / "new.h5ad", [section_paths[2]])
-    with pytest.raises(FileExistsError, match="is what the prediction is made from"):
-        check_output(predicted, [predicted])
+    (tmp_path / "link.h5ad").symlink_to(tmp_path / "nowhere.h5ad")
+    with pytest.raises(FileExistsError, match=r"is a link to .*nowhere\.h5ad, which does not exist"):
+        check_output(tmp_path / "link.h5ad", [section_paths[2]])
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "S.h5ad").symlink_to(tmp_path / "nowhere.h5ad")
+    with pytest.raises(FileExistsError, match=r"S\.h5ad exists"):
+        prediction_path(tmp_path, measured)
 
 
 def test_a_run_without_a_scale_says_that_pixels_count(run, section_paths, sections):

@@ -77,6 +77,13 @@ def read_counts(adata: AnnData, path: Path, gene_names: str | None = None) -> Co
     elif chosen.where != "X":
         why = "is empty" if adata.X is None else "does not hold raw counts"
         warnings.warn(f"{path}: X {why}, so {chosen.where} is used", stacklevel=2)
+    others = [place.where for place in good if place is not chosen and _differ(place, chosen)]
+    if others:
+        warnings.warn(
+            f"{path}: {chosen.where} and {' and '.join(others)} all hold whole numbers, and not the same; {chosen.where} is used. "
+            "Make sure that it holds the raw counts, and remove or rename what does not",
+            stacklevel=2,
+        )
     genes = _gene_names(chosen.genes, gene_names, path)
     check_unique(genes, "gene", path, "sum or drop them, e.g. adata.var_names_make_unique()")
     return Counts(check_counts(chosen.matrix, f"{path}: {chosen.where}"), genes, _symbols(chosen.genes))
@@ -106,6 +113,13 @@ def _problem(matrix: Any) -> str | None:
         return "no genes"
     problem = count_problem(values)
     return "no count above 0" if problem is None and not values.any() else problem
+
+
+def _differ(one: _Place, other: _Place) -> bool:
+    """Whether two places of the same genes hold other values; of others they may."""
+    if not one.genes.index.equals(other.genes.index):
+        return False
+    return bool((sparse.csr_array(one.matrix) != sparse.csr_array(other.matrix)).nnz)
 
 
 def _other_layers(adata: AnnData) -> str:

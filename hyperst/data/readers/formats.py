@@ -107,6 +107,10 @@ FORMATS = {
         Format("no_scalefactors", "no `scalefactors_json.json`", False, "restore it"),
         Format("text_positions", "text among the positions", False, "correct the column; the message names the row"),
         Format("mtx_mismatch", "a `matrix.mtx` and lists of another one", False, "restore the lists that belong to it"),
+        Format("mtx_commas", "commas in `features.tsv`", False, "save it with tabs between the columns"),
+        Format(
+            "mtx_pattern", "a `matrix.mtx` of kind `pattern`", False, "it holds no counts: export it with its values"
+        ),
     ),
     "Tables of legacy Spatial Transcriptomics": (
         Format("table", "counts (.tsv, .txt, .gz) and `NAME_selection.tsv`", True, "spots named `10x12`"),

@@ -17,10 +17,12 @@ from hyperst.data.readers.table import Scale, SpotTable, check_positions, check_
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["MissingFeatures", "read_anndata", "read_h5ad_features", "read_h5ad_table"]
+__all__ = ["MissingFeatures", "read_anndata", "read_h5ad_features", "read_h5ad_table", "um_per_px"]
 
 VISIUM_PITCH_UM, VISIUM_SPOT_UM = 100.0, 55.0
 LEGACY_PITCH_UM, LEGACY_SPOT_UM = 200.0, 100.0
+
+_NOTHING = {"", "-", "?", "na", "n/a", "nan", "none", "null", "unknown"}
 
 
 class MissingFeatures(ValueError, KeyError):
@@ -102,7 +104,7 @@ def read_h5ad_table(path: Path, name: str, *, counts: bool = True, gene_names: s
         spot_px=spot_px,
         array_index=array_index(adata, path),
         patient=_patient(adata, metadata, hest),
-        scale=_scale(library, metadata, hest),
+        scale=_scale(library, metadata, hest, path),
         small_images=_small_images(library),
         images_to_try=_named_images(path, metadata),
         symbols=symbols,
@@ -140,7 +142,7 @@ def _patient(adata: AnnData, metadata: dict[str, Any], hest: dict[str, Any]) -> 
     return None
 
 
-def _scale(library: dict[str, Any], metadata: dict[str, Any], hest: dict[str, Any]) -> Scale:
+def _scale(library: dict[str, Any], metadata: dict[str, Any], hest: dict[str, Any], path: Path) -> Scale:
     factors = library.get("scalefactors", {})
     scale = Scale(spot_px=_positive(factors.get("spot_diameter_fullres")))
     for value, where in (
@@ -148,8 +150,8 @@ def _scale(library: dict[str, Any], metadata: dict[str, Any], hest: dict[str, An
         (factors.get("microns_per_pixel"), "scalefactors microns_per_pixel"),
         (hest.get("pixel_size_um_estimated"), "HEST metadata pixel_size_um_estimated"),
     ):
-        if scale.mpp is None and _number(value) is not None:
-            scale.mpp, scale.mpp_from = _number(value), where
+        if scale.mpp is None and (found := um_per_px(value, f"{path}: {where}")) is not None:
+            scale.mpp, scale.mpp_from = found, where
     scale.pitch_um = _positive(metadata.get("spot_pitch_um")) or _positive(hest.get("inter_spot_dist"))
     scale.spot_um = _positive(metadata.get("spot_diameter_um")) or _positive(hest.get("spot_diameter"))
     scale.bin_um = _positive(factors.get("bin_size_um"))
@@ -166,6 +168,17 @@ def _scale(library: dict[str, Any], metadata: dict[str, Any], hest: dict[str, An
         elif "legacy 1k" in technology:
             scale.pitch_um, scale.spot_um = LEGACY_PITCH_UM, LEGACY_SPOT_UM
     return scale
+
+
+def um_per_px(value: Any, where: str) -> float | None:
+    """``value`` as float, or None where it says nothing; text that is no number is passed over with a warning."""
+    number = _number(value)
+    if number is None and isinstance(value, str) and value.strip().lower() not in _NOTHING:
+        warnings.warn(
+            f"{where} is {value[:40]!r}, which is no number, so it is not used; write the um per pixel alone, with a decimal point",
+            stacklevel=4,
+        )
+    return number
 
 
 def _positive(value: Any) -> float | None:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from hyperst.data.readers.h5ad import VISIUM_PITCH_UM, VISIUM_SPOT_UM, _number, _positive
+from hyperst.data.readers.h5ad import VISIUM_PITCH_UM, VISIUM_SPOT_UM, _positive, um_per_px
 from hyperst.data.readers.segmented import cell_positions
 from hyperst.data.readers.spaceranger_files import (
     POSITIONS,
@@ -36,6 +36,7 @@ from hyperst.data.readers.table import (
     yes_or_no,
 )
 from hyperst.data.readers.tenx import read_matrix
+from hyperst.files import is_hidden
 
 __all__ = ["is_spaceranger", "read_spaceranger_table", "spaceranger_name"]
 
@@ -121,6 +122,11 @@ def _one(path: Path) -> OutputFiles:
         )
     if bins_of(path):
         return _one(choose_bin(path, None))
+    if path.is_dir() and (inside := sorted(file for file in path.glob("*.h5ad") if not is_hidden(file))):
+        raise ValueError(
+            f"{path} is a folder of {len(inside)} .h5ad files, where one section is needed: name one, such as {inside[0]}, or "
+            "for several a manifest (a .csv with the column section)"
+        )
     raise FileNotFoundError(
         f"{path}: no filtered_feature_bc_matrix (.h5, or a folder with matrix.mtx) with spatial/ in this folder; give the "
         "folder that Space Ranger left"
@@ -211,7 +217,7 @@ def _scale(file: Path) -> tuple[Scale, dict[str, Any]]:
     if not isinstance(factors, dict):
         raise ValueError(f"{file} holds {type(factors).__name__} instead of named scale factors; restore it")
     scale = Scale(spot_px=_positive(factors.get("spot_diameter_fullres")))
-    scale.mpp = _number(factors.get("microns_per_pixel"))
+    scale.mpp = um_per_px(factors.get("microns_per_pixel"), f"{file}: microns_per_pixel")
     scale.mpp_from = "scalefactors microns_per_pixel"
     scale.bin_um = _positive(factors.get("bin_size_um"))
     if scale.bin_um is not None:

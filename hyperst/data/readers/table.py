@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from hyperst.data.grid import Grid
+
 __all__ = [
     "Scale",
     "SpotTable",
@@ -20,11 +22,13 @@ __all__ = [
     "count_problem",
     "empty_counts",
     "numbers",
+    "spot_diameter",
     "unique_names",
     "yes_or_no",
 ]
 
 _LARGEST_COUNT = 1 << 24  # float32 holds every whole number up to it
+_WIDEST_SPOT = 1.05  # of the pitch; bins of Visium HD touch each other
 _YES_OR_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 
@@ -212,3 +216,17 @@ def unique_names(names: np.ndarray, ids: np.ndarray) -> np.ndarray:
     _, inverse, times = np.unique(names, return_inverse=True, return_counts=True)
     shared = (times[inverse] > 1) & (names != ids)
     return np.where(shared, np.char.add(np.char.add(names, "_"), ids.astype(str)), names).astype(str)
+
+
+def spot_diameter(table: SpotTable, grid: Grid) -> float | None:
+    """Diameter in full-resolution pixels; raise where spots would overlap, which those of no array do."""
+    scale = table.scale
+    diameter, said = scale.spot_px, "spot_diameter_fullres"
+    if scale.spot_um is not None and grid.um_per_px is not None:
+        diameter, said = scale.spot_um / grid.um_per_px, f"{scale.spot_um:g} um"
+    if diameter is None or grid.kind == "none" or grid.pitch_px is None or diameter <= _WIDEST_SPOT * grid.pitch_px:
+        return diameter
+    raise ValueError(
+        f"{table.source}: spots of {diameter:.4g} px ({said}) lie {grid.pitch_px:.4g} px apart, so they would overlap; diameter "
+        "and positions must be in pixels of the same, full-resolution image: correct one of them"
+    )

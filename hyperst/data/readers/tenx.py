@@ -83,9 +83,18 @@ def _read_mtx(file: Path, prefix: str) -> tuple[sparse.csr_array, pd.DataFrame, 
     lists = {kind: _list(file, prefix, kind) for kind in ("features", "barcodes")}
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            kind = (stream.readline().decode("ascii").lower().split() + [""] * 4)[
+                3
+            ]  # %%MatrixMarket matrix layout KIND
+            stream.seek(0)
             counts = sparse.csr_array(mmread(stream)).T.tocsr()
     except (OSError, EOFError, ValueError, OverflowError, TypeError, zlib.error) as error:
         raise ValueError(f"{file} is no readable Matrix Market file ({error}); copy or download it again") from error
+    if kind == "pattern":
+        raise ValueError(
+            f"{file} holds no counts: its first line says 'pattern', so it tells which are not zero and not how large they are; "
+            "export it again with its values (integer)"
+        )
     features, barcodes = lists["features"], lists["barcodes"]
     if counts.shape != (len(barcodes), len(features)):
         raise ValueError(
@@ -105,6 +114,11 @@ def _list(file: Path, prefix: str, kind: str) -> pd.DataFrame:
     if found is None:
         raise FileNotFoundError(f"{file}: no list of its {kind} beside it; looked for {places[0].name} and without .gz")
     try:
-        return pd.read_csv(found, sep="\t", header=None, dtype=str, keep_default_na=False)
+        table = pd.read_csv(found, sep="\t", header=None, dtype=str, keep_default_na=False)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{found} is no readable list of {kind} ({error}); copy or download it again") from error
+    if table.shape[1] == 1 and table[0].str.contains(",").all():
+        raise ValueError(
+            f"{found}: its columns are separated by commas ({table[0].iloc[0][:60]}); save it with tabs between the columns"
+        )
+    return table

@@ -260,6 +260,19 @@ def mtx_mismatch(folder: Path) -> Path:
     return path
 
 
+def mtx_pattern(folder: Path) -> Path:
+    path = mtx(folder)
+    mmwrite(path / "filtered_feature_bc_matrix" / "matrix.mtx", sparse.coo_matrix(COUNTS.T), field="pattern")
+    return path
+
+
+def mtx_commas(folder: Path) -> Path:
+    path = mtx(folder)
+    genes = path / "filtered_feature_bc_matrix" / "genes.tsv"
+    genes.write_text(genes.read_text().replace("\t", ","))
+    return path
+
+
 def table(folder: Path, cell: object = None, selection: bool = True) -> Path:
     spots = [f"{column + 1}x{row + 1}" for row, column in zip(ROW, COLUMN, strict=True)]
     counts = pd.DataFrame(COUNTS, index=spots, columns=GENES)
@@ -344,6 +357,8 @@ MADE: dict[str, Callable[[Path], Path]] = {
     "no_scalefactors": no_scalefactors,
     "text_positions": text_positions,
     "mtx_mismatch": mtx_mismatch,
+    "mtx_pattern": mtx_pattern,
+    "mtx_commas": mtx_commas,
     "table": table,
     "text_in_table": lambda folder: table(folder, "many"),
     "no_selection": lambda folder: table(folder, selection=False),
@@ -370,6 +385,8 @@ REFUSED = {
     "no_scalefactors": ["scalefactors_json.json"],
     "text_positions": ["tissue_positions.csv", "array_row", "'left'", "AAAC4-1"],
     "mtx_mismatch": ["matrix.mtx", "4 genes and 9 spots", "1 genes and 9 spots"],
+    "mtx_pattern": ["matrix.mtx holds no counts", "'pattern'", "export it again"],
+    "mtx_commas": ["genes.tsv", "separated by commas (ENSG", "tabs"],
     "text_in_table": ["A.tsv.gz", "VIM", "'many'", "2x2"],
     "no_selection": ["A_selection.tsv"],
     "bad_manifest": ["sections.csv", "no column section", "file, patient"],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+
 import h5py
 import numpy as np
 import pandas as pd
@@ -106,3 +109,31 @@ def test_a_gene_id_that_is_there_twice_in_a_10x_matrix_is_refused(tmp_path):
             names[1] = names[0]
     with pytest.raises(ValueError, match=r"filtered_feature_bc_matrix\.h5: 1 duplicate gene names"):
         read_section(folder, require_image=False)
+
+
+@pytest.mark.parametrize("place", ["layers['counts']", "raw"])
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
+def test_two_places_of_other_counts_are_told(place, form, tmp_path):
+    def change(adata):
+        other = adata.copy()
+        other.X = form(2 * COUNTS.astype(np.float32))
+        if place == "raw":
+            adata.raw = other
+        else:
+            adata.layers["counts"] = other.X
+
+    told = re.escape(f"A.h5ad: X and {place} all hold whole numbers, and not the same; X is used")
+    with pytest.warns(UserWarning, match=told):
+        section = read_section(h5ad(tmp_path, change))
+    np.testing.assert_array_equal(section.counts.toarray(), COUNTS)
+
+
+def test_the_same_counts_twice_say_nothing(tmp_path):
+    def change(adata):
+        adata.layers["counts"] = sparse.csc_matrix(COUNTS.astype(np.int64))
+        adata.raw = adata.copy()
+
+    path = h5ad(tmp_path, change)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        read_section(path)

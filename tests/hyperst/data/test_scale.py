@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import warnings
 
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hyperst.data import check_section, image_section, open_image, read_section
+from hyperst.data import SectionSource, check_section, image_section, open_image, read_section
 from hyperst.data.images.scale import (
     PLAUSIBLE_UM_PER_PX,
     RecordedScale,
@@ -178,3 +179,37 @@ def test_screen_resolution_is_ignored_and_told_where_nothing_else_is_known(tissu
     assert told not in [finding.message for finding in check_section(path, image=image, mpp=1.4)]
     with open_image(image) as opened:
         assert scale_conflict(1.4, opened.scale, image) == ""
+
+
+@pytest.mark.parametrize("value", [0.7, 1.35, 1.45])
+def test_a_given_scale_that_is_not_the_files_is_told_with_both(tissue, value):
+    told = f"metadata mpp says 1.4 um/px, but mpp (--mpp, or a manifest) says {value:g}, which is used"
+    with pytest.warns(UserWarning, match=re.escape(told)):
+        assert read_section(tissue, mpp=value).grid.um_per_px == value
+    with pytest.warns(UserWarning, match=re.escape(told)):  # the column mpp of a manifest
+        SectionSource(tissue, mpp=value).read()
+    (warning,) = [finding for finding in check_section(tissue, mpp=value) if told in finding.message]
+    assert warning.level == "warning"
+
+
+def test_a_given_scale_that_is_the_files_says_nothing(tissue):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_section(tissue, mpp=1.41)
+
+
+@pytest.mark.parametrize("text", ["1,4", "1.4 um"])
+def test_um_per_px_as_text_is_told(text, tissue, tmp_path):
+    path = changed(tissue, tmp_path, lambda library: library["metadata"].update(mpp=text))
+    with pytest.warns(
+        UserWarning, match=rf"S\.h5ad: .* metadata mpp is '{text}', which is no number, so it is not used"
+    ):
+        assert read_section(path).grid.um_per_px is None
+
+
+@pytest.mark.parametrize(("text", "um_per_px"), [("1.4", 1.4), ("unknown", None), ("", None)])
+def test_um_per_px_as_text_that_says_a_number_or_nothing(text, um_per_px, tissue, tmp_path):
+    path = changed(tissue, tmp_path, lambda library: library["metadata"].update(mpp=text))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert read_section(path).grid.um_per_px == um_per_px

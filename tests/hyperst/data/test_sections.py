@@ -110,3 +110,44 @@ def test_other_scales_and_grids(real_data):
     genes = select_genes([small], 200, "hmhvg")
     assert len(genes) == 200
     assert not any(gene.startswith(("MT-", "RPL", "RPS")) for gene in genes)
+
+
+@pytest.mark.parametrize("rounding", [np.floor, np.ceil])
+@pytest.mark.parametrize("step", [2, 7.3, 20])
+def test_an_image_of_another_size_than_the_downscaled_one_is_refused(tissue, rounding, step):
+    file = tissue.parent / "images" / "S5.png"
+    with Image.open(file) as image:
+        whole = image.convert("RGB")
+
+    def downscaled(adata):
+        library = next(iter(adata.uns["spatial"].values()))
+        width, height = (int(rounding(side / step)) for side in whole.size)
+        library["images"] = {"hires": np.zeros((height, width, 3), np.uint8)}
+        library["scalefactors"]["tissue_hires_scalef"] = 1 / step
+
+    rewrite(tissue, downscaled)
+    assert read_section(tissue).n_spots == 36
+    for grown in ((1.2, 1), (1, 1.2), (2, 2)):
+        size = tuple(round(side * more) for side, more in zip(whole.size, grown, strict=True))
+        whole.resize(size).save(file)
+        with pytest.raises(
+            ValueError, match=rf"S5\.png has {size[0]} x {size[1]} px, but the downscaled image of .*S5\.h5ad"
+        ):
+            read_section(tissue)
+
+
+def test_spots_wider_than_their_pitch_are_refused(tissue):
+    def wide(share):
+        def change(adata):
+            library = next(iter(adata.uns["spatial"].values()))
+            library["metadata"].pop("spot_diameter_um", None)
+            library["scalefactors"]["spot_diameter_fullres"] = share * 100 / 1.4
+
+        return change
+
+    rewrite(tissue, wide(1))
+    assert read_section(tissue).spot_diameter_px == pytest.approx(100 / 1.4)
+    rewrite(tissue, wide(1.1))
+    told = r"S5\.h5ad: spots of 78\.57 px \(spot_diameter_fullres\) lie 71\.\d+ px apart"
+    with pytest.raises(ValueError, match=told):
+        read_section(tissue)
