@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 SCHEMES = ("auto", "gather")
-_ERRORS = {error.__name__: error for error in (TypeError, ValueError, RuntimeError)}
 Checked = TypeVar("Checked")
 Sizes = tuple[int, int, int]  # rows of queries, rows of keys, and 1 where each query has a logit scale of its own
+# gives anything, facts that must be alike on every rank, and the own sizes; or raises
+Check = Callable[[], tuple[Checked, Mapping[str, object], Sizes]]
 
 
 def place(group: torch.distributed.ProcessGroup | None, rank: int = 0, world_size: int = 1) -> tuple[int, int]:
@@ -55,57 +55,11 @@ class Ranks:
         self.group = group
         self.rank, self.size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
 
-    @torch.compiler.disable(reason="ranks agree on the host what they exchange: leave out fullgraph=True")
-    def agree(self, check: Callable[[], tuple[Checked, Mapping[str, object], Sizes]]) -> tuple[Checked, list[Sizes]]:
-        """Return what ``check`` gives, and the sizes of every rank.
+    def agree(self, check: Check[Checked]) -> tuple[Checked, list[Sizes]]:
+        """Return what ``check`` gives, and the sizes of every rank; see `hyperst_kernels.agreement.agree`."""
+        from hyperst_kernels.agreement import agree  # what it needs of torch.compile takes a second to import
 
-        ``check`` gives (anything, facts that must be alike on every rank, the own sizes), or raises. One exchange of five
-        integers, which the host waits for. Raises on every rank what any rank's check has raised, and ValueError for facts that
-        differ.
-        """
-        checked, sizes, error = None, (0, 0, 0), None
-        facts: Mapping[str, object] = {}
-        try:
-            checked, facts, sizes = check()
-        except Exception as caught:  # whatever it is, the others must not wait
-            error = caught
-        own = [int(error is not None), zlib.crc32(repr(sorted(facts.items())).encode()), *sizes]
-        header = torch.tensor(own, dtype=torch.int64, device=self._device())
-        shards = [torch.empty_like(header) for _ in range(self.size)]
-        torch.distributed.all_gather(shards, header, group=self.group)
-        found = torch.stack(shards).tolist()
-        if any(failed for failed, *_ in found) or len({digest for _, digest, *_ in found}) > 1:
-            self._explain(error, facts)
-        return checked, [tuple(sizes) for _, _, *sizes in found]  # type: ignore[return-value]
-
-    def _device(self) -> torch.device:
-        """Where small messages go: the CPU if the group's backend reaches it, which no GPU has to wait for."""
-        on_cpu = "cpu" in torch.distributed.get_backend_config(self.group)
-        accelerator = None if on_cpu else torch.accelerator.current_accelerator()
-        return torch.device("cpu") if accelerator is None else accelerator
-
-    def _explain(self, error: Exception | None, facts: Mapping[str, object]) -> NoReturn:
-        """Raise the same error on every rank."""
-        told = None
-        if error is not None:
-            name = next((name for name, known in _ERRORS.items() if isinstance(error, known)), "RuntimeError")
-            told = (name, str(error) if isinstance(error, _ERRORS[name]) else repr(error))
-        everything: list = [None] * self.size
-        torch.distributed.all_gather_object(everything, (told, dict(facts)), group=self.group)
-        for rank, (failure, _) in enumerate(everything):
-            if failure is not None:
-                raise _ERRORS[failure[0]](f"rank {rank}: {failure[1]}") from error
-        (_, first), *others = everything
-        rank, name = next(
-            (rank, name)
-            for rank, (_, other) in enumerate(others, 1)
-            for name in (*first, *other)
-            if first.get(name) != other.get(name)
-        )
-        raise ValueError(
-            f"{name} must be the same on every rank, got {first.get(name)} on rank 0 and {everything[rank][1].get(name)} on rank "
-            f"{rank}"
-        )
+        return agree(self, check)
 
 
 class Gather:
