@@ -254,6 +254,7 @@ def main() -> None:
     os.environ.setdefault("PYTHONWARNINGS", "ignore::DeprecationWarning")
     suite, path = Suite(), results.path_for()
     if options.losses:
+        path = path.with_stem(f"{path.stem}-{LOSSES}")  # beside the results of the last whole run
         measure_all(suite, path, [LOSSES])
         page_of_losses(*results.read_last(path))
         return
