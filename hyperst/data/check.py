@@ -24,6 +24,7 @@ __all__ = ["Finding", "Report", "check_section", "examine_section", "require_pla
 _CROPS = 12  # spots whose crops are decoded, spread over the section
 _FEW_COUNTS = 500
 _MOST_BACKGROUND = 0.2  # share of spots: more cannot be a faint edge
+_SOME_BACKGROUND = 0.05  # beyond the few that lie on the edge of any section
 _PICTURE_PX = 1000
 _DRAW = "look at them, drawn by `hyperst check SECTION --output FOLDER`"
 
@@ -222,7 +223,8 @@ def _placement_finding(section: Section, placement: Placement, tissue: TissueMap
 
 
 def require_placement(section: Section, *, refuse: bool = True) -> None:
-    """Say of a section what :func:`check_section` says of where its spots lie: an error is raised, a warning warned.
+    """Say of a section what :func:`check_section` says of where its spots lie: an error is raised, a warning is warned of
+    where it is about more than one spot in twenty.
 
     Sections without an image are passed over, and images whose thumbnail cannot be read: those of their tiles that a spot needs
     are an error when they are read.
@@ -241,8 +243,9 @@ def require_placement(section: Section, *, refuse: bool = True) -> None:
             tissue = find_tissue(opened, window)
     except (OSError, ValueError):
         return
-    found = _placement_finding(section, judge_placement(section.spot_px, tissue, window), tissue)
-    if found.level == "ok":
+    placement = judge_placement(section.spot_px, tissue, window)
+    found = _placement_finding(section, placement, tissue)
+    if found.level != "error" and placement.n_background <= _SOME_BACKGROUND * section.n_spots:
         return
     message = f"section {section.name} on {section.image_path}: {found.message}; {found.remedy}"
     if found.level == "error" and refuse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,14 +220,16 @@ def unique_names(names: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def spot_diameter(table: SpotTable, grid: Grid) -> float | None:
-    """Diameter in full-resolution pixels; raise where spots would overlap, which those of no array do."""
+    """Return the diameter in full-resolution pixels; warn where spots would overlap, which those of no array do."""
     scale = table.scale
     diameter, said = scale.spot_px, "spot_diameter_fullres"
     if scale.spot_um is not None and grid.um_per_px is not None:
         diameter, said = scale.spot_um / grid.um_per_px, f"{scale.spot_um:g} um"
-    if diameter is None or grid.kind == "none" or grid.pitch_px is None or diameter <= _WIDEST_SPOT * grid.pitch_px:
-        return diameter
-    raise ValueError(
-        f"{table.source}: spots of {diameter:.4g} px ({said}) lie {grid.pitch_px:.4g} px apart, so they would overlap; diameter "
-        "and positions must be in pixels of the same, full-resolution image: correct one of them"
-    )
+    known = diameter is not None and grid.kind != "none" and grid.pitch_px is not None
+    if known and diameter > _WIDEST_SPOT * grid.pitch_px:  # type: ignore[operator]
+        warnings.warn(
+            f"{table.source}: spots of {diameter:.4g} px ({said}) lie {grid.pitch_px:.4g} px apart and would overlap; diameter "
+            "and positions must be in pixels of the same, full-resolution image: correct one of them",
+            stacklevel=2,
+        )
+    return diameter
