@@ -66,7 +66,7 @@ def contrastive_loss(
             exp(alpha) of a learnable lift, so that encoder output goes straight in.
 
     One ``logit_scale``, one positive for each query and a softmax over distances are computed in one kernel; everything else
-    blockwise, from blocks of the matrix, at 1 to 5 times its cost.
+    blockwise, from blocks of the matrix, at 1 to 6 times its cost.
 
     Returns the loss, 0-d or (n,), in float32 or float64. A single pair with no other key has loss 0.
     Raises TypeError / ValueError for wrong dtypes and shapes, tensors on several devices, an empty batch, c or a scale that

@@ -61,7 +61,9 @@ class Inputs(NamedTuple):
     def pairs(self) -> Callable[[slice, slice], Pairs]:
         """Return what makes the `Pairs` of rows and columns."""
         scales = self.logit_scale.expand(len(self.queries)).contiguous()
-        ids = [None if x is None else x.contiguous() for x in (self.query_ids, self.key_ids, self.exclude_ids)]
+        # machine code reads 64 bits of each
+        given = (self.query_ids, self.key_ids, self.exclude_ids)
+        ids = [None if x is None else x.to(torch.int64).contiguous() for x in given]
         return lambda rows, columns: Pairs(rows, columns, scales[rows], *ids)
 
     def in_float64(self) -> Inputs:

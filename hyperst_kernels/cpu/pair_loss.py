@@ -17,20 +17,24 @@ def _block(values: Tensor, pairs: Pairs) -> tuple:
 
 
 def add_powers(values: Tensor, pairs: Pairs, rows: Tensor, columns: Tensor | None) -> None:
+    """Take a block (r w) into the `PowerSums` of its rows (6 r) and, unless None, of its columns (6 w)."""
     of_columns = (None, 0) if columns is None else (columns, columns.stride(0))
     bindings.call("add_powers", *_block(values, pairs), rows, rows.stride(0), *of_columns)
 
 
 def add_sigmoid(values: Tensor, pairs: Pairs, bias: Tensor, losses: Tensor) -> None:
+    """Add the sigmoid losses of a block (r w) to those of its rows (r), float64."""
     bindings.call("add_sigmoid", *_block(values, pairs), float(bias), losses)
 
 
 def softmax_gradients(
     values: Tensor, pairs: Pairs, rows: Weights, columns: Weights | None, out: Tensor, sums: Tensor
 ) -> None:
+    """Put dL / d distance into ``out`` (r w); add to ``sums`` (2 r) those of dL/dlogit times distance, and of dL/dlogit."""
     of_columns = columns or (None,) * len(rows)
     bindings.call("softmax_gradients", *_block(values, pairs), *rows, *of_columns, out, sums, sums.stride(0))
 
 
 def sigmoid_gradients(values: Tensor, pairs: Pairs, bias: Tensor, grad: Tensor, out: Tensor, sums: Tensor) -> None:
+    """Do the same for the sigmoid loss, from the gradients of the losses of rows (r)."""
     bindings.call("sigmoid_gradients", *_block(values, pairs), float(bias), grad, out, sums, sums.stride(0))

@@ -293,6 +293,7 @@ def _launch(kernel: triton.JITFunction, values: Tensor, pairs: Pairs, *arguments
 
 @launch.on_own_device
 def add_powers(values: Tensor, pairs: Pairs, rows: Tensor, columns: Tensor | None) -> None:
+    """Take a block (r w) into the `PowerSums` of its rows (6 r) and, unless None, of its columns (6 w)."""
     _launch(_powers, values, pairs, rows, rows.stride(0), AXIS=1)
     if columns is not None:
         _launch(_powers, values, pairs, columns, columns.stride(0), axis=0, AXIS=0)
@@ -300,6 +301,7 @@ def add_powers(values: Tensor, pairs: Pairs, rows: Tensor, columns: Tensor | Non
 
 @launch.on_own_device
 def add_sigmoid(values: Tensor, pairs: Pairs, bias: Tensor, losses: Tensor) -> None:
+    """Add the sigmoid losses of a block (r w) to those of its rows (r), float64."""
     _launch(_sigmoid, values, pairs, bias, losses)
 
 
@@ -307,6 +309,7 @@ def add_sigmoid(values: Tensor, pairs: Pairs, bias: Tensor, losses: Tensor) -> N
 def softmax_gradients(
     values: Tensor, pairs: Pairs, rows: Weights, columns: Weights | None, out: Tensor, sums: Tensor
 ) -> None:
+    """Put dL / d distance into ``out`` (r w); add to ``sums`` (2 r) those of dL/dlogit times distance, and of dL/dlogit."""
     weights = WeightArgs(*rows), WeightArgs(*(columns or rows))
     symmetric = columns is not None
     _launch(_softmax_gradients, values, pairs, *weights, out, sums, sums.stride(0), SYMMETRIC=symmetric)
@@ -314,4 +317,5 @@ def softmax_gradients(
 
 @launch.on_own_device
 def sigmoid_gradients(values: Tensor, pairs: Pairs, bias: Tensor, grad: Tensor, out: Tensor, sums: Tensor) -> None:
+    """Do the same for the sigmoid loss, from the gradients of the losses of rows (r)."""
     _launch(_sigmoid_gradients, values, pairs, bias, grad, out, sums, sums.stride(0))

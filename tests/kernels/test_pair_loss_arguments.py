@@ -106,3 +106,19 @@ def test_what_cannot_be_refused_is_nan():
     for shift, nothing in ((0, False), (100, True)):
         loss = compiled(lambda i, k: hk.contrastive_loss(x, y, positives=(i, k)))(ids[0], ids[1] + shift)
         assert bool(loss.isnan()) == nothing
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"loss": "sigmoid", "logit_bias": 3.0}, {"geometry": "angle"}, {"logit_scale": torch.full((9,), 5.0)}],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_excluded_ids_of_any_integers(options, dtype):
+    q, k = (x.to(dtype) for x in inputs_of(9, 12, 3, 12, 1.0, False)[:2])
+    ids = torch.arange(12) % 5
+    want = hk.contrastive_loss(q, k, exclude_ids=ids, **options)
+    assert not torch.equal(want, hk.contrastive_loss(q, k, **options))
+    for integer in (torch.int32, torch.int16, torch.uint8, torch.uint16):
+        assert torch.equal(hk.contrastive_loss(q, k, exclude_ids=ids.to(integer), **options), want)
+    every_other = torch.stack([ids, ids + 9], 1)[:, 0]  # not in one piece
+    assert torch.equal(hk.contrastive_loss(q, k, exclude_ids=every_other, **options), want)

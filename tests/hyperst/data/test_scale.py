@@ -195,7 +195,7 @@ def test_a_given_scale_that_is_not_the_files_is_told_with_both(tissue, value):
 def test_a_given_scale_that_is_the_files_says_nothing(tissue):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read_section(tissue, mpp=1.41)
+        assert read_section(tissue, mpp=1.41).grid.um_per_px == 1.41
 
 
 @pytest.mark.parametrize("text", ["1,4", "1.4 um"])
