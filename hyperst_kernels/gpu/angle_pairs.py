@@ -17,7 +17,6 @@ from hyperst_kernels.blocked import angle
 from hyperst_kernels.blocked.blocks import Fill, blocks
 from hyperst_kernels.blocked.repairs import chunks, too_many
 from hyperst_kernels.gpu import launch
-from hyperst_kernels.gpu.all_pairs import SIDE
 from hyperst_kernels.gpu.distance_matrix import tile_of
 from hyperst_kernels.gpu.scalars import atan2, exp, expm1, hypot, rounded_product, sign
 from hyperst_kernels.gpu.split_products import Weights, multiply, parts_of, parts_of_weights, store_weights
@@ -39,7 +38,7 @@ class PolarRows(NamedTuple):
 
 
 class Turned(NamedTuple):
-    """cos theta and 1 - cos theta of the pairs of a tile, sin theta, S and C, and which pairs are left to others."""
+    """1 - cos theta and sin theta of the pairs of a tile, S and C, and which pairs are left to others."""
 
     versine: tl.tensor
     sine: tl.tensor
@@ -101,6 +100,7 @@ def _angle_gradients(
     cosine_ptr, grad_ptr, x, y, out, n, m, limit,
     TANGENT: tl.constexpr, SPLIT: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
+    """Gradients of a block by its cosines, by rapidities and by c, from that of its angles; 0 of pairs left to others."""
     i, j, rows, columns = tile_of(n, m, TILE, TILE)
     inside = (rows < n)[:, None] & (columns < m)[None, :]
     place = rows[:, None] * m + columns[None, :]
@@ -171,7 +171,7 @@ class AnglePairs:
 
     def _blocks(self) -> Iterator[tuple[slice, slice, Tensor, Tensor, bool]]:
         """Also cosines, and whether some pairs are aligned."""
-        for rows, columns in blocks(len(self.queries.x), len(self.keys.x), self.c.device, SIDE):
+        for rows, columns in blocks(len(self.queries.x), len(self.keys.x), self.c.device):
             x, y = self.queries.x[rows], self.keys.x[columns]
             with launch.on_device_of(self.c):
                 # in the dtype of the geometry: of halves an angle would have 12 bits where pairs begin to be aligned

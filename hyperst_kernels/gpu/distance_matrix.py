@@ -1,12 +1,11 @@
-"""The matrix of all distances from one tiled product, cancelled pairs repaired from exact differences; and its gradient.
+"""The matrix of all distances from one tiled product, cancelled pairs repaired from exact differences.
 
 With s the scale from a given vector to sqrt(c) times its point and a = sqrt(c) x_t - 1,
 
     delta_ij = a_i b_j + a_i + b_j - s_i s_j <x_i, y_j>            d = acosh(1 + delta) / sqrt(c)
 
 Where delta is small beside what it was subtracted from, the product has lost its digits: such pairs are computed again
-feature by feature, in a second kernel that looks only at tiles which hold one. Backward, W_ij = G_ij / (sqrt(c) sinh(sqrt(c)
-d_ij)) weighs the points in two products, and cancelled pairs again go their own way. Every sum has a fixed order.
+feature by feature, in a second kernel that looks only at tiles which hold one. The gradient is in `distance_matrix_backward`.
 """
 
 from __future__ import annotations
