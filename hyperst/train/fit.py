@@ -20,12 +20,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from hyperst.checkpoint import load_checkpoint, require_genes
-from hyperst.config import RunConfig, TrainingConfig, read_config, write_config
+from hyperst.config import RunConfig, TrainingConfig, read_run_config, write_config
 from hyperst.data import (
     Section,
     align_genes,
+    excluded_spots_message,
     fingerprint,
     transform,
+    with_min_counts,
 )
 from hyperst.data.check import require_placement
 from hyperst.files import write_json_atomic
@@ -95,7 +97,11 @@ def fit(
     place = RunFolder(folder)
     if resume:
         place.require()
-        config, split, genes = read_config(place.config), place.read_split(), place.read_genes()
+        config, split, genes = read_run_config(place.config), place.read_split(), place.read_genes()
+        sections, validation_sections = (
+            [with_min_counts(section, config.data.min_counts) for section in group]
+            for group in (sections, validation_sections)
+        )
         _check_same_sections(split, sections, validation_sections)
         if (finished := place.read_summary()) is not None:
             return _stored_summary(finished, place)
@@ -103,6 +109,10 @@ def fit(
         require_new(folder)
         plan = plan_run(config, sections, validation_sections)
         config, split, genes = plan.config, plan.split, plan.genes
+        sections, validation_sections = plan.sections, plan.validation_sections
+        for section in (*sections, *validation_sections):
+            if (message := excluded_spots_message(section, config.data.min_counts)) is not None:
+                warnings.warn(f"{message}; --min-counts decides", stacklevel=2)
         if config.data.feature_key is None:
             for section in (*sections, *validation_sections):
                 require_placement(section)
