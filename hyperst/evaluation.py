@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from hyperst.baselines import ridge_floor, training_mean
 from hyperst.data import Section, align_genes, excluded_spots_message, fingerprint, transform, with_min_counts
+from hyperst.evaluation_images import Count, read_images
 from hyperst.evaluation_inputs import Missing, check_folder, check_inputs
 from hyperst.files import atomic_path, write_json_atomic
 from hyperst.metrics import METRICS, per_gene_pearson, top_k_mean
-from hyperst.model import build_backbone
-from hyperst.predict import over_spots
 from hyperst.run import Run
 
 if TYPE_CHECKING:
@@ -28,7 +25,7 @@ __all__ = ["Evaluation", "Scores", "evaluate", "measured_expression", "score", "
 
 OURS, NULL, MEAN = "HyperST (this run)", "null: images shuffled between spots", "training mean"
 RIDGE_OWN, RIDGE_STAIN = "ridge on this run's image features", "ridge on stain and texture features"
-_TOP = (10, 50, 200)
+TOP = (10, 50, 200)
 _N_SHUFFLES = 20
 _FEW_SPOTS = 30
 
@@ -152,12 +149,12 @@ def evaluate(
     measured = _measured(run, section, kept, "zero" if missing == "zero" else "error")
     folder = (Path(output) if output is not None else run.folder / "evaluation") / section.name
     check_folder(folder, whole, missing, section.excluded_spots)
-    progress = _Count(on_progress, sum(each.n_spots for each in (section, *training_sections)))
-    test = _read_images(run, section, progress)
+    progress = Count(on_progress, sum(each.n_spots for each in (section, *training_sections)))
+    test = read_images(run, section, progress)
     test["prediction"] = np.ascontiguousarray(test["prediction"][:, columns])
     predictions = {OURS: test["prediction"]}
     if training_sections:
-        train = [_read_images(run, each, progress) for each in training_sections]
+        train = [read_images(run, each, progress) for each in training_sections]
         targets = np.concatenate([measured_expression(run, each) for each in training_sections])
         for name, key in ((RIDGE_OWN, "own"), (RIDGE_STAIN, "stain")):
             if key in test:
@@ -213,7 +210,7 @@ def score(prediction: np.ndarray, measured: np.ndarray) -> Scores:
     finite = correlation[np.isfinite(correlation)]
     return Scores(
         pcc=float(finite.mean()) if len(finite) else None,
-        pcc_top={k: float(top_k_mean(finite, k)) for k in _TOP if 0 < k <= len(finite)},
+        pcc_top={k: float(top_k_mean(finite, k)) for k in TOP if 0 < k <= len(finite)},
         errors={name: metric(prediction, measured) for name, metric in METRICS.items()},
         n_undefined=int(len(correlation) - len(finite)),
     )
@@ -229,37 +226,6 @@ def summarise(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
             name: {"mean": _plain(rows[name].mean()), "std": _plain(rows[name].std(ddof=0))} for name in rows
         }
     return write_json_atomic(path, summary)
-
-
-class _Count:
-    """Adds up the spots of several sections for one progress bar."""
-
-    def __init__(self, tell: Callable[[int, int], None] | None, total: int) -> None:
-        self.tell, self.total, self.done = tell, total, 0
-
-    def add(self, spots: int) -> None:
-        self.done += spots
-        if self.tell is not None:
-            self.tell(self.done, self.total)
-
-
-def _read_images(run: Run, section: Section, progress: _Count) -> dict[str, np.ndarray]:
-    """One pass over a section's crops: "prediction" (spot gene), "own" and "stain" features (spot width).
-
-    Features of the spot and of the niche crop stand side by side. Stain features need crops, so they are missing with
-    precomputed features.
-    """
-    crops = run.config.data.feature_key is None
-    levels = ("spot_image", "niche_image") if crops else ("spot_features", "niche_features")
-    encoders = {"own": run.model.backbone}
-    if crops:
-        encoders["stain"] = build_backbone("stain").to(run.device)
-
-    def compute(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        features = {name: torch.cat([encode(batch[level]) for level in levels], 1) for name, encode in encoders.items()}
-        return {"prediction": run.model.predict(batch), **features}
-
-    return over_spots(run, section, compute, progress.add)
 
 
 def _null_scores(prediction: np.ndarray, measured: np.ndarray, seed: int) -> Scores:

@@ -1,4 +1,4 @@
-"""The ``hyperst`` command: demo, train, evaluate, predict, check."""
+"""The ``hyperst`` command: demo, train, evaluate, predict, check, cv."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from hyperst.cli.console import (
     print_sections,
     print_training,
 )
+from hyperst.cli.cross_validation import cv
 from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
 from hyperst.cli.options import BinUm, Device, GeneNames, Image, Images, MinCounts, Mpp, Sections
@@ -370,6 +371,7 @@ def predict(
 
 
 app.command()(check)
+app.command()(cv)
 
 
 def main() -> None:
