@@ -66,7 +66,7 @@ def cross_validate(
 
     Args:
         sections: read from files, which every cell reads again.
-        rows: configurations by name; the first one's cells also give the competitors, see :func:`hyperst.cv.tables.tidy_table`.
+        rows: configurations by name; the first one's cells also give the baselines, see :func:`hyperst.cv.tables.tidy_table`.
         folds: see :func:`hyperst.cv.folds.make_folds`.
         seeds: of `training.seed`.
         against: the row that others are compared with; default the first of ``rows``.
@@ -144,7 +144,7 @@ def _check(rows: dict[str, RunConfig], folds: Sequence[Fold], seeds: Sequence[in
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: got {list(seeds)}, need numbers that differ")
     if taken := [name for name in rows if name in METHODS]:
-        raise ValueError(f"a row is called {taken[0]}, which is the name of a competitor; give it another one")
+        raise ValueError(f"a row is called {taken[0]}, which is the name of a baseline; give it another one")
     require_comparable(rows)
     reference = next(iter(rows)) if against is None else against
     known = [*rows, *(method for method in METHODS[1:] if method != "noise_ceiling")]

@@ -43,7 +43,7 @@ class MeasuredSection:
 def fold_scores(
     run: Run, training: Sequence[Section], test: Sequence[Section], genes: Sequence[str]
 ) -> dict[str, dict[str, Scores]]:
-    """Scores of a run and of its competitors: method -> section, or "" for the fold -> metric -> value.
+    """Scores of a run and of its baselines: method -> section, or "" for the fold -> metric -> value.
 
     Args:
         training, test: without the spots that have too few counts.

@@ -23,7 +23,7 @@ def tidy_table(results: Sequence[dict[str, Any]], first: str) -> pd.DataFrame:
 
     Args:
         results: what :func:`hyperst.cv.cells.run_cell` returned for each finished cell.
-        first: the row whose cells give the competitors: ``ridge_own``, on the features of that row's runs, ``ridge_stain``,
+        first: the row whose cells give the baselines: ``ridge_own``, on the features of that row's runs, ``ridge_stain``,
             ``training_mean`` and ``noise_ceiling``. Those of the other rows are in the cells.
     """
     return _lines(results, first, fold=True).drop(columns="section")

@@ -115,7 +115,7 @@ def test_the_report_says_better_only_where_the_interval_does(found):
     for each in found.comparisons:
         assert each.sentence() in text
         assert ("no difference" in each.sentence()) != each.interval.excludes_zero
-    assert "In 2 of 2 folds a patient of the test sections has training sections too" in text
+    assert "In 1 of 2 folds a patient of the test sections has training sections too" in text
     assert "Some sections are tested in several folds" in text
     assert "(null " in text
 
