@@ -12,9 +12,11 @@ import pandas as pd
 
 from hyperst.baselines import ridge_floor, training_mean
 from hyperst.data import Section, align_genes, excluded_spots_message, fingerprint, transform, with_min_counts
+from hyperst.data.dataset import block_ids
 from hyperst.evaluation_images import Count, read_images
 from hyperst.evaluation_inputs import Missing, check_folder, check_inputs
 from hyperst.files import atomic_path, write_json_atomic
+from hyperst.intervals import spot_intervals
 from hyperst.metrics import METRICS, per_gene_pearson, top_k_mean
 from hyperst.run import Run
 
@@ -174,6 +176,7 @@ def evaluate(
             *_spot_caveats(section, min_counts),
             *_gene_caveats(run, section, absent, missing),
             *_caveats(run, section, scores),
+            *_comparisons(section, predictions, measured, scores),
         ],
         folder=folder,
         figure=folder / "expression.png",
@@ -302,16 +305,36 @@ def _caveats(run: Run, section: Section, scores: dict[str, Scores]) -> list[str]
         )
     if section.n_spots < _FEW_SPOTS:
         said.append(f"{section.name} has {section.n_spots} spots: correlations over so few are mostly chance.")
-    floors = [scores[name] for name in (RIDGE_OWN, RIDGE_STAIN) if name in scores]
-    ours = scores[OURS].pcc
-    if ours is None:
+    if scores[OURS].pcc is None:
         said.append("No gene varies in both prediction and measurement, so there is no correlation to compare.")
-    elif floors and ours <= max(floor.pcc or 0.0 for floor in floors):
-        said.append("Ridge regression is as good or better on PCC: this run has learnt nothing beyond it.")
-    if floors and scores[OURS].mse >= min(floor.mse for floor in floors):
-        said.append("Ridge regression has the smaller squared error: use its values where size matters, not only rank.")
-    if MEAN in scores and scores[OURS].mse >= scores[MEAN].mse:
-        said.append("The training mean has the smaller squared error: do not use these values as they are.")
+    return said
+
+
+def _comparisons(
+    section: Section, predictions: dict[str, np.ndarray], measured: np.ndarray, scores: dict[str, Scores]
+) -> list[str]:
+    """Baselines that the run is not shown to beat, or that beat it, by intervals over blocks of spots."""
+    blocks = block_ids(section, 0, pitches=3)
+    ridges = [name for name in (RIDGE_OWN, RIDGE_STAIN) if name in scores]
+    against: list[tuple[str, str, str]] = []
+    if with_pcc := [name for name in ridges if scores[name].pcc is not None and scores[OURS].pcc is not None]:
+        best = max(with_pcc, key=lambda name: scores[name].pcc or 0.0)
+        against.append(("pcc", best, "this run has learnt nothing beyond it"))
+    if ridges:
+        best = min(ridges, key=lambda name: scores[name].mse)
+        against.append(("mse", best, "use its values where size matters, not only rank"))
+    if MEAN in scores:
+        against.append(("mse", MEAN, "do not use these values as they are"))
+    said = []
+    for metric, name, consequence in against:
+        interval = spot_intervals(predictions[OURS], predictions[name], measured, blocks)[metric]
+        difference = interval.mean if metric == "pcc" else -interval.mean
+        ends = "" if interval.low is None else f" [{interval.low:+.3f}, {interval.high:+.3f}]"
+        found = f"{metric.upper()} {interval.mean:+.3f}{ends}"
+        if not interval.excludes_zero:
+            said.append(f"That this run is better than {name} on {section.name} is not shown: {found}.")
+        elif difference < 0:
+            said.append(f"This run is worse than {name} on {section.name}, {found}: {consequence}.")
     return said
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hyperst.cv.intervals import Interval, paired_interval
 from hyperst.cv.scores import METHODS
+from hyperst.intervals import Interval, paired_interval
 
 __all__ = ["BETTER", "Comparison", "compare", "sections_table", "summarise_rows", "tidy_table"]
 
@@ -107,7 +107,7 @@ def summarise_rows(table: pd.DataFrame, reference: str) -> pd.DataFrame:
 
     ``mean`` is over folds of the mean over seeds, ``sd_folds`` the standard deviation (n - 1) of these over folds, ``sd_seeds`` the
     root mean over folds of the variance (n - 1) over seeds. ``difference`` is that to the reference row, with its 95 %
-    interval, see :func:`hyperst.cv.intervals.paired_interval`. Empty where there are too few cells, or no reference.
+    interval, see :func:`hyperst.intervals.paired_interval`. Empty where there are too few cells, or no reference.
     """
     lines = []
     for row in table["row"].unique():

@@ -23,11 +23,11 @@ from hyperst.cli import app
 from hyperst.config import with_ablation, write_config
 from hyperst.cv import Fold, ablation_rows, cross_validate
 from hyperst.cv.cells import Cell, run_cell
-from hyperst.cv.intervals import Interval
 from hyperst.cv.processes import run_cells
 from hyperst.cv.tables import Comparison
 from hyperst.data import read_section, select_genes, transform
 from hyperst.data.genes import align_genes
+from hyperst.intervals import Interval
 from hyperst.metrics import mse
 from hyperst.model.alignment import ABLATION_FIELDS
 from hyperst.run import SectionRecord

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from hyperst.cv.intervals import paired_interval
+from hyperst.evaluation import score
+from hyperst.intervals import paired_interval, spot_intervals
 
 
 def test_two_folds_are_drawn_together_or_twice():
@@ -46,3 +47,30 @@ def test_too_little_for_an_interval():
     found = paired_interval(np.array([[np.nan, 0.5]]))
     assert (found.mean, found.low, found.high) == (0.5, None, None)
     assert not found.excludes_zero
+
+
+def test_scores_of_resampled_spots_are_those_of_the_spots(monkeypatch):
+    """Every resample scored once more, by the scores of a section made of the drawn blocks."""
+    monkeypatch.setattr("hyperst.intervals._RESAMPLES_OF_SPOTS", 8)
+    random = np.random.default_rng(0)
+    measured = random.normal(3, 1, (30, 5))
+    one, other = (measured + random.normal(size=(30, 5)) for _ in range(2))
+    one[:, 2] = 0.1  # no correlation of this gene
+    blocks = np.repeat(np.arange(10) * 7, 3)
+    differences = []
+    for counts in np.random.default_rng(0).multinomial(10, np.full(10, 0.1), size=8):
+        spots = np.concatenate([np.flatnonzero(blocks == 7 * block) for block in np.repeat(np.arange(10), counts)])
+        differences.append([score(each[spots], measured[spots]) for each in (one, other)])
+    found = spot_intervals(one, other, measured, blocks)
+    for metric in ("pcc", "mse"):
+        ends = np.quantile([getattr(a, metric) - getattr(b, metric) for a, b in differences], [0.025, 0.975])
+        assert (found[metric].low, found[metric].high) == pytest.approx(tuple(ends), rel=1e-10)
+        whole = getattr(score(one, measured), metric) - getattr(score(other, measured), metric)
+        assert found[metric].mean == pytest.approx(whole, rel=1e-10)
+
+
+def test_intervals_over_spots_that_cannot_be():
+    measured = np.arange(6.0)[:, None]
+    found = spot_intervals(measured, measured * 0 + 2, measured, np.zeros(6))
+    assert set(found) == {"mse"}  # a constant has no correlation
+    assert (found["mse"].low, found["mse"].excludes_zero) == (None, False)
