@@ -19,6 +19,7 @@ from hyperst.files import atomic_path, write_json_atomic
 from hyperst.intervals import spot_intervals
 from hyperst.metrics import METRICS, per_gene_pearson, top_k_mean
 from hyperst.run import Run
+from hyperst.stain import Stain, StainStatistics, matching
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -115,6 +116,7 @@ def evaluate(
     genes: Sequence[str] = (),
     missing: Missing = "drop",
     min_counts: int | None = None,
+    stain: Stain = "none",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Predict ``section``, compare with its counts, and write metrics.json, per_gene.csv and a figure.
@@ -133,6 +135,8 @@ def evaluate(
             genes without counts; "error" refuses.
         min_counts: least total count of a spot of ``section`` that is compared, 0 for all; default that of the run. Spots of
             ``training_sections`` are those that the run has used.
+        stain: "match" sees the image of ``section`` with the stain of the training tissue, in all methods; see
+            :mod:`hyperst.stain`.
         on_progress: called with (spots done, spots in all), over all sections.
 
     Raises:
@@ -152,7 +156,8 @@ def evaluate(
     folder = (Path(output) if output is not None else run.folder / "evaluation") / section.name
     check_folder(folder, whole, missing, section.excluded_spots)
     progress = Count(on_progress, sum(each.n_spots for each in (section, *training_sections)))
-    test = read_images(run, section, progress)
+    stains = matching(run, section, stain)
+    test = read_images(run, section, progress, stains)
     test["prediction"] = np.ascontiguousarray(test["prediction"][:, columns])
     predictions = {OURS: test["prediction"]}
     if training_sections:
@@ -174,6 +179,7 @@ def evaluate(
         per_gene=per_gene,
         caveats=[
             *_spot_caveats(section, min_counts),
+            *_stain_caveats(section, stains),
             *_gene_caveats(run, section, absent, missing),
             *_caveats(run, section, scores),
             *_comparisons(section, predictions, measured, scores),
@@ -182,7 +188,12 @@ def evaluate(
         figure=folder / "expression.png",
         missing_genes=tuple(absent),
     )
-    settings = {"fingerprint": list(fingerprint(whole).counts), "missing": missing, "min_counts": min_counts}
+    settings = {
+        "fingerprint": list(fingerprint(whole).counts),
+        "missing": missing,
+        "min_counts": min_counts,
+        "stain": stain,
+    }
     _write(run, section, evaluation, kept, test["prediction"], measured, genes, settings)
     return evaluation
 
@@ -264,6 +275,15 @@ def _per_gene(genes: Sequence[str], predictions: dict[str, np.ndarray], measured
 def _spot_caveats(section: Section, min_counts: int) -> list[str]:
     message = excluded_spots_message(section, min_counts)
     return [] if message is None else [f"{message}; --min-counts decides."]
+
+
+def _stain_caveats(section: Section, stains: tuple[StainStatistics, StainStatistics] | None) -> list[str]:
+    if stains is None:
+        return []
+    return [
+        f"The stain of {section.name} was matched: optical density of red, green, blue {stains[0]}, of the training tissue "
+        f"{stains[1]}."
+    ]
 
 
 def _gene_caveats(run: Run, section: Section, absent: Sequence[str], missing: Missing) -> list[str]:

@@ -12,6 +12,7 @@ from hyperst.data import Section
 from hyperst.model import build_backbone
 from hyperst.predict import over_spots
 from hyperst.run import Run
+from hyperst.stain import StainStatistics
 
 __all__ = ["Count", "read_images"]
 
@@ -29,11 +30,16 @@ class Count:
             self.tell(self.done, self.total)
 
 
-def read_images(run: Run, section: Section, progress: Count | None = None) -> dict[str, np.ndarray]:
+def read_images(
+    run: Run,
+    section: Section,
+    progress: Count | None = None,
+    stains: tuple[StainStatistics, StainStatistics] | None = None,
+) -> dict[str, np.ndarray]:
     """One pass over a section's crops: "prediction" (spot gene), "own" and "stain" features (spot width).
 
     Features of the spot and of the niche crop stand side by side. Stain features need crops, so they are missing with
-    precomputed features.
+    precomputed features. ``stains``: see :func:`hyperst.predict.over_spots`.
     """
     crops = run.config.data.feature_key is None
     levels = ("spot_image", "niche_image") if crops else ("spot_features", "niche_features")
@@ -45,4 +51,4 @@ def read_images(run: Run, section: Section, progress: Count | None = None) -> di
         features = {name: torch.cat([encode(batch[level]) for level in levels], 1) for name, encode in encoders.items()}
         return {"prediction": run.model.predict(batch), **features}
 
-    return over_spots(run, section, compute, (progress or Count(None, 0)).add)
+    return over_spots(run, section, compute, (progress or Count(None, 0)).add, stains=stains)

@@ -22,7 +22,7 @@ from hyperst.cli.console import (
 from hyperst.cli.cross_validation import cv
 from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
-from hyperst.cli.options import BinUm, Device, GeneNames, Image, Images, MinCounts, Mpp, Sections
+from hyperst.cli.options import BinUm, Device, GeneNames, Image, Images, MinCounts, Mpp, Sections, StainOption
 from hyperst.cli.predict_manifest import Options, predict_listed
 
 # The commands import what they need themselves: `hyperst --help` must not wait for PyTorch.
@@ -239,6 +239,7 @@ def evaluate_command(
     gene_names: GeneNames = None,
     features: Features = None,
     niche_features: NicheFeatures = None,
+    stain: StainOption = "none",
     device: Device = None,
 ) -> None:
     """Compare predictions with measured expression, beside ridge regression, the training mean and shuffled images."""
@@ -273,6 +274,7 @@ def evaluate_command(
                     genes=genes or (),
                     missing=missing,
                     min_counts=min_counts,
+                    stain=stain,
                     on_progress=progress,
                 )
             )
@@ -306,6 +308,7 @@ def predict(
     ] = False,
     features: Features = None,
     niche_features: NicheFeatures = None,
+    stain: StainOption = "none",
     min_tissue: Annotated[
         float | None,
         typer.Option(
@@ -333,7 +336,7 @@ def predict(
     if is_manifest(image):
         if spots is not None:
             raise typer.BadParameter("a manifest names the sections whose spots are predicted", param_hint="--spots")
-        options = Options(mpp, features, niche_features, skip_damaged)
+        options = Options(mpp, features, niche_features, skip_damaged, stain)
         predict_listed(console, run_folder, image, options, output, device)
         return
     if output is not None and output.suffix != ".h5ad":
@@ -358,6 +361,7 @@ def predict(
             skip_damaged=skip_damaged,
             features=features,
             niche_features=niche_features,
+            stain=stain,
             on_progress=progress,
         )
     write_h5ad_atomic(predicted, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -15,6 +16,8 @@ from pathlib import Path
 from hyperst.cv.cells import Cell, run_cell
 
 __all__ = ["run_cells"]
+
+_LONGEST = 4000  # characters of an error: a pipe that nobody reads yet holds 64 KiB
 
 
 def run_cells(cells: Sequence[Cell], workers: int) -> Iterator[tuple[Cell, str | None]]:
@@ -66,12 +69,21 @@ def _in_process(cell: Cell, threads: int, sender: Connection) -> None:
     """What a process does: the cell, its output in a log, and what went wrong sent back."""
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     with _log(cell).open("w", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
         try:
             sender.send(_attempt(cell))
         except KeyboardInterrupt:  # the process that started this one says so
             sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: killed itself, it ends no other, and may be started again."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _outcome(cell: Cell, exitcode: int | None, receiver: Connection) -> str | None:
@@ -92,4 +104,4 @@ def _log(cell: Cell) -> Path:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:_LONGEST] or type(error).__name__

@@ -15,11 +15,12 @@ from hyperst.evaluation_images import read_images
 from hyperst.metrics import jensen_shannon, mae, mse, per_gene_pearson, relative_variance_distance
 from hyperst.moran import morans_i, neighbours
 from hyperst.noise_ceiling import noise_ceiling
+from hyperst.predict import predict_values
 from hyperst.run import Run
 
 __all__ = ["METHODS", "MeasuredSection", "fold_scores", "method_scores", "null_scores"]
 
-METHODS = ("model", "ridge_own", "ridge_stain", "training_mean", "noise_ceiling")
+METHODS = ("model", "stain_match", "ridge_own", "ridge_stain", "training_mean", "noise_ceiling")
 _N_SHUFFLES = 20
 _OF_SECTIONS = ("rvd", "jsd", "moran_pcc", "moran_mae")
 Scores = dict[str, float | None]
@@ -55,6 +56,8 @@ def fold_scores(
     seen = [read_images(run, section) for section in test]
     learnt = [read_images(run, section) for section in training]
     predictions = {"model": [each["prediction"][:, columns] for each in seen]}
+    if run.config.data.feature_key is None:
+        predictions["stain_match"] = [predict_values(run, section, stain="match")[:, columns] for section in test]
     for name in ("own", "stain"):
         if name in seen[0]:
             features = np.concatenate([each[name] for each in learnt])

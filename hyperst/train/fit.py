@@ -34,6 +34,7 @@ from hyperst.files import write_json_atomic
 from hyperst.model import Alignment
 from hyperst.plan import plan_run, require_new
 from hyperst.run import RunFolder, Split, build_model, code_versions, feature_width, section_indices
+from hyperst.stain import with_training_stain
 from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
 from hyperst.train.loaders import Loaders, make_loaders
 from hyperst.train.step import TrainingStep
@@ -116,6 +117,7 @@ def fit(
         if config.data.feature_key is None:
             for section in (*sections, *validation_sections):
                 require_placement(section)
+        config = with_training_stain(config, sections)
 
     width = feature_width(config, [*sections, *validation_sections])
     loaders = make_loaders(config, genes, split, sections, validation_sections)
