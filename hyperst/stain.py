@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -64,10 +65,17 @@ def stain_statistics(config: RunConfig, section: Section) -> StainStatistics:
 
 
 def with_training_stain(config: RunConfig, sections: Sequence[Section]) -> RunConfig:
-    """``config`` with the mean over training sections of the mean and spread of their optical density; as it is on features."""
+    """``config`` with the mean over training sections of the mean and spread of their optical density.
+
+    It stays as it is on precomputed features; and with a warning where a section has no tissue to measure: training needs none.
+    """
     if config.data.feature_key is not None:
         return config
-    found = [stain_statistics(config, section) for section in sections]
+    try:
+        found = [stain_statistics(config, section) for section in sections]
+    except ValueError as error:
+        warnings.warn(f"{error}; the run records none, and cannot be used with --stain match", stacklevel=3)
+        return config
     mean, std = (
         tuple(np.mean([getattr(each, name) for each in found], axis=0).round(6).tolist()) for name in ("mean", "std")
     )

@@ -56,7 +56,7 @@ def fold_scores(
     seen = [read_images(run, section) for section in test]
     learnt = [read_images(run, section) for section in training]
     predictions = {"model": [each["prediction"][:, columns] for each in seen]}
-    if run.config.data.feature_key is None:
+    if run.config.data.stain_mean is not None:
         predictions["stain_match"] = [predict_values(run, section, stain="match")[:, columns] for section in test]
     for name in ("own", "stain"):
         if name in seen[0]:

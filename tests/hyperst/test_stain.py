@@ -123,6 +123,12 @@ def test_what_cannot_be_matched_is_said(run, sections, tmp_path):
             predict_values(run, blank, stain="match")
 
 
+def test_training_needs_no_stain(tiny_config, sections, monkeypatch):
+    monkeypatch.setattr("hyperst.stain._LEAST_DENSITY", 2.0)  # nothing is so dense
+    with pytest.warns(UserWarning, match="no tissue around the spots of S1 .*; the run records none"):
+        assert with_training_stain(tiny_config, sections[:2]) is tiny_config
+
+
 def test_features_have_no_stain(tiny_config, sections):
     config = replace(
         tiny_config,
