@@ -54,7 +54,8 @@ class DataConfig:
         gene_selection: ``"hmhvg"`` (high mean and high variance, the paper's) or ``"hvg"`` (variance of log1p_cp10k).
         feature_key: name of the precomputed image features: ``obsm`` entries, or ``"file"`` for those of ``--features``; set
             together with the ``"precomputed"`` backbone. None: crops of the image are used.
-        stain_mean, stain_std: optical density (red, green, blue) of the training tissue, which training measures and records.
+        stain_mean: mean optical density (red, green, blue) of the training tissue, which training measures and records.
+        stain_std: its standard deviation.
         cache_gib: memory for decoded crops, in GiB; beyond it crops are read from the image each time.
     """
 
