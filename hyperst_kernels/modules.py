@@ -238,6 +238,8 @@ class HyperbolicContrastiveLoss(nn.Module):
             rank, world_size = place(group, rank, world_size)
         self.rank, self.world_size, self.group, self.scheme = rank, world_size, Group(group), scheme
         self.logit_scales = FirstLogitScale()
+        if scheme == "ring" and not gather_with_grad:
+            raise ValueError("scheme='ring' needs gather_with_grad=True")
         if world_size > 1 and local_loss and not gather_with_grad:
             warnings.warn(
                 "local_loss=True with gather_with_grad=False drops the gradient through the gathered features: "
@@ -287,11 +289,11 @@ class HyperbolicContrastiveLoss(nn.Module):
         flags = {name: getattr(self, name) for name in ("local_loss", "gather_with_grad", "scheme")}
 
         def check():
-            call = Call.checked(*given(), self.local_loss)
+            call = Call.checked(*given(), self.local_loss, self.scheme)
             return call, {**call.facts(), **flags}, call.sizes()
 
         call, sizes = ranks.agree(check)
-        shard = Shard(call, Gather(ranks, self.gather_with_grad), sizes)
+        shard = Shard(call, Gather(ranks, self.gather_with_grad), sizes, self.scheme)
         return shard.own_losses() if self.local_loss else shard.all_losses()
 
     def similarity(self, queries: Tensor, keys: Tensor, *, curvature: Curvature | None = None) -> Tensor:

@@ -202,7 +202,9 @@ def loss(d: int, dtype: torch.dtype, atomic: bool = False, pairings: Sequence[Pa
     given, flags = (x, None, c, c, None), (pairings, "lorentz", True, "bf16x3")
     found = contrastive.forward(*given, *flags)
     grad = torch.empty_like(found[0], dtype=c.dtype)
-    contrastive.backward(grad, grad, *given, *found, *flags, atomic)
+    *logits, kept = found
+    slopes = contrastive.of_losses(grad, grad, *logits, x, pairings)
+    contrastive.backward(slopes, *given, kept, *flags, atomic)
 
 
 def variants(target: str) -> dict[str, Callable[[], None]]:
