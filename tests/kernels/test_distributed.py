@@ -27,6 +27,7 @@ class Case(NamedTuple):
 
 
 LOCAL, GLOBAL = {"local_loss": True, "gather_with_grad": True}, {"local_loss": False, "gather_with_grad": True}
+RING = {**LOCAL, "scheme": "ring"}
 CASES = {
     "local": Case(LOCAL),
     "local, equal shards": Case(LOCAL, equal=True),
@@ -49,6 +50,14 @@ CASES = {
     "global, positives": Case(GLOBAL, ("positives",)),
     "global, scales": Case(GLOBAL, ("scales",)),
     "global, more keys": Case(GLOBAL, ("more keys", "exclude_ids")),
+    "ring": Case(RING),
+    "ring, equal shards": Case(RING, equal=True),
+    "ring, ids": Case(RING, ("exclude_ids",)),
+    "ring, rows": Case({**RING, "directions": "rows"}, ("exclude_ids", "weights")),
+    "ring, euclidean": Case({**RING, "geometry": "euclidean"}),
+    "ring, cosine": Case({**RING, "geometry": "cosine"}),
+    "ring, more keys": Case(RING, ("more keys", "exclude_ids")),
+    "ring, global": Case({**RING, "local_loss": False}, ("exclude_ids", "weights")),
     "global, plain": Case({"local_loss": False, "gather_with_grad": False}, ("exclude_ids",)),
     "local, plain": Case({"local_loss": True, "gather_with_grad": False}),
 }
@@ -140,12 +149,21 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
+def visited_once(case: Case) -> bool:
+    """Whether every rank has the gradients of numbers, not its part of them."""
+    return not {"positives", "scales"} & set(case.given) and case.options.get("loss", "softmax") == "softmax"
+
+
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.options["gather_with_grad"]])
 def test_the_mean_over_ranks_is_that_of_one_process(found, name):
     world_size, results = found
     true = of_one_process(name, world_size)
     for part in true:
         assert_close(joined(results[name], part), true[part])
+    if visited_once(CASES[name]):
+        for result in results[name]:
+            for part in ("c", "scale"):
+                assert_close(result[part], true[part])
     if not CASES[name].options["local_loss"]:
         for result in results[name]:
             assert_close(result["loss"], true["loss"])

@@ -160,7 +160,9 @@ def test_numbers_that_contradict_the_group_are_refused(found):
 
 
 def test_a_scheme_is_one_of_those_there_are():
-    with pytest.raises(ValueError, match="scheme must be one of 'auto', 'gather', got 'ring'"):
+    with pytest.raises(ValueError, match="scheme must be one of 'auto', 'gather', 'ring', got 'star'"):
+        HyperbolicContrastiveLoss(scheme="star")
+    with pytest.raises(ValueError, match="scheme='ring' needs gather_with_grad=True"):
         HyperbolicContrastiveLoss(scheme="ring")
 
 

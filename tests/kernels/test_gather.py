@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hyperst_kernels.distributed import Gather, Ranks
 from tests.kernels import ranks
 
 WORLD, DIM = 3, 4
+NUMBERS = 4  # c, logit scale, and a factor of queries and of keys
 SHARDS = {"equal": (4, 4, 4), "unequal": (2, 5, 1), "an empty one": (3, 0, 2), "all empty": (0, 0, 0)}
 
 
@@ -37,26 +39,31 @@ def half(dtype: torch.dtype, rank: int, world_size: int) -> torch.Tensor:
 
 
 class Bytes(TorchDispatchMode):
-    """Bytes that a rank receives in all-gathers, and sends in reduce-scatters."""
+    """Bytes that a rank receives; in reduce-scatters, that it sends."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[tuple[str, int]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name()
-        if func.namespace == "c10d":
-            (tensors,) = args[0] if name == "c10d::allgather_" else args[1]
-            others = [x for k, x in enumerate(tensors) if k != torch.distributed.get_rank()]
-            self.found.append((name.removeprefix("c10d::"), sum(x.numel() * x.element_size() for x in others)))
+        name = func.name().removeprefix("c10d::")
+        if func.namespace == "c10d" and name != "send":
+            mine = torch.distributed.get_rank()
+            received: Sequence[torch.Tensor] = args[0]
+            if name in ("allgather_", "reduce_scatter_"):
+                (tensors,) = received if name == "allgather_" else args[1]
+                received = [x for k, x in enumerate(tensors) if k != mine]
+            elif name == "alltoall_base_":
+                received = [args[0][: args[0].numel() // WORLD * (WORLD - 1)]]
+            self.found.append((name, sum(x.numel() * x.element_size() for x in received)))
         return func(*args, **(kwargs or {}))
 
 
-def sent(dtype: torch.dtype, ids: bool, rank: int, world_size: int) -> list[tuple[str, int]]:
+def sent(dtype: torch.dtype, ids: bool, scheme: str, rank: int, world_size: int) -> list[tuple[str, int]]:
     n = SHARDS["unequal"][rank]
     image, text = (torch.eye(n, DIM, dtype=dtype, requires_grad=True) for _ in range(2))
     loss = HyperbolicContrastiveLoss(
-        group=torch.distributed.group.WORLD, local_loss=True, gather_with_grad=True, directions="both"
+        group=torch.distributed.group.WORLD, local_loss=True, gather_with_grad=True, scheme=scheme
     )
     with Bytes() as counted:
         loss(image, text, 9.0, exclude_ids=torch.arange(n) if ids else None).backward()
@@ -68,7 +75,8 @@ def _found(tmp_path_factory):
     cases = {name: functools.partial(gathered, rows) for name, rows in SHARDS.items()}
     cases |= {str(dtype): functools.partial(half, dtype) for dtype in (torch.bfloat16, torch.float16)}
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
-        cases[f"bytes of {dtype}"] = functools.partial(sent, dtype, dtype == torch.float32)
+        for scheme in ("gather", "ring"):
+            cases[f"bytes of {dtype}, {scheme}"] = functools.partial(sent, dtype, dtype == torch.float32, scheme)
     return ranks.run(WORLD, tmp_path_factory.mktemp("ranks"), cases)
 
 
@@ -93,12 +101,29 @@ def test_gradients_of_half_precision_are_summed_in_float32(found, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_bytes_are_those_of_the_documented_formula(found, dtype):
-    n, wide = max(SHARDS["unequal"]), max(dtype.itemsize, 4)
-    of_ids = [("allgather_", (WORLD - 1) * n * 8)] if dtype == torch.float32 else []
-    for counted in found[f"bytes of {dtype}"]:
+    longest, wide = max(SHARDS["unequal"]), max(dtype.itemsize, 4)
+    of_ids = [("allgather_", (WORLD - 1) * longest * 8)] if dtype == torch.float32 else []
+    for n, counted in zip(SHARDS["unequal"], found[f"bytes of {dtype}, gather"], strict=True):
         assert counted == [
             ("allgather_", (WORLD - 1) * 5 * 8),
+            ("allgather_", (WORLD - 1) * longest * DIM * dtype.itemsize),
             *of_ids,
-            ("allgather_", (WORLD - 1) * n * 2 * DIM * dtype.itemsize),
-            ("reduce_scatter_", (WORLD - 1) * n * 2 * DIM * wide),
+            ("alltoall_base_", (WORLD - 1) * n * 8),
+            ("allgather_", (WORLD - 1) * longest * 16),
+            ("reduce_scatter_", (WORLD - 1) * longest * DIM * wide),
+            ("allreduce_", NUMBERS * 8),
         ]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_bytes_of_a_ring_are_those_of_the_documented_formula(found, dtype):
+    rows, wide, ids = SHARDS["unequal"], max(dtype.itemsize, 4), 8 * (dtype == torch.float32)
+    for n, counted in zip(rows, found[f"bytes of {dtype}, ring"], strict=True):
+        others = sum(rows) - n
+        names = {name for name, _ in counted}
+        received = {name: sum(size for other, size in counted if other == name) for name in names}
+        forward, backward = others * (DIM * dtype.itemsize + ids), others * (DIM * dtype.itemsize + ids + 16)
+        returned = sum(rows) * (8 + DIM * wide)
+        assert received == {
+            "allgather_": (WORLD - 1) * 5 * 8, "recv_": forward + backward + returned, "allreduce_": NUMBERS * 8
+        }  # fmt: skip
