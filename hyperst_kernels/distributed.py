@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -66,6 +66,12 @@ class Ranks:
         torch.distributed.all_reduce(numbers := numbers.clone(), group=self.group)
         return numbers / self.size
 
+    def shared(self, *numbers: Any) -> list[Any]:
+        """The same numbers, whose gradients are the mean over ranks: of every rank alike, they learn without drifting apart."""
+        learnt = [x for x in numbers if isinstance(x, Tensor) and x.requires_grad]
+        found = iter(_Shared.apply(self, *learnt) if learnt and torch.is_grad_enabled() else learnt)
+        return [next(found) if isinstance(x, Tensor) and x.requires_grad else x for x in numbers]
+
     def mean_with_grad(self, x: Tensor) -> Tensor:
         """Likewise, where what every rank makes of it has gradients of the mean over ranks."""
         return _Mean.apply(self, x)
@@ -121,6 +127,19 @@ class _GatherWithGrad(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         return reduce_scatter(grad, ctx.ranks, ctx.rows).to(ctx.dtype), None, None
+
+
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, ranks: Ranks, *numbers: Tensor) -> tuple[Tensor, ...]:
+        ctx.ranks = ranks
+        return tuple(x.view_as(x) for x in numbers)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        means = ctx.ranks.mean(torch.cat([x.double().flatten() for x in grads])).split([x.numel() for x in grads])
+        return None, *(mean.view_as(x).to(x.dtype) for mean, x in zip(means, grads, strict=True))
 
 
 class _Mean(torch.autograd.Function):

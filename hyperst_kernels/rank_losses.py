@@ -60,6 +60,12 @@ class Call(NamedTuple):
     def facts(self) -> dict[str, object]:
         """What has to be alike on every rank, by the name that an error gives it."""
         vectors, options = self.prepared.vectors, self.options
+        learnt: list[tuple[str, Sequence[object]]] = [
+            ("features", vectors),
+            ("c", [self.c]),
+            ("logit_scale", [self.logit_scale]),
+            ("logit_bias", [options.logit_bias]),
+        ]
         given = {
             name: None if getattr(options, name) is None else "a value"
             for name in ("exclude_ids", "weights", "positives", "logit_bias")
@@ -69,7 +75,7 @@ class Call(NamedTuple):
         return {
             "the features' d": vectors[0].shape[1],
             "the features' dtype": vectors[0].dtype,
-            "whether features require gradients": torch.is_grad_enabled() and any(x.requires_grad for x in vectors),
+            **{f"requires_grad of {name}": _differentiable(*tensors) for name, tensors in learnt},
             **given,
             **{name: getattr(options, name) for name in alike},
             "directions": directions[0] if len(directions) == 1 else directions,
@@ -79,6 +85,10 @@ class Call(NamedTuple):
         """What `Shard` has to know of every rank."""
         (queries, keys, *_), *_ = self.terms
         return queries.shape[0], keys.shape[0], int(any(scale.ndim for scale in self.prepared.scales))
+
+
+def _differentiable(*tensors: object) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
 
 
 class Means(NamedTuple):
@@ -126,10 +136,16 @@ class Shard:
     def __init__(self, call: Call, gather: Gather, sizes: Sequence[Sizes], scheme: str = "auto"):
         self.call, self.gather, self.scheme = call, gather, scheme
         self.prepared, self.options = call.prepared, call.options
+        self.c, self.logit_scale = call.c, call.logit_scale
         self.query_rows, self.key_rows = [n for n, *_ in sizes], [m for _, m, _ in sizes]
         self.scale_per_query = _scale_per_query(sizes)
         self.more_keys = self.query_rows != self.key_rows
         self.by_rectangle = gather.with_grad and call.by_rectangle() and not self.scale_per_query
+        if not self.by_rectangle:
+            numbers = (self.c, None if self.scale_per_query else self.logit_scale, self.options.logit_bias)
+            c, scale, bias = gather.ranks.shared(*numbers)
+            self.c, self.logit_scale = c, self.logit_scale if scale is None else scale
+            self.options = self.options._replace(logit_bias=bias)
         device = self.prepared.c.device
         self.exclude_ids = self.positives = None
         if self.options.exclude_ids is not None and not self.by_rectangle:
@@ -154,10 +170,10 @@ class Shard:
         weights = self._weights()
         weights = None if weights is None else self.gather(weights, self.query_rows)
         options = self.options._replace(exclude_ids=self.exclude_ids, positives=self.positives, weights=weights)
-        scale = self.call.logit_scale
+        scale = self.logit_scale
         if self.scale_per_query and isinstance(scale, Tensor):
             scale = self.gather(scale.reshape(-1).to(self.prepared.c.device), self.query_rows)
-        return losses_of(terms, self.call.c, scale, options)
+        return losses_of(terms, self.c, scale, options)
 
     def own_losses(self) -> list[Tensor]:
         """The part of the own rows in the loss of each term."""
@@ -206,8 +222,7 @@ class Shard:
         ids = None if ids is None else ids.to(torch.int64)
         keys = [vectors[k] for k in sorted({p.keys for p in pairings})]
         scheme = scheme_of(self.scheme, self.gather, self.key_rows, ids, keys)
-        differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (*vectors, c, *scales))
-        keep = memory.kept_bytes if differentiable and isinstance(scheme, Gathered) else 0
+        keep = memory.kept_bytes if _differentiable(*vectors, c, *scales) and isinstance(scheme, Gathered) else 0
         terms = Terms(pairings, groups, None if ids is None else ids[:n], flags, keep)
         return losses(vectors, factors, c, [scales[t] for t, *_ in groups], terms, scheme)
 
@@ -228,8 +243,8 @@ class Shard:
             compute = [(forth, options), (back, options._replace(exclude_ids=first))]
         else:
             compute = [([*forth, *back], options)]  # at once, features that both ways share being prepared once
-        c, scale = self.call.c, self.call.logit_scale
-        return [loss for terms, its in compute if terms for loss in losses_of(terms, c, scale, its)]
+        given = (self.c, self.logit_scale)
+        return [loss for terms, its in compute if terms for loss in losses_of(terms, *given, its)]
 
     def _means(self) -> tuple[Means, Means]:
         """Those over queries and over keys."""

@@ -94,8 +94,8 @@ def test_the_mean_over_ranks_is_that_of_one_process(found, name):
 
 def test_all_features_travel_together(found):
     for seen in found[1]["collectives"]:
-        # features; columns there, and back; gradients of features, and of numbers
-        assert seen == ["allgather_", "alltoall_base_", "allgather_", "reduce_scatter_", "allreduce_"]
+        # features, columns; the gradient of the cones' curvature; columns, gradients of features, of numbers
+        assert seen == ["allgather_", "alltoall_base_", "allreduce_", "allgather_", "reduce_scatter_", "allreduce_"]
 
 
 def test_weights_count_in_every_mean():
