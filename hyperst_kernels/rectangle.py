@@ -60,27 +60,31 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scheme: Scheme, terms: Terms, factors, c, *tensors):
         ctx.scheme, ctx.terms, ctx.number = scheme, terms, len(tensors)
-        rows, columns, positives, saved = Rectangle(terms, factors, c, tensors).sums(scheme)
-        ctx.save_for_backward(factors, c, *tensors, rows, columns, positives, *saved)
-        return tuple(softplus(negatives - positives).to(c.dtype) for negatives in (rows, columns))
+        sums, saved = Rectangle(terms, factors, c, tensors).sums(scheme)
+        ctx.save_for_backward(factors, c, *tensors, *sums, *saved)
+        return sums.losses(c.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
         factors, c, *rest = ctx.saved_tensors
-        tensors, (*negatives, positives), saved = rest[: ctx.number], rest[ctx.number :][:3], rest[ctx.number + 3 :]
-        # a column without negatives has no slopes; without a loss either, it has no log-sum-exp
-        rows, columns = (
-            _Softmax(torch.where(x == -torch.inf, 0, torch.logaddexp(x, positives)), grad)
-            for x, grad in zip(negatives, grads, strict=True)
-        )
-        by_row, by_column = (
-            grad * torch.sigmoid(x - positives).to(grad) for x, grad in zip(negatives, grads, strict=True)
-        )
-        own = Rectangle(ctx.terms, factors, c, tensors)
-        gradients, numbers = own.gradients(ctx.scheme, rows, columns, by_row + by_column, iter(saved))
+        tensors, kept = rest[: ctx.number], rest[ctx.number :]
+        own, number = Rectangle(ctx.terms, factors, c, tensors), len(Sums._fields)
+        gradients, numbers = own.gradients(ctx.scheme, Sums(*kept[:number]), grads, iter(kept[number:]))
         dc, d_scales, d_factors = numbers.to(c.dtype).split([1, len(own.scales), len(own.vectors)])
         return None, None, None if factors is None else d_factors, dc[0], *d_scales, *gradients
+
+
+class Sums(NamedTuple):
+    """LSE over negatives of rows, and of columns, and logits of positives (t n), float64; -inf where there is nothing."""
+
+    rows: Tensor
+    columns: Tensor
+    positives: Tensor
+
+    def losses(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Of rows and columns (t n)."""
+        return tuple(softplus(negatives - self.positives).to(dtype) for negatives in self[:2])  # type: ignore[return-value]
 
 
 class _Softmax(NamedTuple):
@@ -88,6 +92,13 @@ class _Softmax(NamedTuple):
 
     lse: Tensor
     grad: Tensor
+
+    @classmethod
+    def of(cls, negatives: Tensor, positives: Tensor, grad: Tensor) -> tuple[_Softmax, Tensor]:
+        """It, and minus the slopes of the positives (t n)."""
+        # a column without negatives has no slopes; without a loss either, it has no log-sum-exp
+        lse = torch.where(negatives == -torch.inf, 0, torch.logaddexp(negatives, positives))
+        return cls(lse, grad), grad * torch.sigmoid(negatives - positives).to(grad)
 
 
 class Rectangle:
@@ -102,8 +113,8 @@ class Rectangle:
         self.keys: Features = {k: self.vectors[k] for k in sorted({p.keys for p in terms.pairings})}
         self.n = len(self.vectors[terms.pairings[0].queries])
 
-    def sums(self, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """LSE over negatives of rows and of columns, logits of positives (t n), and what `gradients` is given again."""
+    def sums(self, scheme: Scheme) -> tuple[Sums, list[Tensor]]:
+        """Sums of the own queries and of the first n own keys, and what `gradients` is given again."""
         rows = self.c.new_full((len(self.terms.pairings), self.n), -torch.inf, dtype=wide(self.c))
         merged, positives, saved = scheme.columns(), rows, []
         for block in scheme.blocks(self.keys):
@@ -117,7 +128,7 @@ class Rectangle:
             if self.terms.symmetric:
                 merged.add(columns)
         columns = merged.own()[:, : self.n].contiguous() if self.terms.symmetric else torch.full_like(rows, -torch.inf)
-        return rows, columns, positives, saved
+        return Sums(rows, columns, positives), saved
 
     def _chunks(self, block: Block) -> list[slice]:
         """Rows that meet a block at once: all, or no more than others' keys, each having one on the diagonal."""
@@ -143,16 +154,20 @@ class Rectangle:
             return rows, columns, diagonal, saved
         if ids is not None:
             diagonal.masked_fill_(ids[0] == ids[1][:height], -torch.inf)
-        columns[:, :height] = torch.logaddexp(columns[:, :height], diagonal)
+        for t, pairing in enumerate(self.terms.pairings):
+            if pairing.symmetric:
+                columns[t, :height] = torch.logaddexp(columns[t, :height], diagonal[t])
         return torch.logaddexp(rows, diagonal), columns, diagonal, saved
 
     def gradients(
-        self, scheme: Scheme, rows: _Softmax, columns: _Softmax, shares: Tensor, saved: Iterator[Tensor]
+        self, scheme: Scheme, sums: Sums, grads: Sequence[Tensor], saved: Iterator[Tensor]
     ) -> tuple[list[Tensor], Tensor]:
         """Gradients of the features; of c, scales and factors, their mean over ranks.
 
-        ``shares`` (t n) are minus the slopes of the positives, ``saved`` what `sums` gave.
+        ``grads`` (t n) are those of the losses of rows and columns; ``sums`` and ``saved`` are what `sums` gave.
         """
+        rows, by_row = _Softmax.of(sums.rows, sums.positives, grads[0])
+        columns, by_column = _Softmax.of(sums.columns, sums.positives, grads[1])
         precise = torch.promote_types(self.vectors[0].dtype, torch.float32)
         found = [torch.zeros_like(x, dtype=precise) for x in self.vectors]
         numbers = self.c.new_zeros(1 + len(self.scales) + len(found), dtype=wide(self.c))
@@ -168,7 +183,7 @@ class Rectangle:
             for some in self._chunks(block):
                 diagonal, kept = next(saved), [next(saved) for _ in self.scales]
                 mine = _Softmax(*(x[:, some] for x in rows))
-                slopes = shares if block.own else _shares_of_negatives(mine, of_block, diagonal)
+                slopes = by_row + by_column if block.own else _shares_of_negatives(mine, of_block, diagonal)
                 # an excluded pair has no share, but a finite logit
                 finite = torch.where(diagonal == -torch.inf, 0, diagonal)
                 given = Slopes(*mine, *of_block, finite, slopes)
