@@ -1,0 +1,204 @@
+"""What each way to share a loss among W ranks asks of one of them: operations, messages, memory.
+
+B rows in all, n = B / W of a rank, features of D numbers of s bytes, gradients that are summed in a = max(s, 4) bytes; the loss is
+the softmax in both directions. A product of matrices over p pairs is 2 p D operations. A message is what a rank receives in an
+all-gather, sends in a reduce-scatter or to its neighbour in a ring; of an all-reduce of z bytes, 2 (W - 1) z / W. Memory is that
+of features, their gradients and all that the loss holds at its peak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+HEADER = 40  # bytes that each rank sends before anything else: hyperst_kernels.agreement
+COLUMN = 16  # of the largest logit of a column and its sum of exponentials, float64 each
+TILES = 2**28  # bytes that the kernels' tiles take at most
+SOFTMAX = 16  # bytes for a pair in open_clip: two matrices of logits and their log-softmaxes, float32
+INF_CL = 15  # float32 matrices (n, D) that Inf-CL holds: see `benchmarks.cluster.published`
+
+
+class Problem(NamedTuple):
+    """B, W, D and s."""
+
+    batch: int
+    ranks: int
+    dim: int
+    itemsize: int = 2
+
+    @property
+    def rows(self) -> int:
+        """n, of the largest rank."""
+        return -(-self.batch // self.ranks)
+
+    @property
+    def wide(self) -> int:
+        """a"""
+        return max(self.itemsize, 4)
+
+    @property
+    def features(self) -> int:
+        """Bytes of the rows of one rank, of one side: n D s."""
+        return self.rows * self.dim * self.itemsize
+
+    @property
+    def sums(self) -> int:
+        """Bytes of gradients for them: n D a."""
+        return self.rows * self.dim * self.wide
+
+    @property
+    def pairs(self) -> int:
+        """n B"""
+        return self.rows * self.batch
+
+
+class Message(NamedTuple):
+    kind: str  # "all-gather", "reduce-scatter", "all-reduce", "send"
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """``operations``, ``messages`` and ``memory`` of a rank, of one step.
+
+    ``calls``: how often the fused kernels start, 0 where they are not ours. ``overlapped``: messages travel while a rank computes.
+    """
+
+    operations: Callable[[Problem], int]
+    messages: Callable[[Problem], list[Message]]
+    memory: Callable[[Problem], int]
+    calls: Callable[[Problem], int]
+    overlapped: bool = False
+
+
+def one_device(p: Problem) -> int:
+    """Memory where nothing is gathered: features of both sides and their gradients, 4 B D s; one in float32, 4 B D; tiles."""
+    return 4 * p.features + TILES + 4 * p.rows * p.dim
+
+
+def gather_operations(p: Problem) -> int:
+    """16 n B D: own queries against all keys, own keys against all queries. Each rectangle is one product forward, three backward
+    of which one is the forward product again. One rank has one rectangle, 8 B^2 D.
+    """
+    return (8 if p.ranks == 1 else 16) * p.pairs * p.dim
+
+
+def gather_messages(p: Problem) -> list[Message]:
+    """(W - 1) times: the header, 2 n D s all-gathered, 2 n D a reduce-scattered."""
+    return _several(p, ("all-gather", HEADER), ("all-gather", 2 * p.features), ("reduce-scatter", 2 * p.sums))
+
+
+def gather_memory(p: Problem) -> int:
+    """4 n D s; 2 B D s of the rows of all ranks, of their gradients, and of these side by side; 2 B D a where they are summed
+    wider; tiles.
+    """
+    if p.ranks == 1:
+        return one_device(p)
+    wider = 2 * p.ranks * p.sums if p.wide > p.itemsize else 0
+    return 4 * p.features + 6 * p.ranks * p.features + wider + TILES
+
+
+def rectangle_operations(p: Problem) -> int:
+    """8 n B D: own queries against all keys, once for both directions."""
+    return 8 * p.pairs * p.dim
+
+
+def rectangle_messages(p: Problem) -> list[Message]:
+    """(W - 1) times: the header, n D s of keys all-gathered, n D a of their gradients reduce-scattered; 2 n 16 of column
+    statistics in all-reduces of 16 B bytes. Gradients of queries are complete where they are.
+    """
+    return _several(
+        p,
+        ("all-gather", HEADER),
+        ("all-gather", p.features),
+        ("all-reduce", 2 * p.rows * COLUMN),
+        ("reduce-scatter", p.sums),
+    )
+
+
+def rectangle_memory(p: Problem) -> int:
+    """4 n D s; B D s of gathered keys; B D a of their gradients; 2 * 16 B of column statistics; tiles."""
+    if p.ranks == 1:
+        return one_device(p)
+    return 4 * p.features + p.ranks * (p.features + p.sums) + 2 * COLUMN * p.batch + TILES
+
+
+def ring_messages(p: Problem) -> list[Message]:
+    """Keys travel W - 1 steps forward and again backward, n D s each. Their column statistics travel with them, and one step
+    more to be home: W n 16 forward, (W - 1) n 16 backward. So do the sums of their gradients: W n D a.
+    """
+    statistics = p.rows * COLUMN
+    forward = _several(p, ("all-gather", HEADER), ("send", p.features), ("send", statistics))
+    backward = _several(p, ("send", p.features), ("send", statistics), ("send", p.sums))
+    home = [Message("send", statistics), Message("send", p.sums)] if p.ranks > 1 else []
+    return forward + backward + home
+
+
+def ring_memory(p: Problem) -> int:
+    """4 n D s; keys that are there and those that come, 2 n D s; sums of their gradients likewise, 2 n D a; n D a for queries;
+    column statistics, 3 * 16 n; tiles.
+    """
+    if p.ranks == 1:
+        return one_device(p)
+    return 6 * p.features + 3 * p.sums + 3 * COLUMN * p.rows + TILES
+
+
+def open_clip_operations(p: Problem) -> int:
+    """12 n B D: two matrices of logits, each one product forward and two backward."""
+    return 12 * p.pairs * p.dim
+
+
+def open_clip_messages(p: Problem) -> list[Message]:
+    """(W - 1) times: n D s of images and of texts all-gathered, and of gradients of both, not wider, reduce-scattered."""
+    kinds = ("all-gather", "all-gather", "reduce-scatter", "reduce-scatter")
+    return _several(p, *((kind, p.features) for kind in kinds))
+
+
+def open_clip_memory(p: Problem) -> int:
+    """4 n D s; 2 B D s of gathered features; 16 n B, at the end of the forward pass."""
+    gathered = 2 * p.ranks * p.features if p.ranks > 1 else 0
+    return 4 * p.features + gathered + SOFTMAX * p.pairs
+
+
+def inf_cl_operations(p: Problem) -> int:
+    """16 n B D: a ring for each direction, with the forward product again in the backward pass (arXiv 2410.17243, algorithms)."""
+    return 16 * p.pairs * p.dim
+
+
+def inf_cl_messages(p: Problem) -> list[Message]:
+    """For each direction (W - 1) n D 4 of keys forward and again backward, and W n D 4 of their gradients: all in float32."""
+    keys = 4 * p.rows * p.dim
+    home = [Message("send", keys)] * 2 if p.ranks > 1 else []
+    return _several(p, *[("send", keys)] * 6) + home
+
+
+def inf_cl_memory(p: Problem) -> int:
+    """15 * 4 n D."""
+    return INF_CL * 4 * p.rows * p.dim
+
+
+def _several(p: Problem, *messages: tuple[str, int]) -> list[Message]:
+    """Each W - 1 times."""
+    return [Message(kind, (p.ranks - 1) * size) for kind, size in messages] if p.ranks > 1 else []
+
+
+def _once(p: Problem) -> int:
+    return 1
+
+
+def _each_step(p: Problem) -> int:
+    return p.ranks
+
+
+def _not_ours(p: Problem) -> int:
+    return 0
+
+
+SCHEMES = {
+    "gather": Scheme(gather_operations, gather_messages, gather_memory, _once),
+    "rectangle": Scheme(rectangle_operations, rectangle_messages, rectangle_memory, _once),
+    "ring": Scheme(rectangle_operations, ring_messages, ring_memory, _each_step, overlapped=True),
+    "open_clip": Scheme(open_clip_operations, open_clip_messages, open_clip_memory, _not_ours),
+    "Inf-CL": Scheme(inf_cl_operations, inf_cl_messages, inf_cl_memory, _not_ours, overlapped=True),
+}
