@@ -25,11 +25,10 @@ class Estimate(NamedTuple):
     seconds: float
 
 
-def hops(ranks: int, messages: Sequence[Message]) -> int:
+def hops(ranks: int, passes: int, messages: Sequence[Message]) -> int:
     """Messages one after the other: log2 W for each collective, as in a tree, and W - 1 in each pass of a ring."""
     collectives = sum(message.kind != "send" for message in messages)
-    ring = 2 * (ranks - 1) if collectives < len(messages) else 0
-    return collectives * (ranks - 1).bit_length() + ring
+    return collectives * (ranks - 1).bit_length() + passes * (ranks - 1)
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class Cluster:
         operations, messages = scheme.operations(problem), scheme.messages(problem)
         computing = self.computing(name, problem)
         sending = sum(message.bytes / self.bandwidth(message.kind, problem.ranks) for message in messages)
-        sending += self.hop * hops(problem.ranks, messages)
-        seconds = max(computing, sending) if scheme.overlapped else computing + sending
+        sending += self.hop * hops(problem.ranks, scheme.passes, messages)
+        seconds = max(computing, sending) if scheme.passes else computing + sending
         return Estimate(operations, sum(message.bytes for message in messages), scheme.memory(problem), seconds)
 
     def computing(self, name: str, problem: Problem) -> float:

@@ -62,14 +62,15 @@ class Message(NamedTuple):
 class Scheme:
     """``operations``, ``messages`` and ``memory`` of a rank, of one step.
 
-    ``calls``: how often the fused kernels start, 0 where they are not ours. ``overlapped``: messages travel while a rank computes.
+    ``calls``: how often the fused kernels start, 0 where they are not ours. ``passes``: how often something goes round a ring of
+    all ranks; messages of a ring travel while a rank computes.
     """
 
     operations: Callable[[Problem], int]
     messages: Callable[[Problem], list[Message]]
     memory: Callable[[Problem], int]
     calls: Callable[[Problem], int]
-    overlapped: bool = False
+    passes: int = 0
 
 
 def one_device(p: Problem) -> int:
@@ -198,7 +199,7 @@ def _not_ours(p: Problem) -> int:
 SCHEMES = {
     "gather": Scheme(gather_operations, gather_messages, gather_memory, _once),
     "rectangle": Scheme(rectangle_operations, rectangle_messages, rectangle_memory, _once),
-    "ring": Scheme(rectangle_operations, ring_messages, ring_memory, _each_step, overlapped=True),
+    "ring": Scheme(rectangle_operations, ring_messages, ring_memory, _each_step, passes=2),
     "open_clip": Scheme(open_clip_operations, open_clip_messages, open_clip_memory, _not_ours),
-    "Inf-CL": Scheme(inf_cl_operations, inf_cl_messages, inf_cl_memory, _not_ours, overlapped=True),
+    "Inf-CL": Scheme(inf_cl_operations, inf_cl_messages, inf_cl_memory, _not_ours, passes=4),
 }
