@@ -1,4 +1,4 @@
-"""The formulas of benchmarks.cluster beside the bytes and the memory of real losses, in 2, 4 and 8 processes over gloo."""
+"""The formulas of benchmarks.cluster beside the bytes that real losses send, in 2, 4 and 8 processes over gloo."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ import torch.distributed
 import torch.distributed.nn
 from torch import nn
 
-from benchmarks.cluster.schemes import SCHEMES, TILES, Problem
+from benchmarks.cluster.schemes import SCHEMES, Problem
 from hyperst_kernels import HyperbolicContrastiveLoss
-from tests.benchmarks.counting import count
 from tests.kernels import ranks
 from tests.kernels.traffic import Traffic
 
 SIZES = (2, 4, 8)
 ROWS, DIM = 3, 4
-WIDE = 2048  # features so wide that they are nearly all that is held
 
 
 def ours(scheme: str, group, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -42,31 +40,15 @@ LOSSES = {
 }
 
 
-def features(rows: int, dim: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    return [(torch.randn(rows, dim) * dim**-0.5).to(dtype).requires_grad_() for _ in range(2)]
-
-
 def counted(name: str, dtype: torch.dtype, group, size: int) -> Counter:
     """Bytes of one step by kind of message."""
     found: Counter = Counter()
+    image, text = (torch.eye(ROWS, DIM, dtype=dtype, requires_grad=True) for _ in range(2))
     with Traffic(size) as traffic:
-        LOSSES[name](group, *features(ROWS, DIM, dtype)).backward()
+        LOSSES[name](group, image, text).backward()
     for kind, sent in traffic.found:
         found[kind] += sent
     return found
-
-
-def held(group) -> int:
-    """Most bytes that a step of "gather" holds beside its features, in float32."""
-    given = features(64, WIDE, torch.float32)
-
-    def step() -> None:
-        LOSSES["gather"](group, *given).backward()
-
-    step()
-    for x in given:
-        x.grad = None
-    return count(step).peak
 
 
 def of_rank(rank: int, world_size: int) -> dict:
@@ -78,7 +60,6 @@ def of_rank(rank: int, world_size: int) -> dict:
             for name in LOSSES:
                 for dtype in (torch.bfloat16, torch.float32):
                     found[name, size, dtype] = counted(name, dtype, group, size)
-            found[size] = held(group) if size < max(SIZES) else 0
     return found
 
 
@@ -102,8 +83,3 @@ def test_bytes_that_are_sent_are_those_of_the_formula(found, name, size, dtype):
     for result in found[:size]:
         assert result[name, size, dtype] == expected
 
-
-def test_memory_grows_with_ranks_as_the_formula_does(found):
-    """Rows of a rank being as many: what those of other ranks take, which is all that grows. Tiles are not that large here."""
-    few, many = (SCHEMES["gather"].memory(Problem(64 * size, size, WIDE, 4)) - TILES for size in SIZES[:2])
-    assert found[0][SIZES[1]] - found[0][SIZES[0]] == pytest.approx(many - few, rel=0.1)
