@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
 
 def hops(ranks: int, passes: int, messages: Sequence[Message]) -> int:
     """Messages one after the other: log2 W for each collective, as in a tree, and W - 1 in each pass of a ring."""
-    collectives = sum(message.kind != "send" for message in messages)
+    collectives = sum(message.kind != "ring" for message in messages)
     return collectives * (ranks - 1).bit_length() + passes * (ranks - 1)
 
 
@@ -76,7 +76,7 @@ class Cluster:
         """
         slowest = self.within.rate
         if ranks > self.node:
-            slowest = min(slowest, self.between.rate * (1 if kind == "send" else self.node))
+            slowest = min(slowest, self.between.rate * (1 if kind == "ring" else self.node))
         return self.attained * slowest
 
     def fits(self, estimate: Estimate) -> bool:

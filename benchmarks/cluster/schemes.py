@@ -1,9 +1,8 @@
 """What each way to share a loss among W ranks asks of one of them: operations, messages, memory.
 
 B rows in all, n = B / W of a rank, features of D numbers of s bytes, gradients that are summed in a = max(s, 4) bytes; the loss is
-the softmax in both directions. A product of matrices over p pairs is 2 p D operations. A message is what a rank receives in an
-all-gather, sends in a reduce-scatter or to its neighbour in a ring; of an all-reduce of z bytes, 2 (W - 1) z / W. Memory is that
-of features, their gradients and all that the loss holds at its peak.
+the softmax in both directions. A product of matrices over p pairs is 2 p D operations. A message is what a rank receives, or
+sends in a reduce-scatter. Memory is that of features, their gradients and all that the loss holds at its peak.
 """
 
 from __future__ import annotations
@@ -13,7 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 HEADER = 40  # bytes that each rank sends before anything else: hyperst_kernels.agreement
-COLUMN = 16  # of the largest logit of a column and its sum of exponentials, float64 each
+LOG_SUM = 8  # of the log-sum-exp of a column, float64
+COLUMN = 16  # of that, and of its slope
+NUMBERS = 4 * 8  # gradients of curvature, logit scale and the factors of both sides, float64
 TILES = 2**28  # bytes that the kernels' tiles take at most
 SOFTMAX = 16  # bytes for a pair in open_clip: two matrices of logits and their log-softmaxes, float32
 INF_CL = 15  # float32 matrices (n, D) that Inf-CL holds: see `benchmarks.cluster.published`
@@ -54,7 +55,7 @@ class Problem(NamedTuple):
 
 
 class Message(NamedTuple):
-    kind: str  # "all-gather", "reduce-scatter", "all-reduce", "send"
+    kind: str  # "all-gather", "all-to-all", "reduce-scatter", "all-reduce", or "ring", from a neighbour
     bytes: int
 
 
@@ -78,71 +79,45 @@ def one_device(p: Problem) -> int:
     return 4 * p.features + TILES + 4 * p.rows * p.dim
 
 
-def gather_operations(p: Problem) -> int:
-    """16 n B D: own queries against all keys, own keys against all queries. Each rectangle is one product forward, three backward
-    of which one is the forward product again. One rank has one rectangle, 8 B^2 D.
+def operations(p: Problem) -> int:
+    """8 n B D: own queries against all keys once, for both directions. One product forward; backward the same again, and two for
+    gradients.
     """
-    return (8 if p.ranks == 1 else 16) * p.pairs * p.dim
-
-
-def gather_messages(p: Problem) -> list[Message]:
-    """(W - 1) times: the header, 2 n D s all-gathered, 2 n D a reduce-scattered."""
-    return _several(p, ("all-gather", HEADER), ("all-gather", 2 * p.features), ("reduce-scatter", 2 * p.sums))
-
-
-def gather_memory(p: Problem) -> int:
-    """4 n D s; 2 B D s of the rows of all ranks, of their gradients, and of these side by side; 2 B D a where they are summed
-    wider; tiles.
-    """
-    if p.ranks == 1:
-        return one_device(p)
-    wider = 2 * p.ranks * p.sums if p.wide > p.itemsize else 0
-    return 4 * p.features + 6 * p.ranks * p.features + wider + TILES
-
-
-def rectangle_operations(p: Problem) -> int:
-    """8 n B D: own queries against all keys, once for both directions."""
     return 8 * p.pairs * p.dim
 
 
-def rectangle_messages(p: Problem) -> list[Message]:
-    """(W - 1) times: the header, n D s of keys all-gathered, n D a of their gradients reduce-scattered; 2 n 16 of column
-    statistics in all-reduces of 16 B bytes. Gradients of queries are complete where they are.
+def gather_messages(p: Problem) -> list[Message]:
+    """(W - 1) times: the header and n D s of keys all-gathered, n log-sum-exps of columns sent home, n 16 of them and of their
+    slopes all-gathered, n D a of gradients of keys reduce-scattered. Gradients of queries are complete where they are.
     """
-    return _several(
-        p,
-        ("all-gather", HEADER),
-        ("all-gather", p.features),
-        ("all-reduce", 2 * p.rows * COLUMN),
-        ("reduce-scatter", p.sums),
-    )
+    forward = [("all-gather", HEADER), ("all-gather", p.features), ("all-to-all", p.rows * LOG_SUM)]
+    backward = [("all-gather", p.rows * COLUMN), ("reduce-scatter", p.sums)]
+    return _several(p, *forward, *backward) + _numbers(p)
 
 
-def rectangle_memory(p: Problem) -> int:
-    """4 n D s; B D s of gathered keys; B D a of their gradients; 2 * 16 B of column statistics; tiles."""
+def gather_memory(p: Problem) -> int:
+    """4 n D s; B D s of keys, B D s of their gradients, and B D a of sums of these, once more side by side; tiles."""
     if p.ranks == 1:
         return one_device(p)
-    return 4 * p.features + p.ranks * (p.features + p.sums) + 2 * COLUMN * p.batch + TILES
+    return 4 * p.features + 2 * p.ranks * (p.features + p.sums) + COLUMN * p.batch + TILES
 
 
 def ring_messages(p: Problem) -> list[Message]:
-    """Keys travel W - 1 steps forward and again backward, n D s each. Their column statistics travel with them, and one step
-    more to be home: W n 16 forward, (W - 1) n 16 backward. So do the sums of their gradients: W n D a.
+    """Keys go W - 1 steps forward and again backward, n D s each, then with n 16 of their log-sum-exps and slopes. Sums for them
+    go a step behind, and one more to be home: W n 8 of log-sum-exps forward, W n D a of gradients backward.
     """
-    statistics = p.rows * COLUMN
-    forward = _several(p, ("all-gather", HEADER), ("send", p.features), ("send", statistics))
-    backward = _several(p, ("send", p.features), ("send", statistics), ("send", p.sums))
-    home = [Message("send", statistics), Message("send", p.sums)] if p.ranks > 1 else []
-    return forward + backward + home
+    going = _several(p, ("all-gather", HEADER), ("ring", p.features), ("ring", p.features + p.rows * COLUMN))
+    home = [Message("ring", p.ranks * (p.rows * LOG_SUM + p.sums))] if p.ranks > 1 else []
+    return going + home + _numbers(p)
 
 
 def ring_memory(p: Problem) -> int:
-    """4 n D s; keys that are there and those that come, 2 n D s; sums of their gradients likewise, 2 n D a; n D a for queries;
-    column statistics, 3 * 16 n; tiles.
+    """4 n D s; keys that are there and those that come, and gradients of a shard, 3 n D s; sums of these: own, merged, leaving
+    and coming, 4 n D a; those of own rows, 2 n D a; for each key of all 8 bytes of a logit; tiles.
     """
     if p.ranks == 1:
         return one_device(p)
-    return 6 * p.features + 3 * p.sums + 3 * COLUMN * p.rows + TILES
+    return 7 * p.features + 6 * p.sums + LOG_SUM * p.batch + TILES
 
 
 def open_clip_operations(p: Problem) -> int:
@@ -170,8 +145,8 @@ def inf_cl_operations(p: Problem) -> int:
 def inf_cl_messages(p: Problem) -> list[Message]:
     """For each direction (W - 1) n D 4 of keys forward and again backward, and W n D 4 of their gradients: all in float32."""
     keys = 4 * p.rows * p.dim
-    home = [Message("send", keys)] * 2 if p.ranks > 1 else []
-    return _several(p, *[("send", keys)] * 6) + home
+    home = [Message("ring", keys)] * 2 if p.ranks > 1 else []
+    return _several(p, *[("ring", keys)] * 6) + home
 
 
 def inf_cl_memory(p: Problem) -> int:
@@ -182,6 +157,10 @@ def inf_cl_memory(p: Problem) -> int:
 def _several(p: Problem, *messages: tuple[str, int]) -> list[Message]:
     """Each W - 1 times."""
     return [Message(kind, (p.ranks - 1) * size) for kind, size in messages] if p.ranks > 1 else []
+
+
+def _numbers(p: Problem) -> list[Message]:
+    return [Message("all-reduce", NUMBERS)] if p.ranks > 1 else []
 
 
 def _once(p: Problem) -> int:
@@ -197,9 +176,8 @@ def _not_ours(p: Problem) -> int:
 
 
 SCHEMES = {
-    "gather": Scheme(gather_operations, gather_messages, gather_memory, _once),
-    "rectangle": Scheme(rectangle_operations, rectangle_messages, rectangle_memory, _once),
-    "ring": Scheme(rectangle_operations, ring_messages, ring_memory, _each_step, passes=2),
+    "gather": Scheme(operations, gather_messages, gather_memory, _once),
+    "ring": Scheme(operations, ring_messages, ring_memory, _each_step, passes=2),
     "open_clip": Scheme(open_clip_operations, open_clip_messages, open_clip_memory, _not_ours),
     "Inf-CL": Scheme(inf_cl_operations, inf_cl_messages, inf_cl_memory, _not_ours, passes=4),
 }

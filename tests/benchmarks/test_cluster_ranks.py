@@ -36,6 +36,7 @@ def open_clip(group, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
 
 LOSSES = {
     "gather": functools.partial(ours, "gather"),
+    "ring": functools.partial(ours, "ring"),
     "open_clip": open_clip,
 }
 
@@ -51,26 +52,12 @@ def counted(name: str, dtype: torch.dtype, group, size: int) -> Counter:
     return found
 
 
-def every_kind(group, size: int) -> list[tuple[str, int]]:
-    """Messages of whole tensors of 64 bytes, and of a ring."""
-    rank, x = torch.distributed.get_rank(group), torch.zeros(16)
-    with Traffic(size) as traffic:
-        torch.distributed.all_gather_into_tensor(x, torch.zeros(16 // size), group=group)
-        torch.distributed.reduce_scatter_tensor(torch.zeros(16 // size), x, group=group)
-        torch.distributed.all_reduce(x, group=group)
-        sending = torch.distributed.isend(torch.zeros(16), (rank + 1) % size, group=group)
-        torch.distributed.recv(x, (rank - 1) % size, group=group)
-        sending.wait()
-    return traffic.found
-
-
 def of_rank(rank: int, world_size: int) -> dict:
     """Cases of the groups that this rank belongs to: the first 2, 4 and 8 processes."""
     found: dict = {}
     for size in SIZES:
         group = torch.distributed.new_group(range(size))
         if rank < size:
-            found[size] = every_kind(group, size)
             for name in LOSSES:
                 for dtype in (torch.bfloat16, torch.float32):
                     found[name, size, dtype] = counted(name, dtype, group, size)
@@ -96,10 +83,3 @@ def test_bytes_that_are_sent_are_those_of_the_formula(found, name, size, dtype):
     assert expected.total() > 0
     for result in found[:size]:
         assert result[name, size, dtype] == expected
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_bytes_are_counted_of_every_kind_of_message(found, size):
-    part = 64 * (size - 1) // size
-    for result in found[:size]:
-        assert result[size] == [("all-gather", part), ("reduce-scatter", part), ("all-reduce", 2 * part), ("send", 64)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import socket
@@ -13,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kernels.test_examples import EXAMPLES
+from tests.kernels import ranks
+from tests.kernels.test_replicas import EXAMPLES, example
 
+ACCELERATE = importlib.util.find_spec("accelerate") is not None
 STEPS = 5 * 1024 // 64
 # stands for SLURM's own on one machine: a process for each of two tasks
 SRUN = """#!/bin/bash
@@ -40,31 +41,46 @@ def run(command: list[str | Path], folder: Path, **environment: str) -> tuple[st
     return done.stdout, torch.load(folder / "model.pt")
 
 
-def torchrun(name: str, world_size: int, folder: Path) -> tuple[str, dict[str, torch.Tensor]]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+def torchrun(name: str, folder: Path) -> tuple[str, dict[str, torch.Tensor]]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return run([*command, EXAMPLES / f"{name}.py"], folder, ACCELERATE_USE_CPU="true")
+
+
+def with_torchrun(rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    model, _ = example("torchrun_loop").train(torch.device("cpu"))
+    return model.state_dict()
+
+
+def with_accelerate(rank: int, world_size: int) -> dict[str, torch.Tensor] | None:
+    if not ACCELERATE:
+        return None
+    loop = example("accelerate_loop")
+    in_order = loop.DataLoaderConfiguration(use_seedable_sampler=True)
+    model, _ = loop.train(loop.Accelerator(cpu=True, dataloader_config=in_order))
+    return model.state_dict()
 
 
 @pytest.fixture(name="alone", scope="module")
 def _alone(tmp_path_factory):
-    """By name, what a recipe gives in one process, which takes the rows of all."""
-    return functools.cache(lambda name: torchrun(name, 1, tmp_path_factory.mktemp(name)))
+    """By name, the weights of a recipe in one process, which takes the rows of all."""
+    cases = {"torchrun_loop": with_torchrun, "accelerate_loop": with_accelerate}
+    return {name: weights for name, (weights,) in ranks.run(1, tmp_path_factory.mktemp("alone"), cases).items()}
 
 
-def check(found: tuple[str, dict[str, torch.Tensor]], expected: tuple[str, dict[str, torch.Tensor]]) -> None:
+def check(found: tuple[str, dict[str, torch.Tensor]], expected: dict[str, torch.Tensor]) -> None:
     """One rank writes one line, the loss falls, and weights are one process's but for the rounding of every step."""
     (line,) = found[0].splitlines()
     first, last = (float(line.split()[k].strip(",")) for k in (1, 3))
     assert last < 0.6 * first  # 0.38
     rounding = STEPS * torch.finfo(torch.float32).eps
-    torch.testing.assert_close(found[1], expected[1], rtol=rounding, atol=rounding)
+    torch.testing.assert_close(found[1], expected, rtol=rounding, atol=rounding)
 
 
 @pytest.mark.parametrize("name", ["torchrun_loop", "accelerate_loop"])
 def test_two_processes_of_torchrun_train_as_one(name, alone, tmp_path):
-    if name == "accelerate_loop" and importlib.util.find_spec("accelerate") is None:
+    if name == "accelerate_loop" and not ACCELERATE:
         pytest.skip("accelerate is not installed")
-    check(torchrun(name, 2, tmp_path), alone(name))
+    check(torchrun(name, tmp_path), alone[name])
 
 
 def test_two_tasks_of_slurm_train_as_one(alone, tmp_path):
@@ -88,4 +104,4 @@ def test_two_tasks_of_slurm_train_as_one(alone, tmp_path):
         SLURM_JOB_ID=str(port - 10000),
         SLURM_JOB_NODELIST="node[7-8]",
     )
-    check(found, alone("torchrun_loop"))
+    check(found, alone["torchrun_loop"])

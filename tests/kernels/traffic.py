@@ -12,17 +12,11 @@ def size(tensors: Iterable[torch.Tensor]) -> int:
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
-def of_others(world_size: int, shards: list[torch.Tensor]) -> int:
-    """Bytes of a list with a tensor for each rank, all of one size, but for the own one."""
-    assert len({x.numel() for x in shards}) == 1
-    return size(shards) * (world_size - 1) // world_size
-
-
 class Traffic(TorchDispatchMode):
-    """While it is active, ``found`` grows by the kind and the bytes of each collective and message, as libraries exchange them.
+    """While it is active, ``found`` grows by the kind and the bytes of each collective and message that a rank of W takes part in.
 
-    Bytes are those that a rank receives in an all-gather, and sends to others in a reduce-scatter (also one by scatters, as gloo's
-    backward pass of torch.distributed.nn.all_gather) or a message; of an all-reduce of z bytes, 2 (W - 1) z / W.
+    Bytes are those that it receives from others, or in a reduce-scatter sends to them, also in one by scatters, as gloo's of
+    torch.distributed.nn.all_gather; and all of the tensor in an all-reduce.
     """
 
     def __init__(self, world_size: int):
@@ -32,24 +26,26 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "c10d":
-            counted = self._counted(func.name().removeprefix("c10d::"), args)
-            self.found += [counted] if counted[1] else []
+            kind, counted = self._counted(func.name().removeprefix("c10d::"), args)
+            self.found += [(kind, counted)] if counted else []
         return func(*args, **(kwargs or {}))
 
     def _counted(self, name: str, args: tuple) -> tuple[str, int]:
-        others = self.world_size - 1
         if name == "allgather_":
-            return "all-gather", of_others(self.world_size, args[0][0])
-        if name == "_allgather_base_":
-            return "all-gather", size(args[:1]) * others // self.world_size
+            return "all-gather", self._of_others(args[0][0])
         if name == "reduce_scatter_":
-            return "reduce-scatter", of_others(self.world_size, args[1][0])
-        if name == "_reduce_scatter_base_":
-            return "reduce-scatter", size(args[1:2]) * others // self.world_size
-        if name == "scatter_":  # lists are empty where another rank is the source
-            return "reduce-scatter", of_others(self.world_size, args[1][0]) if args[1] else 0
+            return "reduce-scatter", self._of_others(args[1][0])
+        if name == "scatter_":  # without tensors where another rank is the source
+            return "reduce-scatter", self._of_others(args[1][0]) if args[1] else 0
+        if name == "alltoall_base_":
+            return "all-to-all", self._of_others(args[:1])
         if name == "allreduce_":
-            return "all-reduce", 2 * size(args[0]) * others // self.world_size
+            return "all-reduce", size(args[0])
         if name in ("send", "recv_"):
-            return "send", size(args[0]) if name == "send" else 0
+            return "ring", size(args[0]) if name == "recv_" else 0
         raise NotImplementedError(f"bytes of c10d::{name}")
+
+    def _of_others(self, shards: Iterable[torch.Tensor]) -> int:
+        """Bytes but for a rank's own part, of which there are W alike."""
+        assert size(shards) % self.world_size == 0
+        return size(shards) * (self.world_size - 1) // self.world_size
