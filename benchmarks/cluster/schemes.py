@@ -16,6 +16,7 @@ LOG_SUM = 8  # of the log-sum-exp of a column, float64
 COLUMN = 16  # of that, and of its slope
 NUMBERS = 4 * 8  # gradients of curvature, logit scale and the factors of both sides, float64
 TILES = 2**28  # bytes that the kernels' tiles take at most
+PAIRS_OF_A_FLAG = 128 * 64  # a byte for each tile of the forward pass: hyperst_kernels/gpu/launch_table.json
 SOFTMAX = 16  # bytes for a pair in open_clip: two matrices of logits and their log-softmaxes, float32
 INF_CL = 15  # float32 matrices (n, D) that Inf-CL holds: see `benchmarks.cluster.published`
 
@@ -75,8 +76,15 @@ class Scheme:
 
 
 def one_device(p: Problem) -> int:
-    """Memory where nothing is gathered: features of both sides and their gradients, 4 B D s; one in float32, 4 B D; tiles."""
-    return 4 * p.features + TILES + 4 * p.rows * p.dim
+    """Memory where nothing is gathered: features of both sides and their gradients, 4 B D s; one in float32, 4 B D; tiles and
+    their flags.
+    """
+    return 4 * p.features + 4 * p.rows * p.dim + tiles(p)
+
+
+def tiles(p: Problem) -> int:
+    """Memory of the kernels: 2^28, and n B / 8192 of flags."""
+    return TILES + p.pairs // PAIRS_OF_A_FLAG
 
 
 def operations(p: Problem) -> int:
@@ -96,10 +104,12 @@ def gather_messages(p: Problem) -> list[Message]:
 
 
 def gather_memory(p: Problem) -> int:
-    """4 n D s; B D s of keys, B D s of their gradients, and B D a of sums of these, once more side by side; tiles."""
+    """4 n D s; B D s of keys, B D s of their gradients, and B D a of sums of these, once more side by side; 16 B of numbers of
+    columns; tiles and flags.
+    """
     if p.ranks == 1:
         return one_device(p)
-    return 4 * p.features + 2 * p.ranks * (p.features + p.sums) + COLUMN * p.batch + TILES
+    return 4 * p.features + 2 * p.ranks * (p.features + p.sums) + COLUMN * p.batch + tiles(p)
 
 
 def ring_messages(p: Problem) -> list[Message]:
@@ -113,11 +123,11 @@ def ring_messages(p: Problem) -> list[Message]:
 
 def ring_memory(p: Problem) -> int:
     """4 n D s; keys that are there and those that come, and gradients of a shard, 3 n D s; sums of these: own, merged, leaving
-    and coming, 4 n D a; those of own rows, 2 n D a; for each key of all 8 bytes of a logit; tiles.
+    and coming, 4 n D a; those of own rows, 2 n D a; for each key of all 8 bytes of a logit; tiles and flags.
     """
     if p.ranks == 1:
         return one_device(p)
-    return 7 * p.features + 6 * p.sums + LOG_SUM * p.batch + TILES
+    return 7 * p.features + 6 * p.sums + LOG_SUM * p.batch + tiles(p)
 
 
 def open_clip_operations(p: Problem) -> int:
