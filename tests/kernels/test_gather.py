@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import pytest
 import torch
 import torch.distributed
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hyperst_kernels import HyperbolicContrastiveLoss
 from hyperst_kernels.distributed import Gather, Ranks
 from tests.kernels import ranks
+from tests.kernels.traffic import Traffic
 
 WORLD, DIM = 3, 4
 NUMBERS = 4  # c, logit scale, and a factor of queries and of keys
@@ -38,34 +37,13 @@ def half(dtype: torch.dtype, rank: int, world_size: int) -> torch.Tensor:
     return x.grad
 
 
-class Bytes(TorchDispatchMode):
-    """Bytes that a rank receives; in reduce-scatters, that it sends."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, int]] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name().removeprefix("c10d::")
-        if func.namespace == "c10d" and name != "send":
-            mine = torch.distributed.get_rank()
-            received: Sequence[torch.Tensor] = args[0]
-            if name in ("allgather_", "reduce_scatter_"):
-                (tensors,) = received if name == "allgather_" else args[1]
-                received = [x for k, x in enumerate(tensors) if k != mine]
-            elif name == "alltoall_base_":
-                received = [args[0][: args[0].numel() // WORLD * (WORLD - 1)]]
-            self.found.append((name, sum(x.numel() * x.element_size() for x in received)))
-        return func(*args, **(kwargs or {}))
-
-
 def sent(dtype: torch.dtype, ids: bool, scheme: str, rank: int, world_size: int) -> list[tuple[str, int]]:
     n = SHARDS["unequal"][rank]
     image, text = (torch.eye(n, DIM, dtype=dtype, requires_grad=True) for _ in range(2))
     loss = HyperbolicContrastiveLoss(
         group=torch.distributed.group.WORLD, local_loss=True, gather_with_grad=True, scheme=scheme
     )
-    with Bytes() as counted:
+    with Traffic(world_size) as counted:
         loss(image, text, 9.0, exclude_ids=torch.arange(n) if ids else None).backward()
     return counted.found
 
@@ -102,16 +80,16 @@ def test_gradients_of_half_precision_are_summed_in_float32(found, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_bytes_are_those_of_the_documented_formula(found, dtype):
     longest, wide = max(SHARDS["unequal"]), max(dtype.itemsize, 4)
-    of_ids = [("allgather_", (WORLD - 1) * longest * 8)] if dtype == torch.float32 else []
+    of_ids = [("all-gather", (WORLD - 1) * longest * 8)] if dtype == torch.float32 else []
     for n, counted in zip(SHARDS["unequal"], found[f"bytes of {dtype}, gather"], strict=True):
         assert counted == [
-            ("allgather_", (WORLD - 1) * 5 * 8),
-            ("allgather_", (WORLD - 1) * longest * DIM * dtype.itemsize),
+            ("all-gather", (WORLD - 1) * 5 * 8),
+            ("all-gather", (WORLD - 1) * longest * DIM * dtype.itemsize),
             *of_ids,
-            ("alltoall_base_", (WORLD - 1) * n * 8),
-            ("allgather_", (WORLD - 1) * longest * 16),
-            ("reduce_scatter_", (WORLD - 1) * longest * DIM * wide),
-            ("allreduce_", NUMBERS * 8),
+            ("all-to-all", (WORLD - 1) * n * 8),
+            ("all-gather", (WORLD - 1) * longest * 16),
+            ("reduce-scatter", (WORLD - 1) * longest * DIM * wide),
+            ("all-reduce", NUMBERS * 8),
         ]
 
 
@@ -125,5 +103,5 @@ def test_bytes_of_a_ring_are_those_of_the_documented_formula(found, dtype):
         forward, backward = others * (DIM * dtype.itemsize + ids), others * (DIM * dtype.itemsize + ids + 16)
         returned = sum(rows) * (8 + DIM * wide)
         assert received == {
-            "allgather_": (WORLD - 1) * 5 * 8, "recv_": forward + backward + returned, "allreduce_": NUMBERS * 8
+            "all-gather": (WORLD - 1) * 5 * 8, "ring": forward + backward + returned, "all-reduce": NUMBERS * 8
         }  # fmt: skip
