@@ -20,7 +20,7 @@ from hyperst_kernels.operators import contrastive_sums
 from hyperst_kernels.operators.contrastive import of_moderate_size
 from hyperst_kernels.operators.contrastive_sums import Flags
 from hyperst_kernels.reference.contrastive import Pairing, Slopes, softplus
-from hyperst_kernels.schemes import Block, Features, Scheme
+from hyperst_kernels.schemes import Block, Features, Scheme, joined
 
 
 class Terms(NamedTuple):
@@ -188,7 +188,7 @@ class Rectangle:
                 finite = torch.where(diagonal == -torch.inf, 0, diagonal)
                 given = Slopes(*mine, *of_block, finite, slopes)
                 self._add_gradients(block, some, given, kept, [x[some] for x in found], back, numbers)
-            returned.add(torch.cat(list(back.values()), 1))
+            returned.add(joined(back))
         parts = returned.own().split([x.shape[1] for x in self.keys.values()], 1)
         for k, part in zip(self.keys, parts, strict=True):
             found[k] += part
