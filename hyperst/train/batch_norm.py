@@ -8,15 +8,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hyperst_kernels.distributed import Gather, Ranks
 
-__all__ = ["SyncBatchNorm", "synchronise_batch_norms"]
+__all__ = ["BatchNormOverRanks", "synchronise_batch_norms"]
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """``torch.nn.SyncBatchNorm``, which knows GPUs only, and the same over the processes of the default group on CPUs."""
+class BatchNormOverRanks(_BatchNorm):
+    """What ``torch.nn.SyncBatchNorm`` is on GPUs, for CPUs, over the processes of the default group."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, ...) to the same shape. Ranks may hold unequally many rows."""
-        if not self.training or x.device.type != "cpu":
+        if not self.training:
             return super().forward(x)
         values = x.to(torch.promote_types(x.dtype, torch.float32)).transpose(0, 1).flatten(1)
         mean = values.mean(1)
@@ -30,6 +30,9 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         per_channel = (1, -1) + (1,) * (x.ndim - 2)
         return (x * scale.view(per_channel) + shift.view(per_channel)).to(x.dtype)
 
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Any number of axes from two on."""
+
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None
@@ -41,10 +44,13 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         self.running_var.lerp_(variance.to(self.running_var.dtype), factor)
 
 
-def synchronise_batch_norms(model: nn.Module) -> None:
+def synchronise_batch_norms(model: nn.Module, device: str) -> None:
     """Have each batch norm of ``model`` that learns take its mean and variance over the rows of all processes, in place.
 
-    Those of a frozen encoder stay as they are. Raises ValueError for layers that join batch norm and something else.
+    ``device`` is the kind that will train: ``"cpu"``, ``"cuda"``, ... Those of a frozen encoder stay as they are.
+
+    Raises:
+        ValueError: a layer joins batch norm and something else.
     """
     model.train()
     for name, module in list(model.named_modules()):
@@ -55,8 +61,10 @@ def synchronise_batch_norms(model: nn.Module) -> None:
                 f"layer {name} is a {type(module).__name__}, whose statistics cannot be taken over several processes; train in one "
                 "process (--devices 1), or without model.lora"
             )
-        converted = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        converted.__class__ = SyncBatchNorm
+        kind = BatchNormOverRanks if device == "cpu" else nn.SyncBatchNorm
+        options = (module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
+        converted = kind(*options)
+        converted.load_state_dict(module.state_dict())
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, converted)
 

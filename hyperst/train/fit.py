@@ -22,7 +22,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from hyperst.checkpoint import load_checkpoint, require_genes
-from hyperst.config import RunConfig, TrainingConfig, read_config, write_config
+from hyperst.config import RunConfig, read_config, write_config
 from hyperst.data import (
     Section,
     align_genes,
@@ -182,13 +182,13 @@ def _fit(
     lightning.seed_everything(config.training.seed, verbose=False)
     model = build_model(config, len(genes), width, stored=resume)
     model.initialise_output(_mean_target(config, genes, sections, split))
+    recorder = Recorder(place, config.training, on_epoch)
+    trainer = _trainer(config, recorder, processes)
     if processes.size > 1:
-        synchronise_batch_norms(model)
+        synchronise_batch_norms(model, trainer.strategy.root_device.type)
     alignment = Alignment(config.alignment, config.model.width, torch.distributed.group.WORLD)
     sizes = {"batch_size": loaders.batch_size, "n_validation": loaders.n_validation, "size": processes.size}
     module = TrainingStep(model, alignment, config, genes, **sizes)
-    recorder = Recorder(place, config.training, on_epoch)
-    trainer = _trainer(config.training, recorder, processes)
     if first and not resume:  # nothing is written of a run that cannot start
         _write_start(place, config, split, genes)
     started = time.perf_counter()
@@ -290,17 +290,20 @@ def _mean_target(config: RunConfig, genes: list[str], sections: Sequence[Section
     return torch.from_numpy(np.concatenate(values).mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
-def _trainer(settings: TrainingConfig, recorder: Recorder, processes: Processes) -> lightning.Trainer:
+def _trainer(config: RunConfig, recorder: Recorder, processes: Processes) -> lightning.Trainer:
     """Lightning's loop.
 
     Raises:
         ValueError: an accelerator or a precision that this machine does not have.
     """
+    settings = config.training
     together: dict[str, Any] = {}
     plugins: list[Any] = [AtomicCheckpoints()]
     if processes.size > 1:
-        # rows of the ablation leave parameters without a gradient; batch norms are alike without broadcasts
-        strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+        # without all terms of the alignment, features, curvature or temperature get no gradient
+        unused = config.alignment.contrastive != "hierarchical" or config.alignment.geometry != "lorentz"
+        # batch norms are alike without broadcasts
+        strategy = DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False)
         together = {"strategy": strategy, "num_nodes": processes.size // processes.local_size}
         plugins.append(TorchElasticEnvironment())  # reads what `joined` has set
     try:
@@ -367,7 +370,7 @@ def _quiet_lightning() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(does not have many workers|number of training batches).*")
-        warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # the name that older PyTorch knows too
         warnings.filterwarnings("ignore", message=".*(LeafSpec|isinstance\\(treespec).*")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

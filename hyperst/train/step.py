@@ -101,7 +101,8 @@ class TrainingStep(lightning.LightningModule):
         """Values (n, ...) of the validation spots that were dealt to this process, to those of all spots in their order."""
         if self.size == 1:
             return dealt
-        everything = cast(Tensor, self.all_gather(dealt))
+        everything = [torch.empty_like(dealt) for _ in range(self.size)]
+        torch.distributed.all_gather(everything, dealt.contiguous())
         return rearrange(everything, "rank spot ... -> (spot rank) ...")[: self.n_validation]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

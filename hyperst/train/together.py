@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ __all__ = ["ALONE", "Processes", "first_error", "joined"]
 
 Result = TypeVar("Result")
 _FIRST_ERROR = "hyperst/error"
+_MEETINGS = itertools.count()  # of one program that trains several runs
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def joined() -> Iterator[Processes]:
     os.environ.update(variables)
     store, rank, size = next(dist.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore("hyperst", store), rank=rank, world_size=size)
+    meeting = dist.PrefixStore(f"hyperst/{next(_MEETINGS)}", store)
+    dist.init_process_group(backend, store=meeting, rank=rank, world_size=size)
     try:
         yield Processes(rank, size, int(variables["LOCAL_WORLD_SIZE"]))
     except BaseException as error:
