@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperst.baselines import ridge_floor, training_mean
-from hyperst.data import Section, align_genes, fingerprint, transform
+from hyperst.data import Section, align_genes, excluded_spots_message, fingerprint, transform, with_min_counts
 from hyperst.evaluation_inputs import Missing, check_folder, check_inputs
 from hyperst.files import atomic_path, write_json_atomic
 from hyperst.metrics import METRICS, per_gene_pearson, top_k_mean
@@ -115,6 +115,7 @@ def evaluate(
     output: str | Path | None = None,
     genes: Sequence[str] = (),
     missing: Missing = "drop",
+    min_counts: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Predict ``section``, compare with its counts, and write metrics.json, per_gene.csv and a figure.
@@ -131,18 +132,26 @@ def evaluate(
         missing: what to do with genes of the run that the section has not measured: "drop" evaluates on the shared ones and
             says which are missing; "zero" takes them as measured and never seen, which is right for files that leave out
             genes without counts; "error" refuses.
+        min_counts: least total count of a spot of ``section`` that is compared, 0 for all; default that of the run. Spots of
+            ``training_sections`` are those that the run has used.
         on_progress: called with (spots done, spots in all), over all sections.
 
     Raises:
         ValueError: the section is one of the training sections, whatever it is called; it shares no gene with the run, or lacks
-            some with "error"; a gene to draw is none of the run's; or its spots do not lie on the tissue of its image.
-        FileExistsError: the folder for the results holds those of another section, or with another ``missing``.
+            some with "error"; a gene to draw is none of the run's; its spots do not lie on the tissue of its image, or none
+            of them has enough counts.
+        FileExistsError: the folder for the results holds those of another section, with another ``missing``, or over other
+            spots.
     """
     kept, absent = check_inputs(run, section, training_sections, missing=missing, genes=genes)
+    whole = section
+    min_counts = run.config.data.min_counts if min_counts is None else min_counts
+    section = with_min_counts(section, min_counts)
+    training_sections = [with_min_counts(each, run.config.data.min_counts) for each in training_sections]
     columns = np.flatnonzero(np.isin(run.genes, kept))
     measured = _measured(run, section, kept, "zero" if missing == "zero" else "error")
     folder = (Path(output) if output is not None else run.folder / "evaluation") / section.name
-    check_folder(folder, section, missing)
+    check_folder(folder, whole, missing, section.excluded_spots)
     progress = _Count(on_progress, sum(each.n_spots for each in (section, *training_sections)))
     test = _read_images(run, section, progress)
     test["prediction"] = np.ascontiguousarray(test["prediction"][:, columns])
@@ -164,12 +173,17 @@ def evaluate(
         target=run.config.data.target,
         scores=scores,
         per_gene=per_gene,
-        caveats=[*_gene_caveats(run, section, absent, missing), *_caveats(run, section, scores)],
+        caveats=[
+            *_spot_caveats(section, min_counts),
+            *_gene_caveats(run, section, absent, missing),
+            *_caveats(run, section, scores),
+        ],
         folder=folder,
         figure=folder / "expression.png",
         missing_genes=tuple(absent),
     )
-    _write(run, section, evaluation, kept, test["prediction"], measured, genes, missing)
+    settings = {"fingerprint": list(fingerprint(whole).counts), "missing": missing, "min_counts": min_counts}
+    _write(run, section, evaluation, kept, test["prediction"], measured, genes, settings)
     return evaluation
 
 
@@ -278,6 +292,11 @@ def _per_gene(genes: Sequence[str], predictions: dict[str, np.ndarray], measured
     return table.sort_values("pcc", ascending=False, kind="stable")
 
 
+def _spot_caveats(section: Section, min_counts: int) -> list[str]:
+    message = excluded_spots_message(section, min_counts)
+    return [] if message is None else [f"{message}; --min-counts decides."]
+
+
 def _gene_caveats(run: Run, section: Section, absent: Sequence[str], missing: Missing) -> list[str]:
     """Which genes the section lacks, and what was made of them."""
     if not absent:
@@ -338,7 +357,7 @@ def _write(
     prediction: np.ndarray,
     measured: np.ndarray,
     genes: Iterable[str],
-    missing: Missing,
+    settings: dict[str, Any],
 ) -> None:
     from hyperst.plots import expression_figure
 
@@ -348,10 +367,10 @@ def _write(
         "section": evaluation.section,
         "patient": section.patient,
         "file": None if section.path is None else str(Path(section.path).resolve()),
-        "fingerprint": list(fingerprint(section).counts),
+        **settings,
         "n_spots": evaluation.n_spots,
+        "excluded_spots": list(section.excluded_spots),
         "n_genes": len(evaluation.per_gene),
-        "missing": missing,
         "missing_genes": list(evaluation.missing_genes),
         "target": evaluation.target,
         "best_epoch": run.best_epoch,

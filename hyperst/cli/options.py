@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["BinUm", "Device", "GeneNames", "Image", "Images", "Mpp", "Sections"]
+__all__ = ["BinUm", "Device", "Devices", "GeneNames", "Image", "Images", "MinCounts", "Mpp", "Sections"]
 
 Sections = Annotated[
     list[Path],
@@ -33,4 +33,19 @@ GeneNames = Annotated[
     str | None,
     typer.Option("--gene-names", help="Column of var with the genes' names; of a Space Ranger folder name or id."),
 ]
+MinCounts = Annotated[
+    int | None,
+    typer.Option(
+        "--min-counts",
+        min=0,
+        help="Least total count (UMI) of a spot; those below are left out, 0 keeps all. Default 200.",
+    ),
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; default: the GPU if there is one.")]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        "--devices",
+        help="Processes to train in, one for each GPU, or that many on the CPU. Default: one, or those of torchrun or srun.",
+    ),
+]

@@ -7,7 +7,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,23 +22,17 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from hyperst.checkpoint import load_checkpoint, require_genes
-from hyperst.config import RunConfig, read_config, write_config
-from hyperst.data import (
-    Section,
-    align_genes,
-    fingerprint,
-    transform,
-)
-from hyperst.data.check import require_placement
+from hyperst.config import RunConfig
+from hyperst.data import Section, align_genes, transform
 from hyperst.files import write_json_atomic
 from hyperst.model import Alignment
-from hyperst.plan import plan_run, require_new
 from hyperst.processes import started_processes
-from hyperst.run import RunFolder, Split, build_model, code_versions, feature_width, section_indices
+from hyperst.run import RunFolder, Split, build_model, feature_width, section_indices
 from hyperst.train.batch_norm import synchronise_batch_norms
 from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
 from hyperst.train.launch import launch
 from hyperst.train.loaders import Loaders, make_loaders
+from hyperst.train.start import check_same_sections, enough_counts, remove_start, start_run, write_start
 from hyperst.train.step import TrainingStep
 from hyperst.train.together import Processes, joined
 
@@ -105,7 +99,7 @@ def fit(
         KeyboardInterrupt: interrupted; resume to go on.
     """
     _check_devices(config, devices)
-    given = (config, tuple(sections), folder, tuple(validation_sections), resume)
+    given = (config, list(sections), folder, list(validation_sections), resume)
     if devices is not None and devices > 1 and not started_processes():
         return _fit_in_processes(devices, given, on_epoch)
     with joined() as processes:
@@ -149,7 +143,7 @@ def _fit_in_processes(
 def _fit_launched(given: tuple[Any, ...], send: Callable[[Any], None]) -> None:
     """Train as one of the processes of :func:`_fit_in_processes`."""
     with joined() as processes:
-        send(_fit(*given, lambda *row: send(row), processes))
+        send(_fit(*given, lambda row, best: send((row, best)), processes))
 
 
 def _fit(
@@ -165,16 +159,15 @@ def _fit(
     place = RunFolder(folder)
     first = processes.rank == 0
 
-    def start() -> tuple[RunConfig, Split, list[str], TrainingSummary | None]:
-        return _start(config, sections, place, validation_sections, resume)
-
+    start = partial(start_run, config, sections, place, validation_sections, resume)
     config, split, genes, finished = processes.from_first(start)
     if finished is not None:
-        return finished
+        return _stored_summary(finished, place)
+    sections, validation_sections = enough_counts(config, sections), enough_counts(config, validation_sections)
 
     def load() -> Loaders:
         if not first:
-            _check_same_sections(split, sections, validation_sections, f"rank {processes.rank} cannot join")
+            check_same_sections(split, sections, validation_sections, f"rank {processes.rank} cannot join")
         return make_loaders(config, genes, split, sections, validation_sections, processes)
 
     loaders = processes.each(load)
@@ -190,13 +183,13 @@ def _fit(
     sizes = {"batch_size": loaders.batch_size, "n_validation": loaders.n_validation, "size": processes.size}
     module = TrainingStep(model, alignment, config, genes, **sizes)
     if first and not resume:  # nothing is written of a run that cannot start
-        _write_start(place, config, split, genes)
+        write_start(place, config, split, genes)
     started = time.perf_counter()
     try:
         _run_trainer(trainer, module, loaders, recorder, processes)
     except Exception as error:
         if first and not resume and not recorder.history:
-            _remove_start(place)
+            remove_start(place)
         if isinstance(error, torch.OutOfMemoryError):
             raise MemoryError(
                 f"a step with {config.training.batch_size} spots does not fit into the memory of the GPU; lower "
@@ -217,65 +210,11 @@ def _fit(
     return summary
 
 
-def _start(
-    config: RunConfig,
-    sections: Sequence[Section],
-    place: RunFolder,
-    validation_sections: Sequence[Section],
-    resume: bool,
-) -> tuple[RunConfig, Split, list[str], TrainingSummary | None]:
-    """Configuration, split and genes of the run to start or resume, and how it ended if it has."""
-    if resume:
-        place.require()
-        config, split, genes = read_config(place.config), place.read_split(), place.read_genes()
-        _check_same_sections(split, sections, validation_sections, "cannot resume")
-        stored = place.read_summary()
-        return config, split, genes, None if stored is None else _stored_summary(stored, place)
-    require_new(place.path)
-    plan = plan_run(config, sections, validation_sections)
-    if plan.config.data.feature_key is None:
-        for section in (*sections, *validation_sections):
-            require_placement(section)
-    return plan.config, plan.split, plan.genes, None
-
-
-def _write_start(place: RunFolder, config: RunConfig, split: Split, genes: Sequence[str]) -> None:
-    """Write what a run starts with; the configuration last, when all that can fail before the first step has been done."""
-    place.write_genes(genes)
-    place.write_split(split)
-    write_json_atomic(place.versions, code_versions())
-    write_config(config, place.config)
-
-
-def _remove_start(place: RunFolder) -> None:
-    """Remove what :func:`_write_start` wrote, so that the corrected command can use the folder."""
-    for file in (place.config, place.genes, place.split, place.versions):
-        file.unlink(missing_ok=True)
-    with suppress(OSError):  # something else is in it
-        place.path.rmdir()
-
-
 def _stored_summary(stored: dict[str, Any], place: RunFolder) -> TrainingSummary:
     try:
         return TrainingSummary(**stored)
     except TypeError as error:
         raise ValueError(f"{place.summary} is damaged ({error}); remove it and resume again") from error
-
-
-def _check_same_sections(
-    split: Split, sections: Sequence[Section], validation: Sequence[Section], problem: str
-) -> None:
-    given = [(section.name, "training", section.n_spots) for section in sections]
-    given += [(section.name, "validation", section.n_spots) for section in validation]
-    stored = [(record.name, record.role, record.n_spots) for record in split.sections]
-    if given != stored:
-        raise ValueError(f"{problem}: the run was started with (section, role, spots) {stored}, now given {given}")
-    for record, section in zip(split.sections, (*sections, *validation), strict=True):
-        if record.fingerprint is not None and list(record.fingerprint["counts"]) != list(fingerprint(section).counts):
-            raise ValueError(
-                f"{problem}: the counts of section {section.name} ({section.path}) are not those that the run was started "
-                "with; restore the file, or train again into another folder"
-            )
 
 
 def _mean_target(config: RunConfig, genes: list[str], sections: Sequence[Section], split: Split) -> Tensor:
