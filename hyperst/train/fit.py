@@ -99,11 +99,11 @@ def fit(
         KeyboardInterrupt: interrupted; resume to go on.
     """
     _check_devices(config, devices)
-    given = (config, list(sections), folder, list(validation_sections), resume)
+    train = partial(_fit, config, list(sections), folder, list(validation_sections), resume)
     if devices is not None and devices > 1 and not started_processes():
-        return _fit_in_processes(devices, given, on_epoch)
+        return _fit_in_processes(devices, train, on_epoch)
     with joined() as processes:
-        return _fit(*given, on_epoch, processes)
+        return train(on_epoch, processes)
 
 
 def _check_devices(config: RunConfig, devices: int | None) -> None:
@@ -125,7 +125,7 @@ def _check_devices(config: RunConfig, devices: int | None) -> None:
 
 
 def _fit_in_processes(
-    devices: int, given: tuple[Any, ...], on_epoch: Callable[[Epoch, int], None] | None
+    devices: int, train: Callable[..., TrainingSummary], on_epoch: Callable[[Epoch, int], None] | None
 ) -> TrainingSummary:
     """Train in ``devices`` new processes."""
     told: dict[str, TrainingSummary] = {}
@@ -136,14 +136,14 @@ def _fit_in_processes(
         elif on_epoch is not None:
             on_epoch(*message)
 
-    launch(devices, partial(_fit_launched, given), on_message)
+    launch(devices, partial(_fit_launched, train), on_message)
     return told["summary"]
 
 
-def _fit_launched(given: tuple[Any, ...], send: Callable[[Any], None]) -> None:
+def _fit_launched(train: Callable[..., TrainingSummary], send: Callable[[Any], None]) -> None:
     """Train as one of the processes of :func:`_fit_in_processes`."""
     with joined() as processes:
-        send(_fit(*given, lambda row, best: send((row, best)), processes))
+        send(train(lambda row, best: send((row, best)), processes))
 
 
 def _fit(

@@ -31,8 +31,8 @@ def start_run(
     if resume:
         place.require()
         config, split, genes = read_run_config(place.config), place.read_split(), place.read_genes()
-        of_run = (enough_counts(config, group) for group in (sections, validation_sections))
-        check_same_sections(split, *of_run, "cannot resume")
+        sections, validation_sections = enough_counts(config, sections), enough_counts(config, validation_sections)
+        check_same_sections(split, sections, validation_sections, "cannot resume")
         return config, split, genes, place.read_summary()
     require_new(place.path)
     plan = plan_run(config, sections, validation_sections)
