@@ -64,7 +64,7 @@ def synchronise_batch_norms(model: nn.Module, device: str) -> None:
         kind = BatchNormOverRanks if device == "cpu" else nn.SyncBatchNorm
         options = (module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
         converted = kind(*options)
-        converted.load_state_dict(module.state_dict())
+        converted.load_state_dict(module.state_dict(), assign=True)  # in the same dtype
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, converted)
 

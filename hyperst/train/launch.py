@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -38,8 +40,15 @@ def launch(size: int, work: Work, on_message: Callable[[Any], None]) -> None:
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    started = start_processes(_start, (size, store.port, sender, work), size, join=False)
-    sender.close()
+    with tempfile.TemporaryDirectory() as folder:
+        # not as an argument: multiprocessing waits for ever where a process ends before it has read a long one
+        path = Path(folder) / "work"
+        path.write_bytes(pickle.dumps(work))
+        _watch(start_processes(_start, (size, store.port, sender, path), size, join=False), receiver, on_message, store)
+
+
+def _watch(started: ProcessContext, receiver: Connection, on_message: Callable[[Any], None], store: dist.Store) -> None:
+    """Hear what the processes say until they end, and end them together."""
     try:
         while not started.join(_PULSE, _GRACE):
             _receive(receiver, on_message)
@@ -56,12 +65,13 @@ def launch(size: int, work: Work, on_message: Callable[[Any], None]) -> None:
         raise error
 
 
-def _start(rank: int, size: int, port: int, sender: Connection, work: Work) -> None:
+def _start(rank: int, size: int, port: int, sender: Connection, path: Path) -> None:
     """What a new process does first: it takes its place, as torchrun would give it."""
     signal.signal(signal.SIGINT, _Once())
     place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", TORCHELASTIC_USE_AGENT_STORE="True")  # the store is the parent's
+    work: Work = pickle.loads(path.read_bytes())
     work(sender.send if rank == 0 else lambda message: None)
 
 
@@ -77,9 +87,8 @@ class _Once:
 
 
 def _receive(receiver: Connection, on_message: Callable[[Any], None]) -> None:
-    with suppress(EOFError):  # the sender has ended
-        while receiver.poll():
-            on_message(receiver.recv())
+    while receiver.poll():
+        on_message(receiver.recv())
 
 
 def _reason(ended: ProcessException, started: ProcessContext, told: BaseException | None) -> BaseException:

@@ -208,7 +208,7 @@ def broken_on_rank_1(config, sections, folder, send):
 
     def read(self, item):
         reads.append(item)
-        if rank == "1" and len(reads) > len(self):
+        if rank == "1" and self.augment and len(reads) > len(self):
             raise ValueError("tile 7 of the image cannot be decoded")
         return original(self, item)
 
