@@ -52,8 +52,9 @@ def is_first() -> bool:
 
 
 def _of_srun(environment: Mapping[str, str]) -> dict[str, str]:
-    nodes = environment.get("SLURM_STEP_NODELIST", "127.0.0.1")
-    first = re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes.partition(",")[0] if "[" not in nodes else nodes).partition(",")[0]
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    first = SLURMEnvironment.resolve_root_node_address(environment.get("SLURM_STEP_NODELIST", "127.0.0.1"))
     names = {
         "RANK": environment.get("SLURM_PROCID"),
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],

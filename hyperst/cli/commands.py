@@ -220,7 +220,7 @@ def train(
             )
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
-            f"{error or 'interrupted'}; nothing of the finished epochs is lost. Go on with: "
+            f"{str(error) or 'interrupted'}; nothing of the finished epochs is lost. Go on with: "
             f"hyperst train --resume --output {output}"
         ) from error
     print_training(console, summary)
