@@ -20,6 +20,7 @@ from torch import nn
 
 from hyperst.config import with_ablation
 from hyperst.data import dataset
+from hyperst.demo import run_demo
 from hyperst.processes import started_processes
 from hyperst.run import RunFolder, load_checkpoint
 from hyperst.train import fit
@@ -200,6 +201,15 @@ def test_devices_beside_torchrun(tiny_config, sections, tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(value))
     with pytest.raises(ValueError, match=r"devices .* is 4, but 2 processes have been started"):
         fit(tiny_config, sections[:2], tmp_path / "run", devices=4)
+    with pytest.raises(ValueError, match="the demonstration is one process"):
+        run_demo(tmp_path / "demo")
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_processes_than_gpus(tiny_config, sections, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="this machine has 1 GPUs"):
+        fit(tiny_config, sections[:2], tmp_path / "run", devices=2)
 
 
 def broken_on_rank_1(config, sections, folder, send):
