@@ -54,6 +54,8 @@ class DataConfig:
         gene_selection: ``"hmhvg"`` (high mean and high variance, the paper's) or ``"hvg"`` (variance of log1p_cp10k).
         feature_key: name of the precomputed image features: ``obsm`` entries, or ``"file"`` for those of ``--features``; set
             together with the ``"precomputed"`` backbone. None: crops of the image are used.
+        stain_mean: mean optical density (red, green, blue) of the training tissue, which training measures and records.
+        stain_std: its standard deviation, likewise.
         cache_gib: memory for decoded crops, in GiB, of each training process; beyond it crops are read from the image each time.
     """
 
@@ -62,6 +64,8 @@ class DataConfig:
     min_counts: Annotated[int, Field(ge=0)] = MIN_COUNTS
     gene_selection: GeneSelection = "hmhvg"
     feature_key: str | None = None
+    stain_mean: tuple[Real, Real, Real] | None = None
+    stain_std: tuple[Positive, Positive, Positive] | None = None
     cache_gib: NonNegative = 2.0
 
 

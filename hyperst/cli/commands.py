@@ -1,4 +1,4 @@
-"""The ``hyperst`` command: demo, train, evaluate, predict, check."""
+"""The ``hyperst`` command: demo, train, evaluate, predict, check, cv."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from hyperst.cli.console import (
     print_sections,
     print_training,
 )
+from hyperst.cli.cross_validation import cv
 from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
-from hyperst.cli.options import BinUm, Device, Devices, GeneNames, Image, Images, MinCounts, Mpp, Sections
+from hyperst.cli.options import BinUm, Device, Devices, GeneNames, Image, Images, MinCounts, Mpp, Sections, StainOption
 from hyperst.cli.predict_manifest import Options, predict_listed
 from hyperst.processes import is_first
 
@@ -125,9 +126,7 @@ def train(
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Step size of AdamW.")] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="32-true, bf16-mixed, ...")] = None,
     devices: Devices = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", help="Processes that prepare batches, of each device.")
-    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes per device to prepare batches.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Fixes split, weights and order.")] = None,
     images: Images = None,
     image: Image = None,
@@ -251,6 +250,7 @@ def evaluate_command(
     gene_names: GeneNames = None,
     features: Features = None,
     niche_features: NicheFeatures = None,
+    stain: StainOption = "none",
     device: Device = None,
 ) -> None:
     """Compare predictions with measured expression, beside ridge regression, the training mean and shuffled images."""
@@ -285,6 +285,7 @@ def evaluate_command(
                     genes=genes or (),
                     missing=missing,
                     min_counts=min_counts,
+                    stain=stain,
                     on_progress=progress,
                 )
             )
@@ -318,6 +319,7 @@ def predict(
     ] = False,
     features: Features = None,
     niche_features: NicheFeatures = None,
+    stain: StainOption = "none",
     min_tissue: Annotated[
         float | None,
         typer.Option(
@@ -345,7 +347,7 @@ def predict(
     if is_manifest(image):
         if spots is not None:
             raise typer.BadParameter("a manifest names the sections whose spots are predicted", param_hint="--spots")
-        options = Options(mpp, features, niche_features, skip_damaged)
+        options = Options(mpp, features, niche_features, skip_damaged, stain)
         predict_listed(console, run_folder, image, options, output, device)
         return
     if output is not None and output.suffix != ".h5ad":
@@ -370,6 +372,7 @@ def predict(
             skip_damaged=skip_damaged,
             features=features,
             niche_features=niche_features,
+            stain=stain,
             on_progress=progress,
         )
     write_h5ad_atomic(predicted, path)
@@ -383,6 +386,7 @@ def predict(
 
 
 app.command()(check)
+app.command()(cv)
 
 
 def main() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["BinUm", "Device", "Devices", "GeneNames", "Image", "Images", "MinCounts", "Mpp", "Sections"]
+__all__ = ["BinUm", "Device", "Devices", "GeneNames", "Image", "Images", "MinCounts", "Mpp", "Sections", "StainOption"]
 
 Sections = Annotated[
     list[Path],
@@ -39,6 +39,13 @@ MinCounts = Annotated[
         "--min-counts",
         min=0,
         help="Least total count (UMI) of a spot; those below are left out, 0 keeps all. Default 200.",
+    ),
+]
+StainOption = Annotated[
+    Literal["none", "match"],
+    typer.Option(
+        "--stain",
+        help="match: see the image with the stain of the training tissue (mean and spread of optical density).",
     ),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; default: the GPU if there is one.")]

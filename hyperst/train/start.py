@@ -13,6 +13,7 @@ from hyperst.data.check import require_placement
 from hyperst.files import write_json_atomic
 from hyperst.plan import plan_run, require_new
 from hyperst.run import RunFolder, Split, code_versions
+from hyperst.stain import with_training_stain
 
 __all__ = ["check_same_sections", "enough_counts", "remove_start", "start_run", "write_start"]
 
@@ -42,7 +43,7 @@ def start_run(
     if plan.config.data.feature_key is None:
         for section in (*plan.sections, *plan.validation_sections):
             require_placement(section)
-    return plan.config, plan.split, plan.genes, None
+    return with_training_stain(plan.config, plan.sections), plan.split, plan.genes, None
 
 
 def enough_counts(config: RunConfig, sections: Sequence[Section]) -> list[Section]:
