@@ -55,8 +55,8 @@ class DataConfig:
         feature_key: name of the precomputed image features: ``obsm`` entries, or ``"file"`` for those of ``--features``; set
             together with the ``"precomputed"`` backbone. None: crops of the image are used.
         stain_mean: mean optical density (red, green, blue) of the training tissue, which training measures and records.
-        stain_std: its standard deviation.
-        cache_gib: memory for decoded crops, in GiB; beyond it crops are read from the image each time.
+        stain_std: its standard deviation, likewise.
+        cache_gib: memory for decoded crops, in GiB, of each training process; beyond it crops are read from the image each time.
     """
 
     target: Target = "log1p_cp10k"
@@ -75,7 +75,7 @@ class TrainingConfig:
 
     Attributes:
         epochs: most passes over the training spots.
-        batch_size: spots per step; also the number of candidates in the contrastive terms.
+        batch_size: spots per step, over all processes; also the number of candidates in the contrastive terms.
         learning_rate: AdamW's step size.
         weight_decay: AdamW's decay, on weight matrices only (never on biases, norms, curvature, scales, temperature).
         gradient_clip: largest gradient norm; 0 switches clipping off.
@@ -86,7 +86,7 @@ class TrainingConfig:
         patience: epochs without a better validation error before training stops.
         precision: Lightning's name: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"``, ``"64-true"``.
         accelerator: Lightning's name: ``"auto"``, ``"cpu"``, ``"gpu"``.
-        workers: processes that prepare batches; 0 does it in the training process.
+        workers: processes that prepare batches, of each training process; 0 does it in that process.
         validation_fraction: part of the training sections' spots, in spatial blocks, held out to choose the
             checkpoint; not used when whole validation sections are given.
         seed: fixes the split, the initial weights, the order of the spots, augmentation and dropout.

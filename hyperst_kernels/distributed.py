@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SCHEMES = ("auto", "gather")
+SCHEMES = ("auto", "gather", "ring")
 Checked = TypeVar("Checked")
 Sizes = tuple[int, int, int]  # rows of queries, rows of keys, and 1 where each query has a logit scale of its own
 # gives anything, facts that must be alike on every rank, and the own sizes; or raises
@@ -61,6 +61,27 @@ class Ranks:
 
         return agree(self, check)
 
+    def mean(self, numbers: Tensor) -> Tensor:
+        """Of the same numbers on every rank, without a gradient."""
+        torch.distributed.all_reduce(numbers := numbers.clone(), group=self.group)
+        return numbers / self.size
+
+    def shared(self, *numbers: Any) -> list[Any]:
+        """The same numbers, whose gradients are the mean over ranks: of every rank alike, they learn without drifting apart."""
+        learnt = [x for x in numbers if isinstance(x, Tensor) and x.requires_grad]
+        found = iter(_Shared.apply(self, *learnt) if learnt and torch.is_grad_enabled() else learnt)
+        return [next(found) if isinstance(x, Tensor) and x.requires_grad else x for x in numbers]
+
+    def mean_with_grad(self, x: Tensor) -> Tensor:
+        """Likewise, where what every rank makes of it has gradients of the mean over ranks."""
+        return _Mean.apply(self, x)
+
+    def least(self, numbers: Tensor) -> Tensor:
+        """Likewise."""
+        least = torch.distributed.ReduceOp.MIN
+        torch.distributed.all_reduce(numbers := numbers.clone(), op=least, group=self.group)
+        return numbers
+
 
 class Gather:
     """Rows of all ranks, the own first and then those of the ranks that follow it, in a ring. Ranks may hold unequally many."""
@@ -105,7 +126,34 @@ class _GatherWithGrad(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return _reduce_scatter(grad, ctx.ranks, ctx.rows).to(ctx.dtype), None, None
+        return reduce_scatter(grad, ctx.ranks, ctx.rows).to(ctx.dtype), None, None
+
+
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, ranks: Ranks, *numbers: Tensor) -> tuple[Tensor, ...]:
+        ctx.ranks = ranks
+        return tuple(x.view_as(x) for x in numbers)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        means = ctx.ranks.mean(torch.cat([x.double().flatten() for x in grads])).split([x.numel() for x in grads])
+        return None, *(mean.view_as(x).to(x.dtype) for mean, x in zip(means, grads, strict=True))
+
+
+class _Mean(torch.autograd.Function):
+    """The mean over ranks, whose gradient is the mean of theirs."""
+
+    @staticmethod
+    def forward(ctx, ranks: Ranks, x: Tensor) -> Tensor:
+        ctx.ranks = ranks
+        return ranks.mean(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return None, ctx.ranks.mean(grad)
 
 
 def _all_gather(x: Tensor, ranks: Ranks, rows: Sequence[int]) -> Tensor:
@@ -118,23 +166,23 @@ def _all_gather(x: Tensor, ranks: Ranks, rows: Sequence[int]) -> Tensor:
     torch.distributed.all_gather(shards, _padded(x.contiguous(), most), group=ranks.group)
     if min(rows) == most:
         return everything
-    return torch.cat([shard[:n] for shard, n in zip(ring, _in_ring(rows, ranks), strict=True)])
+    return torch.cat([shard[:n] for shard, n in zip(ring, in_ring(rows, ranks), strict=True)])
 
 
-def _reduce_scatter(grad: Tensor, ranks: Ranks, rows: Sequence[int]) -> Tensor:
+def reduce_scatter(grad: Tensor, ranks: Ranks, rows: Sequence[int]) -> Tensor:
     """The own rows of the sum over ranks of (N, ...): (n, ...). Half precision would lose a digit with every rank."""
     most = max(rows)
     grad = grad.to(torch.promote_types(grad.dtype, torch.float32))
     own = grad.new_empty(most, *grad.shape[1:])
     if most > 0:
-        ring = grad.contiguous().split(_in_ring(rows, ranks))
+        ring = grad.contiguous().split(in_ring(rows, ranks))
         parts = [_padded(ring[(rank - ranks.rank) % ranks.size], most) for rank in range(ranks.size)]
         torch.distributed.reduce_scatter(own, parts, group=ranks.group)
     return own[: rows[ranks.rank]]
 
 
-def _in_ring(rows: Sequence[int], ranks: Ranks) -> list[int]:
-    """From the own on."""
+def in_ring(rows: Sequence[int], ranks: Ranks) -> list[int]:
+    """Rows of the ranks from the own one on."""
     return [*rows[ranks.rank :], *rows[: ranks.rank]]
 
 

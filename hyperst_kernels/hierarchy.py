@@ -135,6 +135,8 @@ class HierarchicalAlignmentLoss(nn.Module):
         parts = {f"{t.queries}->{t.keys}": loss for t, loss in zip(self.contrastive, losses, strict=True)}
         if losses:
             contrastive = weighted_sum(losses, [term.weight for term in self.contrastive])
+        if mean is not None:
+            (curvature,) = Ranks(self.group.held).shared(curvature)
         for e, hinge in zip(self.entailment, self._hinges(features, curvature, weights, mean), strict=True):
             parts[f"{e.parent}>={e.child}"] = hinge
             entailment = entailment + hinge * e.weight
@@ -196,6 +198,7 @@ class HierarchicalAlignmentLoss(nn.Module):
             facts |= {f"the dtype of {name}": x.dtype for name, x in named.items()}
             facts["entailment"] = [(e.parent, e.child) for e in self.entailment]
             facts["contrastive"] = [(t.queries, t.keys, t.directions) for t in self.contrastive]
+            facts["requires_grad of curvature"] = isinstance(curvature, Tensor) and curvature.requires_grad
             rows = next(iter(named.values())).shape[0]
             if not self.contrastive:
                 return (

@@ -154,7 +154,7 @@ def _fused(
     for t, term in enumerate(terms):
         n = term.queries.shape[0]
         per_sample = (rows[t, :n] + columns[t, :n]) / 2 if term.directions == "both" else rows[t, :n]
-        losses.append(_shifted(_reduce(per_sample, options.weights, options.reduction), options.logit_bias))
+        losses.append(shifted(_reduce(per_sample, options.weights, options.reduction), options.logit_bias))
     return losses
 
 
@@ -182,7 +182,7 @@ def _by_blocks(
             found = (found + _reduce(columns, _with_positive(of_keys, of_queries, None), options.reduction)) / 2
         if options.need_positive and not _checks.seen(of_queries):  # not refused: a loss of nothing is no number
             found = torch.where(torch.isin(of_queries, of_keys).any(), found, torch.nan)
-    return _shifted(found, options.logit_bias)
+    return shifted(found, options.logit_bias)
 
 
 def _with_positive(ids: Tensor, others: Tensor, weights: Tensor | None) -> Tensor:
@@ -191,7 +191,7 @@ def _with_positive(ids: Tensor, others: Tensor, weights: Tensor | None) -> Tenso
     return counted if weights is None else weights * counted.to(weights.device)
 
 
-def _shifted(loss: Tensor, logit_bias: float | Tensor | None) -> Tensor:
+def shifted(loss: Tensor, logit_bias: float | Tensor | None) -> Tensor:
     """The loss, with the gradient 0 of a bias that shifts all logits alike."""
     return loss + 0 * logit_bias.reshape(()).to(loss) if isinstance(logit_bias, Tensor) else loss
 

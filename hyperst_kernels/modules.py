@@ -185,13 +185,15 @@ class HyperbolicContrastiveLoss(nn.Module):
     ``forward`` also takes ``exclude_ids`` (m,), ``positives`` (query_ids (n,), key_ids (m,)) and ``weights`` (n,) by name, and a
     logit_scale (n,), as `contrastive_loss` does.
 
-    Several processes: ``group``, or a rank and world_size, of the default group, that ``torch.distributed`` confirms. Each has its
-    own rows, of any number, and gets those of all. After a mean of parameters' gradients over ranks, which DDP and FSDP2 take,
-    they are the true ones for ``gather_with_grad=True``, with a local loss (each rank the losses of its own rows) or a global one
-    (every rank all losses). Without it, a global loss gives exactly 1/world_size of that of the features, and
-    ``local_loss=True`` drops the gradient through the other ranks' keys, which is wrong and warned about. A wrong argument on one
-    rank, or one that other ranks do not have, is the same error on every rank. ``scheme`` is how features travel: "gather", which
-    "auto" is as well. Per-query logit scales need ``directions="rows"`` or a global loss.
+    Several processes: ``group``, or a rank and world_size, of the default group, that ``torch.distributed`` confirms. Each has
+    its own rows, of any number, and meets those of all. With ``gather_with_grad=True`` gradients reach the features of other
+    ranks, and after a mean of parameters' gradients over ranks, which DDP and FSDP2 take, they are the true ones, whether the
+    loss is local (each rank's is that of its own rows) or global (every rank's is that of all). Those of curvature, logit scale
+    and bias are true on every rank as they are. Without it, a global loss gives exactly 1/world_size of the gradient of the
+    features, and ``local_loss=True`` drops the part through the other ranks' keys, which is wrong and warned about. A wrong
+    argument on one rank, or one that other ranks do not have, is the same error on every rank. ``scheme`` is how keys meet
+    queries: "gather", all at once; "ring", a rank's at a time, in memory for two shards (softmax with one positive for each
+    query, and gradients); "auto", gathered up to 32 GiB. Per-query logit scales need ``directions="rows"`` or a global loss.
     ``cache_labels`` is accepted for compatibility: there are no labels to cache.
 
     >>> loss = HyperbolicContrastiveLoss()
@@ -238,6 +240,8 @@ class HyperbolicContrastiveLoss(nn.Module):
             rank, world_size = place(group, rank, world_size)
         self.rank, self.world_size, self.group, self.scheme = rank, world_size, Group(group), scheme
         self.logit_scales = FirstLogitScale()
+        if scheme == "ring" and not gather_with_grad:
+            raise ValueError("scheme='ring' needs gather_with_grad=True")
         if world_size > 1 and local_loss and not gather_with_grad:
             warnings.warn(
                 "local_loss=True with gather_with_grad=False drops the gradient through the gathered features: "
@@ -287,11 +291,11 @@ class HyperbolicContrastiveLoss(nn.Module):
         flags = {name: getattr(self, name) for name in ("local_loss", "gather_with_grad", "scheme")}
 
         def check():
-            call = Call.checked(*given(), self.local_loss)
+            call = Call.checked(*given(), self.local_loss, self.scheme)
             return call, {**call.facts(), **flags}, call.sizes()
 
         call, sizes = ranks.agree(check)
-        shard = Shard(call, Gather(ranks, self.gather_with_grad), sizes)
+        shard = Shard(call, Gather(ranks, self.gather_with_grad), sizes, self.scheme)
         return shard.own_losses() if self.local_loss else shard.all_losses()
 
     def similarity(self, queries: Tensor, keys: Tensor, *, curvature: Curvature | None = None) -> Tensor:

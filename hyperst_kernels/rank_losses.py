@@ -8,8 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hyperst_kernels.cpu import memory
 from hyperst_kernels.distributed import Gather, Sizes
-from hyperst_kernels.loss_terms import Options, Prepared, Term, losses_of, prepare, refuse_no_positive
+from hyperst_kernels.loss_terms import Options, Prepared, Term, losses_of, prepare, refuse_no_positive, shifted
+from hyperst_kernels.operators.contrastive_sums import Flags
+from hyperst_kernels.operators.register import reference_in_use
+from hyperst_kernels.schemes import Gathered, scheme_of
 
 
 class Call(NamedTuple):
@@ -23,7 +27,13 @@ class Call(NamedTuple):
 
     @classmethod
     def checked(
-        cls, terms: Sequence[Term], c: float | Tensor, logit_scale: float | Tensor, options: Options, local: bool
+        cls,
+        terms: Sequence[Term],
+        c: float | Tensor,
+        logit_scale: float | Tensor,
+        options: Options,
+        local: bool,
+        scheme: str = "auto",
     ):
         """What one rank can know of its arguments by itself."""
         prepared = prepare(terms, c, logit_scale, options._replace(need_positive=False))
@@ -33,11 +43,29 @@ class Call(NamedTuple):
                     "logit_scale must be one number for directions='both' where each rank has the losses of its own rows: from "
                     "keys to queries, those of the queries are other ranks'; take directions='rows', or local_loss=False"
                 )
-        return cls(terms, c, logit_scale, options, prepared)
+        call = cls(terms, c, logit_scale, options, prepared)
+        if scheme == "ring" and not call.by_rectangle():
+            raise ValueError(
+                "scheme must be 'auto' or 'gather' for positives by ids, loss='sigmoid', geometry='angle', a logit scale of each "
+                "query, and inside use_reference(), got 'ring'"
+            )
+        return call
+
+    def by_rectangle(self) -> bool:
+        """Whether each pair of all ranks can be visited once, `hyperst_kernels.rectangle`."""
+        options, scales = self.options, self.prepared.scales
+        one_positive = options.loss == "softmax" and options.positives is None and options.geometry != "angle"
+        return one_positive and all(scale.ndim == 0 for scale in scales) and not reference_in_use()
 
     def facts(self) -> dict[str, object]:
         """What has to be alike on every rank, by the name that an error gives it."""
         vectors, options = self.prepared.vectors, self.options
+        learnt: list[tuple[str, Sequence[object]]] = [
+            ("features", vectors),
+            ("c", [self.c]),
+            ("logit_scale", [self.logit_scale]),
+            ("logit_bias", [options.logit_bias]),
+        ]
         given = {
             name: None if getattr(options, name) is None else "a value"
             for name in ("exclude_ids", "weights", "positives", "logit_bias")
@@ -47,7 +75,7 @@ class Call(NamedTuple):
         return {
             "the features' d": vectors[0].shape[1],
             "the features' dtype": vectors[0].dtype,
-            "whether features require gradients": torch.is_grad_enabled() and any(x.requires_grad for x in vectors),
+            **{f"requires_grad of {name}": _differentiable(*tensors) for name, tensors in learnt},
             **given,
             **{name: getattr(options, name) for name in alike},
             "directions": directions[0] if len(directions) == 1 else directions,
@@ -57,6 +85,10 @@ class Call(NamedTuple):
         """What `Shard` has to know of every rank."""
         (queries, keys, *_), *_ = self.terms
         return queries.shape[0], keys.shape[0], int(any(scale.ndim for scale in self.prepared.scales))
+
+
+def _differentiable(*tensors: object) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
 
 
 class Means(NamedTuple):
@@ -101,15 +133,22 @@ def means(
 class Shard:
     """One rank's rows in several terms, among the rows of all."""
 
-    def __init__(self, call: Call, gather: Gather, sizes: Sequence[Sizes]):
-        self.call, self.gather = call, gather
+    def __init__(self, call: Call, gather: Gather, sizes: Sequence[Sizes], scheme: str = "auto"):
+        self.call, self.gather, self.scheme = call, gather, scheme
         self.prepared, self.options = call.prepared, call.options
+        self.c, self.logit_scale = call.c, call.logit_scale
         self.query_rows, self.key_rows = [n for n, *_ in sizes], [m for _, m, _ in sizes]
         self.scale_per_query = _scale_per_query(sizes)
         self.more_keys = self.query_rows != self.key_rows
+        self.by_rectangle = gather.with_grad and call.by_rectangle() and not self.scale_per_query
+        if not self.by_rectangle:
+            numbers = (self.c, None if self.scale_per_query else self.logit_scale, self.options.logit_bias)
+            c, scale, bias = gather.ranks.shared(*numbers)
+            self.c, self.logit_scale = c, self.logit_scale if scale is None else scale
+            self.options = self.options._replace(logit_bias=bias)
         device = self.prepared.c.device
         self.exclude_ids = self.positives = None
-        if self.options.exclude_ids is not None:
+        if self.options.exclude_ids is not None and not self.by_rectangle:
             self.exclude_ids = self._of_keys(self.options.exclude_ids.to(device, torch.int64), gather.plain)
         if self.options.positives is not None:
             self.own_positives = [ids.to(device, torch.int64) for ids in self.options.positives]
@@ -120,6 +159,8 @@ class Shard:
 
     def all_losses(self) -> list[Tensor]:
         """The loss of each term over the rows of all ranks."""
+        if self.by_rectangle:
+            return list(self.gather.ranks.mean_with_grad(torch.stack(self.own_losses())).unbind())
         pairings = self.prepared.pairings
         queries, keys = self._gathered({p.queries for p in pairings})
         terms = [
@@ -129,13 +170,24 @@ class Shard:
         weights = self._weights()
         weights = None if weights is None else self.gather(weights, self.query_rows)
         options = self.options._replace(exclude_ids=self.exclude_ids, positives=self.positives, weights=weights)
-        scale = self.call.logit_scale
+        scale = self.logit_scale
         if self.scale_per_query and isinstance(scale, Tensor):
             scale = self.gather(scale.reshape(-1).to(self.prepared.c.device), self.query_rows)
-        return losses_of(terms, self.call.c, scale, options)
+        return losses_of(terms, self.c, scale, options)
 
     def own_losses(self) -> list[Tensor]:
         """The part of the own rows in the loss of each term."""
+        return self._visiting_once() if self.by_rectangle else self._visiting_both_ways()
+
+    def _visiting_once(self) -> list[Tensor]:
+        mean, _ = self._means()
+        rows, columns = self._rectangle()
+        symmetric = [p.symmetric for p in self.prepared.pairings]
+        per_row = [(rows[t] + columns[t]) / 2 if both else rows[t] for t, both in enumerate(symmetric)]
+        return [shifted(mean(each), self.options.logit_bias) for each in per_row]
+
+    def _visiting_both_ways(self) -> list[Tensor]:
+        """Each rank the rows of its queries, and the columns of its keys."""
         pairings = self.prepared.pairings
         two_ways = [p.symmetric and self.options.loss == "softmax" for p in pairings]
         queries, keys = self._gathered({p.queries for p, both in zip(pairings, two_ways, strict=True) if both})
@@ -155,6 +207,25 @@ class Shard:
             for loss, both in zip(found, two_ways, strict=True)
         ]
 
+    def _rectangle(self) -> tuple[Tensor, Tensor]:
+        """Losses of the own queries and of their positives' columns (t n)."""
+        from hyperst_kernels.rectangle import Terms, losses  # what it needs of torch.compile takes a second to import
+
+        vectors, factors, c, scales, pairings, options = self.prepared
+        n, ids = self.query_rows[self.gather.ranks.rank], options.exclude_ids
+        if all(term.logit_scale is self.call.terms[0].logit_scale for term in self.call.terms):
+            groups = [list(range(len(pairings)))]
+        else:
+            groups = [[t] for t in range(len(pairings))]
+        precision, atomic = options.precision or "bf16x3", not options.deterministic
+        flags = Flags(options.geometry, options.input == "tangent", precision, atomic)
+        ids = None if ids is None else ids.to(torch.int64)
+        keys = [vectors[k] for k in sorted({p.keys for p in pairings})]
+        scheme = scheme_of(self.scheme, self.gather, self.key_rows, ids, keys)
+        keep = memory.kept_bytes if _differentiable(*vectors, c, *scales) and isinstance(scheme, Gathered) else 0
+        terms = Terms(pairings, groups, None if ids is None else ids[:n], flags, keep)
+        return losses(vectors, factors, c, [scales[t] for t, *_ in groups], terms, scheme)
+
     def _both_ways(self, forth: list[Term], back: list[Term]) -> list[Tensor]:
         """Losses (n,) of the own queries, and of the own keys."""
         options = self.options._replace(
@@ -172,8 +243,8 @@ class Shard:
             compute = [(forth, options), (back, options._replace(exclude_ids=first))]
         else:
             compute = [([*forth, *back], options)]  # at once, features that both ways share being prepared once
-        c, scale = self.call.c, self.call.logit_scale
-        return [loss for terms, its in compute if terms for loss in losses_of(terms, c, scale, its)]
+        given = (self.c, self.logit_scale)
+        return [loss for terms, its in compute if terms for loss in losses_of(terms, *given, its)]
 
     def _means(self) -> tuple[Means, Means]:
         """Those over queries and over keys."""

@@ -22,8 +22,9 @@ from hyperst.cli.console import (
 from hyperst.cli.cross_validation import cv
 from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
-from hyperst.cli.options import BinUm, Device, GeneNames, Image, Images, MinCounts, Mpp, Sections, StainOption
+from hyperst.cli.options import BinUm, Device, Devices, GeneNames, Image, Images, MinCounts, Mpp, Sections, StainOption
 from hyperst.cli.predict_manifest import Options, predict_listed
+from hyperst.processes import is_first
 
 # The commands import what they need themselves: `hyperst --help` must not wait for PyTorch.
 
@@ -121,10 +122,11 @@ def train(
     patience: Annotated[
         int | None, typer.Option("--patience", help="Epochs without improvement before stopping.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Spots per step.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Spots per step, over all devices.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Step size of AdamW.")] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="32-true, bf16-mixed, ...")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Processes that prepare batches.")] = None,
+    devices: Devices = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes per device to prepare batches.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Fixes split, weights and order.")] = None,
     images: Images = None,
     image: Image = None,
@@ -135,7 +137,7 @@ def train(
     niche_features: NicheFeatures = None,
 ) -> None:
     """Train on sections with counts and images; the best checkpoint by validation error is kept."""
-    console = make_console()
+    console = make_console(quiet=not is_first())
     options: dict[str, dict[str, Any]] = {
         "data": {
             "target": target,
@@ -163,7 +165,8 @@ def train(
     }
     if resume and (changes or config_file or preset_name or ablation or features or niche_features):
         raise typer.BadParameter(
-            "a resumed run keeps its configuration; leave out every option but --output", param_hint="--resume"
+            "a resumed run keeps its configuration; leave out every option but --output and --devices",
+            param_hint="--resume",
         )
     if not sections and not resume:
         raise typer.BadParameter("name at least one section to train on", param_hint="SECTIONS")
@@ -205,10 +208,18 @@ def train(
     )
     try:
         with EpochProgress(console, config.training.epochs) as progress:
-            summary = fit(config, training, output, validation_sections=validation, resume=resume, on_epoch=progress)
+            summary = fit(
+                config,
+                training,
+                output,
+                validation_sections=validation,
+                resume=resume,
+                on_epoch=progress,
+                devices=devices,
+            )
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
-            f"{error or 'interrupted'}; nothing of the finished epochs is lost. Go on with: "
+            f"{str(error) or 'interrupted'}; nothing of the finished epochs is lost. Go on with: "
             f"hyperst train --resume --output {output}"
         ) from error
     print_training(console, summary)

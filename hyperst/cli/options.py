@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["BinUm", "Device", "GeneNames", "Image", "Images", "MinCounts", "Mpp", "Sections", "StainOption"]
+__all__ = ["BinUm", "Device", "Devices", "GeneNames", "Image", "Images", "MinCounts", "Mpp", "Sections", "StainOption"]
 
 Sections = Annotated[
     list[Path],
@@ -49,3 +49,10 @@ StainOption = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; default: the GPU if there is one.")]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        "--devices",
+        help="Processes to train in, one for each GPU, or that many on the CPU. Default: one, or those of torchrun or srun.",
+    ),
+]

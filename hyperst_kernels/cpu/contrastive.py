@@ -10,7 +10,8 @@ O((n + m) d).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ from hyperst_kernels.cpu.geometry import geometry_of
 from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.cpu.online_softmax import NativeOnlineSoftmax, OnlineSoftmax, PortableOnlineSoftmax, Upstream, wide
 from hyperst_kernels.cpu.tiles import NEAR_WIDENED, NeedsFloat64, Tiles
-from hyperst_kernels.reference.contrastive import Pairing, softplus
+from hyperst_kernels.reference.contrastive import Pairing, Slopes, softplus
+
+Ids = tuple[Tensor, Tensor] | None  # of rows (n) and columns (m): pairs of one id take no part
 
 
 def kept_shape(features: Sequence[Tensor], pairings: Sequence[Pairing], like: Tensor, keep: int) -> tuple[int, ...]:
@@ -38,34 +41,35 @@ def forward(
     features: Sequence[Tensor],
     c: Tensor,
     logit_scale: Tensor,
-    exclude_ids: Tensor | None,
+    ids: Ids,
     pairings: Sequence[Pairing],
     geometry: str,
     tangent: bool,
     keep: int,
+    all_columns: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """LSE over negatives of each row and each of the first n columns, positives (t n), and products (`kept_shape`).
 
     Sums and positives are logits in `wide` precision. What does not exist is -inf in the sums and 0 among the positives:
-    columns without a loss, rows beyond a pairing's own.
+    columns without a loss, rows beyond a pairing's own. ``all_columns``: the sums of all m.
     """
-    n = max(len(features[p.queries]) for p in pairings)
-    rows, columns = (c.new_full((len(pairings), n), -torch.inf, dtype=wide(c)) for _ in range(2))
+    n, m = (max(len(features[number]) for number in side) for side in list(zip(*pairings, strict=True))[:2])
+    rows, columns = (
+        c.new_full((len(pairings), length), -torch.inf, dtype=wide(c)) for length in (n, m if all_columns else n)
+    )
     positives = c.new_zeros(len(pairings), n, dtype=wide(c))
     kept = memory.borrow(kept_shape(features, pairings, c, keep), c)
     for t, pairing in enumerate(pairings):
         x, y = features[pairing.queries], features[pairing.keys]
-        found = _forward(
-            x, y, c, logit_scale, exclude_ids, geometry, tangent, pairing.symmetric, kept[t, : len(x), : len(y)]
-        )
+        found = _forward(x, y, c, logit_scale, ids, geometry, tangent, pairing.symmetric, kept[t, : len(x), : len(y)])
         for out, values in zip((rows, columns, positives), found, strict=True):
-            out[t, : len(values)] = values
+            out[t, : len(values)] = values[: out.shape[1]]
     return rows, columns, positives, kept
 
 
-def _forward(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric, kept):
-    """The same of one pairing: (n), (n) or (0), (n). Fills ``kept`` with the products, if it is not empty."""
-    given = (queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symmetric)
+def _forward(queries, keys, c, logit_scale, ids, geometry, tangent, symmetric, kept):
+    """The same of one pairing: (n), (m) or (0), (n). Fills ``kept`` with the products, if it is not empty."""
+    given = (queries, keys, c, logit_scale, ids, geometry, tangent, symmetric)
     try:
         return _Pass(*given).log_sum_exps(kept)
     except NeedsFloat64:
@@ -74,28 +78,23 @@ def _forward(queries, keys, c, logit_scale, exclude_ids, geometry, tangent, symm
 
 
 def backward(
-    grad_rows: Tensor,
-    grad_columns: Tensor,
+    upstream_of: UpstreamOf,
     features: Sequence[Tensor],
     c: Tensor,
     logit_scale: Tensor,
-    exclude_ids: Tensor | None,
-    row_negatives: Tensor,
-    column_negatives: Tensor,
-    positives: Tensor,
+    ids: Ids,
     kept: Tensor,
     pairings: Sequence[Pairing],
     geometry: str,
     tangent: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Gradients of the features, c () and logit_scale () from those of the row and column losses (t n)."""
+    """Gradients of the features, c () and logit_scale (): see `of_losses` and `of_sums`."""
     gradients: dict[int, Tensor] = {}
     d_scale = along = 0.0
     for t, pairing in enumerate(pairings):
         x, y = features[pairing.queries], features[pairing.keys]
-        saved = [v[t, : len(x)] for v in (grad_rows, grad_columns, row_negatives, column_negatives, positives)]
-        given = (x, y, c, logit_scale, exclude_ids, geometry, tangent, pairing.symmetric)
-        dx, dy, *found = _backward(given, kept[t, : len(x), : len(y)], saved)
+        given = (x, y, c, logit_scale, ids, geometry, tangent, pairing.symmetric)
+        dx, dy, *found = _backward(given, kept[t, : len(x), : len(y)], functools.partial(upstream_of, t))
         d_scale, along = d_scale + found[0], along + found[1]
         for number, grad in ((pairing.queries, dx), (pairing.keys, dy)):
             gradients[number] = gradients[number].add_(grad) if number in gradients else grad
@@ -104,21 +103,54 @@ def backward(
     return [gradients[number] for number in range(len(features))], c.new_tensor(dc), c.new_tensor(d_scale)
 
 
-def _backward(given: tuple, kept: Tensor, saved: Sequence[Tensor]) -> tuple[Tensor, Tensor, float, float]:
+def _backward(
+    given: tuple, kept: Tensor, upstream_of: Callable[[_Pass], TermSlopes]
+) -> tuple[Tensor, Tensor, float, float]:
     """Gradients of one pairing's queries x, keys y and logit scale; <x, dL/dx> + <y, dL/dy>."""
     try:
         if kept.numel() > 0 and bool(kept[0, 0].isnan()):
             raise NeedsFloat64
         one = _Pass(*given)
-        dx, dy, ds = one.gradients(kept, *saved)
+        dx, dy, ds = one.gradients(kept, *upstream_of(one))
     except NeedsFloat64:
-        one, nothing = _widened(*given), kept[:0, :0]
-        grads, logits = [t.double() for t in saved[:2]], saved[2:]
-        if _exceed(logits, LARGEST_LOGIT[torch.float32] / 2):  # then they may be those of distances in float32
-            logits = one.log_sum_exps(nothing)
-        dx, dy, ds = one.gradients(nothing, *grads, *(t.double() for t in logits))
+        one = _widened(*given)
+        dx, dy, ds = one.gradients(kept[:0, :0], *upstream_of(one))
     dtype = given[0].dtype
     return dx.to(dtype), dy.to(dtype), ds, one.homogeneity(dx, dy)
+
+
+def of_losses(
+    grad_rows: Tensor,
+    grad_columns: Tensor,
+    row_negatives: Tensor,
+    column_negatives: Tensor,
+    positives: Tensor,
+) -> UpstreamOf:
+    """From gradients of the losses of rows and columns, and what `forward` gave, all (t n)."""
+
+    def upstream(t: int, one: _Pass) -> TermSlopes:
+        grads, logits = ([x[t, : one.n] for x in of] for of in ((grad_rows, grad_columns), saved))
+        if one.widened and _exceed(logits, LARGEST_LOGIT[torch.float32] / 2):
+            # those given may be of distances in float32
+            logits = [x[: one.n] for x in one.log_sum_exps(one.left[:0, :0])]
+        return one.of_losses(*(x.to(one.queries.dtype) for x in grads), *logits)
+
+    saved = (row_negatives, column_negatives, positives)
+    return upstream
+
+
+def of_sums(slopes: Slopes) -> UpstreamOf:
+    """From sums that others have completed."""
+
+    def upstream(t: int, one: _Pass) -> TermSlopes:
+        n, m, dtype = one.n, one.m, one.queries.dtype
+        found = Upstream(one.within(slopes.row_lse[t, :n]), slopes.row_grad[t, :n].to(dtype), None, None)
+        if one.symmetric:
+            lse, grad = one.within(slopes.column_lse[t, :m]), slopes.column_grad[t, :m].to(dtype)
+            found = found._replace(column_lse=lse, column_grad=grad)
+        return found, slopes.diagonal[t, :n], slopes.shares[t, :n].to(dtype)
+
+    return upstream
 
 
 def _exceed(logits: Sequence[Tensor], limit: float) -> bool:
@@ -134,14 +166,14 @@ class _Pass(Tiles):
         keys: Tensor,
         c: Tensor,
         logit_scale: Tensor,
-        exclude_ids: Tensor | None,
+        ids: Ids,
         geometry: str,
         tangent: bool,
         symmetric: bool,
         near: float | None = None,
     ):
         self.scale = float(logit_scale)
-        self.ids, self.symmetric = exclude_ids, symmetric
+        self.ids, self.symmetric, self.widened = ids, symmetric, near is not None
         shared = geometry_of(geometry, c, tangent)
         kind = NativeOnlineSoftmax if bindings.usable(queries) else PortableOnlineSoftmax
         self.softmax: OnlineSoftmax = kind(shared, queries, len(queries), len(keys), self.scale, symmetric)
@@ -152,10 +184,11 @@ class _Pass(Tiles):
         if rows.start < columns.stop and columns.start < rows.stop:
             z.diagonal(rows.start - columns.start).fill_(torch.inf)
         if self.ids is not None:
-            z.masked_fill_(self.ids[rows][:, None] == self.ids[columns], torch.inf)
+            of_rows, of_columns = self.ids
+            z.masked_fill_(of_rows[rows][:, None] == of_columns[columns], torch.inf)
 
     def log_sum_exps(self, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``kept`` is filled with the products if it is not empty."""
+        """Sums of rows (n) and columns (m, or 0), positives (n). ``kept`` is filled with the products if it is not empty."""
         keep = kept.numel() > 0
         if keep:
             torch.mm(self.left, self.right.T, out=kept)
@@ -168,7 +201,7 @@ class _Pass(Tiles):
             self.softmax.add(rows, columns, z)
         row_negatives, column_negatives = self.softmax.log_sum_exps()
         positives = self._positive_distances()
-        logits = row_negatives, column_negatives[: self.n], -self.scale * positives.to(wide(positives))
+        logits = row_negatives, column_negatives, -self.scale * positives.to(wide(positives))
         if positives.dtype == torch.float32 and _exceed(logits, LARGEST_LOGIT[torch.float32]):
             raise NeedsFloat64
         return logits
@@ -181,16 +214,12 @@ class _Pass(Tiles):
         return torch.cat(chunks)
 
     def gradients(
-        self,
-        kept: Tensor,
-        grad_rows: Tensor,
-        grad_columns: Tensor,
-        row_negatives: Tensor,
-        column_negatives: Tensor,
-        positives: Tensor,
+        self, kept: Tensor, upstream: Upstream, positives: Tensor, shares: Tensor
     ) -> tuple[Tensor, Tensor, float]:
-        """Of queries (n d), keys (m d) and the logit scale; ``kept`` are the products of the forward pass, or empty."""
-        upstream = self._upstream(grad_rows, grad_columns, row_negatives, column_negatives, positives)
+        """Of queries (n d), keys (m d) and the logit scale; ``kept`` are the products of the forward pass, or empty.
+
+        ``positives`` (n) are logits, ``shares`` (n) minus their slopes.
+        """
         keep = kept.numel() > 0
         d_left = self.left.new_empty(self.shape[0], self.left.shape[1])
         d_right, d_queries, d_keys = (
@@ -217,34 +246,35 @@ class _Pass(Tiles):
         self.geometry.add_left_gradient(self.queries, self.terms(self.left), d_queries)
         self.geometry.add_right_gradient(self.keys, self.terms(d_right), d_keys)
 
-        grad_logit = grad_rows * torch.sigmoid(row_negatives - positives).to(grad_rows)
-        if self.symmetric:
-            grad_logit = grad_logit + grad_columns * torch.sigmoid(column_negatives - positives).to(grad_columns)
         for some in self.chunks(self.n):
             pairs = self.queries[some], self.keys[some], d_queries[some], d_keys[some]
-            self.geometry.add_exact_gradients(self.scale * grad_logit[some], *pairs)
-        d_scale -= float(torch.dot(grad_logit.double(), positives.double())) / self.scale
+            self.geometry.add_exact_gradients(self.scale * shares[some], *pairs)
+        d_scale -= float(torch.dot(shares.double(), positives.double())) / self.scale
         return d_queries, d_keys, d_scale
 
-    def _upstream(
+    def of_losses(
         self,
         grad_rows: Tensor,
         grad_columns: Tensor,
         row_negatives: Tensor,
         column_negatives: Tensor,
         positives: Tensor,
-    ) -> Upstream:
-        row_lse = self._log_sum_exp(row_negatives, positives)
+    ) -> TermSlopes:
+        """From gradients of losses (n), sums over negatives and positives (n)."""
+        of_rows = self.within(torch.logaddexp(row_negatives, positives)), grad_rows
+        shares = grad_rows * torch.sigmoid(row_negatives - positives).to(grad_rows)
         if not self.symmetric:
-            return Upstream(row_lse, grad_rows, None, None)
+            return Upstream(*of_rows, None, None), positives, shares
         # keys beyond n have no positive and no loss
         column_lse, column_grad = positives.new_full((self.m,), torch.inf), grad_columns.new_zeros(self.m)
-        column_lse[: self.n] = self._log_sum_exp(column_negatives, positives)
+        column_lse[: self.n] = self.within(torch.logaddexp(column_negatives, positives))
         column_grad[: self.n] = grad_columns
-        return Upstream(row_lse, grad_rows, column_lse, column_grad)
+        shares = shares + grad_columns * torch.sigmoid(column_negatives - positives).to(grad_columns)
+        return Upstream(*of_rows, column_lse, column_grad), positives, shares
 
-    def _log_sum_exp(self, negatives: Tensor, positives: Tensor) -> Tensor:
-        lse, limit = torch.logaddexp(negatives, positives), LARGEST_LOGIT[self.queries.dtype]
+    def within(self, lse: Tensor) -> Tensor:
+        """Log-sum-exps (n), if the dtype holds their logits; in float64 NaN for those that it does not."""
+        limit = LARGEST_LOGIT[self.queries.dtype]
         if self.queries.dtype == torch.float64:
             return lse.masked_fill(lse.abs() > limit, torch.nan)
         # less than the limit of the forward pass: a logit from float64 rounds to the other side of it
@@ -279,14 +309,18 @@ def _widened(
     keys: Tensor,
     c: Tensor,
     logit_scale: Tensor,
-    exclude_ids: Tensor | None,
+    ids: Ids,
     geometry: str,
     tangent: bool,
     symmetric: bool,
 ) -> _Pass:
     """The same pass in float64."""
     wide = (queries.double(), keys.double(), c.double(), logit_scale.double())
-    return _Pass(*wide, exclude_ids, geometry, tangent, symmetric, NEAR_WIDENED)
+    return _Pass(*wide, ids, geometry, tangent, symmetric, NEAR_WIDENED)
+
+
+TermSlopes = tuple[Upstream, Tensor, Tensor]  # of one term, the last two of its pairs (i, i)
+UpstreamOf = Callable[[int, _Pass], TermSlopes]
 
 
 def losses(row_negatives: Tensor, column_negatives: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:

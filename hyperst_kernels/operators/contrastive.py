@@ -7,7 +7,7 @@ device can use again, in whatever form it likes; ``keep`` is how many bytes of i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,17 +37,23 @@ def _unflattened(pairings: Sequence[int]) -> list[Pairing]:
     return [Pairing(x, y, bool(symmetric)) for x, y, symmetric in zip(*[iter(pairings)] * 3, strict=True)]
 
 
-def _scaled(features: Sequence[Tensor], factors: Tensor | None, c: Tensor) -> list[Tensor]:
+def scaled(features: Sequence[Tensor], factors: Tensor | None, c: Tensor) -> list[Tensor]:
     """What the loss is computed of, in the geometry's dtype."""
     wide = [x.to(c.dtype) for x in features]
     return wide if factors is None else [x * factor for x, factor in zip(wide, factors, strict=True)]
+
+
+def _same_ids(exclude_ids: Tensor | None) -> cpu_contrastive.Ids:
+    """Row i has the id of its positive, the key i."""
+    return None if exclude_ids is None else (exclude_ids, exclude_ids)
 
 
 def _portable_contrastive(
     features, factors, c, logit_scale, exclude_ids, pairings, geometry, tangent, precision, atomic, keep
 ):
     flags = (_unflattened(pairings), geometry, tangent, keep)
-    *negatives, kept = cpu_contrastive.forward(_scaled(features, factors, c), c, logit_scale, exclude_ids, *flags)
+    ids = _same_ids(exclude_ids)
+    *negatives, kept = cpu_contrastive.forward(scaled(features, factors, c), c, logit_scale, ids, *flags)
     return (*(loss.to(c.dtype) for loss in cpu_contrastive.losses(*negatives)), *negatives, kept)
 
 
@@ -66,14 +72,21 @@ def _portable_contrastive_backward(
     pairings,
     *flags,
 ):
-    scaled = _scaled(features, factors, c)
-    saved = (rows, columns, positives, kept, _unflattened(pairings))
-    gradients, dc, ds = cpu_contrastive.backward(
-        grad_rows, grad_columns, scaled, c, logit_scale, exclude_ids, *saved, *flags[:2]
-    )
+    upstream = cpu_contrastive.of_losses(grad_rows, grad_columns, rows, columns, positives)
+    ids = _same_ids(exclude_ids)
+    return portable_gradients(upstream, features, factors, c, logit_scale, ids, kept, _unflattened(pairings), *flags)
+
+
+def portable_gradients(
+    upstream, features, factors, c, logit_scale, ids, kept, pairings, geometry, tangent, precision, atomic
+):
+    """What the backward operators return, from an ``UpstreamOf`` of `hyperst_kernels.cpu.contrastive`."""
+    vectors = scaled(features, factors, c)
+    given = (vectors, c, logit_scale, ids, kept, pairings, geometry, tangent)
+    gradients, dc, ds = cpu_contrastive.backward(upstream, *given)
     d_factors = c.new_zeros(0)
     if factors is not None:
-        along = [torch.linalg.vecdot(u, g).sum(dtype=torch.float64) for u, g in zip(scaled, gradients, strict=True)]
+        along = [torch.linalg.vecdot(u, g).sum(dtype=torch.float64) for u, g in zip(vectors, gradients, strict=True)]
         d_factors = (torch.stack(along) / factors).to(c.dtype)
         gradients = [g.mul_(factor) for g, factor in zip(gradients, factors, strict=True)]
     return [g.to(x.dtype) for g, x in zip(gradients, features, strict=True)], d_factors, dc, ds
@@ -83,7 +96,7 @@ def _triton_contrastive(features, factors, c, logit_scale, exclude_ids, pairings
     from hyperst_kernels.gpu import contrastive
 
     # flags of tiles are small enough to be kept in any case
-    given = (features, factors, c, logit_scale, exclude_ids, _unflattened(pairings), *flags[:-2])
+    given = (features, factors, c, logit_scale, _same_ids(exclude_ids), _unflattened(pairings), *flags[:-2])
     *negatives, kept = contrastive.forward(*given)
     return (*(loss.to(c.dtype) for loss in cpu_contrastive.losses(*negatives)), *negatives, kept)
 
@@ -105,8 +118,10 @@ def _triton_contrastive_backward(
 ):
     from hyperst_kernels.gpu import contrastive
 
-    given = (grad_rows, grad_columns, features, factors, c, logit_scale, exclude_ids)
-    return contrastive.backward(*given, rows, columns, positives, kept, _unflattened(pairings), *flags)
+    pairings = _unflattened(pairings)
+    slopes = contrastive.of_losses(grad_rows, grad_columns, rows, columns, positives, features, pairings)
+    given = (slopes, features, factors, c, logit_scale, _same_ids(exclude_ids), kept, pairings)
+    return contrastive.backward(*given, *flags)
 
 
 def _contrastive_fake(
@@ -182,6 +197,27 @@ _ONCE = (
 differentiate(_backward, {"": raising(_backward, "contrastive_loss", _ONCE)})
 
 
+def of_moderate_size(
+    features: Sequence[Tensor],
+    factors: Tensor | None,
+    c: Tensor,
+    logit_scales: Sequence[Tensor],
+    geometry: str,
+    shared: Callable[[Tensor], Tensor] = lambda unit: unit,
+) -> tuple[Sequence[Tensor], Tensor | None, Sequence[Tensor]]:
+    """What the kernels take in place of features, factors and logit scales; ``shared`` makes a power of two that of all ranks."""
+    if geometry == "euclidean":
+        # distances are of degree 1 in features and factors: where these are of size 1, no square overflows or vanishes
+        unit = shared(common_scale(*features))
+        features, logit_scales = [times(x, unit) for x in features], [scale / unit for scale in logit_scales]
+        if factors is not None:
+            unit = shared(common_scale(factors))
+            factors, logit_scales = factors * unit, [scale / unit for scale in logit_scales]
+    elif geometry == "cosine" and on_triton(c):
+        features = [of_size_one(x) for x in features]  # its kernels sum squares as they come
+    return features, factors, logit_scales
+
+
 def contrastive_terms(
     features: Sequence[Tensor],
     factors: Tensor | None,
@@ -195,15 +231,7 @@ def contrastive_terms(
     atomic: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The operator behind ``reference.contrastive.hierarchy_terms``, with the same arguments and results."""
-    if geometry == "euclidean":
-        # distances are of degree 1 in features and factors: where these are of size 1, no square overflows or vanishes
-        unit = common_scale(*features)
-        features, logit_scale = [times(x, unit) for x in features], logit_scale / unit
-        if factors is not None:
-            unit = common_scale(factors)
-            factors, logit_scale = factors * unit, logit_scale / unit
-    elif geometry == "cosine" and on_triton(c):
-        features = [of_size_one(x) for x in features]  # its kernels sum squares as they come
+    features, factors, (logit_scale,) = of_moderate_size(features, factors, c, [logit_scale], geometry)
     if reference_in_use():
         features = [x.to(c.dtype) for x in features]
         given = (features, factors, c, logit_scale, pairings, input, geometry, exclude_ids)

@@ -26,6 +26,21 @@ class Pairing(NamedTuple):
     symmetric: bool
 
 
+class Slopes(NamedTuple):
+    """What the gradients of the logits are made of.
+
+    Log-sum-exps with the positive of rows (t n) and columns (t m), float64, and gradients of their losses, 0 where there is none;
+    of the pairs (i, i), logits (t n), and ``shares`` (t n), minus their slopes.
+    """
+
+    row_lse: Tensor
+    row_grad: Tensor
+    column_lse: Tensor
+    column_grad: Tensor
+    diagonal: Tensor
+    shares: Tensor
+
+
 def hierarchy_terms(
     features: Sequence[Tensor],
     factors: Tensor | None,

@@ -166,14 +166,6 @@ def test_a_second_run_needs_its_own_folder(trained, tiny_config, sections):
         fit(tiny_config, sections[:2], trained)
 
 
-def test_one_of_several_processes_does_not_train(tiny_config, sections, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for resume in (False, True):
-        with pytest.raises(ValueError, match="one process on one device, and this process is one of 2"):
-            fit(tiny_config, sections[:2], tmp_path / "run", resume=resume)
-    assert not (tmp_path / "run").exists()
-
-
 def test_nothing_to_resume(tiny_config, sections, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         fit(tiny_config, sections[:2], tmp_path, resume=True)

@@ -34,7 +34,7 @@ from hyperst_kernels.gpu import (
     launch,
     pair_loss,
 )
-from hyperst_kernels.reference.contrastive import Pairing
+from hyperst_kernels.reference.contrastive import Pairing, Slopes
 
 VERSION = ".".join(triton.__version__.split(".")[:2])
 TABLE = Path(__file__).with_name("resources") / f"triton-{VERSION}.json"
@@ -202,7 +202,19 @@ def loss(d: int, dtype: torch.dtype, atomic: bool = False, pairings: Sequence[Pa
     given, flags = (x, None, c, c, None), (pairings, "lorentz", True, "bf16x3")
     found = contrastive.forward(*given, *flags)
     grad = torch.empty_like(found[0], dtype=c.dtype)
-    contrastive.backward(grad, grad, *given, *found, *flags, atomic)
+    *logits, kept = found
+    slopes = contrastive.of_losses(grad, grad, *logits, x, pairings)
+    contrastive.backward(slopes, *given, kept, *flags, atomic)
+
+
+def of_ranks(d: int, dtype: torch.dtype) -> None:
+    """What the loss is made of where others have its keys, and ids are those of two sides."""
+    n, c, ids = 4096, _scalar(dtype), torch.zeros(4096, dtype=torch.int64)
+    x = [torch.zeros(n, d, dtype=dtype) for _ in range(2)]
+    given, flags = (x, None, c, c, (ids, ids)), (PAIR, "lorentz", True, "bf16x3")
+    rows, columns, diagonal, kept = contrastive.forward(*given, *flags, all_columns=True)
+    grad = torch.empty_like(rows, dtype=c.dtype)
+    contrastive.backward(Slopes(rows, grad, columns, grad, diagonal, grad), *given, kept, *flags, False)
 
 
 def variants(target: str) -> dict[str, Callable[[], None]]:
@@ -230,6 +242,8 @@ def variants(target: str) -> dict[str, Callable[[], None]]:
             "pairs 512 float32 ieee": lambda: pairs(512, single, "ieee"),
             "pairs 512 float64": lambda: pairs(512, double, "ieee", backward=True),
             "blocks of pairs float64": lambda: blocks_of_pairs(double),
+            "loss of ranks 128 bfloat16": lambda: of_ranks(128, half),
+            "loss of ranks 512 float32": lambda: of_ranks(512, single),
             "loss 512 bfloat16": lambda: loss(512, half),
             "loss 1024 bfloat16": lambda: loss(1024, half),
             "loss 32 bfloat16 atomic": lambda: loss(32, half, atomic=True),

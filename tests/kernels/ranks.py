@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
+# what takes long to import, once, in the process that all others are forked from
+PRELOADED = ["hyperst_kernels.agreement", "torch.distributed.nn", "pytest"]
 Case = Callable[[int, int], Any]
 SECONDS = 20  # after which a process that waits for another gives up
 
@@ -42,6 +45,9 @@ def one_rank(rank: int, world_size: int, folder: str, cases: dict[str, Case]) ->
 
 def run(world_size: int, folder: Path, cases: dict[str, Case]) -> dict[str, list[Any]]:
     """What every case gave on every rank: what it returned, or the error it raised."""
-    torch.multiprocessing.spawn(one_rank, (world_size, str(folder), cases), nprocs=world_size)
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    torch.multiprocessing.start_processes(
+        one_rank, (world_size, str(folder), cases), nprocs=world_size, start_method="forkserver"
+    )
     results = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
     return {name: [result[name] for result in results] for name in cases}

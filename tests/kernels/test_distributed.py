@@ -27,6 +27,7 @@ class Case(NamedTuple):
 
 
 LOCAL, GLOBAL = {"local_loss": True, "gather_with_grad": True}, {"local_loss": False, "gather_with_grad": True}
+RING = {**LOCAL, "scheme": "ring"}
 CASES = {
     "local": Case(LOCAL),
     "local, equal shards": Case(LOCAL, equal=True),
@@ -49,6 +50,14 @@ CASES = {
     "global, positives": Case(GLOBAL, ("positives",)),
     "global, scales": Case(GLOBAL, ("scales",)),
     "global, more keys": Case(GLOBAL, ("more keys", "exclude_ids")),
+    "ring": Case(RING),
+    "ring, equal shards": Case(RING, equal=True),
+    "ring, ids": Case(RING, ("exclude_ids",)),
+    "ring, rows": Case({**RING, "directions": "rows"}, ("exclude_ids", "weights")),
+    "ring, euclidean": Case({**RING, "geometry": "euclidean"}),
+    "ring, cosine": Case({**RING, "geometry": "cosine"}),
+    "ring, more keys": Case(RING, ("more keys", "exclude_ids")),
+    "ring, global": Case({**RING, "local_loss": False}, ("exclude_ids", "weights")),
     "global, plain": Case({"local_loss": False, "gather_with_grad": False}, ("exclude_ids",)),
     "local, plain": Case({"local_loss": True, "gather_with_grad": False}),
 }
@@ -146,6 +155,9 @@ def test_the_mean_over_ranks_is_that_of_one_process(found, name):
     true = of_one_process(name, world_size)
     for part in true:
         assert_close(joined(results[name], part), true[part])
+    for result in results[name]:  # of numbers, every rank has the mean
+        for part in ("c",) if "scales" in CASES[name].given else ("c", "scale"):
+            assert_close(result[part], true[part])
     if not CASES[name].options["local_loss"]:
         for result in results[name]:
             assert_close(result["loss"], true["loss"])

@@ -38,7 +38,7 @@ FAULTS = {
     "scales": ({"directions": "rows"}, {"logit_scale": torch.ones(3)}, "directions must be the same on every rank"),
     "directions": ({"directions": "rows"}, {}, "directions must be the same on every rank, got both on rank 0 and rows"),
     "loss": ({"loss": "sigmoid"}, {}, "loss must be the same on every rank, got softmax on rank 0 and sigmoid on rank 1"),
-    "frozen": ({}, {"image_features": torch.eye(3, 4)}, "whether features require gradients must be the same on every rank"),
+    "frozen": ({}, {"image_features": torch.eye(3, 4)}, "requires_grad of features must be the same on every rank"),
     "local": ({"local_loss": False}, {}, "local_loss must be the same on every rank, got True on rank 0 and False"),
     "gather": ({"gather_with_grad": False}, {}, "gather_with_grad must be the same on every rank"),
 }  # fmt: skip
@@ -160,7 +160,9 @@ def test_numbers_that_contradict_the_group_are_refused(found):
 
 
 def test_a_scheme_is_one_of_those_there_are():
-    with pytest.raises(ValueError, match="scheme must be one of 'auto', 'gather', got 'ring'"):
+    with pytest.raises(ValueError, match="scheme must be one of 'auto', 'gather', 'ring', got 'star'"):
+        HyperbolicContrastiveLoss(scheme="star")
+    with pytest.raises(ValueError, match="scheme='ring' needs gather_with_grad=True"):
         HyperbolicContrastiveLoss(scheme="ring")
 
 

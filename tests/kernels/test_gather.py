@@ -7,13 +7,14 @@ import functools
 import pytest
 import torch
 import torch.distributed
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hyperst_kernels import HyperbolicContrastiveLoss
 from hyperst_kernels.distributed import Gather, Ranks
 from tests.kernels import ranks
+from tests.kernels.traffic import Traffic
 
 WORLD, DIM = 3, 4
+NUMBERS = 4  # c, logit scale, and a factor of queries and of keys
 SHARDS = {"equal": (4, 4, 4), "unequal": (2, 5, 1), "an empty one": (3, 0, 2), "all empty": (0, 0, 0)}
 
 
@@ -36,29 +37,13 @@ def half(dtype: torch.dtype, rank: int, world_size: int) -> torch.Tensor:
     return x.grad
 
 
-class Bytes(TorchDispatchMode):
-    """Bytes that a rank receives in all-gathers, and sends in reduce-scatters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, int]] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name()
-        if func.namespace == "c10d":
-            (tensors,) = args[0] if name == "c10d::allgather_" else args[1]
-            others = [x for k, x in enumerate(tensors) if k != torch.distributed.get_rank()]
-            self.found.append((name.removeprefix("c10d::"), sum(x.numel() * x.element_size() for x in others)))
-        return func(*args, **(kwargs or {}))
-
-
-def sent(dtype: torch.dtype, ids: bool, rank: int, world_size: int) -> list[tuple[str, int]]:
+def sent(dtype: torch.dtype, ids: bool, scheme: str, rank: int, world_size: int) -> list[tuple[str, int]]:
     n = SHARDS["unequal"][rank]
     image, text = (torch.eye(n, DIM, dtype=dtype, requires_grad=True) for _ in range(2))
     loss = HyperbolicContrastiveLoss(
-        group=torch.distributed.group.WORLD, local_loss=True, gather_with_grad=True, directions="both"
+        group=torch.distributed.group.WORLD, local_loss=True, gather_with_grad=True, scheme=scheme
     )
-    with Bytes() as counted:
+    with Traffic(world_size) as counted:
         loss(image, text, 9.0, exclude_ids=torch.arange(n) if ids else None).backward()
     return counted.found
 
@@ -68,7 +53,8 @@ def _found(tmp_path_factory):
     cases = {name: functools.partial(gathered, rows) for name, rows in SHARDS.items()}
     cases |= {str(dtype): functools.partial(half, dtype) for dtype in (torch.bfloat16, torch.float16)}
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
-        cases[f"bytes of {dtype}"] = functools.partial(sent, dtype, dtype == torch.float32)
+        for scheme in ("gather", "ring"):
+            cases[f"bytes of {dtype}, {scheme}"] = functools.partial(sent, dtype, dtype == torch.float32, scheme)
     return ranks.run(WORLD, tmp_path_factory.mktemp("ranks"), cases)
 
 
@@ -93,12 +79,29 @@ def test_gradients_of_half_precision_are_summed_in_float32(found, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_bytes_are_those_of_the_documented_formula(found, dtype):
-    n, wide = max(SHARDS["unequal"]), max(dtype.itemsize, 4)
-    of_ids = [("allgather_", (WORLD - 1) * n * 8)] if dtype == torch.float32 else []
-    for counted in found[f"bytes of {dtype}"]:
+    longest, wide = max(SHARDS["unequal"]), max(dtype.itemsize, 4)
+    of_ids = [("all-gather", (WORLD - 1) * longest * 8)] if dtype == torch.float32 else []
+    for n, counted in zip(SHARDS["unequal"], found[f"bytes of {dtype}, gather"], strict=True):
         assert counted == [
-            ("allgather_", (WORLD - 1) * 5 * 8),
+            ("all-gather", (WORLD - 1) * 5 * 8),
+            ("all-gather", (WORLD - 1) * longest * DIM * dtype.itemsize),
             *of_ids,
-            ("allgather_", (WORLD - 1) * n * 2 * DIM * dtype.itemsize),
-            ("reduce_scatter_", (WORLD - 1) * n * 2 * DIM * wide),
+            ("all-to-all", (WORLD - 1) * n * 8),
+            ("all-gather", (WORLD - 1) * longest * 16),
+            ("reduce-scatter", (WORLD - 1) * longest * DIM * wide),
+            ("all-reduce", NUMBERS * 8),
         ]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_bytes_of_a_ring_are_those_of_the_documented_formula(found, dtype):
+    rows, wide, ids = SHARDS["unequal"], max(dtype.itemsize, 4), 8 * (dtype == torch.float32)
+    for n, counted in zip(rows, found[f"bytes of {dtype}, ring"], strict=True):
+        others = sum(rows) - n
+        names = {name for name, _ in counted}
+        received = {name: sum(size for other, size in counted if other == name) for name in names}
+        forward, backward = others * (DIM * dtype.itemsize + ids), others * (DIM * dtype.itemsize + ids + 16)
+        returned = sum(rows) * (8 + DIM * wide)
+        assert received == {
+            "all-gather": (WORLD - 1) * 5 * 8, "ring": forward + backward + returned, "all-reduce": NUMBERS * 8
+        }  # fmt: skip

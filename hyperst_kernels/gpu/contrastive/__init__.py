@@ -45,7 +45,7 @@ from hyperst_kernels.gpu.contrastive.inputs import (
     matrix_args_of,
     rounds,
 )
-from hyperst_kernels.reference.contrastive import Pairing
+from hyperst_kernels.reference.contrastive import Pairing, Slopes
 
 WORKSPACE = 1 << 25  # numbers that the programs of the forward pass may hold for the columns
 # In float32: a logit is a product less a rounded product, whose rounding is a power of two in the sum, and overflows beyond
@@ -63,30 +63,33 @@ def forward(
     factors: Tensor | None,
     c: Tensor,
     logit_scale: Tensor,
-    exclude_ids: Tensor | None,
+    ids: tuple[Tensor, Tensor] | None,
     pairings: Sequence[Pairing],
     geometry: str,
     tangent: bool,
     precision: str,
+    all_columns: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """LSE over negatives of each row and of each of the first n columns, positives (t n), flags of the tiles (t i j).
 
     Sums and positives are logits in float64. What does not exist is -inf in the sums and 0 among the positives: columns
-    without a loss, rows beyond a term's own.
+    without a loss, rows beyond a term's own. ``all_columns``: the sums of all m.
     """
-    inputs = LossInputs(features, factors, c, logit_scale, exclude_ids, pairings, geometry, tangent, precision)
-    shape = (len(pairings), inputs.n)
-    columns, positives = c.new_full(shape, -torch.inf, dtype=torch.float64), c.new_empty(shape, dtype=torch.float64)
+    inputs = LossInputs(features, factors, c, logit_scale, ids, pairings, geometry, tangent, precision)
+    columns = c.new_full((len(pairings), inputs.m if all_columns else inputs.n), -torch.inf, dtype=torch.float64)
+    positives = c.new_empty(len(pairings), inputs.n, dtype=torch.float64)
     found: dict[int, Tensor] = {}
     flags = torch.zeros(flags_shape(features, pairings, geometry), dtype=torch.int8, device=c.device)
     for symmetric in (True, False):
         terms = [term for term in inputs.queries if term.symmetric == symmetric]
         if terms:
-            found.update(zip([term.number for term in terms], _log_sums(inputs, terms, flags, columns), strict=True))
+            found.update(
+                zip([t.number for t in terms], _log_sums(inputs, terms, flags, columns, all_columns), strict=True)
+            )
     rows = torch.stack([found[t] for t in range(len(pairings))])
     if inputs.cancels:
-        _add_cancelled_sums(inputs, inputs.queries, flags, rows)
-        _add_cancelled_sums(inputs, [term for term in inputs.keys if term.symmetric], flags, columns)
+        _add_cancelled_sums(inputs, inputs.queries, flags, rows, True)
+        _add_cancelled_sums(inputs, [term for term in inputs.keys if term.symmetric], flags, columns, all_columns)
     launch.over_rows(
         _positives, "pair", tuple(t.x.vectors for t in inputs.queries), *matrix_args(inputs.queries), c, logit_scale,
         positives, inputs.n,
@@ -102,10 +105,12 @@ def _held(logits: Tensor, dtype: torch.dtype) -> Tensor:
     return logits.masked_fill((logits.abs() > LARGEST) & (logits != -torch.inf), torch.nan)
 
 
-def _log_sums(inputs: LossInputs, terms: Sequence[TermView], flags: Tensor, columns: Tensor) -> Tensor:
+def _log_sums(
+    inputs: LossInputs, terms: Sequence[TermView], flags: Tensor, columns: Tensor, all_columns: bool
+) -> Tensor:
     """log2-sum-exps over unflagged tiles of terms that are all symmetric or all not, a chunk of keys at a time.
 
-    Returns those of the rows (r n), puts in place those of the columns (t n), and sets the flags.
+    Returns those of the rows (r n), puts in place those of the columns, and sets the flags.
     """
     c, symmetric, step = inputs.c, terms[0].symmetric, inputs.table["columns"]
     xs, ys = matrix_args(terms)
@@ -122,31 +127,33 @@ def _log_sums(inputs: LossInputs, terms: Sequence[TermView], flags: Tensor, colu
         some = KeyArgs(
             tuple(t.y.vectors[keys] for t in terms), ys.strides, tuple(len(t.y.vectors[keys]) for t in terms),
             tuple(t.y.scale[keys] for t in terms), tuple(t.y.excess[keys] for t in terms), tuple(t.y.largest for t in terms),
-            inputs.ids[keys], left, tiles,
+            inputs.ids.columns[keys], left, tiles,
         )  # fmt: skip
         own = Flags(tuple(flags[t.number, :, first:] for t in terms), flags.stride(1), 1)
         _log_sum_exps[(programs, len(terms))](
-            xs, some, inputs.ids, inputs.steepness, LogSums(found[-1], inputs.n, workspace), own, CANCELLED[c.dtype],
-            SYMMETRIC=symmetric, WHOLE=inputs.d <= inputs.table["inner"], **inputs.product(inputs.table),
+            xs, some, inputs.ids.rows, inputs.steepness, LogSums(found[-1], inputs.n, workspace), own, CANCELLED[c.dtype],
+            SYMMETRIC=symmetric, ALL_COLUMNS=all_columns, WHOLE=inputs.d <= inputs.table["inner"], **inputs.product(inputs.table),
         )  # fmt: skip
-        if symmetric and left < n:
+        if symmetric and left < (m if all_columns else n):
             out = tuple(columns[term.number, left:] for term in terms)
-            inside = tuple(max(0, term.n - left) for term in terms)
+            inside = tuple(max(0, (term.m if all_columns else term.n) - left) for term in terms)
             _merge[(tiles, len(terms))](
                 workspace, out, programs, tiles, inside, DTYPE=inputs.constants["DTYPE"], BLOCK_M=step, **launch.OPTIONS
             )
     return functools.reduce(torch.logaddexp2, found)
 
 
-def _add_cancelled_sums(inputs: LossInputs, terms: Sequence[TermView], flags: Tensor, sums: Tensor) -> None:
-    """Take the pairs of flagged tiles into log2-sum-exps."""
+def _add_cancelled_sums(
+    inputs: LossInputs, terms: Sequence[TermView], flags: Tensor, sums: Tensor, of_all: bool
+) -> None:
+    """Take the pairs of flagged tiles into log2-sum-exps, of all rows or of those that have a positive."""
     if not terms:
         return
     exact = torch.full_like(sums, -torch.inf)
     own, size = inputs.flagged(terms, flags)
-    _cancelled_log_sum_exps[inputs.exact_grid(terms, inputs.n)](
-        *matrix_args(terms), inputs.c, inputs.ids, inputs.exact_steepness, own, tuple(exact[t.number] for t in terms),
-        tuple(t.pairs for t in terms), **inputs.exactly(size),
+    _cancelled_log_sum_exps[inputs.exact_grid(terms, sums.shape[1])](
+        *matrix_args(terms), inputs.c, inputs.ids_of(terms), inputs.exact_steepness, own,
+        tuple(exact[t.number] for t in terms), tuple(t.n if of_all else t.pairs for t in terms), **inputs.exactly(size),
     )  # fmt: skip
     torch.logaddexp2(sums, exact, out=sums)
 
@@ -154,18 +161,37 @@ def _add_cancelled_sums(inputs: LossInputs, terms: Sequence[TermView], flags: Te
 # ---------------------------------------------------------------------------------------------------------- backward
 
 
-@launch.on_own_device
-def backward(
+def of_losses(
     grad_rows: Tensor,
     grad_columns: Tensor,
+    row_negatives: Tensor,
+    column_negatives: Tensor,
+    positives: Tensor,
+    features: Sequence[Tensor],
+    pairings: Sequence[Pairing],
+) -> Slopes:
+    """From gradients of the losses of rows and columns, and what `forward` gave, all (t n)."""
+    m = max(len(features[p.keys]) for p in pairings)
+    lse, grad = row_negatives.new_zeros(len(pairings), m), grad_columns.new_zeros(len(pairings), m)
+    for t, pairing in enumerate(pairings):
+        if pairing.symmetric:  # keys beyond the queries have no loss
+            n = len(features[pairing.queries])
+            lse[t, :n] = torch.logaddexp(column_negatives[t, :n], positives[t, :n])
+            grad[t, :n] = grad_columns[t, :n]
+    # of each pair of rows (i, i): minus its share of dL/dlogit
+    by_row, by_column = (torch.sigmoid(v - positives).to(grad) for v in (row_negatives, column_negatives))
+    shares = grad_rows * by_row + grad_columns * by_column
+    return Slopes(torch.logaddexp(row_negatives, positives), grad_rows, lse, grad, positives, shares)
+
+
+@launch.on_own_device
+def backward(
+    slopes: Slopes,
     features: Sequence[Tensor],
     factors: Tensor | None,
     c: Tensor,
     logit_scale: Tensor,
-    exclude_ids: Tensor | None,
-    row_negatives: Tensor,
-    column_negatives: Tensor,
-    positives: Tensor,
+    ids: tuple[Tensor, Tensor] | None,
     flags: Tensor,
     pairings: Sequence[Pairing],
     geometry: str,
@@ -173,18 +199,15 @@ def backward(
     precision: str,
     atomic: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-    """Gradients of the features, factors (f, or 0), c () and logit_scale () from those of the row and column losses (t n)."""
-    inputs = LossInputs(features, factors, c, logit_scale, exclude_ids, pairings, geometry, tangent, precision)
+    """Gradients of the features, factors (f, or 0), c () and logit_scale ()."""
+    inputs = LossInputs(features, factors, c, logit_scale, ids, pairings, geometry, tangent, precision)
     gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in features]
     table = launch.lookup("contrastive backward", inputs.d, inputs.dtype) if _multiplies(inputs.dtype) else {}
-    upstream = _upstream(inputs, grad_rows, grad_columns, row_negatives, column_negatives, positives, bool(table))
-    # of each pair of rows (i, i): minus its share of dL/dlogit
-    by_row, by_column = (torch.sigmoid(v - positives).to(c.dtype) for v in (row_negatives, column_negatives))
-    shares = grad_rows * by_row + grad_columns * by_column
-    scale_grad = -(shares.double() * positives.double()).sum()  # s dL/ds
+    upstream = _upstream(slopes, bool(table))
+    scale_grad = -(slopes.shares.double() * slopes.diagonal).sum()  # s dL/ds
     by_rows = c.new_zeros(len(features), max(map(len, features)))  # <x, dL/dx>
     atomic = atomic and bool(table.get("atomic", 1))  # 0: with a second product the kernel does not fit into registers
-    of_positives = logit_scale * shares
+    of_positives = logit_scale * slopes.shares
     for row_chunk in _row_chunks(inputs, atomic and bool(table)):
         scale_grad += _add_row_chunk(
             inputs, upstream, flags, table, atomic, row_chunk, of_positives, gradients, by_rows
@@ -228,20 +251,13 @@ def _multiplies(dtype: torch.dtype) -> bool:
     return dtype != torch.float64 or launch.architecture() == "interpreter"
 
 
-def _upstream(
-    inputs: LossInputs, grad_rows, grad_columns, row_negatives, column_negatives, positives, by_rows: bool
-) -> Upstream:
-    lse, grad = row_negatives.new_zeros(len(inputs.keys), inputs.m), grad_columns.new_zeros(len(inputs.keys), inputs.m)
-    for term in inputs.keys:
-        if term.symmetric:  # keys beyond the queries have no loss
-            t, n = term.number, term.m
-            lse[t, :n] = torch.logaddexp(column_negatives[t, :n], positives[t, :n])
-            grad[t, :n] = grad_columns[t, :n]
+def _upstream(slopes: Slopes, by_rows: bool) -> Upstream:
+    grad = slopes.row_grad
     largest = LARGEST_BY_ROWS if by_rows else LARGEST
     if grad.dtype == torch.float64:
         largest = LARGEST_LOGIT[grad.dtype]
-    of_rows = torch.logaddexp(row_negatives, positives)
-    return Upstream(*_rounded(of_rows, grad_rows, largest), *_rounded(lse, grad, largest))
+    of_rows = _rounded(slopes.row_lse, grad, largest)
+    return Upstream(*of_rows, *_rounded(slopes.column_lse, slopes.column_grad, largest))
 
 
 def _rounded(lse: Tensor, grad: Tensor, largest: float) -> tuple[Tensor, Tensor]:
@@ -279,7 +295,7 @@ def _add_cancelled_gradients(
     for terms in (*rounds(inputs.queries), *rounds(inputs.keys)):
         own, size = inputs.flagged(terms, flags)
         _cancelled_gradients[inputs.exact_grid(terms, scale_grad.shape[2])](
-            *matrix_args(terms), inputs.c, inputs.ids, inputs.scale, inputs.exact_steepness, own, upstream.of(terms),
+            *matrix_args(terms), inputs.c, inputs.ids_of(terms), inputs.scale, inputs.exact_steepness, own, upstream.of(terms),
             tuple(sums[t.owner].points for t in terms), tuple(scale_grad[int(t.swapped), t.number] for t in terms),
             row_chunk.start, row_chunk.stop, **inputs.exactly(size),
         )  # fmt: skip

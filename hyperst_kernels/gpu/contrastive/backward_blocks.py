@@ -49,13 +49,13 @@ class BlockOfPairs(NamedTuple):
 
 @triton.jit
 def weights_of_tile(
-    top, left, owned, keys, x, ids_ptr, steepness_ptr, upstream, scale_grad_ptr,
+    top, left, owned, keys, x, ids, steepness_ptr, upstream, scale_grad_ptr,
     CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """G_ij s_i s_j of a tile; stores its sum of share times remoteness."""
     DTYPE: tl.constexpr = TILING.DTYPE
     rows, steepness = top + tl.arange(0, TILING.BLOCK_N), load_steepness(steepness_ptr)
-    stats = row_stats(x.stats, ids_ptr, rows, x.longest, owned.n, TILING)
+    stats = row_stats(x.stats, ids.rows, rows, x.longest, owned.n, TILING)
     z, part, _, scale_y, _ = tile_of_pairs(rows, owned, keys, stats, top, left, 0, CAREFUL, False, TILING)
     remoteness, slope = remoteness_of(z, TILING.GEOMETRY, TILING.FAST, CAREFUL)
     remoteness = tl.where(part, remoteness, NOWHERE)
@@ -71,7 +71,7 @@ def weights_of_tile(
 
 @triton.jit
 def _weights(
-    x, y, ids_ptr, steepness_ptr, upstream, flag_ptr, flag_stride, weights, scale_grad_ptr, block,
+    x, y, ids, steepness_ptr, upstream, flag_ptr, flag_stride, weights, scale_grad_ptr, block,
     SPLIT: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """G_ij s_i s_j of a block of pairs, 0 in flagged tiles; and each tile's sum of share times remoteness.
@@ -88,7 +88,7 @@ def _weights(
     n, m, longest = x.length, y.length, x.longest
     inside = (i < n - top)[:, None] & (j < m - left)[None, :]
     owned = Rows(x.vectors, x.stride, n, x.d)
-    keys = Keys(y.vectors, y.stride, m, y.stats + SCALE * longest, y.stats + EXCESS * longest, ids_ptr, 0)
+    keys = Keys(y.vectors, y.stride, m, y.stats + SCALE * longest, y.stats + EXCESS * longest, ids.columns, 0)
     flagged = False
     if TILING.CANCELS:
         flagged = tl.load(flag_ptr + top // BLOCK_N * flag_stride + left // BLOCK_M) != 0
@@ -101,13 +101,13 @@ def _weights(
         store_weights(place, tl.zeros([BLOCK_N, BLOCK_M], TILING.DTYPE), inside, weights.part_stride, SPLIT)
     elif careful:
         weight = weights_of_tile(
-            top, left, owned, keys, x, ids_ptr, steepness_ptr, upstream, scale_grad_ptr + tl.program_id(0),
+            top, left, owned, keys, x, ids, steepness_ptr, upstream, scale_grad_ptr + tl.program_id(0),
             True, SYMMETRIC, TILING,
         )  # fmt: skip
         store_weights(place, weight, inside, weights.part_stride, SPLIT)
     else:
         weight = weights_of_tile(
-            top, left, owned, keys, x, ids_ptr, steepness_ptr, upstream, scale_grad_ptr + tl.program_id(0),
+            top, left, owned, keys, x, ids, steepness_ptr, upstream, scale_grad_ptr + tl.program_id(0),
             False, SYMMETRIC, TILING,
         )  # fmt: skip
         store_weights(place, weight, None, weights.part_stride, SPLIT)

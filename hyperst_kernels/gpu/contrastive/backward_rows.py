@@ -158,7 +158,7 @@ def add_tile(
 
 @triton.jit
 def _grad_points(
-    xs, ys, ratio_y_ptrs, ids_ptr, steepness_ptr, upstream, flags, sums, scale_grad_ptrs, others, top, last,
+    xs, ys, ratio_y_ptrs, ids, steepness_ptr, upstream, flags, sums, scale_grad_ptrs, others, top, last,
     FORM: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """Add sum_j G_ij s_j y_j (r d) and sum_j G_ij t_j (r) to those of a block of rows.
@@ -178,7 +178,7 @@ def _grad_points(
     m = tl.where(first < n, pick(ys.lengths, t), 0)
     owned = Rows(pick(xs.vectors, t), pick(xs.strides, t), n, d)
     keys = Keys(
-        pick(ys.vectors, t), pick(ys.strides, t), m, y_stats + SCALE * longest, y_stats + EXCESS * longest, ids_ptr, 0
+        pick(ys.vectors, t), pick(ys.strides, t), m, y_stats + SCALE * longest, y_stats + EXCESS * longest, ids.columns, 0
     )  # fmt: skip
     of_keys = KeyUpstream(
         pick(upstream.column_lse, t), pick(upstream.column_grad, t), pick(ratio_y_ptrs, t), pick(flags.ptrs, t),
@@ -187,7 +187,7 @@ def _grad_points(
     other = KeySums(pick(others.points, t), pick(others.times, t))
     rows, features = first + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     steepness = load_steepness(steepness_ptr)
-    stats = row_stats(x_stats, ids_ptr, rows, longest, n, TILING)
+    stats = row_stats(x_stats, ids.rows, rows, longest, n, TILING)
     lse, grad = (
         load_each(pick(upstream.row_lse, t), rows, n, DTYPE), load_each(pick(upstream.row_grad, t), rows, n, DTYPE)
     )  # fmt: skip
@@ -261,8 +261,8 @@ def grad_points_by_rows(
         )  # fmt: skip
         rows = min(scale_grad.shape[1], max(term.n for term in terms))
         _grad_points[(triton.cdiv(rows, table["rows"]), len(terms))](
-            *matrix_args(terms), tuple(parts[t.partner] for t in terms), inputs.ids, inputs.steepness, upstream.of(terms), own,
-            sums_of(sums, [t.owner for t in terms]), tuple(scale_grad[t.number] for t in terms),
+            *matrix_args(terms), tuple(parts[t.partner] for t in terms), inputs.ids_of(terms), inputs.steepness,
+            upstream.of(terms), own, sums_of(sums, [t.owner for t in terms]), tuple(scale_grad[t.number] for t in terms),
             sums_of(sums, [t.partner for t in terms]), row_chunk.start, row_chunk.stop,
             FORM=form, **constants,
         )  # fmt: skip

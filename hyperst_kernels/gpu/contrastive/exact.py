@@ -14,11 +14,11 @@ from hyperst_kernels.gpu.tile_math import block, load_each, load_rows, pick, sto
 
 
 @triton.jit
-def taking_part(ids_ptr, rows, columns, n, m, EXCLUDE: tl.constexpr):
+def taking_part(ids, rows, columns, n, m, EXCLUDE: tl.constexpr):
     """Which pairs of a tile are negatives of each other."""
     part = (rows < n)[:, None] & (columns < m)[None, :] & (rows[:, None] != columns[None, :])
     if EXCLUDE:
-        row_ids, ids = tl.load(ids_ptr + rows, rows < n, other=0), tl.load(ids_ptr + columns, columns < m, other=0)
+        row_ids, ids = tl.load(ids.rows + rows, rows < n, other=0), tl.load(ids.columns + columns, columns < m, other=0)
         part = part & (row_ids[:, None] != ids[None, :])
     return part
 
@@ -33,7 +33,7 @@ def points_of(matrices, t, rows, n, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _cancelled_log_sum_exps(xs, ys, c_ptr, ids_ptr, steepness_ptr, flags, out_ptrs, ns, EXACT: tl.constexpr):
+def _cancelled_log_sum_exps(xs, ys, c_ptr, ids, steepness_ptr, flags, out_ptrs, ns, EXACT: tl.constexpr):
     """Log-sum-exp of some of the first n rows over the pairs of flagged tiles."""
     TILE: tl.constexpr = EXACT.TILE
     DTYPE: tl.constexpr = EXACT.DTYPE
@@ -54,7 +54,7 @@ def _cancelled_log_sum_exps(xs, ys, c_ptr, ids_ptr, steepness_ptr, flags, out_pt
             columns = tl.cast(start, tl.int64) + tl.arange(0, TILE)
             y = points_of(ys, t, columns, m, DTYPE)
             distance, _, _, _, _, _, _ = exact_pairs(x, y, k, xs.d, False, EXACT)
-            part = taking_part(ids_ptr, rows, columns, n, m, EXACT.EXCLUDE)
+            part = taking_part(ids, rows, columns, n, m, EXACT.EXCLUDE)
             distance = tl.where(part, distance, FARTHEST)
             offset, total = add_powers(offset, total, distance, tl.min(distance, axis=1), steepness, False, 1)
     store_each(pick(out_ptrs, t), rows, log_sum(offset, total), n)
@@ -62,7 +62,7 @@ def _cancelled_log_sum_exps(xs, ys, c_ptr, ids_ptr, steepness_ptr, flags, out_pt
 
 @triton.jit
 def _cancelled_gradients(
-    xs, ys, c_ptr, ids_ptr, scale_ptr, steepness_ptr, flags, upstream, dx_ptrs, scale_grad_ptrs, top, last,
+    xs, ys, c_ptr, ids, scale_ptr, steepness_ptr, flags, upstream, dx_ptrs, scale_grad_ptrs, top, last,
     EXACT: tl.constexpr,
 ):  # fmt: skip
     """Add the gradients of the pairs of flagged tiles to the rows of dx, from row ``top`` to before row ``last``.
@@ -90,7 +90,7 @@ def _cancelled_gradients(
             columns = tl.cast(start, tl.int64) + tl.arange(0, TILE)
             y = points_of(ys, t, columns, m, DTYPE)
             distance, r, per_sum, leftover, per_length, along, across = exact_pairs(x, y, k, xs.d, True, EXACT)
-            part = taking_part(ids_ptr, rows, columns, n, m, EXACT.EXCLUDE)
+            part = taking_part(ids, rows, columns, n, m, EXACT.EXCLUDE)
             column_lse, column_grad = (
                 load_each(column_lse_ptr, columns, m, DTYPE), load_each(column_grad_ptr, columns, m, DTYPE)
             )  # fmt: skip

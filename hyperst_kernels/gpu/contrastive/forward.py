@@ -231,9 +231,13 @@ def diagonal_tiles(row, m, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
 @triton.jit
 def add_tile(
     offset, total, start, block, rows, keys,
-    MASKED: tl.constexpr, CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, WHOLE: tl.constexpr, TILING: tl.constexpr,
+    MASKED: tl.constexpr, CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, ALL_COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
-    """Flag a tile, or add it to the sums of its rows and, in the workspace (tiles 2 BLOCK_M), to those of its columns."""
+    """Flag a tile, or add it to the sums of its rows and, in the workspace (tiles 2 BLOCK_M), to those of its columns.
+
+    Of as many columns as there are rows, unless ALL_COLUMNS.
+    """
     z, part, b, _, _ = tile_of_pairs(
         block.tile, rows, keys, block.stats, block.first, tl.cast(start, tl.int64), keys.first, MASKED, WHOLE, TILING
     )
@@ -251,7 +255,7 @@ def add_tile(
         closest = tl.min(remoteness, axis=1)
         offset, total = add_powers(offset, total, remoteness, closest, block.steepness, ALL, 1)
         if SYMMETRIC:  # noqa: SIM102 (known when compiled; the other when run)
-            if start < rows.n - keys.first:
+            if ALL_COLUMNS or start < rows.n - keys.first:
                 j = tl.arange(0, BLOCK_M)
                 mine, inside = block.workspace_ptr + 2 * start + j, j < keys.m - start
                 closest_row = tl.min(remoteness, axis=0)
@@ -301,7 +305,7 @@ class LogSums(NamedTuple):
 @triton.jit
 def _log_sum_exps(
     xs, ys, ids_ptr, steepness_ptr, sums, flags, limit,
-    SYMMETRIC: tl.constexpr, WHOLE: tl.constexpr, TILING: tl.constexpr,
+    SYMMETRIC: tl.constexpr, ALL_COLUMNS: tl.constexpr, WHOLE: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """Log-sum-exps over some keys.
 
@@ -335,7 +339,7 @@ def _log_sum_exps(
         if careful:
             for start in range(0, m, BLOCK_M):
                 offset, total = add_tile(
-                    offset, total, start, block, owned, keys, True, True, SYMMETRIC, WHOLE, TILING,
+                    offset, total, start, block, owned, keys, True, True, SYMMETRIC, ALL_COLUMNS, WHOLE, TILING,
                 )  # fmt: skip
         else:
             # tiles that meet the diagonal, and one that may reach beyond the end: the others need no masks
@@ -343,12 +347,12 @@ def _log_sum_exps(
             for step in range(0, whole - (high - low)):
                 tile = tl.where(step < low, step, step + high - low)
                 offset, total = add_tile(
-                    offset, total, tile * BLOCK_M, block, owned, keys, False, False, SYMMETRIC, WHOLE, TILING,
+                    offset, total, tile * BLOCK_M, block, owned, keys, False, False, SYMMETRIC, ALL_COLUMNS, WHOLE, TILING,
                 )  # fmt: skip
             for step in range(low, high + tl.cdiv(m, BLOCK_M) - whole):
                 tile = tl.where(step < high, step, whole)
                 offset, total = add_tile(
-                    offset, total, tile * BLOCK_M, block, owned, keys, True, False, SYMMETRIC, WHOLE, TILING,
+                    offset, total, tile * BLOCK_M, block, owned, keys, True, False, SYMMETRIC, ALL_COLUMNS, WHOLE, TILING,
                 )  # fmt: skip
         tl.store(sums.ptr + tl.cast(t, tl.int64) * sums.stride + rows, log_sum(offset, total), rows < n)
 

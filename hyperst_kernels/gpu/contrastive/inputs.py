@@ -178,6 +178,13 @@ def flags_shape(features: Sequence[Tensor], pairings: Sequence[Pairing], geometr
     return len(pairings), -(-n // table["rows"]) + 1, -(-m // table["columns"]) + 1
 
 
+class Ids(NamedTuple):
+    """Of rows and of columns (n), (m): pairs of one id take no part."""
+
+    rows: Tensor
+    columns: Tensor
+
+
 class LossInputs:
     """What one pass over all terms is given, forward or backward, and what follows from that."""
 
@@ -187,7 +194,7 @@ class LossInputs:
         factors: Tensor | None,
         c: Tensor,
         logit_scale: Tensor,
-        exclude_ids: Tensor | None,
+        ids: tuple[Tensor, Tensor] | None,
         pairings: Sequence[Pairing],
         geometry: str,
         tangent: bool,
@@ -200,7 +207,8 @@ class LossInputs:
         self.queries = [self._view(t, p, False) for t, p in enumerate(pairings)]
         self.keys = [self._view(t, p, True) for t, p in enumerate(pairings)]
         self.n, self.m = (max(term.n for term in terms) for terms in (self.queries, self.keys))
-        self.ids = first.new_empty(0, dtype=torch.int64) if exclude_ids is None else exclude_ids.contiguous()
+        nothing = first.new_empty(0, dtype=torch.int64)
+        self.ids = Ids(nothing, nothing) if ids is None else Ids(*(x.contiguous() for x in ids))
         # logit = -slope * (distance but for 1/sqrt(c)) = -steepness ln 2 * remoteness
         self.slope = slope_of_logits(geometry, c, logit_scale)
         self.steepness = self.slope * (unit_of_remoteness(geometry) / LN_2)
@@ -209,7 +217,7 @@ class LossInputs:
         self.table = launch.settings("contrastive", self.d, self.dtype)
         self.constants = {
             "GEOMETRY": GEOMETRIES.index(geometry),
-            "EXCLUDE": exclude_ids is not None,
+            "EXCLUDE": ids is not None,
             "DTYPE": launch.triton_dtype(c.dtype),
             **launch.OPTIONS,
         }
@@ -218,6 +226,10 @@ class LossInputs:
     def _view(self, t: int, pairing: Pairing, swapped: bool) -> TermView:
         owner, partner = (pairing.keys, pairing.queries) if swapped else (pairing.queries, pairing.keys)
         return TermView(t, owner, partner, self.sides[owner], self.sides[partner], pairing.symmetric, swapped)
+
+    def ids_of(self, terms: Sequence[TermView]) -> Ids:
+        """As the terms of a launch see them."""
+        return Ids(self.ids.columns, self.ids.rows) if terms[0].swapped else self.ids
 
     def product(self, table: dict[str, int]) -> dict:
         """Constants of a kernel that multiplies tiles, and how it is launched."""
