@@ -157,6 +157,14 @@ def count(name: str, value: object) -> None:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
+def fraction(name: str, value: object) -> None:
+    """A number from 0 to below 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number from 0 to below 1, got {type(value).__name__}")
+    if not 0 <= float(value) < 1:
+        raise ValueError(f"{name} must be a number from 0 to below 1, got {value}")
+
+
 def reachable(name: str, x: Tensor, device: torch.device) -> None:
     """A tensor that can be moved to the device: one on "meta" has no numbers."""
     if x.device.type == "meta" != device.type:

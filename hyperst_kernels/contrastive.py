@@ -30,6 +30,7 @@ def contrastive_loss(
     reduction: str = "mean",
     precision: str | None = None,
     deterministic: bool = True,
+    label_smoothing: float = 0.0,
     query_scale: float | Tensor = 1.0,
     key_scale: float | Tensor = 1.0,
 ) -> Tensor:
@@ -62,6 +63,9 @@ def contrastive_loss(
         deterministic: False lets a GPU add the gradient in whatever order its programs finish: less work, and another
             last digit from run to run; no difference where that is no faster. Refused under
             ``torch.use_deterministic_algorithms``.
+        label_smoothing: the part of a softmax's target, from 0 to below 1, that goes to all K pairs of a row alike, as in
+            ``torch.nn.functional.cross_entropy``: 1 - label_smoothing of the mean over its positives, and label_smoothing of the
+            mean over all K. K counts the positives and negatives that take part, excluded keys not.
         query_scale, key_scale: factors > 0 of the queries and of the keys, floats or 0-d tensors that may require grad:
             exp(alpha) of a learnable lift, so that encoder output goes straight in.
 
@@ -84,7 +88,17 @@ def contrastive_loss(
     True
     """
     options = Options(
-        loss, logit_bias, positives, input, geometry, exclude_ids, weights, reduction, precision, deterministic
+        loss,
+        logit_bias,
+        positives,
+        input,
+        geometry,
+        exclude_ids,
+        weights,
+        reduction,
+        precision,
+        deterministic,
+        label_smoothing,
     )
     (found,) = losses_of([Term(queries, keys, 1.0, directions, query_scale, key_scale)], c, logit_scale, options)
     return found
@@ -105,6 +119,7 @@ def hierarchical_contrastive_loss(
     reduction: str = "mean",
     precision: str | None = None,
     deterministic: bool = True,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, list[Tensor]]:
     """Weighted sum of `contrastive_loss` over several pairs of views, and the unweighted loss of each.
 
@@ -131,7 +146,17 @@ def hierarchical_contrastive_loss(
     for t, term in enumerate(terms):
         _checks.finite_number(f"terms[{t}].weight", term.weight)
     options = Options(
-        loss, logit_bias, positives, input, geometry, exclude_ids, weights, reduction, precision, deterministic
+        loss,
+        logit_bias,
+        positives,
+        input,
+        geometry,
+        exclude_ids,
+        weights,
+        reduction,
+        precision,
+        deterministic,
+        label_smoothing,
     )
     losses = losses_of(terms, c, logit_scale, options)
     if any(found.shape != losses[0].shape for found in losses):

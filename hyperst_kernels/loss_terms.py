@@ -46,6 +46,7 @@ class Options(NamedTuple):
     reduction: str = "mean"
     precision: str | None = None
     deterministic: bool = True
+    label_smoothing: float = 0.0
     need_positive: bool = True  # of one rank's rows, none may have a positive where another rank's have
 
 
@@ -96,6 +97,7 @@ def losses_of(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Ten
     """Return the loss of each term, unweighted."""
     vectors, scaling, c, scales, pairings, options = prepare(terms, c, logit_scale, options)
     fused = options.loss == "softmax" and options.positives is None and options.geometry != "angle"
+    fused = fused and not options.label_smoothing
     alike = all(term.logit_scale is terms[0].logit_scale for term in terms)
     if fused and alike and scales[0].ndim == 0:
         return _fused(terms, vectors, scaling, c, scales[0], pairings, options)
@@ -125,6 +127,9 @@ def _check_options(options: Options) -> None:
         _checks.choice("precision", options.precision, PRECISIONS)
     if options.logit_bias is not None:
         _checks.finite_number("logit_bias", options.logit_bias)
+    _checks.fraction("label_smoothing", options.label_smoothing)
+    if options.label_smoothing and options.loss != "softmax":
+        raise ValueError(f"label_smoothing needs loss='softmax', got {options.loss!r}")
 
 
 def _logit_scales(terms: Sequence[Term], logit_scale: float | Tensor, like: Tensor, dtype: torch.dtype) -> list[Tensor]:
@@ -169,7 +174,7 @@ def _by_blocks(
         bias = torch.as_tensor(options.logit_bias, dtype=c.dtype, device=c.device).reshape(())
     rows, columns = pair_losses(
         queries, keys, c, logit_scale, bias, of_queries, of_keys, options.exclude_ids, options.loss, options.geometry,
-        options.input == "tangent", symmetric, options.precision or "bf16x3",
+        options.input == "tangent", symmetric, options.precision or "bf16x3", options.label_smoothing,
     )  # fmt: skip
     if options.loss == "sigmoid":
         return _reduce(rows, options.weights, options.reduction)

@@ -219,12 +219,14 @@ class HyperbolicContrastiveLoss(nn.Module):
         *,
         loss: str = "softmax",
         scheme: str = "auto",
+        label_smoothing: float = 0.0,
     ):
         super().__init__()
         choice("directions", directions, DIRECTIONS)
         choice("geometry", geometry, LOSS_GEOMETRIES)
         choice("input", input, INPUTS)
         choice("loss", loss, LOSSES)
+        _checks.fraction("label_smoothing", label_smoothing)
         choice("scheme", scheme, SCHEMES)
         if precision is not None:
             choice("precision", precision, PRECISIONS)
@@ -232,6 +234,7 @@ class HyperbolicContrastiveLoss(nn.Module):
             raise ValueError("use_horovod must be False, got True: features are gathered with torch.distributed")
         hold(self, curvature)
         self.options: dict[str, Any] = {"loss": loss, "input": input, "geometry": geometry, "precision": precision}
+        self.options |= {"label_smoothing": label_smoothing}
         self.input, self.directions, self.geometry = input, directions, geometry
         self.local_loss, self.gather_with_grad = local_loss, gather_with_grad
         if group is not None or torch.distributed.is_initialized():
@@ -249,7 +252,7 @@ class HyperbolicContrastiveLoss(nn.Module):
         options = {**self.options, "directions": self.directions}
         if self.world_size > 1:
             options |= {name: getattr(self, name) for name in ("local_loss", "gather_with_grad", "rank", "world_size")}
-        given = ", ".join(f"{name}={value!r}" for name, value in options.items() if value is not None)
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items() if value not in (None, 0.0))
         return f"curvature={describe(self.curvature)}, {given}"
 
     def forward(

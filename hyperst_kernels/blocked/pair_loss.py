@@ -24,7 +24,10 @@ from hyperst_kernels.cpu.tiles import NeedsFloat64
 from hyperst_kernels.operators.register import on_triton
 from hyperst_kernels.reference.contrastive import softplus
 
-STATS = len(PowerSums._fields)  # numbers of each row and column that the backward pass is given
+
+def stats_needed(label_smoothing: float) -> int:
+    """How many of `PowerSums` each row and column has."""
+    return len(PowerSums._fields) if label_smoothing else len(PowerSums._fields) - 2
 
 
 class Inputs(NamedTuple):
@@ -41,6 +44,7 @@ class Inputs(NamedTuple):
     loss: str
     geometry: Geometry
     symmetric: bool
+    label_smoothing: float = 0.0
     widened: bool = False  # float64 numbers that were float32
 
     def matrix(self) -> AllPairs:
@@ -88,7 +92,7 @@ class Inputs(NamedTuple):
 
 
 def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses of rows (n) and columns (m, or 0) in the geometry's dtype, and numbers for `backward` (6 n+m)."""
+    """Losses of rows (n) and columns (m, or 0) in the geometry's dtype, and `PowerSums` for `backward` (k n+m)."""
     dtype = inputs.c.dtype
     try:
         losses, stats = _forward(inputs)
@@ -108,14 +112,14 @@ def _forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
         for rows, columns, values in inputs.matrix().blocks():
             backend.add_sigmoid(values, pairs_of(rows, columns), inputs.bias, losses[rows])
         return losses, c.new_zeros(0, dtype=torch.float64)
-    stats = c.new_zeros(STATS, n + m, dtype=torch.float64)
+    stats = c.new_zeros(stats_needed(inputs.label_smoothing), n + m, dtype=torch.float64)
     sums = PowerSums(*stats)
     sums.nearest.fill_(torch.inf), sums.nearest_negative.fill_(torch.inf)
     of_rows, of_columns = stats[:, :n], stats[:, n:]
     for rows, columns, values in inputs.matrix().blocks():
         own = of_columns[:, columns] if inputs.symmetric else None
         backend.add_powers(values, pairs_of(rows, columns), of_rows[:, rows], own)
-    return _losses(sums), stats
+    return _losses(sums, inputs.label_smoothing), stats
 
 
 def _gap(sums: PowerSums) -> Tensor:
@@ -125,27 +129,41 @@ def _gap(sums: PowerSums) -> Tensor:
     return torch.where(some, torch.log(sums.total_negative) - torch.log(sums.total) - apart, 0)
 
 
-def _losses(sums: PowerSums) -> Tensor:
-    """log(e^LSE of all) - mean of positives, and 0 without any."""
+def _losses(sums: PowerSums, label_smoothing: float) -> Tensor:
+    """log(e^LSE of all) - mean of positives, and 0 without any; and what smoothing adds."""
     some = sums.number > 0
     count = torch.where(some, sums.number, 1)
     excess = torch.log(torch.where(some, sums.total, 1)) + sums.spread / count
-    return torch.where(some, softplus(_gap(sums)) + excess, 0)
+    found = softplus(_gap(sums)) + excess
+    if label_smoothing:
+        spread, number = sums.counted()
+        further = torch.where(number > 0, sums.nearest_negative - sums.nearest, 0)
+        apart = (further + spread / number.clamp(min=1)) - sums.spread / count
+        found = found + label_smoothing * number / (count + number) * apart
+    return torch.where(some, found, 0)
 
 
-def _weights(sums: PowerSums, grad: Tensor, dtype: torch.dtype) -> Weights:
-    """Weights from the gradients of losses: of g (softmax - 1/count) for positives, without cancellation, g softmax for others.
+def _weights(sums: PowerSums, grad: Tensor, dtype: torch.dtype, label_smoothing: float) -> Weights:
+    """Weights from the gradients g of losses: of g (softmax - target) for positives and for negatives.
 
-    Of a positive that is alone, exactly -g sigmoid(gap).
+    Of a positive that is alone, softmax - 1 is exactly -sigmoid(gap): what smoothing takes from the target is taken from that.
     """
     some, gap = sums.number > 0, _gap(sums)
     grad = torch.where(some, grad.double(), 0)
     alone, doubt = sums.number == 1, torch.sigmoid(gap)
     positive = torch.where(alone | ~some, 0, grad * torch.sigmoid(-gap) / torch.where(some, sums.total, 1))
-    constant = torch.where(alone, grad * doubt, grad / torch.where(some, sums.number, 1))
+    count = torch.where(some, sums.number, 1)
+    constant = torch.where(alone, grad * doubt, grad / count)
+    constant_negative = None
+    if label_smoothing:
+        _, number = sums.counted()
+        smooth = grad * label_smoothing / (count + number)
+        constant = constant - smooth * number / count
+        constant_negative = smooth.to(dtype)
     negative = grad * doubt / torch.where(sums.total_negative == 0, 1, sums.total_negative)
     nearest, nearest_negative = (torch.where(x == torch.inf, 0, x) for x in (sums.nearest, sums.nearest_negative))
-    return Weights(nearest, nearest_negative, *(x.to(dtype) for x in (positive, constant, negative)))
+    weights = Weights(nearest, nearest_negative, *(x.to(dtype) for x in (positive, constant, negative)))
+    return weights._replace(constant_negative=constant_negative)
 
 
 class Gradients(NamedTuple):
@@ -172,7 +190,7 @@ def _backward(inputs: Inputs, grad_rows: Tensor, grad_columns: Tensor, stats: Te
     c, backend, n, pairs_of = inputs.c, inputs.backend, inputs.queries.shape[0], inputs.pairs()
     sums = c.new_zeros(2, n, dtype=torch.float64)
     if inputs.loss == "softmax":
-        weights = _weights(PowerSums(*stats), torch.cat([grad_rows, grad_columns]), c.dtype)
+        weights = _weights(PowerSums(*stats), torch.cat([grad_rows, grad_columns]), c.dtype, inputs.label_smoothing)
         of_rows, of_columns = weights.of(slice(0, n)), weights.of(slice(n, None))
     grad_rows = grad_rows.contiguous()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hyperst_kernels.blocked.pairs import Pairs, Weights
+from hyperst_kernels.blocked.pairs import Pairs, PowerSums, Weights
 from hyperst_kernels.cpu.native import bindings
 
 
@@ -17,9 +17,11 @@ def _block(values: Tensor, pairs: Pairs) -> tuple:
 
 
 def add_powers(values: Tensor, pairs: Pairs, rows: Tensor, columns: Tensor | None) -> None:
-    """Take a block (r w) into the `PowerSums` of its rows (6 r) and, unless None, of its columns (6 w)."""
+    """Take a block (r w) into the `PowerSums` of its rows (6 or 8, r) and, unless None, of its columns (w)."""
     of_columns = (None, 0) if columns is None else (columns, columns.stride(0))
-    bindings.call("add_powers", *_block(values, pairs), rows, rows.stride(0), *of_columns)
+    bindings.call(
+        "add_powers", *_block(values, pairs), rows, rows.stride(0), *of_columns, len(rows) == len(PowerSums._fields)
+    )
 
 
 def add_sigmoid(values: Tensor, pairs: Pairs, bias: Tensor, losses: Tensor) -> None:

@@ -41,15 +41,17 @@ def _inputs(
     tangent,
     symmetric,
     precision,
+    label_smoothing,
 ) -> blocked.Inputs:
     numbers = (logit_scale, logit_bias, query_ids, key_ids, exclude_ids)
-    return blocked.Inputs(queries, keys, c, *numbers, loss, Geometry(geometry, tangent, precision), symmetric)
+    flags = (loss, Geometry(geometry, tangent, precision), symmetric, label_smoothing)
+    return blocked.Inputs(queries, keys, c, *numbers, *flags)
 
 
 def _fake(*given):
-    queries, keys, c, loss, symmetric = *given[:3], given[_TENSORS], given[-2]
+    queries, keys, c, loss, symmetric = *given[:3], given[_TENSORS], given[-3]
     n, m = queries.shape[0], keys.shape[0] if symmetric and loss == "softmax" else 0
-    stats = (0,) if loss == "sigmoid" else (blocked.STATS, n + m)
+    stats = (0,) if loss == "sigmoid" else (blocked.stats_needed(given[-1]), n + m)
     return c.new_empty(n), c.new_empty(m), c.new_empty(stats, dtype=torch.float64)
 
 
@@ -78,7 +80,8 @@ class _PairLoss(torch.autograd.Function):
 
 _GIVEN = (
     "Tensor queries, Tensor keys, Tensor c, Tensor logit_scale, Tensor? logit_bias, Tensor? query_ids, Tensor? key_ids, "
-    "Tensor? exclude_ids, str loss, str geometry, bool tangent, bool symmetric, str precision"
+    "Tensor? exclude_ids, str loss, str geometry, bool tangent, bool symmetric, str precision, "
+    "float label_smoothing"
 )
 _EVERYWHERE = (*TRITON, *PORTABLE)
 _forward = define(
@@ -124,11 +127,24 @@ def pair_losses(
     tangent: bool,
     symmetric: bool,
     precision: str,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The operator behind ``reference.pair_loss.pair_losses``, with its arguments; features are of the geometry's dtype."""
     ids = (query_ids, key_ids, exclude_ids)
     if reference_in_use():
-        given = (queries, keys, c, logit_scale, logit_bias, *ids, loss, geometry, input_name(tangent), symmetric)
+        given = (
+            queries,
+            keys,
+            c,
+            logit_scale,
+            logit_bias,
+            *ids,
+            loss,
+            geometry,
+            input_name(tangent),
+            symmetric,
+            label_smoothing,
+        )
         return in_reverse("contrastive_loss", reference.pair_losses, *given)
     if geometry == "euclidean":
         # distances are of degree 1: where vectors are of size 1, no square overflows or vanishes
@@ -137,4 +153,5 @@ def pair_losses(
     elif geometry == "cosine":
         queries, keys = unit(queries), unit(keys)
     tensors = (queries, keys, c, logit_scale, logit_bias, *ids)
-    return in_reverse("contrastive_loss", _forward, *tensors, loss, geometry, tangent, symmetric, precision)[:2]
+    flags = (loss, geometry, tangent, symmetric, precision, label_smoothing)
+    return in_reverse("contrastive_loss", _forward, *tensors, *flags)[:2]

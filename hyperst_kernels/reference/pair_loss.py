@@ -9,6 +9,9 @@ its id (or the key i), N(i) the other keys, less those that are excluded.
 
 The mean over positives stands outside the logarithm (Khosla et al. 2020, eq. 2). Without positives a softmax has no loss, and is
 0 here. The loss of a key is that of its column, with the queries as candidates.
+
+Label smoothing e moves the part e of each target from the positives to all K pairs that take part, in P(i) or N(i): to the loss it
+adds e (mean_P l - mean_K l) = e |N| / K (mean_P l - mean_N l).
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ def pair_losses(
     geometry: str,
     input: str,
     symmetric: bool,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Losses of the rows (n), and of the columns (m), which are empty unless ``symmetric``: (n d), (m d) -> (n), (m)."""
     if geometry == "angle":
@@ -47,8 +51,8 @@ def pair_losses(
     if loss == "sigmoid":
         each = softplus(torch.where(positive, -logits, logits))
         return torch.where(positive | negative, each, torch.zeros_like(each)).sum(1), logits[0, :0]
-    of_rows = _softmax(logits, positive, negative, 1)
-    return of_rows, _softmax(logits, positive, negative, 0) if symmetric else of_rows[:0]
+    of_rows = _softmax(logits, positive, negative, 1, label_smoothing)
+    return of_rows, _softmax(logits, positive, negative, 0, label_smoothing) if symmetric else of_rows[:0]
 
 
 def pairs_of(
@@ -70,11 +74,20 @@ def pairs_of(
     return positive, ~positive & (exclude_ids[rows, None] != exclude_ids[columns])
 
 
-def _softmax(logits: Tensor, positive: Tensor, negative: Tensor, dim: int) -> Tensor:
+def _softmax(logits: Tensor, positive: Tensor, negative: Tensor, dim: int, label_smoothing: float) -> Tensor:
     count = positive.sum(dim)
     some = count > 0
     of_positives = _logsumexp(logits.masked_fill(~positive, -torch.inf), dim)
     gap = _logsumexp(logits.masked_fill(~negative, -torch.inf), dim) - of_positives
-    mean = torch.where(positive, logits, torch.zeros_like(logits)).sum(dim) / count.clamp(min=1)
+    mean = _mean(logits, positive, dim)
     found = softplus(torch.where(some, gap, torch.zeros_like(gap))) + torch.where(some, of_positives, mean) - mean
+    if label_smoothing:
+        others = negative.sum(dim).to(logits.dtype)
+        apart = mean - _mean(logits, negative, dim)
+        found = found + label_smoothing * others / (count + others).clamp(min=1) * apart
     return torch.where(some, found, torch.zeros_like(found))
+
+
+def _mean(logits: Tensor, part: Tensor, dim: int) -> Tensor:
+    """Mean of the logits that take part, 0 of none."""
+    return torch.where(part, logits, torch.zeros_like(logits)).sum(dim) / part.sum(dim).clamp(min=1)

@@ -35,6 +35,7 @@ CASES = {
     "local, euclidean": Case({**LOCAL, "geometry": "euclidean"}),
     "local, weights": Case(LOCAL, ("weights",)),
     "local, no weight": Case(LOCAL, ("no weights",)),
+    "local, smoothed": Case({**LOCAL, "label_smoothing": 0.1}, ("exclude_ids",)),
     "local, sigmoid": Case({**LOCAL, "loss": "sigmoid"}, ("weights", "exclude_ids")),
     "local, positives": Case(LOCAL, ("positives",)),
     "local, positives, weights": Case({**LOCAL, "directions": "rows"}, ("positives", "weights")),
@@ -45,6 +46,7 @@ CASES = {
     "global": Case(GLOBAL, ("exclude_ids",)),
     "global, equal shards": Case(GLOBAL, ("exclude_ids",), equal=True),
     "global, weights": Case(GLOBAL, ("weights",)),
+    "global, smoothed": Case({**GLOBAL, "label_smoothing": 0.1}, ("positives",)),
     "global, sigmoid": Case({**GLOBAL, "loss": "sigmoid"}),
     "global, positives": Case(GLOBAL, ("positives",)),
     "global, scales": Case(GLOBAL, ("scales",)),
@@ -114,7 +116,7 @@ def of_one_process(name: str, world_size: int) -> dict[str, torch.Tensor]:
     positive = torch.cat([torch.arange(n) + start for n, start in zip(rows, starts[:-1], strict=True)])
     order = torch.cat([positive, torch.tensor([j for j in range(sum(keys)) if j not in set(positive.tolist())]).long()])
     ordered = {k: x[order] if k in ("exclude_ids", "key_ids") else x for k, x in found.items()}
-    options = {k: v for k, v in case.options.items() if k in ("directions", "geometry", "loss")}
+    options = {k: v for k, v in case.options.items() if k in ("directions", "geometry", "loss", "label_smoothing")}
     loss = functools.partial(contrastive_loss, **options)
     value = call(loss, ordered, found["image"], found["text"][order], found["c"], found["scale"])
     grads = torch.autograd.grad(value, tuple(leaves(found).values()))

@@ -74,6 +74,23 @@ X, Y, IDS = torch.ones(3, 2), torch.ones(4, 2), (torch.tensor([0, 1, 2]), torch.
             ValueError,
             "queries and keys must have the same number",
         ),
+        (lambda: hk.contrastive_loss(X, Y, label_smoothing=1.0), ValueError, "label_smoothing must be .* got 1.0"),
+        (
+            lambda: hk.contrastive_loss(X, Y, label_smoothing=float("nan")),
+            ValueError,
+            "label_smoothing must be .* got nan",
+        ),
+        (
+            lambda: hk.contrastive_loss(X, Y, label_smoothing=torch.zeros(3)),
+            TypeError,
+            "label_smoothing must be .* Tensor",
+        ),
+        (
+            lambda: hk.contrastive_loss(X, Y, label_smoothing=0.1, loss="sigmoid"),
+            ValueError,
+            "label_smoothing needs loss='softmax', got 'sigmoid'",
+        ),
+        (lambda: hk.HyperbolicContrastiveLoss(label_smoothing=-0.1), ValueError, "label_smoothing must be .* got -0.1"),
         (lambda: hk.contrastive_loss(X, Y, logit_bias="0"), TypeError, "logit_bias must be a float"),
         (lambda: hk.HyperbolicContrastiveLoss(use_horovod=True), ValueError, "use_horovod must be False"),
     ],

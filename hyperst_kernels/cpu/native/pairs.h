@@ -47,7 +47,8 @@ struct Sums {
     }
 };
 
-void row_powers(const PairBlock &block, long i, double *sums, long stride) {
+// Those of negatives are counted, and their costs summed, where a loss asks for it.
+void row_powers(const PairBlock &block, long i, double *sums, long stride, bool counted) {
     Sums positives = {sums + i, sums + stride + i}, negatives = {sums + 4 * stride + i, sums + 5 * stride + i};
     double scale = block.scale[i];
     float sign[CHUNK];
@@ -59,7 +60,7 @@ void row_powers(const PairBlock &block, long i, double *sums, long stride) {
         // the scale is above 0: the least distance has the least cost
 #pragma omp simd reduction(min : least)
         for (long j = 0; j < width; j++) least = smaller(sign[j] < 0 ? d[j] : INF, least);
-        double origin = negatives.nearer(scale * least);
+        double before = *negatives.nearest, origin = negatives.nearer(scale * least);
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (long j = 0; j < width; j++) {
@@ -67,10 +68,21 @@ void row_powers(const PairBlock &block, long i, double *sums, long stride) {
             sum += sign[j] < 0 ? term : 0;
         }
         *negatives.total += sum;
-        if (plain) continue;
-        double &spread = sums[2 * stride + i], &number = sums[3 * stride + i], before = *positives.nearest;
         float apart = 0, count = 0;
-        sum = 0;
+        if (counted) {
+            double &spread = sums[6 * stride + i], &number = sums[7 * stride + i];
+            spread += number == 0 ? 0 : number * (before - origin);
+#pragma omp simd reduction(+ : apart, count)
+            for (long j = 0; j < width; j++) {
+                apart += sign[j] < 0 ? (float)(scale * d[j] - origin) : 0;
+                count += sign[j] < 0 ? 1.f : 0;
+            }
+            spread += apart, number += count;
+        }
+        if (plain) continue;
+        double &spread = sums[2 * stride + i], &number = sums[3 * stride + i];
+        before = *positives.nearest;
+        apart = count = sum = 0;
 #pragma omp simd reduction(min : least_positive)
         for (long j = 0; j < width; j++) least_positive = smaller(sign[j] > 0 ? d[j] : INF, least_positive);
         origin = positives.nearer(scale * least_positive);
@@ -88,9 +100,7 @@ void row_powers(const PairBlock &block, long i, double *sums, long stride) {
 }
 
 // Of all columns of a chunk, a group of rows at a time.
-void column_powers(const PairBlock &block, long first, long width, double *sums, long stride) {
-    double *nearest = sums + first, *total = nearest + stride, *spread = total + stride, *number = spread + stride;
-    double *nearest_negative = number + stride, *total_negative = nearest_negative + stride;
+void column_powers(const PairBlock &block, long first, long width, double *sums, long stride, bool counted) {
     float signs[GROUP][CHUNK], sum[CHUNK], apart[CHUNK], count[CHUNK];
     double fresh[CHUNK];
     for (long top = 0; top < block.rows; top += GROUP) {
@@ -98,7 +108,9 @@ void column_powers(const PairBlock &block, long first, long width, double *sums,
         bool plain = true;
         for (long r = 0; r < group; r++) plain &= classes(block, top + r, first, width, signs[r]);
         for (float side = -1; side < (plain ? 0 : 2); side += 2) {
-            double *near = side < 0 ? nearest_negative : nearest, *all = side < 0 ? total_negative : total;
+            double *near = sums + first + (side < 0 ? 4 * stride : 0), *all = near + stride;
+            double *spread = all + stride, *number = spread + stride;
+            bool counts = side > 0 || counted;
             for (long j = 0; j < width; j++) fresh[j] = near[j], sum[j] = apart[j] = count[j] = 0;
             for (long r = 0; r < group; r++) {
                 const float *d = block.values + (top + r) * block.stride + first, *sign = signs[r];
@@ -115,7 +127,7 @@ void column_powers(const PairBlock &block, long first, long width, double *sums,
                 bool some = near[j] != (double)INF;
                 double back = some ? near[j] - origin : 0;
                 all[j] *= power(back);
-                if (side > 0) spread[j] += number[j] * back;
+                if (counts) spread[j] += number[j] * back;
                 near[j] = fresh[j], fresh[j] = origin;
             }
             for (long r = 0; r < group; r++) {
@@ -133,7 +145,7 @@ void column_powers(const PairBlock &block, long first, long width, double *sums,
             }
             for (long j = 0; j < width; j++) {
                 all[j] += sum[j];
-                if (side > 0) spread[j] += apart[j], number[j] += count[j];
+                if (counts) spread[j] += apart[j], number[j] += count[j];
             }
         }
     }
@@ -159,21 +171,30 @@ INLINE void put_gradients(const PairBlock &block, long i, float *out, double *su
     }
 }
 
-INLINE float softmax_slope(const Weights &of, long i, double cost, float sign) {
+template <bool SMOOTH> INLINE float softmax_slope(const Weights &of, long i, double cost, float sign) {
     float term = power(cost - (sign > 0 ? of.nearest[i] : of.nearest_negative[i]));
-    float positive = of.positive[i] * term - of.constant[i], negative = of.negative[i] * term;
+    float positive = of.positive[i] * term - of.constant[i];
+    float negative = of.negative[i] * term - (SMOOTH ? of.constant_negative[i] : 0);
     return sign > 0 ? positive : sign < 0 ? negative : 0;
+}
+
+template <bool SMOOTH>
+INLINE void softmax_gradients_of(const PairBlock &block, long i, Weights own, Weights other, float *out, double *sums, long sums_stride) {
+    if (other.nearest)
+        put_gradients(block, i, out, sums, sums_stride, [=](long j, double cost, float sign) {
+            return softmax_slope<SMOOTH>(own, i, cost, sign) + softmax_slope<SMOOTH>(other, j, cost, sign);
+        });
+    else
+        put_gradients(block, i, out, sums, sums_stride,
+                      [=](long, double cost, float sign) { return softmax_slope<SMOOTH>(own, i, cost, sign); });
 }
 
 void softmax_gradients(const PairBlock &block, long i, const Weights &rows, const Weights &columns, float *out, double *sums,
                        long sums_stride) {
-    Weights own = rows, other = columns;
-    if (columns.nearest)
-        put_gradients(block, i, out, sums, sums_stride, [=](long j, double cost, float sign) {
-            return softmax_slope(own, i, cost, sign) + softmax_slope(other, j, cost, sign);
-        });
+    if (rows.constant_negative)
+        softmax_gradients_of<true>(block, i, rows, columns, out, sums, sums_stride);
     else
-        put_gradients(block, i, out, sums, sums_stride, [=](long, double cost, float sign) { return softmax_slope(own, i, cost, sign); });
+        softmax_gradients_of<false>(block, i, rows, columns, out, sums, sums_stride);
 }
 
 // Of a logit, of either sign by the class of the pair.

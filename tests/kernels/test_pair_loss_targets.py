@@ -1,0 +1,198 @@
+"""Softmax losses of all pairs with smoothed targets, against formulas row by row in float64 and with mpmath."""
+
+from __future__ import annotations
+
+import contextlib
+
+import mpmath
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+import hyperst_kernels as hk
+from hyperst_kernels.blocked import blocks
+from hyperst_kernels.operators import pair_loss as operators
+from tests.kernels import examples
+from tests.kernels.test_pair_loss import EPS, GEOMETRIES, apart, inputs_of, keywords, value_and_gradients
+from tests.kernels.triton import DEVICE
+
+KINDS = (None, "ids", "exclude")
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch):
+    """Several blocks of several shapes."""
+    for device in ("cpu", "cuda"):
+        monkeypatch.setitem(blocks.SIDE, device, (5, 7))
+
+
+def of_row(logits: Tensor, positive: Tensor, label_smoothing: float) -> Tensor:
+    """The loss of one row over the pairs that take part: cross entropy, in the mean over positives."""
+    each = [F.cross_entropy(logits, j, label_smoothing=label_smoothing) for j in positive.nonzero()[:, 0]]
+    return torch.stack(each).mean()
+
+
+def plainly(q, k, c, s, *, geometry, directions, ids=None, exclude=None, loss="softmax", label_smoothing=0.0) -> Tensor:
+    """The mean over rows, or over rows and over columns."""
+    far = apart(q, k, c, geometry, "tangent")
+    logits = -(s[:, None] if s.ndim else s) * far
+    positive = torch.eye(*logits.shape, dtype=torch.bool) if ids is None else ids[0][:, None] == ids[1]
+    excluded = torch.zeros_like(positive) if exclude is None else (exclude[: len(q), None] == exclude) & ~positive
+    means = []
+    for turned in (False, True)[: 1 + (directions == "both")]:
+        rows = zip(*(x.T if turned else x for x in (logits, positive, excluded)), strict=True)
+        each = [of_row(row[~out], mine[~out], label_smoothing) for row, mine, out in rows if mine.any()]
+        means.append(torch.stack(each).mean())
+    return torch.stack(means).mean()
+
+
+def compare(given_: list[Tensor], ours: dict, theirs: dict, dtype: torch.dtype, geometry: str, allowed: float) -> None:
+    """The loss and all gradients, relative to the largest gradient."""
+    rounded = [x.to(dtype) for x in given_]
+    want = value_and_gradients(lambda *t: plainly(*t, geometry=geometry, **theirs), *(x.double() for x in rounded))
+    largest = max(float(x.norm()) for x in want[1:])
+    for reference in (False, True):
+
+        def value(*t):
+            with contextlib.nullcontext() if not reference else hk.use_reference():  # noqa: B023
+                return hk.contrastive_loss(*t, geometry=geometry, **ours)
+
+        got = value_and_gradients(value, *(x.to(DEVICE) for x in rounded))
+        for name, x, y in zip(("loss", "queries", "keys", "c", "scale"), got, want, strict=True):
+            size = float(y.norm()) + (1e-3 * largest if name != "loss" else 0)
+            # of the reference, whose distances have no digits to lose
+            closer = 1e-2 if reference and dtype == torch.float64 and name in ("loss", "scale") else 1
+            assert float((x.cpu().double() - y).norm()) <= closer * allowed * size, (name, reference, x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("directions", ["both", "rows"])
+@settings(max_examples=examples(6))
+@given(
+    seed=st.integers(0, 2**31),
+    n=st.integers(2, 12),
+    more=st.integers(0, 6),
+    d=st.integers(2, 6),
+    radius=st.sampled_from([0.01, 1.0, 4.0]),
+    each=st.booleans(),
+    kind=st.sampled_from(KINDS),
+    label_smoothing=st.sampled_from([0.01, 0.1, 0.5, 0.99]),
+)
+def test_smoothing_is_that_of_cross_entropy(
+    directions, geometry, dtype, seed, n, more, d, radius, each, kind, label_smoothing
+):
+    given_ = inputs_of(n, n + more, d, seed, radius, each)[:4]
+    ours, theirs = keywords({"loss": "softmax", "directions": directions, "kind": kind}, n, n + more, seed)
+    smooth = {"label_smoothing": label_smoothing}
+    allowed = {torch.float64: 2e-9, torch.float32: 2e-3}[dtype]  # as in test_pair_loss.py
+    compare(given_, {**ours, **smooth}, {**theirs, **smooth}, dtype, geometry, allowed)
+
+
+# on a line through the origin distances are differences: what is exact needs no distances in many digits
+LINES = {
+    "coincident": ([0.5, 0.5, -1.0], [0.5, 0.5, 0.5, -1.0]),
+    "at the origin": ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0]),
+    "near the origin": ([1e-8, -2e-8], [1.5e-8, 0.0, 3e-8]),
+    "far": ([20.0, -20.0, 0.0], [20.0, -19.0, 0.5, 20.5]),
+    "one row": ([1.0], [1.5, 1.0, -2.0, 1.5]),
+    "one pair": ([1.0], [1.5]),
+    "confident": ([0.0, 9.0], [0.0, 9.0]),
+    "wrong": ([0.0, 9.0], [9.0, 0.0]),
+}
+
+
+def exactly(q: Tensor, k: Tensor, s: float, directions: str, label_smoothing: float) -> list[Tensor]:
+    """The mean loss and its gradients by queries and by keys, of numbers on a line, with 60 digits in between."""
+    with mpmath.workdps(60):
+        far = [[abs(mpmath.mpf(float(a)) - mpmath.mpf(float(b))) for b in k] for a in q]
+        pairs = [[(i, j) for j in range(len(k))] for i in range(len(q))]
+        if directions == "both":
+            pairs += [[(i, j) for i in range(len(q))] for j in range(len(q))]
+        value, slopes = mpmath.mpf(0), mpmath.matrix(len(q), len(k))
+        for t, row in enumerate(pairs):
+            # rows first, n of them, then columns
+            own = (t % len(q), t % len(q))
+            weight = mpmath.mpf(1) / len(pairs)
+            total = mpmath.fsum(mpmath.exp(-s * far[i][j]) for i, j in row)
+            for i, j in row:
+                target = label_smoothing / mpmath.mpf(len(row)) + (1 - mpmath.mpf(label_smoothing)) * ((i, j) == own)
+                value += weight * target * (mpmath.log(total) + s * far[i][j])
+                slopes[i, j] += weight * (mpmath.exp(-s * far[i][j]) / total - target)
+        grads = torch.zeros(2, max(len(q), len(k)), dtype=torch.float64)
+        for i in range(len(q)):
+            for j in range(len(k)):
+                pull = float(-s * slopes[i, j] * mpmath.sign(mpmath.mpf(float(q[i])) - mpmath.mpf(float(k[j]))))
+                grads[0, i] += pull
+                grads[1, j] -= pull
+        return [torch.tensor(float(value), dtype=torch.float64), grads[0, : len(q)], grads[1, : len(k)]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("s", [0.5, 30.0])
+@pytest.mark.parametrize("directions", ["both", "rows"])
+@pytest.mark.parametrize("line", LINES)
+def test_smoothing_against_mpmath(line, directions, s, dtype):
+    """Of one feature, in float32 as good as its distances and in float64 to 12 digits."""
+    q, k = (torch.tensor(x, dtype=dtype) for x in LINES[line])
+
+    def value(q, k):
+        q, k = q[:, None].to(DEVICE), k[:, None].to(DEVICE)
+        return hk.contrastive_loss(q, k, 1.0, s, directions=directions, label_smoothing=0.1)
+
+    found, wanted = value_and_gradients(value, q, k), exactly(q, k, s, directions, 0.1)
+    # a distance has some roundings of its own and of the radii, a logit s times that
+    radius = float(max(q.abs().max(), k.abs().max()))
+    error = EPS[dtype] * (64 + 16 * s * radius)
+    for x, y in zip(found, wanted, strict=True):
+        assert ((x.double().cpu() - y).abs() <= error * (y.abs() + (s if y.ndim else 1.0))).all(), (x, y)
+
+
+def test_nothing_is_smoothed_by_0():
+    q, k, c, s, _ = inputs_of(6, 9, 4, 3, 1.0, False)
+    assert torch.equal(hk.contrastive_loss(q, k, c, s, label_smoothing=0.0), hk.contrastive_loss(q, k, c, s))
+
+
+def test_a_smoothed_target_is_where_the_slope_ends():
+    """Of a confident row, the slope of its positive is what smoothing leaves, in all digits of float32."""
+    q, k = torch.zeros(1, 2, device=DEVICE), torch.tensor([[1e-3, 0.0], [3.0, 0.0], [0.0, 3.0]], device=DEVICE)
+    k.requires_grad_()
+    hk.contrastive_loss(q, k, 1.0, 50.0, directions="rows", label_smoothing=0.3).backward()
+    # away from the positive, which e^-150 of the softmax would pull, and towards the two others
+    torch.testing.assert_close(
+        k.grad.cpu(), 50 * 0.1 * torch.tensor([[-2.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("directions", ["both", "rows"])
+def test_gradcheck(directions, geometry):
+    q, k, c, s, _ = (x.requires_grad_() for x in inputs_of(4, 6, 3, 5, 1.0, True))
+    ids = torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 2, 2, 1, 3])
+    with torch.no_grad():
+        k += 0.1  # off the queries, where distances have a kink
+
+    def function(*t):
+        return hk.contrastive_loss(*t, positives=ids, geometry=geometry, directions=directions, label_smoothing=0.2)
+
+    assert torch.autograd.gradcheck(function, (q, k, c, s), atol=1e-6)
+
+
+def test_operators_keep_what_the_dispatcher_expects():
+    q, k, c, s, _ = (x.float().requires_grad_() for x in inputs_of(5, 9, 4, 6, 1.0, True))
+    flags = ("softmax", "lorentz", True, True, "bf16x3", 0.1)
+    given_ = (q, k, c, s, None, None, None, None, *flags)
+    torch.library.opcheck(operators._forward, given_, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_compiled():
+    leaves = [x.to(DEVICE) for x in inputs_of(9, 12, 4, 6, 1.0, True)[:4]]
+
+    def value(*t):
+        return hk.contrastive_loss(*t, label_smoothing=0.1)
+
+    compiled = torch.compile(value, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(value_and_gradients(compiled, *leaves), value_and_gradients(value, *leaves))
