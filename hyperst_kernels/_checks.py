@@ -165,6 +165,29 @@ def fraction(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a number from 0 to below 1, got {value}")
 
 
+def fraction_each(name: str, value: float | Tensor, n: int) -> float | Tensor:
+    """What `fraction` takes, or a tensor () or (n,) of such numbers. Where they cannot be `seen`, others become NaN."""
+    value = tensor_or_number(value)
+    if not isinstance(value, Tensor):
+        fraction(name, value)
+        return value
+    _real(name, value)
+    if value.shape not in ((), (n,)):
+        raise ValueError(
+            f"{name} must be a number or of shape ({n},), one for each query, got shape {tuple(value.shape)}"
+        )
+    if value.requires_grad:
+        raise ValueError(f"{name} has no gradient: pass {name}.detach()")
+    fits = (value >= 0) & (value < 1)
+    if not seen(value):
+        return torch.where(fits, value, torch.nan)
+    if not fits.all():
+        first = tuple((~fits).nonzero()[0].tolist())
+        at = f" at index {first[0]}" if first else ""
+        raise ValueError(f"{name} must hold numbers from 0 to below 1, got {float(value[first]):.6g}{at}")
+    return value
+
+
 def reachable(name: str, x: Tensor, device: torch.device) -> None:
     """A tensor that can be moved to the device: one on "meta" has no numbers."""
     if x.device.type == "meta" != device.type:

@@ -47,6 +47,7 @@ class Options(NamedTuple):
     precision: str | None = None
     deterministic: bool = True
     label_smoothing: float = 0.0
+    debias: float | Tensor | None = None
     need_positive: bool = True  # of one rank's rows, none may have a positive where another rank's have
 
 
@@ -78,6 +79,11 @@ def prepare(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Tenso
             weights = _checks.sample_weights("weights", options.weights, term.queries.shape[0])
             _checks.reachable("weights", weights, term.queries.device)
             options = options._replace(weights=weights)
+        if options.debias is not None:
+            debias = _checks.fraction_each("debias", options.debias, term.queries.shape[0])
+            if isinstance(debias, Tensor):
+                _checks.reachable("debias", debias, term.queries.device)
+            options = options._replace(debias=debias)
     if options.positives is not None:
         _check_positives(terms, options.positives, options)
     _checks.one_device({x.name: x.vectors for x in features})
@@ -97,7 +103,7 @@ def losses_of(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Ten
     """Return the loss of each term, unweighted."""
     vectors, scaling, c, scales, pairings, options = prepare(terms, c, logit_scale, options)
     fused = options.loss == "softmax" and options.positives is None and options.geometry != "angle"
-    fused = fused and not options.label_smoothing
+    fused = fused and not options.label_smoothing and options.debias is None
     alike = all(term.logit_scale is terms[0].logit_scale for term in terms)
     if fused and alike and scales[0].ndim == 0:
         return _fused(terms, vectors, scaling, c, scales[0], pairings, options)
@@ -128,8 +134,9 @@ def _check_options(options: Options) -> None:
     if options.logit_bias is not None:
         _checks.finite_number("logit_bias", options.logit_bias)
     _checks.fraction("label_smoothing", options.label_smoothing)
-    if options.label_smoothing and options.loss != "softmax":
-        raise ValueError(f"label_smoothing needs loss='softmax', got {options.loss!r}")
+    for name, asked in (("label_smoothing", options.label_smoothing != 0), ("debias", options.debias is not None)):
+        if asked and options.loss != "softmax":
+            raise ValueError(f"{name} needs loss='softmax', got {options.loss!r}")
 
 
 def _logit_scales(terms: Sequence[Term], logit_scale: float | Tensor, like: Tensor, dtype: torch.dtype) -> list[Tensor]:
@@ -172,8 +179,9 @@ def _by_blocks(
     symmetric, bias = symmetric and options.loss == "softmax", None
     if options.loss == "sigmoid" and options.logit_bias is not None:
         bias = torch.as_tensor(options.logit_bias, dtype=c.dtype, device=c.device).reshape(())
+    debias = None if options.debias is None else torch.as_tensor(options.debias, dtype=c.dtype, device=c.device)
     rows, columns = pair_losses(
-        queries, keys, c, logit_scale, bias, of_queries, of_keys, options.exclude_ids, options.loss, options.geometry,
+        queries, keys, c, logit_scale, bias, of_queries, of_keys, options.exclude_ids, debias, options.loss, options.geometry,
         options.input == "tangent", symmetric, options.precision or "bf16x3", options.label_smoothing,
     )  # fmt: skip
     if options.loss == "sigmoid":
@@ -216,10 +224,12 @@ def _check_positives(terms: Sequence[Term], positives: tuple[Tensor, Tensor], op
                 got = f"{ids.dtype} of shape {tuple(ids.shape)}"
                 raise ValueError(f"positives: {name} must be integers of shape ({rows.shape[0]},), got {got}")
             _checks.reachable(f"positives: {name}", ids, rows.device)
-        rows_only = options.reduction == "none" or options.weights is not None
+        debias_of_rows = isinstance(options.debias, Tensor) and options.debias.ndim > 0
+        rows_only = options.reduction == "none" or options.weights is not None or debias_of_rows
         if options.loss == "softmax" and term.directions == "both" and rows_only:
             raise ValueError(
-                "weights and reduction='none' are of queries: with positives by ids they need directions='rows', got 'both'"
+                "weights, a debias of each and reduction='none' are of queries: with positives by ids they need "
+                "directions='rows', got 'both'"
             )
     if options.loss == "softmax" and options.need_positive:
         of_queries, of_keys = (ids.to(torch.int64) for ids in positives)

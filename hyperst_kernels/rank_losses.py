@@ -49,6 +49,7 @@ class Call(NamedTuple):
             "the features' dtype": vectors[0].dtype,
             "whether features require gradients": torch.is_grad_enabled() and any(x.requires_grad for x in vectors),
             **given,
+            "debias": _kind(options.debias),
             **{name: getattr(options, name) for name in alike},
             "directions": directions[0] if len(directions) == 1 else directions,
         }
@@ -57,6 +58,13 @@ class Call(NamedTuple):
         """What `Shard` has to know of every rank."""
         (queries, keys, *_), *_ = self.terms
         return queries.shape[0], keys.shape[0], int(any(scale.ndim for scale in self.prepared.scales))
+
+
+def _kind(debias: float | Tensor | None) -> object:
+    """What ranks have to agree on."""
+    if isinstance(debias, Tensor):
+        return "one for each query" if debias.ndim else "a 0-d tensor"
+    return debias
 
 
 class Means(NamedTuple):
@@ -128,7 +136,12 @@ class Shard:
         ]
         weights = self._weights()
         weights = None if weights is None else self.gather(weights, self.query_rows)
-        options = self.options._replace(exclude_ids=self.exclude_ids, positives=self.positives, weights=weights)
+        debias = self.prepared.options.debias
+        if isinstance(debias, Tensor) and debias.ndim:
+            debias = self.gather.plain(debias.to(self.prepared.c), self.query_rows)
+        options = self.options._replace(
+            exclude_ids=self.exclude_ids, positives=self.positives, weights=weights, debias=debias
+        )
         scale = self.call.logit_scale
         if self.scale_per_query and isinstance(scale, Tensor):
             scale = self.gather(scale.reshape(-1).to(self.prepared.c.device), self.query_rows)

@@ -36,6 +36,7 @@ def _inputs(
     query_ids,
     key_ids,
     exclude_ids,
+    debias,
     loss,
     geometry,
     tangent,
@@ -43,7 +44,7 @@ def _inputs(
     precision,
     label_smoothing,
 ) -> blocked.Inputs:
-    numbers = (logit_scale, logit_bias, query_ids, key_ids, exclude_ids)
+    numbers = (logit_scale, logit_bias, query_ids, key_ids, exclude_ids, debias)
     flags = (loss, Geometry(geometry, tangent, precision), symmetric, label_smoothing)
     return blocked.Inputs(queries, keys, c, *numbers, *flags)
 
@@ -51,11 +52,11 @@ def _inputs(
 def _fake(*given):
     queries, keys, c, loss, symmetric = *given[:3], given[_TENSORS], given[-3]
     n, m = queries.shape[0], keys.shape[0] if symmetric and loss == "softmax" else 0
-    stats = (0,) if loss == "sigmoid" else (blocked.stats_needed(given[-1]), n + m)
+    stats = (0,) if loss == "sigmoid" else (blocked.stats_needed(given[-1], given[_TENSORS - 1]), n + m)
     return c.new_empty(n), c.new_empty(m), c.new_empty(stats, dtype=torch.float64)
 
 
-_TENSORS = 8  # arguments that are tensors or None, before the flags
+_TENSORS = 9  # arguments that are tensors or None, before the flags
 
 
 class _PairLoss(torch.autograd.Function):
@@ -74,13 +75,13 @@ class _PairLoss(torch.autograd.Function):
         found = _backward(grad_rows, grad_columns, stats, *tensors, *ctx.flags)
         *of_others, of_bias = found
         without_bias = tensors[len(of_others)] is None
-        # ids and flags have none
+        # ids, debias and flags have none
         return (*of_others, None if without_bias else of_bias, *(None,) * (_TENSORS - len(found) + len(ctx.flags)))
 
 
 _GIVEN = (
     "Tensor queries, Tensor keys, Tensor c, Tensor logit_scale, Tensor? logit_bias, Tensor? query_ids, Tensor? key_ids, "
-    "Tensor? exclude_ids, str loss, str geometry, bool tangent, bool symmetric, str precision, "
+    "Tensor? exclude_ids, Tensor? debias, str loss, str geometry, bool tangent, bool symmetric, str precision, "
     "float label_smoothing"
 )
 _EVERYWHERE = (*TRITON, *PORTABLE)
@@ -122,6 +123,7 @@ def pair_losses(
     query_ids: Tensor | None,
     key_ids: Tensor | None,
     exclude_ids: Tensor | None,
+    debias: Tensor | None,
     loss: str,
     geometry: str,
     tangent: bool,
@@ -130,7 +132,7 @@ def pair_losses(
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The operator behind ``reference.pair_loss.pair_losses``, with its arguments; features are of the geometry's dtype."""
-    ids = (query_ids, key_ids, exclude_ids)
+    ids = (query_ids, key_ids, exclude_ids, debias)
     if reference_in_use():
         given = (
             queries,
