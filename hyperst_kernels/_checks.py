@@ -117,6 +117,13 @@ def finite_number(name: str, value: float | Tensor, dtype: torch.dtype = torch.f
         raise ValueError(f"{name} must be a finite number of {dtype}, got {number:.6g}")
 
 
+def plain_number(name: str, value: object) -> None:
+    """A finite number that is no tensor: it has no gradient."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+    finite_number(name, float(value))
+
+
 def tensor_or_number(value: float | Tensor) -> float | Tensor:
     """NumPy's arrays as tensors, which its scalars are, too, under torch.compile; anything else as it is."""
     return torch.as_tensor(value) if isinstance(value, np.ndarray) else value

@@ -32,6 +32,7 @@ def contrastive_loss(
     deterministic: bool = True,
     label_smoothing: float = 0.0,
     debias: float | Tensor | None = None,
+    margin: float | None = None,
     query_scale: float | Tensor = 1.0,
     key_scale: float | Tensor = 1.0,
 ) -> Tensor:
@@ -72,6 +73,9 @@ def contrastive_loss(
             positives, and the rest divided by 1 - tau_plus. Where that leaves less than N e^lowest, the lowest logit there is,
             it is that number, without a gradient: -2 logit_scale of cosines, -pi logit_scale of angles. Distances have no
             largest, the number is 0, and the row is done with: its loss is that of a row without negatives. It has no gradient.
+        margin: None, or a number: a key nearer to the query than its positive by more than this, in units of the distance (or the
+            angle), is suspected of being a positive too, and is no negative of it; below 0, so is one farther by less than that.
+            Each direction has its own. The choice has no gradient, and needs positives that are not given by ids.
         query_scale, key_scale: factors > 0 of the queries and of the keys, floats or 0-d tensors that may require grad:
             exp(alpha) of a learnable lift, so that encoder output goes straight in.
 
@@ -95,7 +99,7 @@ def contrastive_loss(
     """
     options = Options(
         loss, logit_bias, positives, input, geometry, exclude_ids, weights, reduction, precision, deterministic,
-        label_smoothing, debias,
+        label_smoothing, debias, margin,
     )  # fmt: skip
     (found,) = losses_of([Term(queries, keys, 1.0, directions, query_scale, key_scale)], c, logit_scale, options)
     return found
@@ -118,6 +122,7 @@ def hierarchical_contrastive_loss(
     deterministic: bool = True,
     label_smoothing: float = 0.0,
     debias: float | Tensor | None = None,
+    margin: float | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Weighted sum of `contrastive_loss` over several pairs of views, and the unweighted loss of each.
 
@@ -145,7 +150,7 @@ def hierarchical_contrastive_loss(
         _checks.finite_number(f"terms[{t}].weight", term.weight)
     options = Options(
         loss, logit_bias, positives, input, geometry, exclude_ids, weights, reduction, precision, deterministic,
-        label_smoothing, debias,
+        label_smoothing, debias, margin,
     )  # fmt: skip
     losses = losses_of(terms, c, logit_scale, options)
     if any(found.shape != losses[0].shape for found in losses):

@@ -48,6 +48,7 @@ class Options(NamedTuple):
     deterministic: bool = True
     label_smoothing: float = 0.0
     debias: float | Tensor | None = None
+    margin: float | None = None
     need_positive: bool = True  # of one rank's rows, none may have a positive where another rank's have
 
 
@@ -103,7 +104,7 @@ def losses_of(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Ten
     """Return the loss of each term, unweighted."""
     vectors, scaling, c, scales, pairings, options = prepare(terms, c, logit_scale, options)
     fused = options.loss == "softmax" and options.positives is None and options.geometry != "angle"
-    fused = fused and not options.label_smoothing and options.debias is None
+    fused = fused and not options.label_smoothing and options.debias is None and options.margin is None
     alike = all(term.logit_scale is terms[0].logit_scale for term in terms)
     if fused and alike and scales[0].ndim == 0:
         return _fused(terms, vectors, scaling, c, scales[0], pairings, options)
@@ -134,8 +135,11 @@ def _check_options(options: Options) -> None:
     if options.logit_bias is not None:
         _checks.finite_number("logit_bias", options.logit_bias)
     _checks.fraction("label_smoothing", options.label_smoothing)
-    for name, asked in (("label_smoothing", options.label_smoothing != 0), ("debias", options.debias is not None)):
-        if asked and options.loss != "softmax":
+    if options.margin is not None:
+        _checks.plain_number("margin", options.margin)
+    asked = {name: getattr(options, name) is not None for name in ("debias", "margin")}
+    for name, is_asked in {"label_smoothing": options.label_smoothing != 0, **asked}.items():
+        if is_asked and options.loss != "softmax":
             raise ValueError(f"{name} needs loss='softmax', got {options.loss!r}")
 
 
@@ -183,6 +187,7 @@ def _by_blocks(
     rows, columns = pair_losses(
         queries, keys, c, logit_scale, bias, of_queries, of_keys, options.exclude_ids, debias, options.loss, options.geometry,
         options.input == "tangent", symmetric, options.precision or "bf16x3", options.label_smoothing,
+        options.margin,
     )  # fmt: skip
     if options.loss == "sigmoid":
         return _reduce(rows, options.weights, options.reduction)
@@ -213,6 +218,8 @@ def _check_positives(terms: Sequence[Term], positives: tuple[Tensor, Tensor], op
     if not isinstance(positives, (tuple, list)) or len(positives) != 2:
         size = f" of {len(positives)}" if isinstance(positives, (tuple, list)) else ""
         raise TypeError(f"positives must be (query_ids, key_ids) or None, got {type(positives).__name__}{size}")
+    if options.margin is not None:
+        raise ValueError("margin must be None where positives are given by ids: it is from the one positive of a query")
     if options.exclude_ids is not None:
         raise ValueError("exclude_ids must be None where positives are given by ids: equal ids are positives there")
     for term in terms:

@@ -221,6 +221,7 @@ class HyperbolicContrastiveLoss(nn.Module):
         scheme: str = "auto",
         label_smoothing: float = 0.0,
         debias: float | None = None,
+        margin: float | None = None,
     ):
         super().__init__()
         choice("directions", directions, DIRECTIONS)
@@ -230,6 +231,8 @@ class HyperbolicContrastiveLoss(nn.Module):
         _checks.fraction("label_smoothing", label_smoothing)
         if debias is not None:
             _checks.fraction("debias", debias)
+        if margin is not None:
+            _checks.plain_number("margin", margin)
         choice("scheme", scheme, SCHEMES)
         if precision is not None:
             choice("precision", precision, PRECISIONS)
@@ -237,7 +240,7 @@ class HyperbolicContrastiveLoss(nn.Module):
             raise ValueError("use_horovod must be False, got True: features are gathered with torch.distributed")
         hold(self, curvature)
         self.options: dict[str, Any] = {"loss": loss, "input": input, "geometry": geometry, "precision": precision}
-        self.options |= {"label_smoothing": label_smoothing, "debias": debias}
+        self.options |= {"label_smoothing": label_smoothing, "debias": debias, "margin": margin}
         self.input, self.directions, self.geometry = input, directions, geometry
         self.local_loss, self.gather_with_grad = local_loss, gather_with_grad
         if group is not None or torch.distributed.is_initialized():
@@ -255,7 +258,12 @@ class HyperbolicContrastiveLoss(nn.Module):
         options = {**self.options, "directions": self.directions}
         if self.world_size > 1:
             options |= {name: getattr(self, name) for name in ("local_loss", "gather_with_grad", "rank", "world_size")}
-        given = ", ".join(f"{name}={value!r}" for name, value in options.items() if value not in (None, 0.0))
+        asked = {
+            name: value
+            for name, value in options.items()
+            if value is not None and (name, value) != ("label_smoothing", 0)
+        }
+        given = ", ".join(f"{name}={value!r}" for name, value in asked.items())
         return f"curvature={describe(self.curvature)}, {given}"
 
     def forward(

@@ -42,7 +42,7 @@ class Call(NamedTuple):
             name: None if getattr(options, name) is None else "a value"
             for name in ("exclude_ids", "weights", "positives", "logit_bias")
         }
-        alike = ("loss", "input", "geometry", "precision", "deterministic", "label_smoothing")
+        alike = ("loss", "input", "geometry", "precision", "deterministic", "label_smoothing", "margin")
         directions = sorted({term.directions for term in self.terms})
         return {
             "the features' d": vectors[0].shape[1],

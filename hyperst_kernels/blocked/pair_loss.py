@@ -46,6 +46,7 @@ class Inputs(NamedTuple):
     key_ids: Tensor | None
     exclude_ids: Tensor | None
     debias: Tensor | None  # () or (n)
+    limits: Tensor | None  # (n), of distances of negatives
     loss: str
     geometry: Geometry
     symmetric: bool
@@ -73,13 +74,22 @@ class Inputs(NamedTuple):
         # machine code reads 64 bits of each
         given = (self.query_ids, self.key_ids, self.exclude_ids)
         ids = [None if x is None else x.to(torch.int64).contiguous() for x in given]
-        return lambda rows, columns: Pairs(rows, columns, scales[rows], *ids)
+        limits = self.limits
+        if limits is None:
+            return lambda rows, columns: Pairs(rows, columns, scales[rows], *ids)
+        of_keys = F.pad(
+            limits, (0, max(len(self.keys) - len(limits), 0))
+        )  # a key is the positive of the query beside it
+        return lambda rows, columns: Pairs(rows, columns, scales[rows], *ids)._replace(
+            row_limits=limits[rows], column_limits=of_keys[columns]
+        )
 
     def in_float64(self) -> Inputs:
         """The same in float64."""
         return self._replace(
             queries=self.queries.double(), keys=self.keys.double(), c=self.c.double(), logit_scale=self.logit_scale.double(),
-            logit_bias=None if self.logit_bias is None else self.logit_bias.double(), widened=True,
+            logit_bias=None if self.logit_bias is None else self.logit_bias.double(),
+            limits=None if self.limits is None else self.limits.double(), widened=True,
         )  # fmt: skip
 
     def targets(self) -> Targets:

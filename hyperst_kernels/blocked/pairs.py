@@ -17,7 +17,8 @@ from hyperst_kernels.reference.pair_loss import pairs_of
 
 
 class Pairs(NamedTuple):
-    """Rows and columns of a block, scales of its rows (r), and all ids of queries and of keys, None where they do not matter."""
+    """Rows and columns of a block, scales of its rows (r), all ids of queries and of keys, None where they do not matter, and
+    the distances below which pairs are no negatives of rows (r) and of columns (w), or None."""
 
     rows: slice
     columns: slice
@@ -25,10 +26,17 @@ class Pairs(NamedTuple):
     query_ids: Tensor | None
     key_ids: Tensor | None
     exclude_ids: Tensor | None
+    row_limits: Tensor | None = None
+    column_limits: Tensor | None = None
 
     def classes(self) -> tuple[Tensor, Tensor]:
         """Which pairs are positives, and which negatives: (r w), (r w)."""
         return pairs_of(self.query_ids, self.key_ids, self.exclude_ids, self.rows, self.columns, self.scale)
+
+    def beyond_limits(self, values: Tensor, negative: Tensor, dim: int) -> Tensor:
+        """Which of the negatives are some of rows (dim 1), or of columns (dim 0): (r w)."""
+        limits = self.row_limits if dim == 1 else self.column_limits
+        return negative if limits is None else negative & ~(values < limits.unsqueeze(dim))
 
 
 class PowerSums(NamedTuple):
@@ -85,7 +93,8 @@ def add_powers(values: Tensor, pairs: Pairs, rows: Tensor, columns: Tensor | Non
     for sums, dim in ((rows, 1), (columns, 0)):
         if sums is not None:
             found = PowerSums(*sums)
-            for (nearest, total, spread, number), part in ((found[:4], positive), (found[4:], negative)):
+            own = pairs.beyond_limits(values, negative, dim)
+            for (nearest, total, spread, number), part in ((found[:4], positive), (found[4:], own)):
                 apart, back = _nearer(nearest, costs, part, dim, values.dtype)
                 if spread is not None and number is not None:
                     spread.add_(number * back).add_(torch.where(part, apart, 0).sum(dim))
@@ -129,7 +138,8 @@ def softmax_gradients(
             slope = of.negative * powers
             if of.constant_negative is not None:
                 slope = slope - of.constant_negative
-            slopes += torch.where(positive, of.positive * powers - of.constant, torch.where(negative, slope, 0))
+            own = pairs.beyond_limits(values, negative, dim)
+            slopes += torch.where(positive, of.positive * powers - of.constant, torch.where(own, slope, 0))
     _put(slopes, values, pairs, out, sums)
 
 

@@ -13,7 +13,8 @@ def _block(values: Tensor, pairs: Pairs) -> tuple:
     ids = pairs.query_ids, pairs.key_ids, pairs.exclude_ids, pairs.exclude_ids
     sides = pairs.rows, pairs.columns, pairs.rows, pairs.columns
     own = (None if x is None else x[some] for x, some in zip(ids, sides, strict=True))
-    return values, values.stride(0), *values.shape, pairs.scale, pairs.rows.start, pairs.columns.start, *own
+    block = values, values.stride(0), *values.shape, pairs.scale, pairs.rows.start, pairs.columns.start
+    return *block, *own, pairs.row_limits, pairs.column_limits
 
 
 def add_powers(values: Tensor, pairs: Pairs, rows: Tensor, columns: Tensor | None) -> None:

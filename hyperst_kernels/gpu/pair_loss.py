@@ -28,7 +28,7 @@ UNSPECIALIZED = ["diagonal", "sums_stride"]
 
 
 class BlockOfPairs(NamedTuple):
-    """Distances (n m) in one piece, scales of the rows, and ids of rows and columns."""
+    """Distances (n m) in one piece, scales of the rows, ids of rows and columns, and the least distances of their negatives."""
 
     ptr: tl.tensor
     n: tl.tensor
@@ -38,14 +38,17 @@ class BlockOfPairs(NamedTuple):
     column_ids: tl.tensor
     excluded_rows: tl.tensor
     excluded_columns: tl.tensor
+    row_limits: tl.tensor
+    column_limits: tl.tensor
 
 
 class Kind(NamedTuple):
-    """What these kernels know when they are compiled: positives by ids or on the diagonal, pairs left out, whether smoothed
-    targets need the number of negatives and the sum of their costs, and the tile."""
+    """What these kernels know when they are compiled: positives by ids or on the diagonal, pairs left out by ids, or because they
+    are near, whether smoothed targets need the number of negatives and the sum of their costs, and the tile."""
 
     BY_IDS: bool
     EXCLUDE: bool
+    LIMIT: bool
     SMOOTH: bool
     DTYPE: tl.dtype
     BLOCK_N: int
@@ -79,6 +82,18 @@ def classes(block, diagonal, rows, columns, KIND: tl.constexpr):
         others = tl.load(block.excluded_columns + columns, columns < block.m, other=0)
         negative = negative & (ids[:, None] != others[None, :])
     return positive, negative
+
+
+@triton.jit
+def beyond_limits(block, which, distance, negative, AXIS: tl.constexpr, KIND: tl.constexpr):
+    """Which of the negatives of a tile are some of its rows (AXIS 1), or of its columns (AXIS 0)."""
+    if KIND.LIMIT:
+        if AXIS == 1:
+            limit = load_each(block.row_limits, which, block.n, KIND.DTYPE)
+        else:
+            limit = load_each(block.column_limits, which, block.m, KIND.DTYPE)
+        negative = negative & ((distance < tl.expand_dims(limit, AXIS)) == 0)
+    return negative
 
 
 @triton.jit
@@ -137,10 +152,11 @@ def _powers(block, diagonal, sums_ptr, sums_stride, AXIS: tl.constexpr, KIND: tl
         other = start + tl.arange(0, STEP)
         if AXIS == 1:
             positive, negative = classes(block, diagonal, own, other, KIND)
-            _, _, high, low = costs(block, own, other, DTYPE)
+            distance, _, high, low = costs(block, own, other, DTYPE)
         else:
             positive, negative = classes(block, diagonal, other, own, KIND)
-            _, _, high, low = costs(block, other, own, DTYPE)
+            distance, _, high, low = costs(block, other, own, DTYPE)
+        negative = beyond_limits(block, own, distance, negative, AXIS, KIND)
         nearest_negative, total_negative, apart, back = add_part(
             nearest_negative, total_negative, high, low, negative, AXIS
         )
@@ -254,9 +270,11 @@ def _softmax_gradients(
         columns = start + tl.arange(0, KIND.BLOCK_M)
         positive, negative = classes(block, diagonal, rows, columns, KIND)
         distance, scale, high, low = costs(block, rows, columns, DTYPE)
-        slope = softmax_slopes(of_rows, rows, block.n, positive, negative, high, low, 1, KIND)
+        own = beyond_limits(block, rows, distance, negative, 1, KIND)
+        slope = softmax_slopes(of_rows, rows, block.n, positive, own, high, low, 1, KIND)
         if SYMMETRIC:
-            slope += softmax_slopes(of_columns, columns, block.m, positive, negative, high, low, 0, KIND)
+            own = beyond_limits(block, columns, distance, negative, 0, KIND)
+            slope += softmax_slopes(of_columns, columns, block.m, positive, own, high, low, 0, KIND)
         by_distance, by_logit = put_gradients(
             block, out_ptr, rows, columns, slope, distance, scale, by_distance, by_logit
         )
@@ -292,7 +310,8 @@ def _arguments(values: Tensor, pairs: Pairs) -> BlockOfPairs:
 
     rows, columns = own(pairs.query_ids, pairs.rows), own(pairs.key_ids, pairs.columns)
     excluded = own(pairs.exclude_ids, pairs.rows), own(pairs.exclude_ids, pairs.columns)
-    return BlockOfPairs(values, n, m, pairs.scale, rows, columns, *excluded)
+    limits = (values if limit is None else limit for limit in (pairs.row_limits, pairs.column_limits))
+    return BlockOfPairs(values, n, m, pairs.scale, rows, columns, *excluded, *limits)
 
 
 def _launch(
@@ -307,7 +326,7 @@ def _launch(
     """Launch a kernel whose programs own rows of a block (axis 1), or columns (axis 0)."""
     own, step = (OWNS_ROWS if axis == 1 else OWNS_COLUMNS)[values.element_size()]
     tile = (own, step) if axis == 1 else (step, own)
-    flags = (pairs.query_ids is not None, pairs.exclude_ids is not None, smooth)
+    flags = (pairs.query_ids is not None, pairs.exclude_ids is not None, pairs.row_limits is not None, smooth)
     kind = Kind(*flags, launch.triton_dtype(values.dtype), *tile)
     kernel[(triton.cdiv(values.shape[1 - axis], own),)](
         _arguments(values, pairs),

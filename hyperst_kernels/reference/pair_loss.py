@@ -18,6 +18,8 @@ Debiasing with tau, the part of negatives that are positives in truth, takes for
     max( (sum_N e^l - tau |N| mean_P e^l) / (1 - tau),  |N| e^lowest ),    lowest = b - s_i * the largest distance there is:
 
 2 of cosines, pi of angles, and infinite of others, so that a row where nothing is left has no loss. The lowest is a constant.
+
+With a margin, keys that are nearer than the positive by more than that are left out of N(i): a constant limit for each row.
 """
 
 from __future__ import annotations
@@ -44,13 +46,17 @@ def pair_losses(
     key_ids: Tensor | None,
     exclude_ids: Tensor | None,
     debias: Tensor | None,
+    limits: Tensor | None,
     loss: str,
     geometry: str,
     input: str,
     symmetric: bool,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Losses of the rows (n), and of the columns (m), which are empty unless ``symmetric``: (n d), (m d) -> (n), (m)."""
+    """Losses of the rows (n), and of the columns (m), which are empty unless ``symmetric``: (n d), (m d) -> (n), (m).
+
+    ``debias`` is () or (n), ``limits`` (n) are the distances below which keys are no negatives.
+    """
     if geometry == "angle":
         apart = pairwise_exterior_angle(queries, keys, c, input)
     else:
@@ -65,12 +71,14 @@ def pair_losses(
         return torch.where(positive | negative, each, torch.zeros_like(each)).sum(1), logits[0, :0]
     shift = 0 if logit_bias is None else logit_bias
     lowest = (shift - BOUNDS.get(geometry, math.inf) * logit_scale).detach()
-    of_rows = _softmax(logits, positive, negative, 1, label_smoothing, debias, lowest)
+    own = negative if limits is None else negative & ~(apart < limits[:, None])
+    of_rows = _softmax(logits, positive, own, 1, label_smoothing, debias, lowest)
     if not symmetric:
         return of_rows, of_rows[:0]
     if debias is not None and debias.ndim:
         debias = F.pad(debias, (0, len(keys) - len(queries)))  # a key is the positive of the query beside it
-    return of_rows, _softmax(logits, positive, negative, 0, label_smoothing, debias, lowest.amin())
+    own = negative if limits is None else negative & ~(apart < F.pad(limits, (0, len(keys) - len(queries))))
+    return of_rows, _softmax(logits, positive, own, 0, label_smoothing, debias, lowest.amin())
 
 
 def pairs_of(

@@ -18,6 +18,7 @@ ON_ANY = (
     "test_empty.py",
     "test_extreme_losses.py",
     "test_pair_loss.py",
+    "test_pair_loss_mpmath.py",
     "test_pair_loss_targets.py",
     "test_retrieval.py",
 )

@@ -60,7 +60,16 @@ class Problem:
         self.costs = self.scale.double()[:, None] * self.values.double()
         whole = slice(0, n), slice(0, m)
         self.positive, self.negative = pairs_of(*self.ids, self.excluded, *whole, values)
+        # some of the distances: those that are equal to one are not below it
+        self.limits = (
+            [self.values[:, m // 3].clone(), self.values[n // 3].clone()] if kind == "limits" else [None, None]
+        )
         self.upstream = torch.randn(2, max(n, m), generator=g, dtype=torch.float64)
+
+    def negatives(self, dim: int) -> Tensor:
+        """Those of rows (1), or of columns (0)."""
+        limits = self.limits[1 - dim]
+        return self.negative if limits is None else self.negative & (self.values >= limits.unsqueeze(dim))
 
     def blocks(self):
         backend, (n, m) = self.backend, self.shape
@@ -69,7 +78,13 @@ class Problem:
             for left in range(0, m, 290):  # more than a chunk of the machine code, and than a tile
                 rows, columns = slice(top, min(top + 13, n)), slice(left, min(left + 290, m))
                 scale = self.scale[rows].to(device(backend))
-                yield self.values[rows, columns].contiguous().to(device(backend)), Pairs(rows, columns, scale, *ids)
+                pairs = Pairs(rows, columns, scale, *ids)
+                if self.kind == "limits":
+                    of_rows, of_columns = (
+                        x[some].to(device(backend)) for x, some in zip(self.limits, (rows, columns), strict=True)
+                    )
+                    pairs = pairs._replace(row_limits=of_rows, column_limits=of_columns)
+                yield self.values[rows, columns].contiguous().to(device(backend)), pairs
 
     @property
     def rounding(self) -> float:
@@ -93,7 +108,7 @@ def inputs(function):
         seed=st.integers(0, 2**31),
         n=st.integers(1, 30),
         m=st.integers(1, 600),
-        kind=st.sampled_from(["diagonal", "ids", "exclude"]),
+        kind=st.sampled_from(["diagonal", "ids", "exclude", "limits"]),
         scale=st.sampled_from([0.1, 10.0, 1e4, 1e6]),
     )(settings(max_examples=examples(10 if INTERPRETED else 25))(function))
     return pytest.mark.parametrize(("backend", "dtype"), CASES)(function)
@@ -113,7 +128,7 @@ def test_power_sums(backend, dtype, seed, n, m, kind, scale):
         sums = PowerSums(*found.cpu())
         for part, nearest, total in (
             (problem.positive, sums.nearest, sums.total),
-            (problem.negative, sums.nearest_negative, sums.total_negative),
+            (problem.negatives(dim), sums.nearest_negative, sums.total_negative),
         ):
             costs = torch.where(part, problem.costs, torch.inf)
             least, some = costs.amin(dim), part.any(dim)
@@ -124,9 +139,9 @@ def test_power_sums(backend, dtype, seed, n, m, kind, scale):
             assert ((got - want).abs() <= problem.allowed(1.0)).all()
         for part, nearest, spread, number in (
             (problem.positive, sums.nearest, sums.spread, sums.number),
-            (problem.negative, sums.nearest_negative, sums.spread_negative, sums.number_negative),
+            (problem.negatives(dim), sums.nearest_negative, sums.spread_negative, sums.number_negative),
         ):
-            assert (spread is None) == (number is None) == (part is problem.negative and not problem.smooth)
+            assert (spread is None) == (number is None) == (part is not problem.positive and not problem.smooth)
             if spread is None or number is None:
                 continue
             some = part.any(dim)
@@ -157,7 +172,7 @@ def weights_of(problem: Problem, dim: int) -> Weights:
     factors = torch.randn(4, size, generator=g, dtype=torch.float64).to(problem.dtype)
     nearest = [
         torch.where(part, problem.costs, torch.inf).amin(dim).to(problem.dtype).double()
-        for part in (problem.positive, problem.negative)
+        for part in (problem.positive, problem.negatives(dim))
     ]
     nearest = [torch.where(x == torch.inf, 0, x) for x in nearest]
     return Weights(*nearest, *(factors if problem.smooth else factors[:3]))
@@ -184,8 +199,8 @@ def test_softmax_gradients(backend, dtype, seed, n, m, kind, scale):
             every = (none if x is None else x for x in weights)
             near, near_negative, positive, constant, negative, other = (x.double().unsqueeze(dim) for x in every)
             apart = torch.where(problem.positive, near, near_negative) - problem.costs
-            powers = torch.exp(torch.where(problem.positive | problem.negative, apart, -torch.inf))
-            other = other * problem.negative
+            powers = torch.exp(torch.where(problem.positive | problem.negatives(dim), apart, -torch.inf))
+            other = other * problem.negatives(dim)
             slopes += torch.where(problem.positive, positive * powers - constant, negative * powers - other)
             of_negative = negative.abs() * powers + other.abs()
             size += torch.where(problem.positive, positive.abs() * powers + constant.abs(), of_negative)

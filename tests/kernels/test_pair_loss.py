@@ -217,7 +217,7 @@ def test_gradcheck(loss, geometry):
 )
 def test_operators_keep_what_the_dispatcher_expects(options):
     q, k, c, s, b = (x.float().requires_grad_() for x in inputs_of(5, 9, 4, 6, 1.0, True))
-    given_ = (q, k, c, s, b if options.get("loss") else None, *(None,) * 4, options.get("loss", "softmax"))
+    given_ = (q, k, c, s, b if options.get("loss") else None, *(None,) * 5, options.get("loss", "softmax"))
     flags = (options.get("geometry", "lorentz"), True, True, "bf16x3", 0.0)
     torch.library.opcheck(operators._forward, (*given_, *flags), test_utils=("test_schema", "test_faketensor"))
 
@@ -318,8 +318,8 @@ def test_no_tensor_grows_with_the_matrix(geometry, loss, label_smoothing, monkey
         q, k, c, s, _ = inputs_of(n, n, 4, 11, 1.0, False)
         ids = torch.arange(n) % 7
         flags = (loss, Geometry(geometry, True, "bf16x3"), True, label_smoothing)
-        debias = torch.tensor(0.1) if label_smoothing else None
-        given_ = pair_loss.Inputs(q, k, c, s, None, ids, ids, None, debias, *flags)
+        debias, limits = (torch.tensor(0.1), torch.full((n,), 0.1).double()) if label_smoothing else (None, None)
+        given_ = pair_loss.Inputs(q, k, c, s, None, ids, ids, None, debias, limits, *flags)
         with Largest() as largest:
             rows, columns, stats = pair_loss.forward(given_)
             pair_loss.backward(given_, torch.ones_like(rows), torch.ones_like(columns), stats)

@@ -38,13 +38,15 @@ struct Chord {
 };
 
 // A block of distances of all pairs, where it begins in the matrix, and scales of its rows. Positives are pairs of equal ids, or
-// without ids those on the diagonal; pairs of equal excluded ids are left out.
+// without ids those on the diagonal; pairs of equal excluded ids are left out, and so are negatives below a limit, null for none, of
+// the row or of the column that has the loss.
 struct PairBlock {
     const float *values;
     long stride, rows, columns;
     const float *scale;
     long row, column;
     const int64_t *row_ids, *column_ids, *excluded_rows, *excluded_columns;
+    const float *row_limits, *column_limits;
 };
 
 // What slopes by logits are made of, for each row or column: see blocked/pairs.py. Null for columns without a loss.
@@ -187,8 +189,11 @@ void hyperst_distances(const float *z, long n, float factor, float *out, float i
 
 #define BLOCK                                                                                                            \
     const float *values, long stride, long rows, long columns, const float *scale, long row, long column,                \
-        const int64_t *row_ids, const int64_t *column_ids, const int64_t *excluded_rows, const int64_t *excluded_columns
-#define OF_BLOCK values, stride, rows, columns, scale, row, column, row_ids, column_ids, excluded_rows, excluded_columns
+        const int64_t *row_ids, const int64_t *column_ids, const int64_t *excluded_rows, const int64_t *excluded_columns,\
+        const float *row_limits, const float *column_limits
+#define OF_BLOCK                                                                                                         \
+    values, stride, rows, columns, scale, row, column, row_ids, column_ids, excluded_rows, excluded_columns, row_limits, \
+        column_limits
 #define WEIGHTS(name)                                                                                                    \
     const double *name##_nearest, const double *name##_nearest_negative, const float *name##_positive,                   \
         const float *name##_constant, const float *name##_negative, const float *name##_constant_negative

@@ -56,6 +56,10 @@ void row_powers(const PairBlock &block, long i, double *sums, long stride, bool 
         long width = block.columns - first < CHUNK ? block.columns - first : CHUNK;
         const float *d = block.values + i * block.stride + first;
         bool plain = classes(block, i, first, width, sign);
+        if (block.row_limits) {
+            float limit = block.row_limits[i];
+            for (long j = 0; j < width; j++) sign[j] = sign[j] < 0 && d[j] < limit ? 0.f : sign[j];
+        }
         float least = INF, least_positive = INF;
         // the scale is above 0: the least distance has the least cost
 #pragma omp simd reduction(min : least)
@@ -107,6 +111,11 @@ void column_powers(const PairBlock &block, long first, long width, double *sums,
         long group = block.rows - top < GROUP ? block.rows - top : GROUP;
         bool plain = true;
         for (long r = 0; r < group; r++) plain &= classes(block, top + r, first, width, signs[r]);
+        for (long r = 0; r < group && block.column_limits; r++) {
+            const float *d = block.values + (top + r) * block.stride + first, *limits = block.column_limits + first;
+            float *sign = signs[r];
+            for (long j = 0; j < width; j++) sign[j] = sign[j] < 0 && d[j] < limits[j] ? 0.f : sign[j];
+        }
         for (float side = -1; side < (plain ? 0 : 2); side += 2) {
             double *near = sums + first + (side < 0 ? 4 * stride : 0), *all = near + stride;
             double *spread = all + stride, *number = spread + stride;
@@ -162,7 +171,7 @@ INLINE void put_gradients(const PairBlock &block, long i, float *out, double *su
         float by_distance = 0, sum = 0;
 #pragma omp simd reduction(+ : by_distance, sum)
         for (long j = 0; j < width; j++) {
-            float slope = slope_of(first + j, (double)scale * d[j], sign[j]);
+            float slope = slope_of(first + j, d[j], (double)scale * d[j], sign[j]);
             by_distance += slope * d[j];
             sum += slope;
             out[first + j] = -scale * slope;
@@ -171,30 +180,36 @@ INLINE void put_gradients(const PairBlock &block, long i, float *out, double *su
     }
 }
 
-template <bool SMOOTH> INLINE float softmax_slope(const Weights &of, long i, double cost, float sign) {
+// Of a pair, with the smallest distance that a negative may have.
+template <bool SMOOTH> INLINE float softmax_slope(const Weights &of, long i, float limit, float d, double cost, float sign) {
     float term = power(cost - (sign > 0 ? of.nearest[i] : of.nearest_negative[i]));
     float positive = of.positive[i] * term - of.constant[i];
     float negative = of.negative[i] * term - (SMOOTH ? of.constant_negative[i] : 0);
-    return sign > 0 ? positive : sign < 0 ? negative : 0;
+    return sign > 0 ? positive : sign < 0 && !(d < limit) ? negative : 0;
 }
 
-template <bool SMOOTH>
-INLINE void softmax_gradients_of(const PairBlock &block, long i, Weights own, Weights other, float *out, double *sums, long sums_stride) {
+template <bool SMOOTH, bool LIMITED>
+void softmax_gradients_of(const PairBlock &block, long i, Weights own, Weights other, float *out, double *sums, long sums_stride) {
+    float limit = LIMITED ? block.row_limits[i] : -INF;
+    const float *limits = block.column_limits;
     if (other.nearest)
-        put_gradients(block, i, out, sums, sums_stride, [=](long j, double cost, float sign) {
-            return softmax_slope<SMOOTH>(own, i, cost, sign) + softmax_slope<SMOOTH>(other, j, cost, sign);
+        put_gradients(block, i, out, sums, sums_stride, [=](long j, float d, double cost, float sign) {
+            return softmax_slope<SMOOTH>(own, i, limit, d, cost, sign) +
+                   softmax_slope<SMOOTH>(other, j, LIMITED ? limits[j] : -INF, d, cost, sign);
         });
     else
-        put_gradients(block, i, out, sums, sums_stride,
-                      [=](long, double cost, float sign) { return softmax_slope<SMOOTH>(own, i, cost, sign); });
+        put_gradients(block, i, out, sums, sums_stride, [=](long, float d, double cost, float sign) {
+            return softmax_slope<SMOOTH>(own, i, limit, d, cost, sign);
+        });
 }
 
 void softmax_gradients(const PairBlock &block, long i, const Weights &rows, const Weights &columns, float *out, double *sums,
                        long sums_stride) {
-    if (rows.constant_negative)
-        softmax_gradients_of<true>(block, i, rows, columns, out, sums, sums_stride);
-    else
-        softmax_gradients_of<false>(block, i, rows, columns, out, sums, sums_stride);
+    auto compute = rows.constant_negative
+                       ? block.row_limits ? softmax_gradients_of<true, true> : softmax_gradients_of<true, false>
+                   : block.row_limits ? softmax_gradients_of<false, true>
+                                      : softmax_gradients_of<false, false>;
+    compute(block, i, rows, columns, out, sums, sums_stride);
 }
 
 // Of a logit, of either sign by the class of the pair.
@@ -217,7 +232,7 @@ void add_sigmoid(const PairBlock &block, long i, double bias, double *losses) {
 }
 
 void sigmoid_gradients(const PairBlock &block, long i, double bias, float grad, float *out, double *sums, long sums_stride) {
-    put_gradients(block, i, out, sums, sums_stride, [=](long, double cost, float sign) {
+    put_gradients(block, i, out, sums, sums_stride, [=](long, float, double cost, float sign) {
         float x = sign * (float)(cost - bias);
         float tail = power(x < 0 ? -x : x);
         float slope = (x > 0 ? 1 : tail) / (1 + tail);
