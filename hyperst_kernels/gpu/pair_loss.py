@@ -249,12 +249,12 @@ def softmax_slopes(weights, which, length, positive, negative, high, low, AXIS: 
     factor = tl.expand_dims(load_each(weights.positive, which, length, DTYPE), AXIS)
     factor_negative = tl.expand_dims(load_each(weights.negative, which, length, DTYPE), AXIS)
     constant = tl.expand_dims(load_each(weights.constant, which, length, DTYPE), AXIS)
-    of_positive = rounded_product(factor + 0 * power, power) - constant
-    of_negative = factor_negative * power
     if KIND.SMOOTH:
-        constant = tl.expand_dims(load_each(weights.constant_negative, which, length, DTYPE), AXIS)
-        of_negative = rounded_product(factor_negative + 0 * power, power) - constant
-    return tl.where(positive, of_positive, tl.where(negative, of_negative, 0))
+        constant_negative = tl.expand_dims(load_each(weights.constant_negative, which, length, DTYPE), AXIS)
+        slope = rounded_product(tl.where(positive, factor, factor_negative), power)
+        return tl.where(positive | negative, slope - tl.where(positive, constant, constant_negative), 0)
+    of_positive = rounded_product(factor + 0 * power, power) - constant
+    return tl.where(positive, of_positive, tl.where(negative, factor_negative * power, 0))
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
