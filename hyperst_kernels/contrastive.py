@@ -96,6 +96,14 @@ def contrastive_loss(
     >>> image, gene = torch.randn(8, 16), torch.randn(8, 16)
     >>> bool(contrastive_loss(image, image, logit_scale=10.0) < contrastive_loss(image, gene, logit_scale=10.0))
     True
+
+    Positives that may be wrong, and negatives that may be positives: at a rate, or where they are nearer than the positive.
+
+    >>> plain = contrastive_loss(image, image)
+    >>> bool(contrastive_loss(image, image, debias=0.01) < plain < contrastive_loss(image, image, label_smoothing=0.1))
+    True
+    >>> bool(contrastive_loss(image, gene, margin=0.0) < contrastive_loss(image, gene))
+    True
     """
     options = Options(
         loss, logit_bias, positives, input, geometry, exclude_ids, weights, reduction, precision, deterministic,

@@ -117,7 +117,9 @@ def _softmax(
         of_negatives = _debiased(of_negatives, of_positives, negative.sum(dim), count, debias.to(logits), lowest)
     gap = of_negatives - of_positives
     mean = _mean(logits, positive, dim)
-    found = softplus(torch.where(some, gap, torch.zeros_like(gap))) + torch.where(some, of_positives, mean) - mean
+    left = some & ~(of_negatives == -torch.inf)  # of nothing, second derivatives would be none
+    beside = torch.where(left, softplus(torch.where(left, gap, torch.zeros_like(gap))), torch.zeros_like(gap))
+    found = beside + torch.where(some, of_positives, mean) - mean
     if label_smoothing:
         others = negative.sum(dim).to(logits.dtype)
         apart = mean - _mean(logits, negative, dim)

@@ -301,6 +301,20 @@ def test_gradcheck(directions, geometry, options):
     assert torch.autograd.gradcheck(function, (q, k, c, s), atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{"margin": -50.0}, {"margin": 0.1}, {"debias": 0.9}], ids=str)
+def test_second_derivatives_of_the_reference(options):
+    """Where rows have no negatives, or nothing is left of them."""
+    q, k, c, s, _ = (x.requires_grad_() for x in inputs_of(3, 4, 2, 5, 1.0, False))
+    with torch.no_grad():
+        k += 0.1
+
+    def function(*t):
+        with hk.use_reference():
+            return hk.contrastive_loss(*t, label_smoothing=0.1, **options)
+
+    assert torch.autograd.gradgradcheck(function, (q, k, c, s), atol=1e-5)
+
+
 FIVE = torch.full((5,), 0.1)
 
 
