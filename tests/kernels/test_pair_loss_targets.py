@@ -108,8 +108,8 @@ def compare(given_: list[Tensor], ours: dict, theirs: dict, dtype: torch.dtype, 
 
         got = value_and_gradients(value, *(x.to(DEVICE) for x in rounded))
         for name, x, y in zip(("loss", "queries", "keys", "c", "scale"), got, want, strict=True):
-            # the formulas, as they are written, lose what is small beside 1
-            size = float(y.norm()) + 1e-5 + (1e-3 * largest if name != "loss" else 0)
+            # the formulas, as they are written, lose what is small beside 1, times the slope of an angle near its kink
+            size = float(y.norm()) + 1e-2 + (1e-3 * largest if name != "loss" else 0)
             # of the reference, whose distances have no digits to lose
             closer = 1e-2 if reference and dtype == torch.float64 and name in ("loss", "scale") else 1
             assert float((x.cpu().double() - y).norm()) <= closer * allowed * size, (name, reference, x, y)
