@@ -19,7 +19,16 @@ PATHS = (
     *(f"tests/kernels/test_{name}.py" for name in ("maps", "transport", "poincare", "distance", "entailment")),
     *(
         f"tests/kernels/test_{name}.py"
-        for name in ("distance_matrix", "extreme_losses", "pair_blocks", "pair_loss", "rectangle", "retrieval")
+        for name in (
+            "distance_matrix",
+            "extreme_losses",
+            "pair_blocks",
+            "pair_loss",
+            "pair_loss_mpmath",
+            "pair_loss_targets",
+            "rectangle",
+            "retrieval",
+        )
     ),
     *(f"tests/kernels/test_{name}.py" for name in ("scalars", "compile", "func", "launch", "tune")),
     "tests/kernels/triton",
