@@ -217,11 +217,12 @@ def loss(d: int, dtype: torch.dtype, atomic: bool = False, pairings: Sequence[Pa
     contrastive.backward(slopes, *given, kept, *flags, atomic)
 
 
-def of_ranks(d: int, dtype: torch.dtype) -> None:
-    """What the loss is made of where others have its keys, and ids are those of two sides."""
-    n, c, ids = 4096, _scalar(dtype), torch.zeros(4096, dtype=torch.int64)
+def of_ranks(d: int, dtype: torch.dtype, with_ids: bool) -> None:
+    """What the loss is made of where other ranks have keys of it, and ids are those of two sides."""
+    n, c = 4096, _scalar(dtype)
+    ids = (torch.zeros(n, dtype=torch.int64),) * 2 if with_ids else None
     x = [torch.zeros(n, d, dtype=dtype) for _ in range(2)]
-    given, flags = (x, None, c, c, (ids, ids)), (PAIR, "lorentz", True, "bf16x3")
+    given, flags = (x, None, c, c, ids), (PAIR, "lorentz", True, "bf16x3")
     rows, columns, diagonal, kept = contrastive.forward(*given, *flags, all_columns=True)
     grad = torch.empty_like(rows, dtype=c.dtype)
     contrastive.backward(Slopes(rows, grad, columns, grad, diagonal, grad), *given, kept, *flags, False)
@@ -253,8 +254,8 @@ def variants(target: str) -> dict[str, Callable[[], None]]:
             "pairs 512 float32 ieee": lambda: pairs(512, single, "ieee"),
             "pairs 512 float64": lambda: pairs(512, double, "ieee", backward=True),
             "blocks of pairs float64": lambda: blocks_of_pairs(double),
-            "loss of ranks 128 bfloat16": lambda: of_ranks(128, half),
-            "loss of ranks 512 float32": lambda: of_ranks(512, single),
+            "loss of ranks 128 bfloat16": lambda: of_ranks(128, half, False),
+            "loss of ranks 512 float32": lambda: of_ranks(512, single, True),
             "targets of pairs float64": lambda: targets_of_pairs(double),
             "loss 512 bfloat16": lambda: loss(512, half),
             "loss 1024 bfloat16": lambda: loss(1024, half),
