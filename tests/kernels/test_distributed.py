@@ -132,7 +132,7 @@ def of_one_process(name: str, world_size: int) -> dict[str, torch.Tensor]:
     positive = torch.cat([torch.arange(n) + start for n, start in zip(rows, starts[:-1], strict=True)])
     order = torch.cat([positive, torch.tensor([j for j in range(sum(keys)) if j not in set(positive.tolist())]).long()])
     ordered = {k: x[order] if k in ("exclude_ids", "key_ids") else x for k, x in found.items()}
-    options = {k: v for k, v in case.options.items() if k not in LOCAL}
+    options = {k: v for k, v in case.options.items() if k not in RING}
     loss = functools.partial(contrastive_loss, **options)
     value = call(loss, ordered, found["image"], found["text"][order], found["c"], found["scale"])
     grads = torch.autograd.grad(value, tuple(leaves(found).values()))
