@@ -13,7 +13,7 @@ from hyperst.data import read_section
 from hyperst.evaluation import Evaluation, evaluate
 from hyperst.files import write_h5ad_atomic, write_json_atomic
 from hyperst.predict import predict_image
-from hyperst.processes import started_processes
+from hyperst.processes import refuse_several
 from hyperst.run import load_run
 from hyperst.synthetic import write_tissue
 from hyperst.train import Epoch, TrainingSummary, fit
@@ -68,8 +68,7 @@ def run_demo(
         FileExistsError: ``folder`` holds something else.
         ValueError: one of several processes that torchrun or srun has started.
     """
-    if started_processes():
-        raise ValueError("the demonstration is one process; start it without torchrun or srun")
+    refuse_several("the demonstration")
     folder = Path(folder)
     tell = on_step or (lambda line: None)
     _clear(folder)

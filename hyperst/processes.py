@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 
-__all__ = ["is_first", "started_processes"]
+__all__ = ["is_first", "refuse_several", "started_processes"]
 
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -49,6 +49,12 @@ def started_processes(environment: Mapping[str, str] = os.environ) -> dict[str, 
 def is_first() -> bool:
     """Whether this process writes and speaks for all of its run: it is alone, or of rank 0."""
     return started_processes().get("RANK", "0") == "0"
+
+
+def refuse_several(what: str) -> None:
+    """Raise ValueError in one of several processes."""
+    if started_processes():
+        raise ValueError(f"{what} is started once, without torchrun or srun")
 
 
 def _of_srun(environment: Mapping[str, str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from hyperst.cv.tables import Comparison, compare, sections_table, summarise_row
 from hyperst.data import Section, check_distinct
 from hyperst.files import atomic_path, require_writable
 from hyperst.model.backbones import require_weights
+from hyperst.processes import refuse_several
 from hyperst.run import SectionRecord
 
 __all__ = ["CrossValidation", "cross_validate"]
@@ -74,11 +75,13 @@ def cross_validate(
         on_cell: called as each cell ends with the cell, what went wrong or None, and (cells done, cells in all).
 
     Raises:
-        ValueError: rows, folds or seeds that cannot be, sections that are one tissue, or that were not read from a file.
+        ValueError: rows, folds or seeds that cannot be, sections that are one tissue, or that were not read from a file; one of
+            several processes that torchrun or srun has started.
         FileExistsError: ``output`` holds cells of another configuration, of other folds, or on other data.
         RuntimeError: no cell could be finished.
         KeyboardInterrupt: interrupted; the same call goes on.
     """
+    refuse_several("a cross-validation, which has processes of its own (workers),")
     output = Path(output)
     reference = _check(rows, folds, seeds, against)
     if unread := [section.name for section in sections if section.path is None]:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from hyperst.config import with_ablation
+from hyperst.cv import cross_validate
 from hyperst.data import dataset
 from hyperst.demo import run_demo
 from hyperst.processes import started_processes
@@ -201,8 +202,10 @@ def test_devices_beside_torchrun(tiny_config, sections, tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(value))
     with pytest.raises(ValueError, match=r"devices .* is 4, but 2 processes have been started"):
         fit(tiny_config, sections[:2], tmp_path / "run", devices=4)
-    with pytest.raises(ValueError, match="the demonstration is one process"):
+    with pytest.raises(ValueError, match="the demonstration is started once, without torchrun"):
         run_demo(tmp_path / "demo")
+    with pytest.raises(ValueError, match="a cross-validation, .* is started once"):
+        cross_validate(sections, {"tiny": tiny_config}, [], [0], tmp_path / "cv")
     assert not list(tmp_path.iterdir())
 
 
