@@ -38,7 +38,13 @@ class Call(NamedTuple):
         """What one rank can know of its arguments by itself."""
         prepared = prepare(terms, c, logit_scale, options._replace(need_positive=False))
         for term, scale in zip(terms, prepared.scales, strict=True):
-            if local and options.loss == "softmax" and scale.ndim > 0 and term.directions == "both":
+            both_ways = local and options.loss == "softmax" and term.directions == "both"
+            if both_ways and options.geometry == "angle":
+                raise ValueError(
+                    "geometry must not be 'angle' for directions='both' where each rank has the losses of its own rows: from keys "
+                    "to queries, angles are those at other ranks' queries; take directions='rows', or local_loss=False"
+                )
+            if both_ways and scale.ndim > 0:
                 raise ValueError(
                     "logit_scale must be one number for directions='both' where each rank has the losses of its own rows: from "
                     "keys to queries, those of the queries are other ranks'; take directions='rows', or local_loss=False"

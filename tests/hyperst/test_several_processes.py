@@ -204,7 +204,7 @@ def test_devices_beside_torchrun(tiny_config, sections, tmp_path, monkeypatch):
         fit(tiny_config, sections[:2], tmp_path / "run", devices=4)
     with pytest.raises(ValueError, match="the demonstration is started once, without torchrun"):
         run_demo(tmp_path / "demo")
-    with pytest.raises(ValueError, match="a cross-validation, .* is started once"):
+    with pytest.raises(ValueError, match=r"a cross-validation, .* is started once"):
         cross_validate(sections, {"tiny": tiny_config}, [], [0], tmp_path / "cv")
     assert not list(tmp_path.iterdir())
 

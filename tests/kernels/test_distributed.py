@@ -55,6 +55,8 @@ CASES = {
     "global, margin": Case({**GLOBAL, "margin": 0.2}),
     "global, sigmoid": Case({**GLOBAL, "loss": "sigmoid"}),
     "global, positives": Case(GLOBAL, ("positives",)),
+    "global, angle": Case({**GLOBAL, "geometry": "angle"}),
+    "local, angle": Case({**LOCAL, "geometry": "angle", "directions": "rows"}),
     "global, scales": Case(GLOBAL, ("scales",)),
     "global, more keys": Case(GLOBAL, ("more keys", "exclude_ids")),
     "ring": Case(RING),
