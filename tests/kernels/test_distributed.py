@@ -14,7 +14,7 @@ from hyperst_kernels import HyperbolicContrastiveLoss, contrastive_loss
 from tests.kernels import ranks
 
 DIM = 5
-SHARDS = {2: (5, 3), 3: (4, 1, 6)}
+SHARDS = {2: (5, 3), 3: (4, 1, 6), 4: (2, 3, 1, 4)}
 NO_POSITIVE = 100  # an id of the last rank's queries that no key has
 
 
