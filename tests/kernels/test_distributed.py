@@ -76,7 +76,7 @@ def inputs(case: Case, world_size: int) -> tuple[dict[str, torch.Tensor], list[i
     """What one process has, rows in the order of ranks; the rows of queries and of keys on every rank."""
     generator = torch.Generator().manual_seed(0)
     rows = [4] * world_size if case.equal else list(SHARDS[world_size])
-    keys = [n + 2 - r for r, n in enumerate(rows)] if "more keys" in case.given else rows
+    keys = [n + max(2 - r, 0) for r, n in enumerate(rows)] if "more keys" in case.given else rows
     n, m = sum(rows), sum(keys)
     draw = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
     found = {"image": draw(n, DIM) / 2, "text": draw(m, DIM) / 2, "c": torch.tensor(0.7), "scale": torch.tensor(9.0)}
