@@ -66,7 +66,9 @@ class Call(NamedTuple):
         """What has to be alike on every rank, by the name that an error gives it."""
         vectors, options = self.prepared.vectors, self.options
         learnt: list[tuple[str, Sequence[object]]] = [
-            ("features", vectors),
+            *((f"queries of term {t}", [vectors[p.queries]]) for t, p in enumerate(self.prepared.pairings)),
+            *((f"keys of term {t}", [vectors[p.keys]]) for t, p in enumerate(self.prepared.pairings)),
+            ("weights", [options.weights]),
             ("c", [self.c]),
             ("logit_scale", [self.logit_scale]),
             ("logit_bias", [options.logit_bias]),
@@ -83,9 +85,14 @@ class Call(NamedTuple):
             **{f"requires_grad of {name}": _differentiable(*tensors) for name, tensors in learnt},
             **given,
             "debias": _kind(options.debias),
+            "weights' dtype": None if options.weights is None else self.weights_dtype(options.weights),
             **{name: getattr(options, name) for name in alike},
             "directions": directions[0] if len(directions) == 1 else directions,
         }
+
+    def weights_dtype(self, weights: Tensor) -> torch.dtype:
+        """In which they travel."""
+        return torch.promote_types(weights.dtype, self.prepared.c.dtype)
 
     def sizes(self) -> Sizes:
         """What `Shard` has to know of every rank."""
@@ -295,7 +302,7 @@ class Shard:
 
     def _weights(self) -> Tensor | None:
         weights, like = self.prepared.options.weights, self.prepared.c
-        return None if weights is None else weights.to(like.device, torch.promote_types(weights.dtype, like.dtype))
+        return None if weights is None else weights.to(like.device, self.call.weights_dtype(weights))
 
 
 def _scale_per_query(sizes: Sequence[Sizes]) -> bool:

@@ -78,9 +78,24 @@ def _portable_contrastive_backward(
 
 
 def portable_gradients(
-    upstream, features, factors, c, logit_scale, ids, kept, pairings, geometry, tangent, precision, atomic
+    upstream,
+    features,
+    factors,
+    c,
+    logit_scale,
+    ids,
+    kept,
+    pairings,
+    geometry,
+    tangent,
+    precision,
+    atomic,
+    unrounded=False,
 ):
-    """What the backward operators return, from an ``UpstreamOf`` of `hyperst_kernels.cpu.contrastive`."""
+    """What the backward operators return, from an ``UpstreamOf`` of `hyperst_kernels.cpu.contrastive`.
+
+    ``unrounded``: gradients of features in c's dtype.
+    """
     vectors = scaled(features, factors, c)
     given = (vectors, c, logit_scale, ids, kept, pairings, geometry, tangent)
     gradients, dc, ds = cpu_contrastive.backward(upstream, *given)
@@ -89,7 +104,9 @@ def portable_gradients(
         along = [torch.linalg.vecdot(u, g).sum(dtype=torch.float64) for u, g in zip(vectors, gradients, strict=True)]
         d_factors = (torch.stack(along) / factors).to(c.dtype)
         gradients = [g.mul_(factor) for g, factor in zip(gradients, factors, strict=True)]
-    return [g.to(x.dtype) for g, x in zip(gradients, features, strict=True)], d_factors, dc, ds
+    if not unrounded:
+        gradients = [g.to(x.dtype) for g, x in zip(gradients, features, strict=True)]
+    return gradients, d_factors, dc, ds
 
 
 def _triton_contrastive(features, factors, c, logit_scale, exclude_ids, pairings, *flags):

@@ -60,11 +60,12 @@ def backward(
     pairings: Sequence[Pairing],
     flags: Flags,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-    """Gradients of the features, factors (f, or 0), c () and logit_scale ()."""
+    """Gradients of the features and factors (f, or 0), c () and logit_scale (), all in c's dtype: they are to be added up."""
     if on_triton(c):
         from hyperst_kernels.gpu import contrastive
 
-        return contrastive.backward(slopes, features, factors, c, logit_scale, ids, kept, pairings, *flags)
-    return portable_gradients(
-        cpu_contrastive.of_sums(slopes), features, factors, c, logit_scale, ids, kept, pairings, *flags
-    )
+        return contrastive.backward(
+            slopes, features, factors, c, logit_scale, ids, kept, pairings, *flags, unrounded=True
+        )
+    upstream = cpu_contrastive.of_sums(slopes)
+    return portable_gradients(upstream, features, factors, c, logit_scale, ids, kept, pairings, *flags, unrounded=True)

@@ -38,7 +38,7 @@ FAULTS = {
     "scales": ({"directions": "rows"}, {"logit_scale": torch.ones(3)}, "directions must be the same on every rank"),
     "directions": ({"directions": "rows"}, {}, "directions must be the same on every rank, got both on rank 0 and rows"),
     "loss": ({"loss": "sigmoid"}, {}, "loss must be the same on every rank, got softmax on rank 0 and sigmoid on rank 1"),
-    "frozen": ({}, {"image_features": torch.eye(3, 4)}, "requires_grad of features must be the same on every rank"),
+    "frozen": ({}, {"image_features": torch.eye(3, 4)}, "requires_grad of queries of term 0 must be the same on every rank"),
     "local": ({"local_loss": False}, {}, "local_loss must be the same on every rank, got True on rank 0 and False"),
     "gather": ({"gather_with_grad": False}, {}, "gather_with_grad must be the same on every rank"),
 }  # fmt: skip
@@ -48,10 +48,24 @@ WRONG_EVERYWHERE = {
     "scales of keys": ({}, {"logit_scale": torch.ones(3)}, "rank 0: logit_scale must be one number for directions='both'"),
     "no positive": ({}, {"positives": (torch.arange(3), torch.arange(3, 6))}, "positives: no key has the id of a query"),
 }  # fmt: skip
+# weights of both ranks
+UNLIKE = {
+    "weights of two dtypes": (
+        lambda rank: torch.ones(3, dtype=torch.float64 if rank else torch.float32),
+        "weights' dtype must be the same on every rank, got torch.float32 on rank 0 and torch.float64",
+    ),
+    "weights learnt on one": (
+        lambda rank: torch.ones(3, requires_grad=rank == 1),
+        "requires_grad of weights must be the same on every rank, got False on rank 0",
+    ),
+}
 
 
 def wrong(fault: str, rank: int, world_size: int) -> None:
-    options, given, _ = FAULTS.get(fault) or WRONG_EVERYWHERE[fault]
+    if fault in UNLIKE:
+        options, given = {}, {"weights": UNLIKE[fault][0](rank)}
+    else:
+        options, given, _ = FAULTS.get(fault) or WRONG_EVERYWHERE[fault]
     if rank == 0 and fault in FAULTS:
         options, given = {}, {}
     loss = HyperbolicContrastiveLoss(group=torch.distributed.group.WORLD, **{**LOCAL, **options})
@@ -114,18 +128,18 @@ def numbers(rank: int, world_size: int) -> list[str]:
 
 @pytest.fixture(name="found", scope="module")
 def _found(tmp_path_factory):
-    cases = {name: functools.partial(wrong, name) for name in (*FAULTS, *WRONG_EVERYWHERE)}
+    cases = {name: functools.partial(wrong, name) for name in (*FAULTS, *WRONG_EVERYWHERE, *UNLIKE)}
     functions = (one_number_on_one_rank, wrong_feature, other_module, no_curvature, numbers, copied)
     cases |= {function.__name__: function for function in functions}
     return ranks.run(2, tmp_path_factory.mktemp("ranks"), cases)
 
 
-@pytest.mark.parametrize("fault", [*FAULTS, *WRONG_EVERYWHERE])
+@pytest.mark.parametrize("fault", [*FAULTS, *WRONG_EVERYWHERE, *UNLIKE])
 def test_a_fault_of_one_rank_is_the_same_error_on_every_rank(found, fault):
     one, other = found[fault]
     assert type(one) is type(other) is (TypeError if fault == "no tensor" else ValueError)
     assert str(one) == str(other)
-    assert re.search((FAULTS | WRONG_EVERYWHERE)[fault][2], str(one)), one
+    assert re.search((FAULTS | WRONG_EVERYWHERE | UNLIKE)[fault][-1], str(one)), one
 
 
 def test_faults_of_other_kinds(found):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed
 
-from hyperst_kernels import HyperbolicContrastiveLoss
+from hyperst_kernels import HyperbolicContrastiveLoss, contrastive_loss
 from hyperst_kernels.distributed import Gather, Ranks
 from tests.kernels import ranks
 from tests.kernels.traffic import Traffic
@@ -48,6 +48,19 @@ def sent(dtype: torch.dtype, ids: bool, scheme: str, rank: int, world_size: int)
     return counted.found
 
 
+def far_out() -> torch.Tensor:
+    """Queries and keys (2 n d) of radius 40."""
+    x = torch.randn(2, 16 * WORLD, 32, generator=torch.Generator().manual_seed(0))
+    return (40 * x / x.norm(dim=-1, keepdim=True)).to(torch.bfloat16)
+
+
+def far_out_gradients(scheme: str, rank: int, world_size: int) -> tuple[torch.Tensor, ...]:
+    leaves = [x.chunk(WORLD)[rank].clone().requires_grad_() for x in far_out()]
+    group = torch.distributed.group.WORLD
+    loss = HyperbolicContrastiveLoss(group=group, local_loss=True, gather_with_grad=True, scheme=scheme)
+    return torch.autograd.grad(loss(*leaves, 1.0), leaves)
+
+
 @pytest.fixture(name="found", scope="module")
 def _found(tmp_path_factory):
     cases = {name: functools.partial(gathered, rows) for name, rows in SHARDS.items()}
@@ -55,6 +68,7 @@ def _found(tmp_path_factory):
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         for scheme in ("gather", "ring"):
             cases[f"bytes of {dtype}, {scheme}"] = functools.partial(sent, dtype, dtype == torch.float32, scheme)
+    cases |= {f"far out, {scheme}": functools.partial(far_out_gradients, scheme) for scheme in ("gather", "ring")}
     return ranks.run(WORLD, tmp_path_factory.mktemp("ranks"), cases)
 
 
@@ -75,6 +89,17 @@ def test_gradients_of_half_precision_are_summed_in_float32(found, dtype):
     for grad in found[str(dtype)]:
         assert grad.dtype == dtype
         assert grad.item() == 2 / torch.finfo(dtype).eps + 2
+
+
+@pytest.mark.parametrize("scheme", ["gather", "ring"])
+def test_gradients_of_half_precision_are_rounded_once(found, scheme):
+    """Far out, where what ranks add to a key cancels; curvature and scale are numbers of float32."""
+    leaves = [x.double().requires_grad_() for x in far_out()]
+    true = torch.autograd.grad(contrastive_loss(*leaves, 1.0, 1.0) * WORLD, leaves)
+    for found_grad, expected in zip(zip(*found[f"far out, {scheme}"], strict=True), true, strict=True):
+        error = (torch.cat(found_grad).double() - expected).norm() / expected.norm()
+        # one rounding to bfloat16, and distances of float32 at radius 40
+        assert error < 2 * torch.finfo(torch.bfloat16).eps / 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

@@ -198,17 +198,18 @@ def backward(
     tangent: bool,
     precision: str,
     atomic: bool,
+    unrounded: bool = False,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-    """Gradients of the features, factors (f, or 0), c () and logit_scale ()."""
+    """Gradients of the features, factors (f, or 0), c () and logit_scale (); ``unrounded``: those of features in c's dtype."""
     inputs = LossInputs(features, factors, c, logit_scale, ids, pairings, geometry, tangent, precision)
-    gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in features]
+    gradients = [torch.empty(x.shape, dtype=c.dtype if unrounded else x.dtype, device=x.device) for x in features]
     table = launch.lookup("contrastive backward", inputs.d, inputs.dtype) if _multiplies(inputs.dtype) else {}
     upstream = _upstream(slopes, bool(table))
     scale_grad = -(slopes.shares.double() * slopes.diagonal).sum()  # s dL/ds
     by_rows = c.new_zeros(len(features), max(map(len, features)))  # <x, dL/dx>
     atomic = atomic and bool(table.get("atomic", 1))  # 0: with a second product the kernel does not fit into registers
     of_positives = logit_scale * slopes.shares
-    for row_chunk in _row_chunks(inputs, atomic and bool(table)):
+    for row_chunk in _row_chunks(inputs, unrounded or (atomic and bool(table))):
         scale_grad += _add_row_chunk(
             inputs, upstream, flags, table, atomic, row_chunk, of_positives, gradients, by_rows
         )
