@@ -36,7 +36,7 @@ _PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("test_poincare.py", ("lorentz_to_poincare", "poincare_to_lorentz")),
     ("test_distance.py", ("inner", "distance", "distance0")),
     ("test_entailment.py", ("half_aperture", "exterior_angle", HINGES)),
-    ("test_pair_loss.py", (PAIRS,)),
+    ("test_pair_loss", (PAIRS,)),  # and the tests of its targets
     ("test_pair_blocks.py", (PAIRS,)),
     ("test_retrieval.py", (PAIRS,)),
     # public functions by name

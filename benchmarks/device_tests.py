@@ -19,7 +19,15 @@ PATHS = (
     *(f"tests/kernels/test_{name}.py" for name in ("maps", "transport", "poincare", "distance", "entailment")),
     *(
         f"tests/kernels/test_{name}.py"
-        for name in ("distance_matrix", "extreme_losses", "pair_blocks", "pair_loss", "retrieval")
+        for name in (
+            "distance_matrix",
+            "extreme_losses",
+            "pair_blocks",
+            "pair_loss",
+            "pair_loss_mpmath",
+            "pair_loss_targets",
+            "retrieval",
+        )
     ),
     *(f"tests/kernels/test_{name}.py" for name in ("scalars", "compile", "func", "launch", "tune")),
     "tests/kernels/triton",

@@ -117,6 +117,13 @@ def finite_number(name: str, value: float | Tensor, dtype: torch.dtype = torch.f
         raise ValueError(f"{name} must be a finite number of {dtype}, got {number:.6g}")
 
 
+def plain_number(name: str, value: object) -> None:
+    """A finite number that is no tensor: it has no gradient."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+    finite_number(name, float(value))
+
+
 def tensor_or_number(value: float | Tensor) -> float | Tensor:
     """NumPy's arrays as tensors, which its scalars are, too, under torch.compile; anything else as it is."""
     return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
@@ -155,6 +162,37 @@ def count(name: str, value: object) -> None:
     """An integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def fraction(name: str, value: object) -> None:
+    """A number from 0 to below 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number from 0 to below 1, got {type(value).__name__}")
+    if not 0 <= float(value) < 1:
+        raise ValueError(f"{name} must be a number from 0 to below 1, got {value}")
+
+
+def fraction_each(name: str, value: float | Tensor, n: int) -> float | Tensor:
+    """What `fraction` takes, or a tensor () or (n,) of such numbers. Where they cannot be `seen`, others become NaN."""
+    value = tensor_or_number(value)
+    if not isinstance(value, Tensor):
+        fraction(name, value)
+        return value
+    _real(name, value)
+    if value.shape not in ((), (n,)):
+        raise ValueError(
+            f"{name} must be a number or of shape ({n},), one for each query, got shape {tuple(value.shape)}"
+        )
+    if value.requires_grad:
+        raise ValueError(f"{name} has no gradient: pass {name}.detach()")
+    fits = (value >= 0) & (value < 1)
+    if not seen(value):
+        return torch.where(fits, value, torch.nan)
+    if not fits.all():
+        first = tuple((~fits).nonzero()[0].tolist())
+        at = f" at index {first[0]}" if first else ""
+        raise ValueError(f"{name} must hold numbers from 0 to below 1, got {float(value[first]):.6g}{at}")
+    return value
 
 
 def reachable(name: str, x: Tensor, device: torch.device) -> None:

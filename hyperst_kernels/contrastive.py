@@ -30,6 +30,9 @@ def contrastive_loss(
     reduction: str = "mean",
     precision: str | None = None,
     deterministic: bool = True,
+    label_smoothing: float = 0.0,
+    debias: float | Tensor | None = None,
+    margin: float | None = None,
     query_scale: float | Tensor = 1.0,
     key_scale: float | Tensor = 1.0,
 ) -> Tensor:
@@ -62,6 +65,17 @@ def contrastive_loss(
         deterministic: False lets a GPU add the gradient in whatever order its programs finish: less work, and another
             last digit from run to run; no difference where that is no faster. Refused under
             ``torch.use_deterministic_algorithms``.
+        label_smoothing: the part of a softmax's target, from 0 to below 1, that goes to all K pairs of a row alike, as in
+            ``torch.nn.functional.cross_entropy``: 1 - label_smoothing of the mean over its positives, and label_smoothing of the
+            mean over all K. K counts the positives and negatives that take part, excluded keys not.
+        debias: tau_plus, the probability from 0 to below 1 that a negative is a positive in truth, a number or (n,), one for each
+            query (and for the key beside it): from the sum over N negatives of e^logit is taken tau_plus N times the mean over
+            positives, and the rest divided by 1 - tau_plus. Where that leaves less than N e^lowest, the lowest logit there is,
+            it is that number, without a gradient: -2 logit_scale of cosines, -pi logit_scale of angles. Distances have no
+            largest, the number is 0, and the row is done with: its loss is that of a row without negatives. It has no gradient.
+        margin: None, or a number: a key nearer to the query than its positive by more than this, in units of the distance (or the
+            angle), is suspected of being a positive too, and is no negative of it; below 0, so is one farther by less than that.
+            Each direction has its own. The choice has no gradient, and needs positives that are not given by ids.
         query_scale, key_scale: factors > 0 of the queries and of the keys, floats or 0-d tensors that may require grad:
             exp(alpha) of a learnable lift, so that encoder output goes straight in.
 
@@ -75,17 +89,26 @@ def contrastive_loss(
     give a NaN loss. RuntimeError where determinism is asked for and refused. Forward-mode and double differentiation raise.
 
     Source: van den Oord et al. 2018; Desai et al. 2023, section 3.1; Khosla et al. 2020, equation 2 (several positives); Zhai
-    et al. 2023, equation 1 (sigmoid).
+    et al. 2023, equation 1 (sigmoid); Chuang et al. 2020, equation 8 (debias).
 
     >>> torch.manual_seed(0).initial_seed()
     0
     >>> image, gene = torch.randn(8, 16), torch.randn(8, 16)
     >>> bool(contrastive_loss(image, image, logit_scale=10.0) < contrastive_loss(image, gene, logit_scale=10.0))
     True
+
+    Positives that may be wrong, and negatives that may be positives: at a rate, or where they are nearer than the positive.
+
+    >>> plain = contrastive_loss(image, image)
+    >>> bool(contrastive_loss(image, image, debias=0.01) < plain < contrastive_loss(image, image, label_smoothing=0.1))
+    True
+    >>> bool(contrastive_loss(image, gene, margin=0.0) < contrastive_loss(image, gene))
+    True
     """
     options = Options(
-        loss, logit_bias, positives, input, geometry, exclude_ids, weights, reduction, precision, deterministic
-    )
+        loss, logit_bias, positives, input, geometry, exclude_ids, weights, reduction, precision, deterministic,
+        label_smoothing, debias, margin,
+    )  # fmt: skip
     (found,) = losses_of([Term(queries, keys, 1.0, directions, query_scale, key_scale)], c, logit_scale, options)
     return found
 
@@ -105,6 +128,9 @@ def hierarchical_contrastive_loss(
     reduction: str = "mean",
     precision: str | None = None,
     deterministic: bool = True,
+    label_smoothing: float = 0.0,
+    debias: float | Tensor | None = None,
+    margin: float | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Weighted sum of `contrastive_loss` over several pairs of views, and the unweighted loss of each.
 
@@ -131,8 +157,9 @@ def hierarchical_contrastive_loss(
     for t, term in enumerate(terms):
         _checks.finite_number(f"terms[{t}].weight", term.weight)
     options = Options(
-        loss, logit_bias, positives, input, geometry, exclude_ids, weights, reduction, precision, deterministic
-    )
+        loss, logit_bias, positives, input, geometry, exclude_ids, weights, reduction, precision, deterministic,
+        label_smoothing, debias, margin,
+    )  # fmt: skip
     losses = losses_of(terms, c, logit_scale, options)
     if any(found.shape != losses[0].shape for found in losses):
         sizes = ", ".join(str(found.shape[0]) for found in losses)

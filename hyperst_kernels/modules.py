@@ -182,8 +182,8 @@ class HyperbolicContrastiveLoss(nn.Module):
     - a `LorentzLift`, or another module with a ``curvature`` or whose call gives c: registered, asked at every step;
     - a function without arguments, called at every step: ``lambda: model.lift.curvature`` for a lift that the model holds.
 
-    ``forward`` also takes ``exclude_ids`` (m,), ``positives`` (query_ids (n,), key_ids (m,)) and ``weights`` (n,) by name, and a
-    logit_scale (n,), as `contrastive_loss` does.
+    ``forward`` also takes ``exclude_ids`` (m,), ``positives`` (query_ids (n,), key_ids (m,)), ``weights`` (n,) and ``debias`` (n,)
+    by name, the last in place of the module's number, and a logit_scale (n,), as `contrastive_loss` does.
 
     Several processes: ``group``, or a rank and world_size, of the default group, that ``torch.distributed`` confirms. Each has
     its own rows, of any number, and meets those of all. With ``gather_with_grad=True`` gradients reach the features of other
@@ -221,12 +221,20 @@ class HyperbolicContrastiveLoss(nn.Module):
         *,
         loss: str = "softmax",
         scheme: str = "auto",
+        label_smoothing: float = 0.0,
+        debias: float | None = None,
+        margin: float | None = None,
     ):
         super().__init__()
         choice("directions", directions, DIRECTIONS)
         choice("geometry", geometry, LOSS_GEOMETRIES)
         choice("input", input, INPUTS)
         choice("loss", loss, LOSSES)
+        _checks.fraction("label_smoothing", label_smoothing)
+        if debias is not None:
+            _checks.fraction("debias", debias)
+        if margin is not None:
+            _checks.plain_number("margin", margin)
         choice("scheme", scheme, SCHEMES)
         if precision is not None:
             choice("precision", precision, PRECISIONS)
@@ -234,6 +242,7 @@ class HyperbolicContrastiveLoss(nn.Module):
             raise ValueError("use_horovod must be False, got True: features are gathered with torch.distributed")
         hold(self, curvature)
         self.options: dict[str, Any] = {"loss": loss, "input": input, "geometry": geometry, "precision": precision}
+        self.options |= {"label_smoothing": label_smoothing, "debias": debias, "margin": margin}
         self.input, self.directions, self.geometry = input, directions, geometry
         self.local_loss, self.gather_with_grad = local_loss, gather_with_grad
         if group is not None or torch.distributed.is_initialized():
@@ -253,7 +262,12 @@ class HyperbolicContrastiveLoss(nn.Module):
         options = {**self.options, "directions": self.directions}
         if self.world_size > 1:
             options |= {name: getattr(self, name) for name in ("local_loss", "gather_with_grad", "rank", "world_size")}
-        given = ", ".join(f"{name}={value!r}" for name, value in options.items() if value is not None)
+        asked = {
+            name: value
+            for name, value in options.items()
+            if value is not None and (name, value) != ("label_smoothing", 0)
+        }
+        given = ", ".join(f"{name}={value!r}" for name, value in asked.items())
         return f"curvature={describe(self.curvature)}, {given}"
 
     def forward(
@@ -267,6 +281,7 @@ class HyperbolicContrastiveLoss(nn.Module):
         exclude_ids: Tensor | None = None,
         positives: tuple[Tensor, Tensor] | None = None,
         weights: Tensor | None = None,
+        debias: float | Tensor | None = None,
         curvature: Curvature | None = None,
     ):
         self.logit_scales(logit_scale)
@@ -277,6 +292,8 @@ class HyperbolicContrastiveLoss(nn.Module):
             weights=weights,
             **self.options,
         )
+        if debias is not None:
+            options = options._replace(debias=debias)
 
         def given():
             c = current(self.curvature if curvature is None else curvature)

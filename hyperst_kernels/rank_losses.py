@@ -70,13 +70,14 @@ class Call(NamedTuple):
             name: None if getattr(options, name) is None else "a value"
             for name in ("exclude_ids", "weights", "positives", "logit_bias")
         }
-        alike = ("loss", "input", "geometry", "precision", "deterministic")
+        alike = ("loss", "input", "geometry", "precision", "deterministic", "label_smoothing", "margin")
         directions = sorted({term.directions for term in self.terms})
         return {
             "the features' d": vectors[0].shape[1],
             "the features' dtype": vectors[0].dtype,
             **{f"requires_grad of {name}": _differentiable(*tensors) for name, tensors in learnt},
             **given,
+            "debias": _kind(options.debias),
             **{name: getattr(options, name) for name in alike},
             "directions": directions[0] if len(directions) == 1 else directions,
         }
@@ -89,6 +90,13 @@ class Call(NamedTuple):
 
 def _differentiable(*tensors: object) -> bool:
     return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
+
+
+def _kind(debias: float | Tensor | None) -> object:
+    """What ranks have to agree on."""
+    if isinstance(debias, Tensor):
+        return "one for each query" if debias.ndim else "a 0-d tensor"
+    return debias
 
 
 class Means(NamedTuple):
@@ -169,7 +177,12 @@ class Shard:
         ]
         weights = self._weights()
         weights = None if weights is None else self.gather(weights, self.query_rows)
-        options = self.options._replace(exclude_ids=self.exclude_ids, positives=self.positives, weights=weights)
+        debias = self.prepared.options.debias
+        if isinstance(debias, Tensor) and debias.ndim:
+            debias = self.gather.plain(debias.to(self.c), self.query_rows)
+        options = self.options._replace(
+            exclude_ids=self.exclude_ids, positives=self.positives, weights=weights, debias=debias
+        )
         scale = self.logit_scale
         if self.scale_per_query and isinstance(scale, Tensor):
             scale = self.gather(scale.reshape(-1).to(self.prepared.c.device), self.query_rows)

@@ -7,24 +7,31 @@ block again, and their weights from the sums. Everything is added in fixed order
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from hyperst_kernels.blocked import epilogue
 from hyperst_kernels.blocked import pairs as portable
 from hyperst_kernels.blocked.blocks import AllPairs, BlockedPairs, Geometry
-from hyperst_kernels.blocked.pairs import Pairs, PowerSums, Weights
+from hyperst_kernels.blocked.epilogue import Targets
+from hyperst_kernels.blocked.pairs import Pairs, PowerSums
 from hyperst_kernels.cpu import pair_loss as machine_code
 from hyperst_kernels.cpu.all_pairs import TiledPairs
 from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.cpu.tiles import NeedsFloat64
 from hyperst_kernels.operators.register import on_triton
-from hyperst_kernels.reference.contrastive import softplus
+from hyperst_kernels.reference.pair_loss import BOUNDS
 
-STATS = len(PowerSums._fields)  # numbers of each row and column that the backward pass is given
+
+def stats_needed(label_smoothing: float, debias: Tensor | None) -> int:
+    """How many of `PowerSums` each row and column has."""
+    return len(PowerSums._fields) - (2 if debias is None and not label_smoothing else 0)
 
 
 class Inputs(NamedTuple):
@@ -38,9 +45,12 @@ class Inputs(NamedTuple):
     query_ids: Tensor | None
     key_ids: Tensor | None
     exclude_ids: Tensor | None
+    debias: Tensor | None  # () or (n)
+    limits: Tensor | None  # (n), of distances of negatives
     loss: str
     geometry: Geometry
     symmetric: bool
+    label_smoothing: float = 0.0
     widened: bool = False  # float64 numbers that were float32
 
     def matrix(self) -> AllPairs:
@@ -64,14 +74,34 @@ class Inputs(NamedTuple):
         # machine code reads 64 bits of each
         given = (self.query_ids, self.key_ids, self.exclude_ids)
         ids = [None if x is None else x.to(torch.int64).contiguous() for x in given]
-        return lambda rows, columns: Pairs(rows, columns, scales[rows], *ids)
+        limits = self.limits
+        if limits is None:
+            return lambda rows, columns: Pairs(rows, columns, scales[rows], *ids)
+        of_keys = F.pad(
+            limits, (0, max(len(self.keys) - len(limits), 0))
+        )  # a key is the positive of the query beside it
+        return lambda rows, columns: Pairs(rows, columns, scales[rows], *ids)._replace(
+            row_limits=limits[rows], column_limits=of_keys[columns]
+        )
 
     def in_float64(self) -> Inputs:
         """The same in float64."""
         return self._replace(
             queries=self.queries.double(), keys=self.keys.double(), c=self.c.double(), logit_scale=self.logit_scale.double(),
-            logit_bias=None if self.logit_bias is None else self.logit_bias.double(), widened=True,
+            logit_bias=None if self.logit_bias is None else self.logit_bias.double(),
+            limits=None if self.limits is None else self.limits.double(), widened=True,
         )  # fmt: skip
+
+    def targets(self) -> Targets:
+        """Those of rows and, if they have a loss, of columns."""
+        n, m = len(self.queries), len(self.keys) if self.symmetric else 0
+        scale, debias = self.logit_scale.double(), self.debias
+        far = BOUNDS.get(self.geometry.name, math.inf) * torch.cat([scale.expand(n), scale.amax().expand(m)])
+        if debias is not None:
+            # a key is the positive of the query beside it; those beyond have no loss
+            last = debias.double().expand(max(n, m)) if debias.ndim == 0 else F.pad(debias.double(), (0, max(m - n, 0)))
+            debias = torch.cat([last[:n], last[:m]])
+        return Targets(self.label_smoothing, debias, far)
 
     @property
     def bias(self) -> Tensor:
@@ -88,7 +118,7 @@ class Inputs(NamedTuple):
 
 
 def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses of rows (n) and columns (m, or 0) in the geometry's dtype, and numbers for `backward` (6 n+m)."""
+    """Losses of rows (n) and columns (m, or 0) in the geometry's dtype, and `PowerSums` for `backward` (k n+m)."""
     dtype = inputs.c.dtype
     try:
         losses, stats = _forward(inputs)
@@ -108,44 +138,14 @@ def _forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
         for rows, columns, values in inputs.matrix().blocks():
             backend.add_sigmoid(values, pairs_of(rows, columns), inputs.bias, losses[rows])
         return losses, c.new_zeros(0, dtype=torch.float64)
-    stats = c.new_zeros(STATS, n + m, dtype=torch.float64)
+    stats = c.new_zeros(stats_needed(inputs.label_smoothing, inputs.debias), n + m, dtype=torch.float64)
     sums = PowerSums(*stats)
     sums.nearest.fill_(torch.inf), sums.nearest_negative.fill_(torch.inf)
     of_rows, of_columns = stats[:, :n], stats[:, n:]
     for rows, columns, values in inputs.matrix().blocks():
         own = of_columns[:, columns] if inputs.symmetric else None
         backend.add_powers(values, pairs_of(rows, columns), of_rows[:, rows], own)
-    return _losses(sums), stats
-
-
-def _gap(sums: PowerSums) -> Tensor:
-    """LSE over negatives less that over positives; 0 without positives."""
-    some = sums.number > 0
-    apart = torch.where(sums.total_negative > 0, sums.nearest_negative - sums.nearest, 0)
-    return torch.where(some, torch.log(sums.total_negative) - torch.log(sums.total) - apart, 0)
-
-
-def _losses(sums: PowerSums) -> Tensor:
-    """log(e^LSE of all) - mean of positives, and 0 without any."""
-    some = sums.number > 0
-    count = torch.where(some, sums.number, 1)
-    excess = torch.log(torch.where(some, sums.total, 1)) + sums.spread / count
-    return torch.where(some, softplus(_gap(sums)) + excess, 0)
-
-
-def _weights(sums: PowerSums, grad: Tensor, dtype: torch.dtype) -> Weights:
-    """Weights from the gradients of losses: of g (softmax - 1/count) for positives, without cancellation, g softmax for others.
-
-    Of a positive that is alone, exactly -g sigmoid(gap).
-    """
-    some, gap = sums.number > 0, _gap(sums)
-    grad = torch.where(some, grad.double(), 0)
-    alone, doubt = sums.number == 1, torch.sigmoid(gap)
-    positive = torch.where(alone | ~some, 0, grad * torch.sigmoid(-gap) / torch.where(some, sums.total, 1))
-    constant = torch.where(alone, grad * doubt, grad / torch.where(some, sums.number, 1))
-    negative = grad * doubt / torch.where(sums.total_negative == 0, 1, sums.total_negative)
-    nearest, nearest_negative = (torch.where(x == torch.inf, 0, x) for x in (sums.nearest, sums.nearest_negative))
-    return Weights(nearest, nearest_negative, *(x.to(dtype) for x in (positive, constant, negative)))
+    return epilogue.losses(sums, inputs.targets()), stats
 
 
 class Gradients(NamedTuple):
@@ -172,7 +172,8 @@ def _backward(inputs: Inputs, grad_rows: Tensor, grad_columns: Tensor, stats: Te
     c, backend, n, pairs_of = inputs.c, inputs.backend, inputs.queries.shape[0], inputs.pairs()
     sums = c.new_zeros(2, n, dtype=torch.float64)
     if inputs.loss == "softmax":
-        weights = _weights(PowerSums(*stats), torch.cat([grad_rows, grad_columns]), c.dtype)
+        grads = torch.cat([grad_rows, grad_columns])
+        weights = epilogue.weights(PowerSums(*stats), inputs.targets(), grads, c.dtype)
         of_rows, of_columns = weights.of(slice(0, n)), weights.of(slice(n, None))
     grad_rows = grad_rows.contiguous()
 

@@ -6,6 +6,7 @@ one. Triton has the same functions in `hyperst_kernels.gpu.pair_loss`, machine c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,8 @@ from hyperst_kernels.reference.pair_loss import pairs_of
 
 
 class Pairs(NamedTuple):
-    """Rows and columns of a block, scales of its rows (r), and all ids of queries and of keys, None where they do not matter."""
+    """Rows and columns of a block, scales of its rows (r), all ids of queries and of keys, None where they do not matter, and
+    the distances below which pairs are no negatives of rows (r) and of columns (w), or None."""
 
     rows: slice
     columns: slice
@@ -24,17 +26,24 @@ class Pairs(NamedTuple):
     query_ids: Tensor | None
     key_ids: Tensor | None
     exclude_ids: Tensor | None
+    row_limits: Tensor | None = None
+    column_limits: Tensor | None = None
 
     def classes(self) -> tuple[Tensor, Tensor]:
         """Which pairs are positives, and which negatives: (r w), (r w)."""
         return pairs_of(self.query_ids, self.key_ids, self.exclude_ids, self.rows, self.columns, self.scale)
+
+    def beyond_limits(self, values: Tensor, negative: Tensor, dim: int) -> Tensor:
+        """Which of the negatives are some of rows (dim 1), or of columns (dim 0): (r w)."""
+        limits = self.row_limits if dim == 1 else self.column_limits
+        return negative if limits is None else negative & ~(values < limits.unsqueeze(dim))
 
 
 class PowerSums(NamedTuple):
     """Sums over the positives and over the negatives of each row, or of each column, all (n) and float64.
 
     ``nearest`` is a cost about the least, infinite where there is none; ``total`` is sum e^-(cost - nearest), ``spread`` the sum
-    of cost - nearest, and ``number`` how many there are.
+    of cost - nearest, and ``number`` how many there are. Of negatives the last two are left out where nothing asks for them.
     """
 
     nearest: Tensor
@@ -43,13 +52,21 @@ class PowerSums(NamedTuple):
     number: Tensor
     nearest_negative: Tensor
     total_negative: Tensor
+    spread_negative: Tensor | None = None
+    number_negative: Tensor | None = None
+
+    def counted(self) -> tuple[Tensor, Tensor]:
+        """``spread_negative`` and ``number_negative``, where they were asked for."""
+        assert self.spread_negative is not None
+        assert self.number_negative is not None
+        return self.spread_negative, self.number_negative
 
 
 class Weights(NamedTuple):
     """What slopes by logits are made of, for each row, or for each column (n).
 
-    Of a positive ``positive`` e^-(cost - nearest) - ``constant``, of a negative ``negative`` e^-(cost - nearest_negative). The
-    costs are float64.
+    Of a positive ``positive`` e^-(cost - nearest) - ``constant``, of a negative ``negative`` e^-(cost - nearest_negative) -
+    ``constant_negative``, None for 0. The costs are float64.
     """
 
     nearest: Tensor
@@ -57,25 +74,32 @@ class Weights(NamedTuple):
     positive: Tensor
     constant: Tensor
     negative: Tensor
+    constant_negative: Tensor | None = None
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Weights:
+        """What a function makes of each."""
+        last = None if self.constant_negative is None else function(self.constant_negative)
+        return Weights(*(function(x) for x in self[:5]))._replace(constant_negative=last)
 
     def of(self, some: slice) -> Weights:
         """Those of some rows."""
-        return Weights(*(x[some] for x in self))
+        return self.each(lambda x: x[some])
 
 
 def add_powers(values: Tensor, pairs: Pairs, rows: Tensor, columns: Tensor | None) -> None:
-    """Take the distances (r w) of a block into the `PowerSums` of its rows (6 r) and, unless None, of its columns (6 w)."""
+    """Take the distances (r w) of a block into the `PowerSums` of its rows (6 or 8, r) and, unless None, of its columns (w)."""
     costs = pairs.scale.double()[:, None] * values.double()
     positive, negative = pairs.classes()
     for sums, dim in ((rows, 1), (columns, 0)):
         if sums is not None:
             found = PowerSums(*sums)
-            apart, back = _nearer(found.nearest, costs, positive, dim, values.dtype)
-            found.spread.add_(found.number * back).add_(torch.where(positive, apart, 0).sum(dim))
-            found.number.add_(positive.sum(dim))
-            found.total.mul_(torch.exp(-back)).add_(torch.exp(-apart).sum(dim))
-            apart, back = _nearer(found.nearest_negative, costs, negative, dim, values.dtype)
-            found.total_negative.mul_(torch.exp(-back)).add_(torch.exp(-apart).sum(dim))
+            own = pairs.beyond_limits(values, negative, dim)
+            for (nearest, total, spread, number), part in ((found[:4], positive), (found[4:], own)):
+                apart, back = _nearer(nearest, costs, part, dim, values.dtype)
+                if spread is not None and number is not None:
+                    spread.add_(number * back).add_(torch.where(part, apart, 0).sum(dim))
+                    number.add_(part.sum(dim))
+                total.mul_(torch.exp(-back)).add_(torch.exp(-apart).sum(dim))
 
 
 def _nearer(nearest: Tensor, costs: Tensor, part: Tensor, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -109,11 +133,13 @@ def softmax_gradients(
     slopes = torch.zeros_like(values)
     for weights, dim in ((rows, 1), (columns, 0)):
         if weights is not None:
-            nearest, nearest_negative, of_positive, constant, of_negative = (x.unsqueeze(dim) for x in weights)
-            powers = torch.exp(torch.where(positive, nearest, nearest_negative).sub_(costs).to(values.dtype))
-            slopes += torch.where(
-                positive, of_positive * powers - constant, torch.where(negative, of_negative * powers, 0)
-            )
+            of = weights.each(lambda x: x.unsqueeze(dim))  # noqa: B023
+            powers = torch.exp(torch.where(positive, of.nearest, of.nearest_negative).sub_(costs).to(values.dtype))
+            slope = of.negative * powers
+            if of.constant_negative is not None:
+                slope = slope - of.constant_negative
+            own = pairs.beyond_limits(values, negative, dim)
+            slopes += torch.where(positive, of.positive * powers - of.constant, torch.where(own, slope, 0))
     _put(slopes, values, pairs, out, sums)
 
 

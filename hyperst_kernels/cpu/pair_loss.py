@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hyperst_kernels.blocked.pairs import Pairs, Weights
+from hyperst_kernels.blocked.pairs import Pairs, PowerSums, Weights
 from hyperst_kernels.cpu.native import bindings
 
 
@@ -13,13 +13,16 @@ def _block(values: Tensor, pairs: Pairs) -> tuple:
     ids = pairs.query_ids, pairs.key_ids, pairs.exclude_ids, pairs.exclude_ids
     sides = pairs.rows, pairs.columns, pairs.rows, pairs.columns
     own = (None if x is None else x[some] for x, some in zip(ids, sides, strict=True))
-    return values, values.stride(0), *values.shape, pairs.scale, pairs.rows.start, pairs.columns.start, *own
+    block = values, values.stride(0), *values.shape, pairs.scale, pairs.rows.start, pairs.columns.start
+    return *block, *own, pairs.row_limits, pairs.column_limits
 
 
 def add_powers(values: Tensor, pairs: Pairs, rows: Tensor, columns: Tensor | None) -> None:
-    """Take a block (r w) into the `PowerSums` of its rows (6 r) and, unless None, of its columns (6 w)."""
+    """Take a block (r w) into the `PowerSums` of its rows (6 or 8, r) and, unless None, of its columns (w)."""
     of_columns = (None, 0) if columns is None else (columns, columns.stride(0))
-    bindings.call("add_powers", *_block(values, pairs), rows, rows.stride(0), *of_columns)
+    bindings.call(
+        "add_powers", *_block(values, pairs), rows, rows.stride(0), *of_columns, len(rows) == len(PowerSums._fields)
+    )
 
 
 def add_sigmoid(values: Tensor, pairs: Pairs, bias: Tensor, losses: Tensor) -> None:

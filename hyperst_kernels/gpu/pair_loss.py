@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hyperst_kernels.blocked.pairs import Pairs, Weights
+from hyperst_kernels.blocked.pairs import Pairs, PowerSums, Weights
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.scalars import exp, log1p, rounded_product
 from hyperst_kernels.gpu.tile_math import load_each
@@ -28,7 +28,7 @@ UNSPECIALIZED = ["diagonal", "sums_stride"]
 
 
 class BlockOfPairs(NamedTuple):
-    """Distances (n m) in one piece, scales of the rows, and ids of rows and columns."""
+    """Distances (n m) in one piece, scales of the rows, ids of rows and columns, and the least distances of their negatives."""
 
     ptr: tl.tensor
     n: tl.tensor
@@ -38,13 +38,18 @@ class BlockOfPairs(NamedTuple):
     column_ids: tl.tensor
     excluded_rows: tl.tensor
     excluded_columns: tl.tensor
+    row_limits: tl.tensor
+    column_limits: tl.tensor
 
 
 class Kind(NamedTuple):
-    """What these kernels know when they are compiled: positives by ids or on the diagonal, pairs left out, and the tile."""
+    """What these kernels know when they are compiled: positives by ids or on the diagonal, pairs left out by ids, or because they
+    are near, whether smoothed targets need the number of negatives and the sum of their costs, and the tile."""
 
     BY_IDS: bool
     EXCLUDE: bool
+    LIMIT: bool
+    SMOOTH: bool
     DTYPE: tl.dtype
     BLOCK_N: int
     BLOCK_M: int
@@ -58,6 +63,7 @@ class WeightArgs(NamedTuple):
     positive: tl.tensor
     constant: tl.tensor
     negative: tl.tensor
+    constant_negative: tl.tensor
 
 
 @triton.jit
@@ -76,6 +82,18 @@ def classes(block, diagonal, rows, columns, KIND: tl.constexpr):
         others = tl.load(block.excluded_columns + columns, columns < block.m, other=0)
         negative = negative & (ids[:, None] != others[None, :])
     return positive, negative
+
+
+@triton.jit
+def beyond_limits(block, which, distance, negative, AXIS: tl.constexpr, KIND: tl.constexpr):
+    """Which of the negatives of a tile are some of its rows (AXIS 1), or of its columns (AXIS 0)."""
+    if KIND.LIMIT:
+        if AXIS == 1:
+            limit = load_each(block.row_limits, which, block.n, KIND.DTYPE)
+        else:
+            limit = load_each(block.column_limits, which, block.m, KIND.DTYPE)
+        negative = negative & ((distance < tl.expand_dims(limit, AXIS)) == 0)
+    return negative
 
 
 @triton.jit
@@ -109,6 +127,13 @@ def add_part(nearest, total, high, low, part, AXIS: tl.constexpr):
     return nearest, total, apart, back
 
 
+@triton.jit
+def add_costs(spread, number, apart, back, part, AXIS: tl.constexpr):
+    """Take the pairs of a tile that take part into the sum of costs beyond the nearest, and count them."""
+    spread += rounded_product(number, back) + tl.sum(tl.where(part, apart, 0), axis=AXIS)
+    return spread, number + tl.sum(part.to(number.dtype), axis=AXIS)
+
+
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _powers(block, diagonal, sums_ptr, sums_stride, AXIS: tl.constexpr, KIND: tl.constexpr):
     """Take a block into the sums of its rows (AXIS 1) or of its columns (AXIS 0)."""
@@ -122,23 +147,28 @@ def _powers(block, diagonal, sums_ptr, sums_stride, AXIS: tl.constexpr, KIND: tl
         length, end = block.m, block.n
     nearest, total, spread = tl.full([OWN], FARTHEST, DTYPE), tl.zeros([OWN], DTYPE), tl.zeros([OWN], DTYPE)
     nearest_negative, total_negative = tl.full([OWN], FARTHEST, DTYPE), tl.zeros([OWN], DTYPE)
-    number = tl.zeros([OWN], DTYPE)
+    number, spread_negative, number_negative = tl.zeros([OWN], DTYPE), tl.zeros([OWN], DTYPE), tl.zeros([OWN], DTYPE)
     for start in range(0, end, STEP):
         other = start + tl.arange(0, STEP)
         if AXIS == 1:
             positive, negative = classes(block, diagonal, own, other, KIND)
-            _, _, high, low = costs(block, own, other, DTYPE)
+            distance, _, high, low = costs(block, own, other, DTYPE)
         else:
             positive, negative = classes(block, diagonal, other, own, KIND)
-            _, _, high, low = costs(block, other, own, DTYPE)
-        nearest_negative, total_negative, _, _ = add_part(nearest_negative, total_negative, high, low, negative, AXIS)
+            distance, _, high, low = costs(block, other, own, DTYPE)
+        negative = beyond_limits(block, own, distance, negative, AXIS, KIND)
+        nearest_negative, total_negative, apart, back = add_part(
+            nearest_negative, total_negative, high, low, negative, AXIS
+        )
+        if KIND.SMOOTH:
+            spread_negative, number_negative = add_costs(spread_negative, number_negative, apart, back, negative, AXIS)
         if tl.max(positive.to(tl.int32)) != 0:  # most tiles hold none
             nearest, total, apart, back = add_part(nearest, total, high, low, positive, AXIS)
-            spread += rounded_product(number, back) + tl.sum(tl.where(positive, apart, 0), axis=AXIS)
-            number += tl.sum(positive.to(DTYPE), axis=AXIS)
+            spread, number = add_costs(spread, number, apart, back, positive, AXIS)
     place, inside = sums_ptr + own, own < length
     _add(place, sums_stride, inside, nearest, total, spread, number, True)
-    _add(place + 4 * sums_stride, sums_stride, inside, nearest_negative, total_negative, spread, number, False)
+    place += 4 * sums_stride
+    _add(place, sums_stride, inside, nearest_negative, total_negative, spread_negative, number_negative, KIND.SMOOTH)
 
 
 @triton.jit
@@ -210,14 +240,19 @@ def add_sums(block, sums_ptr, sums_stride, rows, by_distance, by_logit):
 
 
 @triton.jit
-def softmax_slopes(weights, which, length, positive, negative, high, low, AXIS: tl.constexpr, DTYPE: tl.constexpr):
+def softmax_slopes(weights, which, length, positive, negative, high, low, AXIS: tl.constexpr, KIND: tl.constexpr):
     """dL/dlogit of a tile by the softmax over its rows (AXIS 1), or over its columns (AXIS 0)."""
+    DTYPE: tl.constexpr = KIND.DTYPE
     nearest = tl.expand_dims(load_each(weights.nearest, which, length, DTYPE), AXIS)
     nearest_negative = tl.expand_dims(load_each(weights.nearest_negative, which, length, DTYPE), AXIS)
     power = exp((tl.where(positive, nearest, nearest_negative) - high) - low)
     factor = tl.expand_dims(load_each(weights.positive, which, length, DTYPE), AXIS)
     factor_negative = tl.expand_dims(load_each(weights.negative, which, length, DTYPE), AXIS)
     constant = tl.expand_dims(load_each(weights.constant, which, length, DTYPE), AXIS)
+    if KIND.SMOOTH:
+        constant_negative = tl.expand_dims(load_each(weights.constant_negative, which, length, DTYPE), AXIS)
+        slope = rounded_product(tl.where(positive, factor, factor_negative), power)
+        return tl.where(positive | negative, slope - tl.where(positive, constant, constant_negative), 0)
     of_positive = rounded_product(factor + 0 * power, power) - constant
     return tl.where(positive, of_positive, tl.where(negative, factor_negative * power, 0))
 
@@ -235,9 +270,11 @@ def _softmax_gradients(
         columns = start + tl.arange(0, KIND.BLOCK_M)
         positive, negative = classes(block, diagonal, rows, columns, KIND)
         distance, scale, high, low = costs(block, rows, columns, DTYPE)
-        slope = softmax_slopes(of_rows, rows, block.n, positive, negative, high, low, 1, DTYPE)
+        own = beyond_limits(block, rows, distance, negative, 1, KIND)
+        slope = softmax_slopes(of_rows, rows, block.n, positive, own, high, low, 1, KIND)
         if SYMMETRIC:
-            slope += softmax_slopes(of_columns, columns, block.m, positive, negative, high, low, 0, DTYPE)
+            own = beyond_limits(block, columns, distance, negative, 0, KIND)
+            slope += softmax_slopes(of_columns, columns, block.m, positive, own, high, low, 0, KIND)
         by_distance, by_logit = put_gradients(
             block, out_ptr, rows, columns, slope, distance, scale, by_distance, by_logit
         )
@@ -273,14 +310,24 @@ def _arguments(values: Tensor, pairs: Pairs) -> BlockOfPairs:
 
     rows, columns = own(pairs.query_ids, pairs.rows), own(pairs.key_ids, pairs.columns)
     excluded = own(pairs.exclude_ids, pairs.rows), own(pairs.exclude_ids, pairs.columns)
-    return BlockOfPairs(values, n, m, pairs.scale, rows, columns, *excluded)
+    limits = (values if limit is None else limit for limit in (pairs.row_limits, pairs.column_limits))
+    return BlockOfPairs(values, n, m, pairs.scale, rows, columns, *excluded, *limits)
 
 
-def _launch(kernel: triton.JITFunction, values: Tensor, pairs: Pairs, *arguments, axis: int = 1, **constants) -> None:
+def _launch(
+    kernel: triton.JITFunction,
+    values: Tensor,
+    pairs: Pairs,
+    *arguments,
+    axis: int = 1,
+    smooth: bool = False,
+    **constants,
+) -> None:
     """Launch a kernel whose programs own rows of a block (axis 1), or columns (axis 0)."""
     own, step = (OWNS_ROWS if axis == 1 else OWNS_COLUMNS)[values.element_size()]
     tile = (own, step) if axis == 1 else (step, own)
-    kind = Kind(pairs.query_ids is not None, pairs.exclude_ids is not None, launch.triton_dtype(values.dtype), *tile)
+    flags = (pairs.query_ids is not None, pairs.exclude_ids is not None, pairs.row_limits is not None, smooth)
+    kind = Kind(*flags, launch.triton_dtype(values.dtype), *tile)
     kernel[(triton.cdiv(values.shape[1 - axis], own),)](
         _arguments(values, pairs),
         pairs.rows.start - pairs.columns.start,
@@ -293,10 +340,11 @@ def _launch(kernel: triton.JITFunction, values: Tensor, pairs: Pairs, *arguments
 
 @launch.on_own_device
 def add_powers(values: Tensor, pairs: Pairs, rows: Tensor, columns: Tensor | None) -> None:
-    """Take a block (r w) into the `PowerSums` of its rows (6 r) and, unless None, of its columns (6 w)."""
-    _launch(_powers, values, pairs, rows, rows.stride(0), AXIS=1)
+    """Take a block (r w) into the `PowerSums` of its rows (6 or 8, r) and, unless None, of its columns (w)."""
+    smooth = len(rows) == len(PowerSums._fields)
+    _launch(_powers, values, pairs, rows, rows.stride(0), smooth=smooth, AXIS=1)
     if columns is not None:
-        _launch(_powers, values, pairs, columns, columns.stride(0), axis=0, AXIS=0)
+        _launch(_powers, values, pairs, columns, columns.stride(0), axis=0, smooth=smooth, AXIS=0)
 
 
 @launch.on_own_device
@@ -310,9 +358,12 @@ def softmax_gradients(
     values: Tensor, pairs: Pairs, rows: Weights, columns: Weights | None, out: Tensor, sums: Tensor
 ) -> None:
     """Put dL / d distance into ``out`` (r w); add to ``sums`` (2 r) those of dL/dlogit times distance, and of dL/dlogit."""
-    weights = WeightArgs(*rows), WeightArgs(*(columns or rows))
-    symmetric = columns is not None
-    _launch(_softmax_gradients, values, pairs, *weights, out, sums, sums.stride(0), SYMMETRIC=symmetric)
+    weights = [
+        WeightArgs(*(side.nearest if x is None else x for x in side))  # an address that is not read
+        for side in (rows, columns or rows)
+    ]
+    flags = {"smooth": rows.constant_negative is not None, "SYMMETRIC": columns is not None}
+    _launch(_softmax_gradients, values, pairs, *weights, out, sums, sums.stride(0), **flags)
 
 
 @launch.on_own_device

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from hyperst_kernels.blocked import pair_loss as blocked
 from hyperst_kernels.blocked.blocks import Geometry
+from hyperst_kernels.operators.distance import distance
+from hyperst_kernels.operators.entailment import exterior_angle
 from hyperst_kernels.operators.register import (
     PORTABLE,
     TRITON,
@@ -24,6 +26,7 @@ from hyperst_kernels.operators.register import (
 )
 from hyperst_kernels.operators.row_wise import input_name
 from hyperst_kernels.reference import pair_loss as reference
+from hyperst_kernels.reference.contrastive import dissimilarity
 from hyperst_kernels.reference.flat import common_scale, unit
 
 
@@ -36,24 +39,28 @@ def _inputs(
     query_ids,
     key_ids,
     exclude_ids,
+    debias,
+    limits,
     loss,
     geometry,
     tangent,
     symmetric,
     precision,
+    label_smoothing,
 ) -> blocked.Inputs:
-    numbers = (logit_scale, logit_bias, query_ids, key_ids, exclude_ids)
-    return blocked.Inputs(queries, keys, c, *numbers, loss, Geometry(geometry, tangent, precision), symmetric)
+    numbers = (logit_scale, logit_bias, query_ids, key_ids, exclude_ids, debias, limits)
+    flags = (loss, Geometry(geometry, tangent, precision), symmetric, label_smoothing)
+    return blocked.Inputs(queries, keys, c, *numbers, *flags)
 
 
 def _fake(*given):
-    queries, keys, c, loss, symmetric = *given[:3], given[_TENSORS], given[-2]
+    queries, keys, c, loss, symmetric = *given[:3], given[_TENSORS], given[-3]
     n, m = queries.shape[0], keys.shape[0] if symmetric and loss == "softmax" else 0
-    stats = (0,) if loss == "sigmoid" else (blocked.STATS, n + m)
+    stats = (0,) if loss == "sigmoid" else (blocked.stats_needed(given[-1], given[_TENSORS - 2]), n + m)
     return c.new_empty(n), c.new_empty(m), c.new_empty(stats, dtype=torch.float64)
 
 
-_TENSORS = 8  # arguments that are tensors or None, before the flags
+_TENSORS = 10  # arguments that are tensors or None, before the flags
 
 
 class _PairLoss(torch.autograd.Function):
@@ -72,13 +79,14 @@ class _PairLoss(torch.autograd.Function):
         found = _backward(grad_rows, grad_columns, stats, *tensors, *ctx.flags)
         *of_others, of_bias = found
         without_bias = tensors[len(of_others)] is None
-        # ids and flags have none
+        # ids, limits, flags and what debiases have none
         return (*of_others, None if without_bias else of_bias, *(None,) * (_TENSORS - len(found) + len(ctx.flags)))
 
 
 _GIVEN = (
     "Tensor queries, Tensor keys, Tensor c, Tensor logit_scale, Tensor? logit_bias, Tensor? query_ids, Tensor? key_ids, "
-    "Tensor? exclude_ids, str loss, str geometry, bool tangent, bool symmetric, str precision"
+    "Tensor? exclude_ids, Tensor? debias, Tensor? limits, str loss, str geometry, bool tangent, bool symmetric, str precision, "
+    "float label_smoothing"
 )
 _EVERYWHERE = (*TRITON, *PORTABLE)
 _forward = define(
@@ -119,22 +127,37 @@ def pair_losses(
     query_ids: Tensor | None,
     key_ids: Tensor | None,
     exclude_ids: Tensor | None,
+    debias: Tensor | None,
     loss: str,
     geometry: str,
     tangent: bool,
     symmetric: bool,
     precision: str,
+    label_smoothing: float = 0.0,
+    margin: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The operator behind ``reference.pair_loss.pair_losses``, with its arguments; features are of the geometry's dtype."""
-    ids = (query_ids, key_ids, exclude_ids)
+    ids = (query_ids, key_ids, exclude_ids, debias)
+    limits = None if margin is None else _of_positives(queries, keys, c, geometry, tangent) - margin
     if reference_in_use():
-        given = (queries, keys, c, logit_scale, logit_bias, *ids, loss, geometry, input_name(tangent), symmetric)
-        return in_reverse("contrastive_loss", reference.pair_losses, *given)
+        given = (queries, keys, c, logit_scale, logit_bias, *ids, limits)
+        options = (loss, geometry, input_name(tangent), symmetric, label_smoothing)
+        return in_reverse("contrastive_loss", reference.pair_losses, *given, *options)
     if geometry == "euclidean":
         # distances are of degree 1: where vectors are of size 1, no square overflows or vanishes
         size = common_scale(queries, keys)
         queries, keys, logit_scale = queries * size, keys * size, logit_scale / size
+        limits = None if limits is None else limits * size.detach()
     elif geometry == "cosine":
         queries, keys = unit(queries), unit(keys)
-    tensors = (queries, keys, c, logit_scale, logit_bias, *ids)
-    return in_reverse("contrastive_loss", _forward, *tensors, loss, geometry, tangent, symmetric, precision)[:2]
+    tensors = (queries, keys, c, logit_scale, logit_bias, *ids, limits)
+    flags = (loss, geometry, tangent, symmetric, precision, label_smoothing)
+    return in_reverse("contrastive_loss", _forward, *tensors, *flags)[:2]
+
+
+def _of_positives(queries: Tensor, keys: Tensor, c: Tensor, geometry: str, tangent: bool) -> Tensor:
+    """How far queries are from the keys beside them, without a gradient: (n d), (m d) -> (n)."""
+    given = queries.detach(), keys[: queries.shape[0]].detach(), c.detach()
+    if geometry in ("lorentz", "angle"):
+        return (distance if geometry == "lorentz" else exterior_angle)(*given, tangent)
+    return dissimilarity(*given, input_name(tangent), geometry, pairwise=False)

@@ -14,7 +14,9 @@ from benchmarks.results import REPOSITORY
 from tests.kernels.test_interpreter import FILES
 
 # blockwise functions launch no kernel of their own: the interpreter has nothing to show of them
-BLOCKWISE = {f"tests/kernels/test_{name}.py" for name in ("pair_loss", "retrieval")}
+BLOCKWISE = {
+    f"tests/kernels/test_{name}.py" for name in ("pair_loss", "pair_loss_mpmath", "pair_loss_targets", "retrieval")
+}
 HERE = "tests/kernels/"
 MAPS = {"exp_map0", "log_map0", "exp_map", "log_map", "lift"}
 ROWS = "TestOperators::test_float32_and_its_gradient"

@@ -185,10 +185,20 @@ def blocks_of_pairs(dtype: torch.dtype, n: int = 256) -> None:
     weights = Weights(wide[0], wide[1], each, each, each)
     for by_id in ((ids, ids, None), (None, None, ids)):
         block = Pairs(slice(0, n), slice(0, n), each, *by_id)
-        pair_loss.add_powers(values, block, wide, wide)
+        pair_loss.add_powers(values, block, wide[:-2], wide[:-2])
         pair_loss.add_sigmoid(values, block, _scalar(dtype), wide[0])
         pair_loss.softmax_gradients(values, block, weights, weights, values, wide)
         pair_loss.sigmoid_gradients(values, block, _scalar(dtype), each, values, wide)
+
+
+def targets_of_pairs(dtype: torch.dtype, n: int = 256) -> None:
+    """What blocks of distances add to softmax losses with smoothed targets: by ids, and with pairs left out by ids and limits."""
+    values, each, ids = torch.zeros(n, n, dtype=dtype), torch.zeros(n, dtype=dtype), torch.zeros(n, dtype=torch.int64)
+    wide = torch.zeros(len(PowerSums._fields), n, dtype=torch.float64)
+    for left_out in ((ids, ids, None), (None, None, ids, each, each)):
+        block = Pairs(slice(0, n), slice(0, n), each, *left_out)
+        pair_loss.add_powers(values, block, wide, wide)
+        pair_loss.softmax_gradients(values, block, *[Weights(wide[0], wide[1], *[each] * 4)] * 2, values, wide)
 
 
 PAIR = (Pairing(0, 1, True),)
@@ -223,6 +233,7 @@ def variants(target: str) -> dict[str, Callable[[], None]]:
         "loss 512 float32": lambda: loss(512, single),
         "loss 128 bfloat16 hierarchy": lambda: loss(128, half, pairings=HIERARCHY),
         "blocks of pairs float32": lambda: blocks_of_pairs(single),
+        "targets of pairs float32": lambda: targets_of_pairs(single),
         "one of each": one_of_each,
     }
     if target == "sm_90":
@@ -232,6 +243,7 @@ def variants(target: str) -> dict[str, Callable[[], None]]:
             "pairs 512 float32 ieee": lambda: pairs(512, single, "ieee"),
             "pairs 512 float64": lambda: pairs(512, double, "ieee", backward=True),
             "blocks of pairs float64": lambda: blocks_of_pairs(double),
+            "targets of pairs float64": lambda: targets_of_pairs(double),
             "loss 512 bfloat16": lambda: loss(512, half),
             "loss 1024 bfloat16": lambda: loss(1024, half),
             "loss 32 bfloat16 atomic": lambda: loss(32, half, atomic=True),

@@ -14,7 +14,14 @@ HERE = Path(__file__).parent
 # without it cuBLAS refuses deterministic mode; it is read before anything runs on the device
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # tests that run on whatever the process has, not parametrised by backend
-ON_ANY = ("test_empty.py", "test_extreme_losses.py", "test_pair_loss.py", "test_retrieval.py")
+ON_ANY = (
+    "test_empty.py",
+    "test_extreme_losses.py",
+    "test_pair_loss.py",
+    "test_pair_loss_mpmath.py",
+    "test_pair_loss_targets.py",
+    "test_retrieval.py",
+)
 
 
 def backend_of(item: pytest.Item) -> str | None:

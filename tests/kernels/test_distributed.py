@@ -36,6 +36,9 @@ CASES = {
     "local, euclidean": Case({**LOCAL, "geometry": "euclidean"}),
     "local, weights": Case(LOCAL, ("weights",)),
     "local, no weight": Case(LOCAL, ("no weights",)),
+    "local, smoothed": Case({**LOCAL, "label_smoothing": 0.1}, ("exclude_ids",)),
+    "local, debiased": Case(LOCAL, ("debias", "more keys")),
+    "local, margin": Case({**LOCAL, "margin": 0.2, "label_smoothing": 0.1}, ("exclude_ids", "more keys")),
     "local, sigmoid": Case({**LOCAL, "loss": "sigmoid"}, ("weights", "exclude_ids")),
     "local, positives": Case(LOCAL, ("positives",)),
     "local, positives, weights": Case({**LOCAL, "directions": "rows"}, ("positives", "weights")),
@@ -46,6 +49,10 @@ CASES = {
     "global": Case(GLOBAL, ("exclude_ids",)),
     "global, equal shards": Case(GLOBAL, ("exclude_ids",), equal=True),
     "global, weights": Case(GLOBAL, ("weights",)),
+    "global, smoothed": Case({**GLOBAL, "label_smoothing": 0.1}, ("positives",)),
+    "global, debiased": Case(GLOBAL, ("debias",)),
+    "global, debiased alike, positives": Case({**GLOBAL, "debias": 0.01}, ("positives",)),
+    "global, margin": Case({**GLOBAL, "margin": 0.2}),
     "global, sigmoid": Case({**GLOBAL, "loss": "sigmoid"}),
     "global, positives": Case(GLOBAL, ("positives",)),
     "global, scales": Case(GLOBAL, ("scales",)),
@@ -77,6 +84,8 @@ def inputs(case: Case, world_size: int) -> tuple[dict[str, torch.Tensor], list[i
         found["exclude_ids"] = torch.arange(m) % (m - 3)
     if "weights" in case.given:
         found["weights"] = draw(n).abs().requires_grad_()
+    if "debias" in case.given:
+        found["debias"] = 0.02 * torch.rand(n, generator=generator, dtype=torch.float64)
     if "no weights" in case.given:
         found["weights"] = torch.zeros(n, dtype=torch.float64, requires_grad=True)
     if "positives" in case.given:
@@ -87,7 +96,7 @@ def inputs(case: Case, world_size: int) -> tuple[dict[str, torch.Tensor], list[i
 
 
 def call(loss, found: dict[str, torch.Tensor], *features_and_numbers) -> torch.Tensor:
-    more = {name: found[name] for name in ("exclude_ids", "weights") if name in found}
+    more = {name: found[name] for name in ("exclude_ids", "weights", "debias") if name in found}
     if "query_ids" in found:
         more["positives"] = (found["query_ids"], found["key_ids"])
     return loss(*features_and_numbers, **more)
@@ -123,7 +132,7 @@ def of_one_process(name: str, world_size: int) -> dict[str, torch.Tensor]:
     positive = torch.cat([torch.arange(n) + start for n, start in zip(rows, starts[:-1], strict=True)])
     order = torch.cat([positive, torch.tensor([j for j in range(sum(keys)) if j not in set(positive.tolist())]).long()])
     ordered = {k: x[order] if k in ("exclude_ids", "key_ids") else x for k, x in found.items()}
-    options = {k: v for k, v in case.options.items() if k in ("directions", "geometry", "loss")}
+    options = {k: v for k, v in case.options.items() if k not in LOCAL}
     loss = functools.partial(contrastive_loss, **options)
     value = call(loss, ordered, found["image"], found["text"][order], found["c"], found["scale"])
     grads = torch.autograd.grad(value, tuple(leaves(found).values()))

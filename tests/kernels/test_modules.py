@@ -229,6 +229,8 @@ def test_a_module_prints_its_options():
     assert repr(hk.EntailmentLoss(0.7)) == "EntailmentLoss(eta=0.7, min_radius=0.1, input='lorentz')"
     loss = hk.HyperbolicContrastiveLoss(0.7)
     assert "(curvature=0.7, loss='softmax', input='tangent', geometry='lorentz', directions='both')" in repr(loss)
+    loss = hk.HyperbolicContrastiveLoss(label_smoothing=0.1, debias=0.01, margin=0.0)
+    assert "label_smoothing=0.1, debias=0.01, margin=0.0, directions='both'" in repr(loss)
     several = hk.HyperbolicContrastiveLoss(rank=1, world_size=2, local_loss=True, gather_with_grad=True)
     assert "local_loss=True, gather_with_grad=True, rank=1, world_size=2" in repr(several)
     for curvature, shown in (

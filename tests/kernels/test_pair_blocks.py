@@ -46,6 +46,7 @@ class Problem:
     def __init__(self, backend: str, seed: int, n: int, m: int, kind: str, scale: float, dtype: torch.dtype):
         self.backend, g = backend, torch.Generator().manual_seed(seed)
         self.generator, self.dtype, self.kind, self.shape = g, dtype, kind, (n, m)
+        self.smooth = seed % 2 == 1  # negatives are counted, and have a constant in their slopes
         # distances whose costs are within some powers of each other, and zeros, ties and distant ones
         values = 1 + 10 / scale * torch.rand(n, m, generator=g, dtype=torch.float64)
         values[torch.rand(n, m, generator=g) < 0.05] = 0
@@ -59,7 +60,16 @@ class Problem:
         self.costs = self.scale.double()[:, None] * self.values.double()
         whole = slice(0, n), slice(0, m)
         self.positive, self.negative = pairs_of(*self.ids, self.excluded, *whole, values)
+        # some of the distances: those that are equal to one are not below it
+        self.limits = (
+            [self.values[:, m // 3].clone(), self.values[n // 3].clone()] if kind == "limits" else [None, None]
+        )
         self.upstream = torch.randn(2, max(n, m), generator=g, dtype=torch.float64)
+
+    def negatives(self, dim: int) -> Tensor:
+        """Those of rows (1), or of columns (0)."""
+        limits = self.limits[1 - dim]
+        return self.negative if limits is None else self.negative & (self.values >= limits.unsqueeze(dim))
 
     def blocks(self):
         backend, (n, m) = self.backend, self.shape
@@ -68,7 +78,13 @@ class Problem:
             for left in range(0, m, 290):  # more than a chunk of the machine code, and than a tile
                 rows, columns = slice(top, min(top + 13, n)), slice(left, min(left + 290, m))
                 scale = self.scale[rows].to(device(backend))
-                yield self.values[rows, columns].contiguous().to(device(backend)), Pairs(rows, columns, scale, *ids)
+                pairs = Pairs(rows, columns, scale, *ids)
+                if self.kind == "limits":
+                    of_rows, of_columns = (
+                        x[some].to(device(backend)) for x, some in zip(self.limits, (rows, columns), strict=True)
+                    )
+                    pairs = pairs._replace(row_limits=of_rows, column_limits=of_columns)
+                yield self.values[rows, columns].contiguous().to(device(backend)), pairs
 
     @property
     def rounding(self) -> float:
@@ -92,7 +108,7 @@ def inputs(function):
         seed=st.integers(0, 2**31),
         n=st.integers(1, 30),
         m=st.integers(1, 600),
-        kind=st.sampled_from(["diagonal", "ids", "exclude"]),
+        kind=st.sampled_from(["diagonal", "ids", "exclude", "limits"]),
         scale=st.sampled_from([0.1, 10.0, 1e4, 1e6]),
     )(settings(max_examples=examples(10 if INTERPRETED else 25))(function))
     return pytest.mark.parametrize(("backend", "dtype"), CASES)(function)
@@ -102,17 +118,17 @@ def inputs(function):
 def test_power_sums(backend, dtype, seed, n, m, kind, scale):
     """Log-sum-exps of both classes, the mean cost of positives and their number, of rows and of columns."""
     problem = Problem(backend, seed, n, m, kind, scale, dtype)
-    stats = torch.zeros(len(PowerSums._fields), n + m, dtype=torch.float64, device=device(backend))
+    counted = len(PowerSums._fields) if problem.smooth else len(PowerSums._fields) - 2
+    stats = torch.zeros(counted, n + m, dtype=torch.float64, device=device(backend))
     stats[0] = stats[4] = torch.inf
     for values, pairs in problem.blocks():
         rows, columns = stats[:, :n][:, pairs.rows], stats[:, n:][:, pairs.columns]
         functions(backend).add_powers(values, pairs, rows, columns)
     for found, dim in ((stats[:, :n], 1), (stats[:, n:], 0)):
         sums = PowerSums(*found.cpu())
-        assert torch.equal(sums.number, problem.positive.sum(dim).double())
         for part, nearest, total in (
             (problem.positive, sums.nearest, sums.total),
-            (problem.negative, sums.nearest_negative, sums.total_negative),
+            (problem.negatives(dim), sums.nearest_negative, sums.total_negative),
         ):
             costs = torch.where(part, problem.costs, torch.inf)
             least, some = costs.amin(dim), part.any(dim)
@@ -121,12 +137,20 @@ def test_power_sums(backend, dtype, seed, n, m, kind, scale):
             want = torch.logsumexp((least - costs.T).T if dim == 1 else least - costs, dim)[some]
             got = (torch.log(total) - (nearest - least))[some]
             assert ((got - want).abs() <= problem.allowed(1.0)).all()
-        some = sums.number > 0
-        least = torch.where(problem.positive, problem.costs, torch.inf).amin(dim)
-        apart = torch.where(problem.positive, problem.costs - least.unsqueeze(dim), 0).sum(dim)[some]
-        got = (sums.spread + sums.number * (sums.nearest - least))[some]
-        # the nearest cost moves while blocks come
-        assert ((got - apart).abs() <= problem.allowed(sums.number[some] * (1 + apart))).all()
+        for part, nearest, spread, number in (
+            (problem.positive, sums.nearest, sums.spread, sums.number),
+            (problem.negatives(dim), sums.nearest_negative, sums.spread_negative, sums.number_negative),
+        ):
+            assert (spread is None) == (number is None) == (part is not problem.positive and not problem.smooth)
+            if spread is None or number is None:
+                continue
+            some = part.any(dim)
+            assert torch.equal(number, part.sum(dim).double())
+            least = torch.where(part, problem.costs, torch.inf).amin(dim)
+            apart = torch.where(part, problem.costs - least.unsqueeze(dim), 0).sum(dim)[some]
+            got = (spread + number * (nearest - least))[some]
+            # the nearest cost moves while blocks come
+            assert ((got - apart).abs() <= problem.allowed(number[some] * (1 + apart))).all()
 
 
 @inputs
@@ -145,20 +169,20 @@ def test_sigmoid_losses(backend, dtype, seed, n, m, kind, scale):
 def weights_of(problem: Problem, dim: int) -> Weights:
     """Nearest costs as they are, and factors of any sign."""
     size, g = problem.shape[1 - dim], problem.generator
-    factors = torch.randn(3, size, generator=g, dtype=torch.float64)
+    factors = torch.randn(4, size, generator=g, dtype=torch.float64).to(problem.dtype)
     nearest = [
         torch.where(part, problem.costs, torch.inf).amin(dim).to(problem.dtype).double()
-        for part in (problem.positive, problem.negative)
+        for part in (problem.positive, problem.negatives(dim))
     ]
     nearest = [torch.where(x == torch.inf, 0, x) for x in nearest]
-    return Weights(*nearest, *factors.to(problem.dtype))
+    return Weights(*nearest, *(factors if problem.smooth else factors[:3]))
 
 
 @inputs
 def test_softmax_gradients(backend, dtype, seed, n, m, kind, scale):
     problem = Problem(backend, seed, n, m, kind, scale, dtype)
     both = [weights_of(problem, dim) for dim in (1, 0)]
-    of_rows, of_columns = (Weights(*(x.to(device(backend)) for x in weights)) for weights in both)
+    of_rows, of_columns = (weights.each(lambda x: x.to(device(backend))) for weights in both)
     for symmetric in (True, False):
         found = torch.full((n, m), torch.nan, dtype=dtype)
         sums = torch.zeros(2, n, dtype=torch.float64, device=device(backend))
@@ -171,11 +195,15 @@ def test_softmax_gradients(backend, dtype, seed, n, m, kind, scale):
             found[pairs.rows, pairs.columns] = out.cpu()
         slopes, size = torch.zeros(2, n, m, dtype=torch.float64)
         for weights, dim in list(zip(both, (1, 0), strict=True))[: 1 + symmetric]:
-            near, near_negative, positive, constant, negative = (x.double().unsqueeze(dim) for x in weights)
+            none = torch.zeros_like(weights.constant)
+            every = (none if x is None else x for x in weights)
+            near, near_negative, positive, constant, negative, other = (x.double().unsqueeze(dim) for x in every)
             apart = torch.where(problem.positive, near, near_negative) - problem.costs
-            powers = torch.exp(torch.where(problem.positive | problem.negative, apart, -torch.inf))
-            slopes += torch.where(problem.positive, positive * powers - constant, negative * powers)
-            size += torch.where(problem.positive, positive.abs() * powers + constant.abs(), negative.abs() * powers)
+            powers = torch.exp(torch.where(problem.positive | problem.negatives(dim), apart, -torch.inf))
+            other = other * problem.negatives(dim)
+            slopes += torch.where(problem.positive, positive * powers - constant, negative * powers - other)
+            of_negative = negative.abs() * powers + other.abs()
+            size += torch.where(problem.positive, positive.abs() * powers + constant.abs(), of_negative)
         check_gradients(problem, found, sums, slopes, size)
 
 

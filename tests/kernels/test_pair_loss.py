@@ -17,6 +17,7 @@ import hyperst_kernels as hk
 from benchmarks import cases
 from hyperst_kernels.blocked import blocks, pair_loss
 from hyperst_kernels.blocked.blocks import Geometry
+from hyperst_kernels.blocked.pairs import PowerSums
 from hyperst_kernels.operators import pair_loss as operators
 from tests.kernels import examples
 from tests.kernels.triton import DEVICE
@@ -216,8 +217,8 @@ def test_gradcheck(loss, geometry):
 )
 def test_operators_keep_what_the_dispatcher_expects(options):
     q, k, c, s, b = (x.float().requires_grad_() for x in inputs_of(5, 9, 4, 6, 1.0, True))
-    given_ = (q, k, c, s, b if options.get("loss") else None, None, None, None, options.get("loss", "softmax"))
-    flags = (options.get("geometry", "lorentz"), True, True, "bf16x3")
+    given_ = (q, k, c, s, b if options.get("loss") else None, *(None,) * 5, options.get("loss", "softmax"))
+    flags = (options.get("geometry", "lorentz"), True, True, "bf16x3", 0.0)
     torch.library.opcheck(operators._forward, (*given_, *flags), test_utils=("test_schema", "test_faketensor"))
 
 
@@ -308,19 +309,21 @@ class Largest(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(("loss", "label_smoothing"), [("softmax", 0.0), ("softmax", 0.1), ("sigmoid", 0.0)])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_no_tensor_grows_with_the_matrix(geometry, loss, monkeypatch):
+def test_no_tensor_grows_with_the_matrix(geometry, loss, label_smoothing, monkeypatch):
     """Forward and backward: none is larger than a few blocks, or what is given, at twice the batch as at once."""
     monkeypatch.setitem(blocks.SIDE, "cpu", (16, 16))
     for n in (48, 96):
         q, k, c, s, _ = inputs_of(n, n, 4, 11, 1.0, False)
         ids = torch.arange(n) % 7
-        given_ = pair_loss.Inputs(q, k, c, s, None, ids, ids, None, loss, Geometry(geometry, True, "bf16x3"), True)
+        flags = (loss, Geometry(geometry, True, "bf16x3"), True, label_smoothing)
+        debias, limits = (torch.tensor(0.1), torch.full((n,), 0.1).double()) if label_smoothing else (None, None)
+        given_ = pair_loss.Inputs(q, k, c, s, None, ids, ids, None, debias, limits, *flags)
         with Largest() as largest:
             rows, columns, stats = pair_loss.forward(given_)
             pair_loss.backward(given_, torch.ones_like(rows), torch.ones_like(columns), stats)
-        assert largest.numbers <= max(pair_loss.STATS * 2 * n, 8 * 16 * 16)
+        assert largest.numbers <= max(len(PowerSums._fields) * 2 * n, 8 * 16 * 16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -74,6 +74,56 @@ X, Y, IDS = torch.ones(3, 2), torch.ones(4, 2), (torch.tensor([0, 1, 2]), torch.
             ValueError,
             "queries and keys must have the same number",
         ),
+        (lambda: hk.contrastive_loss(X, Y, label_smoothing=1.0), ValueError, "label_smoothing must be .* got 1.0"),
+        (
+            lambda: hk.contrastive_loss(X, Y, label_smoothing=float("nan")),
+            ValueError,
+            "label_smoothing must be .* got nan",
+        ),
+        (
+            lambda: hk.contrastive_loss(X, Y, label_smoothing=torch.zeros(3)),
+            TypeError,
+            "label_smoothing must be .* Tensor",
+        ),
+        (
+            lambda: hk.contrastive_loss(X, Y, label_smoothing=0.1, loss="sigmoid"),
+            ValueError,
+            "label_smoothing needs loss='softmax', got 'sigmoid'",
+        ),
+        (lambda: hk.contrastive_loss(X, Y, debias=1.0), ValueError, "debias must be .* got 1.0"),
+        (lambda: hk.contrastive_loss(X, Y, debias="0.1"), TypeError, "debias must be .* got str"),
+        (
+            lambda: hk.contrastive_loss(X, Y, debias=torch.ones(2)),
+            ValueError,
+            r"debias must be .* .3,., .* got shape .2,",
+        ),
+        (
+            lambda: hk.contrastive_loss(X, Y, debias=torch.tensor([0.1, 0.2, -0.1])),
+            ValueError,
+            "debias must hold .* got -0.1 at index 2",
+        ),
+        (
+            lambda: hk.contrastive_loss(X, Y, debias=torch.full((3,), 0.1, requires_grad=True)),
+            ValueError,
+            "debias has no gradient",
+        ),
+        (
+            lambda: hk.contrastive_loss(X, Y, debias=torch.full((3,), 0.1), positives=IDS),
+            ValueError,
+            "need directions='rows'",
+        ),
+        (lambda: hk.contrastive_loss(X, Y, debias=0.1, loss="sigmoid"), ValueError, "debias needs loss='softmax'"),
+        (lambda: hk.contrastive_loss(X, Y, margin=0.1, loss="sigmoid"), ValueError, "margin needs loss='softmax'"),
+        (
+            lambda: hk.contrastive_loss(X, Y, margin=0.1, positives=IDS),
+            ValueError,
+            "margin must be None where positives",
+        ),
+        (lambda: hk.contrastive_loss(X, Y, margin=torch.tensor(0.1)), TypeError, "margin must be a float, got Tensor"),
+        (lambda: hk.contrastive_loss(X, Y, margin=float("inf")), ValueError, "margin must be a finite number"),
+        (lambda: hk.HyperbolicContrastiveLoss(margin="0"), TypeError, "margin must be a float, got str"),
+        (lambda: hk.HyperbolicContrastiveLoss(debias=2.0), ValueError, "debias must be .* got 2.0"),
+        (lambda: hk.HyperbolicContrastiveLoss(label_smoothing=-0.1), ValueError, "label_smoothing must be .* got -0.1"),
         (lambda: hk.contrastive_loss(X, Y, logit_bias="0"), TypeError, "logit_bias must be a float"),
         (lambda: hk.HyperbolicContrastiveLoss(use_horovod=True), ValueError, "use_horovod must be False"),
     ],
@@ -102,6 +152,8 @@ def test_what_cannot_be_refused_is_nan():
     each = torch.tensor([1.0, -1.0, 1.0, 1.0])
     found = compiled(lambda s: hk.contrastive_loss(x, y, 1.0, s, loss="sigmoid", reduction="none"))(each)
     assert found.isnan().tolist() == [False, True, False, False]
+    for bad in (torch.tensor(1.0), torch.tensor(-0.1)):
+        assert compiled(lambda t: hk.contrastive_loss(x, y, debias=t))(bad).isnan()
     ids = torch.arange(4), torch.arange(5)
     for shift, nothing in ((0, False), (100, True)):
         loss = compiled(lambda i, k: hk.contrastive_loss(x, y, positives=(i, k)))(ids[0], ids[1] + shift)

@@ -25,7 +25,7 @@ _FEATURES = (_POINTER, _LONG, _LONG, _LONG, _DOUBLE, _INT, _INT)
 _ROWS = (_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _DOUBLE, _INT)
 _MAP = (_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _DOUBLE, _DOUBLE)
 _SLOPES = (_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _INT)
-_BLOCK = (_POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _LONG, *(_POINTER,) * 4)
+_BLOCK = (_POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _LONG, *(_POINTER,) * 6)
 _SIGNATURES = {
     "hyperst_minima": (_POINTER, _LONG, _LONG, _LONG, _POINTER, _INT),
     "hyperst_sums": (*_TILE, *(_POINTER,) * 5, _INT),
@@ -39,9 +39,9 @@ _SIGNATURES = {
     "hyperst_hinge_slopes": (*_ROWS, _DOUBLE, _DOUBLE, *_SLOPES),
     **dict.fromkeys([f"hyperst_{name}" for name in MAPS], (*_MAP, _POINTER, _INT)),
     **dict.fromkeys([f"hyperst_{name}_slopes" for name in MAPS], (*_MAP, *(_POINTER,) * 4, _INT)),
-    "hyperst_add_powers": (*_BLOCK, _POINTER, _LONG, _POINTER, _LONG, _INT),
+    "hyperst_add_powers": (*_BLOCK, _POINTER, _LONG, _POINTER, _LONG, _INT, _INT),
     "hyperst_add_sigmoid": (*_BLOCK, _DOUBLE, _POINTER, _INT),
-    "hyperst_softmax_gradients": (*_BLOCK, *(_POINTER,) * 12, _LONG, _INT),
+    "hyperst_softmax_gradients": (*_BLOCK, *(_POINTER,) * 14, _LONG, _INT),
     "hyperst_sigmoid_gradients": (*_BLOCK, _DOUBLE, *(_POINTER,) * 3, _LONG, _INT),
     "hyperst_large": (_POINTER, _LONG, _INT),
     "hyperst_exp2": (_POINTER, _POINTER, _LONG),

@@ -38,19 +38,21 @@ struct Chord {
 };
 
 // A block of distances of all pairs, where it begins in the matrix, and scales of its rows. Positives are pairs of equal ids, or
-// without ids those on the diagonal; pairs of equal excluded ids are left out.
+// without ids those on the diagonal; pairs of equal excluded ids are left out, and so are negatives below a limit, null for none, of
+// the row or of the column that has the loss.
 struct PairBlock {
     const float *values;
     long stride, rows, columns;
     const float *scale;
     long row, column;
     const int64_t *row_ids, *column_ids, *excluded_rows, *excluded_columns;
+    const float *row_limits, *column_limits;
 };
 
 // What slopes by logits are made of, for each row or column: see blocked/pairs.py. Null for columns without a loss.
 struct Weights {
     const double *nearest, *nearest_negative;
-    const float *positive, *constant, *negative;
+    const float *positive, *constant, *negative, *constant_negative;
 };
 
 struct Kernels {
@@ -68,8 +70,8 @@ struct Kernels {
     void (*across)(const float *, const float *, const float *, long, double, double *);
     void (*spread)(const float *, const float *, const float *, long, double, double, const double *, float *);
     void (*mix)(const float *, const float *, const float *, long, const double *, float *);
-    void (*row_powers)(const PairBlock &, long, double *, long);
-    void (*column_powers)(const PairBlock &, long, long, double *, long);
+    void (*row_powers)(const PairBlock &, long, double *, long, bool);
+    void (*column_powers)(const PairBlock &, long, long, double *, long, bool);
     void (*softmax_gradients)(const PairBlock &, long, const Weights &, const Weights &, float *, double *, long);
     void (*add_sigmoid)(const PairBlock &, long, double, double *);
     void (*sigmoid_gradients)(const PairBlock &, long, double, float, float *, double *, long);
@@ -187,22 +189,27 @@ void hyperst_distances(const float *z, long n, float factor, float *out, float i
 
 #define BLOCK                                                                                                            \
     const float *values, long stride, long rows, long columns, const float *scale, long row, long column,                \
-        const int64_t *row_ids, const int64_t *column_ids, const int64_t *excluded_rows, const int64_t *excluded_columns
-#define OF_BLOCK values, stride, rows, columns, scale, row, column, row_ids, column_ids, excluded_rows, excluded_columns
+        const int64_t *row_ids, const int64_t *column_ids, const int64_t *excluded_rows, const int64_t *excluded_columns,\
+        const float *row_limits, const float *column_limits
+#define OF_BLOCK                                                                                                         \
+    values, stride, rows, columns, scale, row, column, row_ids, column_ids, excluded_rows, excluded_columns, row_limits, \
+        column_limits
 #define WEIGHTS(name)                                                                                                    \
     const double *name##_nearest, const double *name##_nearest_negative, const float *name##_positive,                   \
-        const float *name##_constant, const float *name##_negative
-#define OF_WEIGHTS(name) name##_nearest, name##_nearest_negative, name##_positive, name##_constant, name##_negative
+        const float *name##_constant, const float *name##_negative, const float *name##_constant_negative
+#define OF_WEIGHTS(name)                                                                                                 \
+    name##_nearest, name##_nearest_negative, name##_positive, name##_constant, name##_negative, name##_constant_negative
 
-// Take a block into the sums (6 r) of its rows and, unless null, (6 w) of its columns.
-void hyperst_add_powers(BLOCK, double *row_sums, long row_stride, double *column_sums, long column_stride, int threads) {
+// Take a block into the sums of its rows and, unless null, of its columns: 6 each, or 8 where negatives are counted.
+void hyperst_add_powers(BLOCK, double *row_sums, long row_stride, double *column_sums, long column_stride, int counted,
+                        int threads) {
     PairBlock block = {OF_BLOCK};
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long i = 0; i < rows; i++) kernels.row_powers(block, i, row_sums, row_stride);
+    for (long i = 0; i < rows; i++) kernels.row_powers(block, i, row_sums, row_stride, counted);
     if (!column_sums) return;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long first = 0; first < columns; first += CHUNK)
-        kernels.column_powers(block, first, width_of(columns, first), column_sums, column_stride);
+        kernels.column_powers(block, first, width_of(columns, first), column_sums, column_stride, counted);
 }
 
 // Add the losses of a block to those of its rows.

@@ -47,7 +47,8 @@ struct Sums {
     }
 };
 
-void row_powers(const PairBlock &block, long i, double *sums, long stride) {
+// Those of negatives are counted, and their costs summed, where a loss asks for it.
+void row_powers(const PairBlock &block, long i, double *sums, long stride, bool counted) {
     Sums positives = {sums + i, sums + stride + i}, negatives = {sums + 4 * stride + i, sums + 5 * stride + i};
     double scale = block.scale[i];
     float sign[CHUNK];
@@ -55,11 +56,15 @@ void row_powers(const PairBlock &block, long i, double *sums, long stride) {
         long width = block.columns - first < CHUNK ? block.columns - first : CHUNK;
         const float *d = block.values + i * block.stride + first;
         bool plain = classes(block, i, first, width, sign);
+        if (block.row_limits) {
+            float limit = block.row_limits[i];
+            for (long j = 0; j < width; j++) sign[j] = sign[j] < 0 && d[j] < limit ? 0.f : sign[j];
+        }
         float least = INF, least_positive = INF;
         // the scale is above 0: the least distance has the least cost
 #pragma omp simd reduction(min : least)
         for (long j = 0; j < width; j++) least = smaller(sign[j] < 0 ? d[j] : INF, least);
-        double origin = negatives.nearer(scale * least);
+        double before = *negatives.nearest, origin = negatives.nearer(scale * least);
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (long j = 0; j < width; j++) {
@@ -67,10 +72,21 @@ void row_powers(const PairBlock &block, long i, double *sums, long stride) {
             sum += sign[j] < 0 ? term : 0;
         }
         *negatives.total += sum;
-        if (plain) continue;
-        double &spread = sums[2 * stride + i], &number = sums[3 * stride + i], before = *positives.nearest;
         float apart = 0, count = 0;
-        sum = 0;
+        if (counted) {
+            double &spread = sums[6 * stride + i], &number = sums[7 * stride + i];
+            spread += number == 0 ? 0 : number * (before - origin);
+#pragma omp simd reduction(+ : apart, count)
+            for (long j = 0; j < width; j++) {
+                apart += sign[j] < 0 ? (float)(scale * d[j] - origin) : 0;
+                count += sign[j] < 0 ? 1.f : 0;
+            }
+            spread += apart, number += count;
+        }
+        if (plain) continue;
+        double &spread = sums[2 * stride + i], &number = sums[3 * stride + i];
+        before = *positives.nearest;
+        apart = count = sum = 0;
 #pragma omp simd reduction(min : least_positive)
         for (long j = 0; j < width; j++) least_positive = smaller(sign[j] > 0 ? d[j] : INF, least_positive);
         origin = positives.nearer(scale * least_positive);
@@ -88,17 +104,22 @@ void row_powers(const PairBlock &block, long i, double *sums, long stride) {
 }
 
 // Of all columns of a chunk, a group of rows at a time.
-void column_powers(const PairBlock &block, long first, long width, double *sums, long stride) {
-    double *nearest = sums + first, *total = nearest + stride, *spread = total + stride, *number = spread + stride;
-    double *nearest_negative = number + stride, *total_negative = nearest_negative + stride;
+void column_powers(const PairBlock &block, long first, long width, double *sums, long stride, bool counted) {
     float signs[GROUP][CHUNK], sum[CHUNK], apart[CHUNK], count[CHUNK];
     double fresh[CHUNK];
     for (long top = 0; top < block.rows; top += GROUP) {
         long group = block.rows - top < GROUP ? block.rows - top : GROUP;
         bool plain = true;
         for (long r = 0; r < group; r++) plain &= classes(block, top + r, first, width, signs[r]);
+        for (long r = 0; r < group && block.column_limits; r++) {
+            const float *d = block.values + (top + r) * block.stride + first, *limits = block.column_limits + first;
+            float *sign = signs[r];
+            for (long j = 0; j < width; j++) sign[j] = sign[j] < 0 && d[j] < limits[j] ? 0.f : sign[j];
+        }
         for (float side = -1; side < (plain ? 0 : 2); side += 2) {
-            double *near = side < 0 ? nearest_negative : nearest, *all = side < 0 ? total_negative : total;
+            double *near = sums + first + (side < 0 ? 4 * stride : 0), *all = near + stride;
+            double *spread = all + stride, *number = spread + stride;
+            bool counts = side > 0 || counted;
             for (long j = 0; j < width; j++) fresh[j] = near[j], sum[j] = apart[j] = count[j] = 0;
             for (long r = 0; r < group; r++) {
                 const float *d = block.values + (top + r) * block.stride + first, *sign = signs[r];
@@ -115,7 +136,7 @@ void column_powers(const PairBlock &block, long first, long width, double *sums,
                 bool some = near[j] != (double)INF;
                 double back = some ? near[j] - origin : 0;
                 all[j] *= power(back);
-                if (side > 0) spread[j] += number[j] * back;
+                if (counts) spread[j] += number[j] * back;
                 near[j] = fresh[j], fresh[j] = origin;
             }
             for (long r = 0; r < group; r++) {
@@ -133,7 +154,7 @@ void column_powers(const PairBlock &block, long first, long width, double *sums,
             }
             for (long j = 0; j < width; j++) {
                 all[j] += sum[j];
-                if (side > 0) spread[j] += apart[j], number[j] += count[j];
+                if (counts) spread[j] += apart[j], number[j] += count[j];
             }
         }
     }
@@ -150,7 +171,7 @@ INLINE void put_gradients(const PairBlock &block, long i, float *out, double *su
         float by_distance = 0, sum = 0;
 #pragma omp simd reduction(+ : by_distance, sum)
         for (long j = 0; j < width; j++) {
-            float slope = slope_of(first + j, (double)scale * d[j], sign[j]);
+            float slope = slope_of(first + j, d[j], (double)scale * d[j], sign[j]);
             by_distance += slope * d[j];
             sum += slope;
             out[first + j] = -scale * slope;
@@ -159,21 +180,36 @@ INLINE void put_gradients(const PairBlock &block, long i, float *out, double *su
     }
 }
 
-INLINE float softmax_slope(const Weights &of, long i, double cost, float sign) {
+// Of a pair, with the smallest distance that a negative may have.
+template <bool SMOOTH> INLINE float softmax_slope(const Weights &of, long i, float limit, float d, double cost, float sign) {
     float term = power(cost - (sign > 0 ? of.nearest[i] : of.nearest_negative[i]));
-    float positive = of.positive[i] * term - of.constant[i], negative = of.negative[i] * term;
-    return sign > 0 ? positive : sign < 0 ? negative : 0;
+    float positive = of.positive[i] * term - of.constant[i];
+    float negative = of.negative[i] * term - (SMOOTH ? of.constant_negative[i] : 0);
+    return sign > 0 ? positive : sign < 0 && !(d < limit) ? negative : 0;
+}
+
+template <bool SMOOTH, bool LIMITED>
+void softmax_gradients_of(const PairBlock &block, long i, Weights own, Weights other, float *out, double *sums, long sums_stride) {
+    float limit = LIMITED ? block.row_limits[i] : -INF;
+    const float *limits = block.column_limits;
+    if (other.nearest)
+        put_gradients(block, i, out, sums, sums_stride, [=](long j, float d, double cost, float sign) {
+            return softmax_slope<SMOOTH>(own, i, limit, d, cost, sign) +
+                   softmax_slope<SMOOTH>(other, j, LIMITED ? limits[j] : -INF, d, cost, sign);
+        });
+    else
+        put_gradients(block, i, out, sums, sums_stride, [=](long, float d, double cost, float sign) {
+            return softmax_slope<SMOOTH>(own, i, limit, d, cost, sign);
+        });
 }
 
 void softmax_gradients(const PairBlock &block, long i, const Weights &rows, const Weights &columns, float *out, double *sums,
                        long sums_stride) {
-    Weights own = rows, other = columns;
-    if (columns.nearest)
-        put_gradients(block, i, out, sums, sums_stride, [=](long j, double cost, float sign) {
-            return softmax_slope(own, i, cost, sign) + softmax_slope(other, j, cost, sign);
-        });
-    else
-        put_gradients(block, i, out, sums, sums_stride, [=](long, double cost, float sign) { return softmax_slope(own, i, cost, sign); });
+    auto compute = rows.constant_negative
+                       ? block.row_limits ? softmax_gradients_of<true, true> : softmax_gradients_of<true, false>
+                   : block.row_limits ? softmax_gradients_of<false, true>
+                                      : softmax_gradients_of<false, false>;
+    compute(block, i, rows, columns, out, sums, sums_stride);
 }
 
 // Of a logit, of either sign by the class of the pair.
@@ -196,7 +232,7 @@ void add_sigmoid(const PairBlock &block, long i, double bias, double *losses) {
 }
 
 void sigmoid_gradients(const PairBlock &block, long i, double bias, float grad, float *out, double *sums, long sums_stride) {
-    put_gradients(block, i, out, sums, sums_stride, [=](long, double cost, float sign) {
+    put_gradients(block, i, out, sums, sums_stride, [=](long, float, double cost, float sign) {
         float x = sign * (float)(cost - bias);
         float tail = power(x < 0 ? -x : x);
         float slope = (x > 0 ? 1 : tail) / (1 + tail);

@@ -190,7 +190,9 @@ def test_losses_of_all_pairs(geometry, dtype):
     keys[:3] = queries[:3] * 1.001
     ids = torch.arange(N) % 5
     each = torch.linspace(5, 9, N, dtype=dtype)
-    for input, options in itertools.product(("tangent", "lorentz"), ({"positives": (ids, ids)}, {"loss": "sigmoid"})):
+    smoothed = {"positives": (ids, ids), "label_smoothing": 0.1, "debias": 0.01}
+    ways = {"positives": (ids, ids)}, {"loss": "sigmoid"}, smoothed, {"margin": 0.05}
+    for input, options in itertools.product(("tangent", "lorentz"), ways):
 
         def value(x, y, c, scale):
             own = {name: tuple(t.to(x.device) for t in o) if name == "positives" else o for name, o in options.items()}  # noqa: B023
