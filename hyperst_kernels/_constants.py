@@ -9,4 +9,4 @@ LOSS_GEOMETRIES = (*GEOMETRIES, "angle")  # the last blockwise only
 
 # Of the machine code for a CPU.
 CHUNK = 256  # columns of a tile that a thread takes at a time
-SIGNATURES = 10  # counts changes of its functions' arguments: a library built from other sources must not be called
+SIGNATURES = 11  # counts changes of its functions' arguments: a library built from other sources must not be called

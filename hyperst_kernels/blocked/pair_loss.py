@@ -64,6 +64,10 @@ class Inputs(NamedTuple):
             from hyperst_kernels.gpu.angle_pairs import AnglePairs
 
             return AnglePairs(*given, tangent, precision)
+        if geometry == "angle" and bindings.usable(self.queries):
+            from hyperst_kernels.cpu.angle_pairs import AnglePairs as NativePairs  # which imports blocks
+
+            return NativePairs(*given, tangent)
         if self.c.device.type == "cpu" and not on_triton(self.c) and geometry != "angle":
             return TiledPairs(*given, geometry, tangent, self.widened)
         return BlockedPairs(*given, self.geometry)
