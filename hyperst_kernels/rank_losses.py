@@ -179,7 +179,7 @@ class Shard:
         weights = None if weights is None else self.gather(weights, self.query_rows)
         debias = self.prepared.options.debias
         if isinstance(debias, Tensor) and debias.ndim:
-            debias = self.gather.plain(debias.to(self.c), self.query_rows)
+            debias = self.gather.plain(debias.to(self.prepared.c), self.query_rows)
         options = self.options._replace(
             exclude_ids=self.exclude_ids, positives=self.positives, weights=weights, debias=debias
         )

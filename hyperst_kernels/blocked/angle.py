@@ -41,10 +41,10 @@ class Polar(NamedTuple):
 
 def polar(x: Tensor, c: Tensor, tangent: bool) -> Polar:
     """Return tangent vectors, or points by their space components, (n d) in polar coordinates."""
-    return Polar(unit(x), *radial(norm(x), c, tangent))
+    return Polar(unit(x), *of_lengths(norm(x), c, tangent))
 
 
-def radial(length: Tensor, c: Tensor, tangent: bool) -> tuple[Tensor, ...]:
+def of_lengths(length: Tensor, c: Tensor, tangent: bool) -> tuple[Tensor, ...]:
     """All of `Polar` but the directions."""
     rapidity = c.sqrt() * length if tangent else torch.asinh(c.sqrt() * length)
     sinh, cosh = -torch.expm1(-2 * rapidity) / 2, (1 + torch.exp(-2 * rapidity)) / 2

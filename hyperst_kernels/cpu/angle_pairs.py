@@ -22,7 +22,7 @@ class _Side:
 
     def __init__(self, x: Tensor, c: Tensor, tangent: bool):
         # numbers of size e^-p have the roundings of p otherwise
-        wide = angle.Polar(angle.unit(x), *angle.radial(angle.norm(x).double(), c.double(), tangent))
+        wide = angle.Polar(angle.unit(x), *angle.of_lengths(angle.norm(x).double(), c.double(), tangent))
         p, lift = wide.rapidity, -torch.expm1(-wide.rapidity)
         if tangent:
             excess, of_curvature = angle.sinhc_excess(wide), p * wide.decay
@@ -59,17 +59,16 @@ class AnglePairs:
             yield rows, columns, out
 
     def gradients(self, fill: Fill) -> tuple[Tensor, Tensor, Tensor]:
-        def grad(rows: slice, columns: slice, cosine: Tensor, values: Tensor) -> Tensor:
+        def grad(rows: slice, columns: slice, cosine: Tensor, values: Tensor, out: Tensor) -> Tensor:
             self._fill(rows, columns, cosine, values)
-            out = torch.empty_like(values)
             fill(rows, columns, values, out)
             return out
 
-        return self._gradients(grad)
+        return self._gradients(grad, 3)
 
     def gradients_of(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`gradients` from those of all angles (n m)."""
-        return self._gradients(lambda rows, columns, *_: grad[rows, columns])
+        return self._gradients(lambda rows, columns, *_: grad[rows, columns], 2)
 
     def _products(self, buffers: int) -> Iterator[tuple[slice, slice, list[Tensor]]]:
         """Rows and columns of tiles, and buffers of their shape, the first with cosines; the next tile overwrites all."""
@@ -108,11 +107,11 @@ class AnglePairs:
             return None
         return angle.aligned(cosine, self.queries.polar.length[rows], self.keys.polar.length[columns])
 
-    def _gradients(self, grad_of: Callable[[slice, slice, Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """From ``grad_of(rows, columns, cosines, spare)``, gradients by the angles of a tile."""
+    def _gradients(self, grad_of: Callable[..., Tensor], buffers: int) -> tuple[Tensor, Tensor, Tensor]:
+        """From ``grad_of(rows, columns, cosines, *spare)``, gradients by the angles of a tile, which may be in the last buffer."""
         c, tangent, along, dc = self.c, self.tangent, 0.0, self.c.new_zeros((), dtype=torch.float64)
-        for rows, columns, (cosine, weights) in self._products(2):
-            grad = grad_of(rows, columns, cosine, weights)
+        for rows, columns, (cosine, weights, *more) in self._products(buffers):
+            grad = grad_of(rows, columns, cosine, weights, *more)
             n, m = cosine.shape
             by_row, by_column = c.new_empty(-(-m // CHUNK), n), c.new_empty(m)
             sums = c.new_empty(len(by_row), 2, dtype=torch.float64)

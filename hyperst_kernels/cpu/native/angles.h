@@ -1,12 +1,12 @@
 // Exterior angles of a block of pairs from the cosines of their directions. See blocked/angle.py for the mathematics.
 //
-// Included by tile.h, once per instruction set. With p, q the rapidities of a query and a key everything is e^-(p+q) times what it is
-// called. Pairs whose cosine has lost the digits of the angle are counted, their slopes are 0: others compute them.
+// Included by tile.h, once per instruction set. With p, q the rapidities of a query and a key, everything is e^-(p+q) times what it
+// is called. Pairs whose cosine has lost the digits of the angle are counted, and their slopes are 0: others compute them.
 
 constexpr float PI = 3.14159265358979f, TAN_EIGHTH = 0.414213562373095f;
 
-// Of (x, y) with y >= 0, in [0, pi]; 0 at the origin. Of at most tan(pi/8), atan(s) = s + s^3 P(s^2) with P of degree 3, whose
-// relative error is 2e-8; beyond, a quarter of a turn less than the angle has such a tangent.
+// Of (x, y) with y >= 0, in [0, pi]; 0 at the origin, NaN where x is. Up to tan(pi/8), atan(s) = s + s^3 P(s^2) with P of degree
+// 3, which has the least relative error: 2e-8. Beyond, atan(s) = pi/4 + atan((s - 1) / (s + 1)).
 INLINE float atan2(float y, float x) {
     float flat = __builtin_fabsf(x), low = smaller(y, flat), high = y > flat ? y : flat;
     bool steep = low > TAN_EIGHTH * high;
@@ -42,7 +42,7 @@ INLINE Turned turned(float cosine, const PolarRow &u, const PolarRow &v, float l
 
 // Angles of a chunk of columns; returns how many pairs are left to others.
 double angles(const AngleTile &tile, long first, long width, float *out, long out_stride) {
-    PolarRows keys = tile.y.from(first);  // of its own: what is written might be the tile otherwise
+    PolarRows keys = tile.y.from(first);  // locals: members of the tile would be loaded again after each store
     float count = 0, limit = tile.limit;
     for (long i = 0; i < tile.rows; i++) {
         PolarRow u = tile.x.row(i);
@@ -62,8 +62,8 @@ double angles(const AngleTile &tile, long first, long width, float *out, long ou
     return count;
 }
 
-// From those by angles, gradients by cosines, by rapidities of rows and columns, and sums: that of slopes by the logarithm of c, times
-// 2, and how many pairs are left to others.
+// From those by angles, gradients by cosines and by rapidities of rows and columns; and sums: twice the gradient by the logarithm
+// of c, and how many pairs are left to others.
 void angle_slopes(const AngleTile &tile, long first, long width, const AngleSlopes &out, float *by_row, double *sums) {
     PolarRows keys = tile.y.from(first);
     float by_column[CHUNK] = {}, count = 0, limit = tile.limit;
