@@ -10,7 +10,16 @@ from torch import Tensor
 
 from hyperst_kernels.cpu import memory
 from hyperst_kernels.distributed import Gather, Sizes
-from hyperst_kernels.loss_terms import Options, Prepared, Term, losses_of, prepare, refuse_no_positive, shifted
+from hyperst_kernels.loss_terms import (
+    BLOCKWISE,
+    Options,
+    Prepared,
+    Term,
+    losses_of,
+    prepare,
+    refuse_no_positive,
+    shifted,
+)
 from hyperst_kernels.operators.contrastive_sums import Flags
 from hyperst_kernels.operators.register import reference_in_use
 from hyperst_kernels.schemes import Gathered, scheme_of
@@ -54,7 +63,7 @@ class Call(NamedTuple):
     def by_rectangle(self) -> bool:
         """Whether each pair of all ranks can be visited once, `hyperst_kernels.rectangle`."""
         options, scales = self.options, self.prepared.scales
-        one_positive = options.loss == "softmax" and options.positives is None and options.geometry != "angle"
+        one_positive = options.loss == "softmax" and options.positives is None and options.geometry not in BLOCKWISE
         return one_positive and all(scale.ndim == 0 for scale in scales) and not reference_in_use()
 
     def facts(self) -> dict[str, object]:
