@@ -71,9 +71,7 @@ def plainly(q, k, c, s, b, *, name, input, loss, directions, ids=None, exclude=N
 
 def compare(given_: list[Tensor], ours: dict, theirs: dict, dtype: torch.dtype, name: str, input: str) -> None:
     rounded = [x.to(dtype) for x in given_]
-    want = value_and_gradients(
-        lambda *t: plainly(*t, name=name, input=input, **theirs), *(x.double() for x in rounded)
-    )
+    want = value_and_gradients(lambda *t: plainly(*t, name=name, input=input, **theirs), *(x.double() for x in rounded))
     got = value_and_gradients(
         lambda q, k, c, s, b: hk.contrastive_loss(q, k, c, s, logit_bias=b, geometry=name, input=input, **ours),
         *(x.to(DEVICE) for x in rounded),
