@@ -22,6 +22,7 @@ from hyperst_kernels.blocked import pairs as portable
 from hyperst_kernels.blocked.blocks import AllPairs, BlockedPairs, Geometry
 from hyperst_kernels.blocked.epilogue import Targets
 from hyperst_kernels.blocked.pairs import Pairs, PowerSums
+from hyperst_kernels.cpu import angle_pairs
 from hyperst_kernels.cpu import pair_loss as machine_code
 from hyperst_kernels.cpu.all_pairs import TiledPairs
 from hyperst_kernels.cpu.native import bindings
@@ -67,9 +68,7 @@ class Inputs(NamedTuple):
 
             return AnglePairs(*given, tangent, precision)
         if geometry == "angle" and bindings.usable(self.queries):
-            from hyperst_kernels.cpu.angle_pairs import AnglePairs as NativePairs  # which imports blocks
-
-            return NativePairs(*given, tangent)
+            return angle_pairs.AnglePairs(*given, tangent)
         if self.c.device.type == "cpu" and not on_triton(self.c) and geometry != "angle":
             if geometry in PRODUCTS:
                 return ProductPairs(*given, geometry, tangent, self.widened)
