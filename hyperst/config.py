@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from hyperst.data import CropConfig, Target
+from hyperst.data.quality import MIN_COUNTS
 from hyperst.files import write_text_atomic
 from hyperst.model import ModelConfig
 from hyperst.model.alignment import ABLATION_FIELDS, AlignmentConfig
@@ -30,6 +31,7 @@ __all__ = [
     "TrainingConfig",
     "preset",
     "read_config",
+    "read_run_config",
     "update",
     "with_ablation",
     "write_config",
@@ -47,16 +49,23 @@ class DataConfig:
         target: ``"log1p_cp10k"``, log(1 + 10^4 count / library size), removes a spot's sequencing depth;
             ``"log2"``, log2(1 + count), is the paper's and lets depth make most of the correlation.
         n_genes: how many genes are selected, on the training sections only.
+        min_counts: least total count (UMI) of a spot in selection, training and evaluation; 0 keeps all. On the scale of
+            log1p_cp10k one count of a spot that has only one is 9.2. Bins of a few um may need less.
         gene_selection: ``"hmhvg"`` (high mean and high variance, the paper's) or ``"hvg"`` (variance of log1p_cp10k).
         feature_key: name of the precomputed image features: ``obsm`` entries, or ``"file"`` for those of ``--features``; set
             together with the ``"precomputed"`` backbone. None: crops of the image are used.
-        cache_gib: memory for decoded crops, in GiB; beyond it crops are read from the image each time.
+        stain_mean: mean optical density (red, green, blue) of the training tissue, which training measures and records.
+        stain_std: its standard deviation, likewise.
+        cache_gib: memory for decoded crops, in GiB, of each training process; beyond it crops are read from the image each time.
     """
 
     target: Target = "log1p_cp10k"
     n_genes: Count = 200
+    min_counts: Annotated[int, Field(ge=0)] = MIN_COUNTS
     gene_selection: GeneSelection = "hmhvg"
     feature_key: str | None = None
+    stain_mean: tuple[Real, Real, Real] | None = None
+    stain_std: tuple[Positive, Positive, Positive] | None = None
     cache_gib: NonNegative = 2.0
 
 
@@ -66,7 +75,7 @@ class TrainingConfig:
 
     Attributes:
         epochs: most passes over the training spots.
-        batch_size: spots per step; also the number of candidates in the contrastive terms.
+        batch_size: spots per step, over all processes; also the number of candidates in the contrastive terms.
         learning_rate: AdamW's step size.
         weight_decay: AdamW's decay, on weight matrices only (never on biases, norms, curvature, scales, temperature).
         gradient_clip: largest gradient norm; 0 switches clipping off.
@@ -77,7 +86,7 @@ class TrainingConfig:
         patience: epochs without a better validation error before training stops.
         precision: Lightning's name: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"``, ``"64-true"``.
         accelerator: Lightning's name: ``"auto"``, ``"cpu"``, ``"gpu"``.
-        workers: processes that prepare batches; 0 does it in the training process.
+        workers: processes that prepare batches, of each training process; 0 does it in that process.
         validation_fraction: part of the training sections' spots, in spatial blocks, held out to choose the
             checkpoint; not used when whole validation sections are given.
         seed: fixes the split, the initial weights, the order of the spots, augmentation and dropout.
@@ -201,6 +210,11 @@ def read_config(path: str | Path, base: RunConfig | None = None) -> RunConfig:
         return update(base or RunConfig(), mapping or {})
     except (ValueError, TypeError) as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def read_run_config(path: str | Path) -> RunConfig:
+    """Read a run's ``config.yaml``. One without ``min_counts`` is of an older version, which used every spot: it goes on so."""
+    return read_config(path, RunConfig(data=DataConfig(min_counts=0)))
 
 
 def write_config(config: RunConfig, path: str | Path) -> Path:

@@ -13,6 +13,7 @@ from hyperst.data import read_section
 from hyperst.evaluation import Evaluation, evaluate
 from hyperst.files import write_h5ad_atomic, write_json_atomic
 from hyperst.predict import predict_image
+from hyperst.processes import refuse_several
 from hyperst.run import load_run
 from hyperst.synthetic import write_tissue
 from hyperst.train import Epoch, TrainingSummary, fit
@@ -65,7 +66,9 @@ def run_demo(
 
     Raises:
         FileExistsError: ``folder`` holds something else.
+        ValueError: one of several processes that torchrun or srun has started.
     """
+    refuse_several("the demonstration")
     folder = Path(folder)
     tell = on_step or (lambda line: None)
     _clear(folder)

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from hyperst.baselines import ridge_floor, training_mean
-from hyperst.data import Section, align_genes, fingerprint, transform
+from hyperst.data import Section, align_genes, excluded_spots_message, fingerprint, transform, with_min_counts
+from hyperst.data.dataset import block_ids
+from hyperst.evaluation_images import Count, read_images
 from hyperst.evaluation_inputs import Missing, check_folder, check_inputs
 from hyperst.files import atomic_path, write_json_atomic
+from hyperst.intervals import spot_intervals
 from hyperst.metrics import METRICS, per_gene_pearson, top_k_mean
-from hyperst.model import build_backbone
-from hyperst.predict import over_spots
 from hyperst.run import Run
+from hyperst.stain import Stain, StainStatistics, matching
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +28,7 @@ __all__ = ["Evaluation", "Scores", "evaluate", "measured_expression", "score", "
 
 OURS, NULL, MEAN = "HyperST (this run)", "null: images shuffled between spots", "training mean"
 RIDGE_OWN, RIDGE_STAIN = "ridge on this run's image features", "ridge on stain and texture features"
-_TOP = (10, 50, 200)
+TOP = (10, 50, 200)
 _N_SHUFFLES = 20
 _FEW_SPOTS = 30
 
@@ -115,6 +115,8 @@ def evaluate(
     output: str | Path | None = None,
     genes: Sequence[str] = (),
     missing: Missing = "drop",
+    min_counts: int | None = None,
+    stain: Stain = "none",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Predict ``section``, compare with its counts, and write metrics.json, per_gene.csv and a figure.
@@ -131,24 +133,35 @@ def evaluate(
         missing: what to do with genes of the run that the section has not measured: "drop" evaluates on the shared ones and
             says which are missing; "zero" takes them as measured and never seen, which is right for files that leave out
             genes without counts; "error" refuses.
+        min_counts: least total count of a spot of ``section`` that is compared, 0 for all; default that of the run. Spots of
+            ``training_sections`` are those that the run has used.
+        stain: "match" sees the image of ``section`` with the stain of the training tissue, in all methods; see
+            :mod:`hyperst.stain`.
         on_progress: called with (spots done, spots in all), over all sections.
 
     Raises:
         ValueError: the section is one of the training sections, whatever it is called; it shares no gene with the run, or lacks
-            some with "error"; a gene to draw is none of the run's; or its spots do not lie on the tissue of its image.
-        FileExistsError: the folder for the results holds those of another section, or with another ``missing``.
+            some with "error"; a gene to draw is none of the run's; its spots do not lie on the tissue of its image, or none
+            of them has enough counts.
+        FileExistsError: the folder for the results holds those of another section, with another ``missing``, or over other
+            spots.
     """
     kept, absent = check_inputs(run, section, training_sections, missing=missing, genes=genes)
+    whole = section
+    min_counts = run.config.data.min_counts if min_counts is None else min_counts
+    section = with_min_counts(section, min_counts)
+    training_sections = [with_min_counts(each, run.config.data.min_counts) for each in training_sections]
     columns = np.flatnonzero(np.isin(run.genes, kept))
     measured = _measured(run, section, kept, "zero" if missing == "zero" else "error")
     folder = (Path(output) if output is not None else run.folder / "evaluation") / section.name
-    check_folder(folder, section, missing)
-    progress = _Count(on_progress, sum(each.n_spots for each in (section, *training_sections)))
-    test = _read_images(run, section, progress)
+    check_folder(folder, whole, missing, section.excluded_spots)
+    progress = Count(on_progress, sum(each.n_spots for each in (section, *training_sections)))
+    stains = matching(run, section, stain)
+    test = read_images(run, section, progress, stains)
     test["prediction"] = np.ascontiguousarray(test["prediction"][:, columns])
     predictions = {OURS: test["prediction"]}
     if training_sections:
-        train = [_read_images(run, each, progress) for each in training_sections]
+        train = [read_images(run, each, progress) for each in training_sections]
         targets = np.concatenate([measured_expression(run, each) for each in training_sections])
         for name, key in ((RIDGE_OWN, "own"), (RIDGE_STAIN, "stain")):
             if key in test:
@@ -164,12 +177,24 @@ def evaluate(
         target=run.config.data.target,
         scores=scores,
         per_gene=per_gene,
-        caveats=[*_gene_caveats(run, section, absent, missing), *_caveats(run, section, scores)],
+        caveats=[
+            *_spot_caveats(section, min_counts),
+            *_stain_caveats(section, stains),
+            *_gene_caveats(run, section, absent, missing),
+            *_caveats(run, section, scores),
+            *_comparisons(section, predictions, measured, scores),
+        ],
         folder=folder,
         figure=folder / "expression.png",
         missing_genes=tuple(absent),
     )
-    _write(run, section, evaluation, kept, test["prediction"], measured, genes, missing)
+    settings = {
+        "fingerprint": list(fingerprint(whole).counts),
+        "missing": missing,
+        "min_counts": min_counts,
+        "stain": stain,
+    }
+    _write(run, section, evaluation, kept, test["prediction"], measured, genes, settings)
     return evaluation
 
 
@@ -199,7 +224,7 @@ def score(prediction: np.ndarray, measured: np.ndarray) -> Scores:
     finite = correlation[np.isfinite(correlation)]
     return Scores(
         pcc=float(finite.mean()) if len(finite) else None,
-        pcc_top={k: float(top_k_mean(finite, k)) for k in _TOP if 0 < k <= len(finite)},
+        pcc_top={k: float(top_k_mean(finite, k)) for k in TOP if 0 < k <= len(finite)},
         errors={name: metric(prediction, measured) for name, metric in METRICS.items()},
         n_undefined=int(len(correlation) - len(finite)),
     )
@@ -215,37 +240,6 @@ def summarise(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
             name: {"mean": _plain(rows[name].mean()), "std": _plain(rows[name].std(ddof=0))} for name in rows
         }
     return write_json_atomic(path, summary)
-
-
-class _Count:
-    """Adds up the spots of several sections for one progress bar."""
-
-    def __init__(self, tell: Callable[[int, int], None] | None, total: int) -> None:
-        self.tell, self.total, self.done = tell, total, 0
-
-    def add(self, spots: int) -> None:
-        self.done += spots
-        if self.tell is not None:
-            self.tell(self.done, self.total)
-
-
-def _read_images(run: Run, section: Section, progress: _Count) -> dict[str, np.ndarray]:
-    """One pass over a section's crops: "prediction" (spot gene), "own" and "stain" features (spot width).
-
-    Features of the spot and of the niche crop stand side by side. Stain features need crops, so they are missing with
-    precomputed features.
-    """
-    crops = run.config.data.feature_key is None
-    levels = ("spot_image", "niche_image") if crops else ("spot_features", "niche_features")
-    encoders = {"own": run.model.backbone}
-    if crops:
-        encoders["stain"] = build_backbone("stain").to(run.device)
-
-    def compute(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        features = {name: torch.cat([encode(batch[level]) for level in levels], 1) for name, encode in encoders.items()}
-        return {"prediction": run.model.predict(batch), **features}
-
-    return over_spots(run, section, compute, progress.add)
 
 
 def _null_scores(prediction: np.ndarray, measured: np.ndarray, seed: int) -> Scores:
@@ -276,6 +270,20 @@ def _per_gene(genes: Sequence[str], predictions: dict[str, np.ndarray], measured
     table["measured_std"] = measured.std(axis=0, dtype=np.float64)
     table["measured_fraction_nonzero"] = (measured > 0).mean(axis=0)
     return table.sort_values("pcc", ascending=False, kind="stable")
+
+
+def _spot_caveats(section: Section, min_counts: int) -> list[str]:
+    message = excluded_spots_message(section, min_counts)
+    return [] if message is None else [f"{message}; --min-counts decides."]
+
+
+def _stain_caveats(section: Section, stains: tuple[StainStatistics, StainStatistics] | None) -> list[str]:
+    if stains is None:
+        return []
+    return [
+        f"The stain of {section.name} was matched: optical density of red, green, blue {stains[0]}, of the training tissue "
+        f"{stains[1]}."
+    ]
 
 
 def _gene_caveats(run: Run, section: Section, absent: Sequence[str], missing: Missing) -> list[str]:
@@ -317,16 +325,36 @@ def _caveats(run: Run, section: Section, scores: dict[str, Scores]) -> list[str]
         )
     if section.n_spots < _FEW_SPOTS:
         said.append(f"{section.name} has {section.n_spots} spots: correlations over so few are mostly chance.")
-    floors = [scores[name] for name in (RIDGE_OWN, RIDGE_STAIN) if name in scores]
-    ours = scores[OURS].pcc
-    if ours is None:
+    if scores[OURS].pcc is None:
         said.append("No gene varies in both prediction and measurement, so there is no correlation to compare.")
-    elif floors and ours <= max(floor.pcc or 0.0 for floor in floors):
-        said.append("Ridge regression is as good or better on PCC: this run has learnt nothing beyond it.")
-    if floors and scores[OURS].mse >= min(floor.mse for floor in floors):
-        said.append("Ridge regression has the smaller squared error: use its values where size matters, not only rank.")
-    if MEAN in scores and scores[OURS].mse >= scores[MEAN].mse:
-        said.append("The training mean has the smaller squared error: do not use these values as they are.")
+    return said
+
+
+def _comparisons(
+    section: Section, predictions: dict[str, np.ndarray], measured: np.ndarray, scores: dict[str, Scores]
+) -> list[str]:
+    """Baselines that the run is not shown to beat, or that beat it, by intervals over blocks of spots."""
+    blocks = block_ids(section, 0, pitches=3)
+    ridges = [name for name in (RIDGE_OWN, RIDGE_STAIN) if name in scores]
+    against: list[tuple[str, str, str]] = []
+    if with_pcc := [name for name in ridges if scores[name].pcc is not None and scores[OURS].pcc is not None]:
+        best = max(with_pcc, key=lambda name: scores[name].pcc or 0.0)
+        against.append(("pcc", best, "this run has learnt nothing beyond it"))
+    if ridges:
+        best = min(ridges, key=lambda name: scores[name].mse)
+        against.append(("mse", best, "use its values where size matters, not only rank"))
+    if MEAN in scores:
+        against.append(("mse", MEAN, "do not use these values as they are"))
+    said = []
+    for metric, name, consequence in against:
+        interval = spot_intervals(predictions[OURS], predictions[name], measured, blocks)[metric]
+        difference = interval.mean if metric == "pcc" else -interval.mean
+        ends = "" if interval.low is None else f" [{interval.low:+.3f}, {interval.high:+.3f}]"
+        found = f"{metric.upper()} {interval.mean:+.3f}{ends}"
+        if not interval.excludes_zero:
+            said.append(f"That this run is better than {name} on {section.name} is not shown: {found}.")
+        elif difference < 0:
+            said.append(f"This run is worse than {name} on {section.name}, {found}: {consequence}.")
     return said
 
 
@@ -338,7 +366,7 @@ def _write(
     prediction: np.ndarray,
     measured: np.ndarray,
     genes: Iterable[str],
-    missing: Missing,
+    settings: dict[str, Any],
 ) -> None:
     from hyperst.plots import expression_figure
 
@@ -348,10 +376,10 @@ def _write(
         "section": evaluation.section,
         "patient": section.patient,
         "file": None if section.path is None else str(Path(section.path).resolve()),
-        "fingerprint": list(fingerprint(section).counts),
+        **settings,
         "n_spots": evaluation.n_spots,
+        "excluded_spots": list(section.excluded_spots),
         "n_genes": len(evaluation.per_gene),
-        "missing": missing,
         "missing_genes": list(evaluation.missing_genes),
         "target": evaluation.target,
         "best_epoch": run.best_epoch,

@@ -98,8 +98,13 @@ def check_drawn(evaluated: Sequence[str], wanted: Sequence[str], run: Run) -> No
             raise ValueError(f"gene {gene} (--gene) {why}; {hint}{run.folder / 'genes.txt'} lists those it predicts")
 
 
-def check_folder(folder: Path, section: Section, missing: Missing = "drop") -> None:
-    """Raise where the results in ``folder`` are those of another section of the same name, or treat missing genes otherwise."""
+def check_folder(folder: Path, section: Section, missing: Missing = "drop", excluded_spots: Sequence[str] = ()) -> None:
+    """Raise where the results in ``folder`` are not of this section, treat missing genes otherwise, or are over other spots.
+
+    Args:
+        section: with all its spots.
+        excluded_spots: ids of those that are left out now.
+    """
     file = folder / "metrics.json"
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -116,4 +121,10 @@ def check_folder(folder: Path, section: Section, missing: Missing = "drop") -> N
         raise FileExistsError(
             f"{folder} holds the evaluation of {section.name} with --missing {before}, which is over other genes than with "
             f"--missing {missing}; choose another --output, or remove it"
+        )
+    left_out = stored.get("excluded_spots") if isinstance(stored, dict) else None  # not recorded by earlier versions
+    if left_out is not None and left_out != list(excluded_spots):
+        raise FileExistsError(
+            f"{folder} holds the evaluation of {section.name} with --min-counts {stored.get('min_counts')}, which is over other "
+            "spots; choose another --output, or remove it"
         )

@@ -9,7 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["METRICS", "mae", "mse", "per_gene_pearson", "top_k_mean"]
+__all__ = [
+    "METRICS",
+    "jensen_shannon",
+    "mae",
+    "mse",
+    "per_gene_pearson",
+    "relative_variance_distance",
+    "top_k_mean",
+]
 
 _Array = TypeVar("_Array", np.ndarray, Tensor)
 
@@ -73,6 +81,39 @@ def mae(prediction: _Array, target: _Array) -> float:
     """
     first, second = _pair(prediction, target)
     return float((first - second).abs().mean())
+
+
+def relative_variance_distance(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """RVD of each gene, ((v_prediction - v_target) / v_target)^2 of the variances v over spots; float64 (gene,).
+
+    0 where the prediction varies as much as the measurement, 1 where it is constant. NaN where the measurement is constant.
+    Source: Zhu et al., Stem, arXiv 2501.15598 (2025).
+
+    >>> relative_variance_distance(np.array([[0.0, 1], [1, 1]]), np.array([[0.0, 0], [2, 2]]))
+    array([0.5625, 1.    ])
+    """
+    first, second = (value.var(dim=0, correction=0) for value in _pair(prediction, target))
+    return torch.where(second > 0, ((first - second) / second) ** 2, torch.nan).numpy()
+
+
+def jensen_shannon(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Jensen-Shannon divergence of each gene's distributions over the spots, in bits; float64 (gene,), 0 to 1.
+
+    Expression over the spots, divided by its sum, is taken for a distribution: 0 where prediction and measurement are alike in
+    space, whatever their scale, 1 where no spot has both. Values below 0, which no expression has, count as 0. NaN where
+    either is 0 everywhere. Source: Lin, IEEE Trans. Inf. Theory 37:145 (1991); used so by Wang et al., Nat. Commun. 16:1544
+    (2025).
+
+    >>> jensen_shannon(np.array([[2.0, 0, 0], [2, 1, 0]]), np.array([[1.0, 3, 1], [1, 0, 1]]))
+    array([ 0.,  1., nan])
+    """
+    from scipy.spatial.distance import jensenshannon
+
+    first, second = (value.clamp(min=0).numpy() for value in _pair(prediction, target))
+    defined = (first.sum(axis=0) > 0) & (second.sum(axis=0) > 0)
+    divergence = np.full(first.shape[1], np.nan)
+    divergence[defined] = jensenshannon(first[:, defined], second[:, defined], base=2, axis=0) ** 2
+    return divergence
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"mse": mse, "mae": mae}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hyperst.config import RunConfig
+from hyperst.config import DataConfig, RunConfig
 from hyperst.data import (
     Section,
     check_distinct,
@@ -17,10 +17,12 @@ from hyperst.data import (
     resolve_crops,
     select_genes,
     spot_validation_split,
+    with_min_counts,
 )
 from hyperst.data.check import Finding
 from hyperst.data.crops import CropConfig
 from hyperst.data.genes import TooFewGenesError
+from hyperst.data.quality import MIN_COUNTS
 from hyperst.files import require_writable
 from hyperst.model.backbones import declared_normalisation, require_weights
 from hyperst.run import RunFolder, SectionRecord, Split, section_indices
@@ -30,11 +32,16 @@ __all__ = ["Plan", "foretell", "plan_run", "require_new"]
 
 @dataclass(frozen=True)
 class Plan:
-    """Configuration with all that depends on the sections, which spots teach, and the genes in the order of the outputs."""
+    """Configuration with all that depends on the sections, which spots teach, and the genes in the order of the outputs.
+
+    The sections are those given, without the spots that have fewer counts than `data.min_counts`.
+    """
 
     config: RunConfig
     split: Split
     genes: list[str]
+    sections: list[Section]
+    validation_sections: list[Section]
 
 
 def plan_run(config: RunConfig, sections: Sequence[Section], validation_sections: Sequence[Section] = ()) -> Plan:
@@ -42,7 +49,7 @@ def plan_run(config: RunConfig, sections: Sequence[Section], validation_sections
 
     Raises:
         FileNotFoundError, ValueError: what cannot be trained on: weights that are missing, sections of one name, two that are
-            one tissue, genes that cannot be chosen, too few spots, or crops that cannot be sized.
+            one tissue, genes that cannot be chosen, too few spots (with enough counts), or crops that cannot be sized.
     """
     require_weights(config.model.backbone, config.model.weights, config.crop.image_size)
     names = [section.name for section in (*sections, *validation_sections)]
@@ -51,6 +58,10 @@ def plan_run(config: RunConfig, sections: Sequence[Section], validation_sections
             f"section {', '.join(doubled)} is given more than once; each section has one role, training or validation"
         )
     check_distinct([*sections, *validation_sections])
+    sections, validation_sections = (
+        [with_min_counts(section, config.data.min_counts) for section in group]
+        for group in (sections, validation_sections)
+    )
     genes = select_genes(sections, config.data.n_genes, config.data.gene_selection)
     declared = config.model.normalisation or declared_normalisation(config.model.backbone)
     if declared is not None:
@@ -79,7 +90,7 @@ def plan_run(config: RunConfig, sections: Sequence[Section], validation_sections
     key = config.data.feature_key
     records = [SectionRecord.of(section, "training", key) for section in sections]
     records += [SectionRecord.of(section, "validation", key) for section in validation_sections]
-    return Plan(config, Split(tuple(records), held_out), [str(gene) for gene in genes])
+    return Plan(config, Split(tuple(records), held_out), [str(gene) for gene in genes], sections, validation_sections)
 
 
 def require_new(folder: str | Path) -> None:
@@ -102,12 +113,12 @@ def require_new(folder: str | Path) -> None:
     require_writable(place.config)
 
 
-def foretell(sections: Sequence[Section]) -> list[Finding]:
+def foretell(sections: Sequence[Section], min_counts: int = MIN_COUNTS) -> list[Finding]:
     """What `hyperst train` on these sections would refuse before it starts, with its own words; empty if nothing.
 
     Fewer genes than the usual number are a warning: ``--n-genes`` asks for fewer.
     """
-    config = RunConfig()
+    config = RunConfig(data=DataConfig(min_counts=min_counts))
     findings = []
     try:
         try:

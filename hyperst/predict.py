@@ -35,6 +35,7 @@ from hyperst.data.sections import image_name
 from hyperst.data.spots_csv import read_spots
 from hyperst.data.tiles import MIN_TISSUE
 from hyperst.run import Run, RunFolder, as_trained, feature_width, load_run, spot_dataset
+from hyperst.stain import Stain, StainStatistics, match_stain, matching
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -62,16 +63,19 @@ def predict_values(
     section: Section,
     *,
     batch_size: int = 64,
+    stain: Stain = "none",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Predicted expression of a section's spots, float32 (spot gene), on the run's target scale.
 
     Args:
         section: with its image (or the precomputed features the run uses); counts are not looked at.
+        stain: "match" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`.
         on_progress: called with (spots done, spots in all) after each batch.
 
     Raises:
-        ValueError: the crops the run was trained with cannot be sized on this image (um/px unknown).
+        ValueError: the crops the run was trained with cannot be sized on this image (um/px unknown), or there is no stain to
+            match.
     """
     done = 0
 
@@ -81,7 +85,10 @@ def predict_values(
         if on_progress is not None:
             on_progress(done, section.n_spots)
 
-    found = over_spots(run, section, lambda batch: {"prediction": run.model.predict(batch)}, count, batch_size)
+    statistics = matching(run, section, stain)
+    found = over_spots(
+        run, section, lambda batch: {"prediction": run.model.predict(batch)}, count, batch_size, statistics
+    )
     values = found["prediction"]
     if not np.isfinite(values).all():
         raise FloatingPointError(
@@ -96,10 +103,12 @@ def over_spots(
     compute: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     on_batch: Callable[[int], None],
     batch_size: int = 64,
+    stains: tuple[StainStatistics, StainStatistics] | None = None,
 ) -> dict[str, np.ndarray]:
     """Collect what ``compute`` makes of each batch of a section's images, float32 (spot ...); counts are not looked at.
 
-    ``on_batch`` is called with the number of spots of each batch.
+    ``on_batch`` is called with the number of spots of each batch. ``stains`` are those of the section and of the training tissue,
+    which it is then matched to; see :func:`hyperst.stain.matching`.
     """
     parts: dict[str, list[np.ndarray]] = {}
     width = feature_width(run.config, [section], run.split.role("training")[0].own_niche)
@@ -110,7 +119,10 @@ def over_spots(
         )
     with torch.inference_mode():
         for batch in DataLoader(spot_dataset(run.config, [as_trained(run, section)]), batch_size):
-            found = compute({name: value.to(run.device) for name, value in batch.items()})
+            batch = {name: value.to(run.device) for name, value in batch.items()}
+            if stains is not None:
+                batch |= {name: match_stain(batch[name], *stains) for name in ("spot_image", "niche_image")}
+            found = compute(batch)
             for name, value in found.items():
                 parts.setdefault(name, []).append(value.float().cpu().numpy())
             on_batch(len(batch["spot"]))
@@ -124,6 +136,7 @@ def predict_section(
     skip_damaged: bool = False,
     features: str | Path | None = None,
     niche_features: str | Path | None = None,
+    stain: Stain = "none",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Predict a section's spots and return them as AnnData; see :func:`predict_image` for what it holds, and the arguments."""
@@ -140,7 +153,8 @@ def predict_section(
             f"pixels, so {section.image_path} must have the pixel size of the training images",
             stacklevel=2,
         )
-    predicted = _to_anndata(run, section, predict_values(run, section, on_progress=on_progress))
+    predicted = _to_anndata(run, section, predict_values(run, section, stain=stain, on_progress=on_progress))
+    predicted.uns["hyperst"]["stain"] = stain
     if section.damaged is not None and section.image_path is not None:
         seen = as_trained(run, section)
         _, niche = crop_widths_px(seen.grid, seen.spot_diameter_px, run.config.crop)
@@ -159,6 +173,7 @@ def predict_image(
     features: str | Path | None = None,
     niche_features: str | Path | None = None,
     min_tissue: float | None = None,
+    stain: Stain = "none",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Predict expression on an image.
@@ -176,6 +191,8 @@ def predict_image(
             out, see :func:`hyperst.data.attach_features`.
         min_tissue: share (0 to 1) of a square of the grid that must be tissue, default 0.15; 0 predicts on the whole image,
             glass included. Spots that are given are all predicted.
+        stain: "match" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`; it is recorded in
+            ``uns['hyperst']``.
 
     Returns:
         AnnData with X float32 (spot gene) on the run's target scale, ``obsm['spatial']`` in full-resolution pixels,
@@ -195,6 +212,7 @@ def predict_image(
         replace(section, damaged=damaged),
         features=features,
         niche_features=niche_features,
+        stain=stain,
         on_progress=on_progress,
     )
 

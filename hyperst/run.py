@@ -16,7 +16,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from hyperst.checkpoint import load_checkpoint, require_genes, require_settings, stored_identity, weights_checksum
-from hyperst.config import RunConfig, read_config
+from hyperst.config import RunConfig, read_run_config
 from hyperst.data import Section, SpotDataset, attach_features, fingerprint, read_section
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from hyperst.data.features import has_niche_features
@@ -49,9 +49,9 @@ class SectionRecord:
         path, image: absolute paths of the file or folder with the counts and of the full-resolution image.
         um_per_px, pitch_px, spot_diameter_px: scale of the image and of the spot grid; None where unknown.
         features, niche_features: absolute paths of the files with precomputed features, None where there are none.
-        own_niche: whether niches have precomputed features of their own, not the mean over their spots; None without features
-            and in runs of an older version.
+        own_niche: whether niches have precomputed features of their own, not the mean over their spots; None where unknown.
         gene_names, kind: how it was read, see :func:`hyperst.data.read_section`; None for the usual.
+        excluded_spots: ids of those with fewer counts than `data.min_counts`, which are none of the ``n_spots``.
         fingerprint: of its content, to know it again under another name; None in runs of earlier versions.
     """
 
@@ -70,6 +70,7 @@ class SectionRecord:
     gene_names: str | None = None
     kind: str | None = None
     fingerprint: dict[str, Any] | None = None
+    excluded_spots: tuple[str, ...] = ()
 
     def read(self, feature_key: str | None = None) -> Section:
         """Read the section again, with its precomputed features as ``feature_key``.
@@ -111,6 +112,7 @@ class SectionRecord:
             gene_names=section.gene_names,
             kind=section.kind,
             fingerprint=asdict(fingerprint(section)),
+            excluded_spots=section.excluded_spots,
         )
 
 
@@ -175,9 +177,8 @@ class RunFolder:
         Raises:
             FileNotFoundError, ValueError: the file is missing, or no list of names.
         """
-        genes = _read_text(self.genes).split("\n")
-        genes = genes[:-1] if not genes[-1] else genes
-        if not genes or not all(name.strip() for name in genes) or len(set(genes)) < len(genes):
+        genes = _read_text(self.genes).removesuffix("\n").split("\n")
+        if not all(name.strip() for name in genes) or len(set(genes)) < len(genes):
             raise ValueError(f"{self.genes} is damaged: it must name each predicted gene once, one per line; {_AGAIN}")
         return genes
 
@@ -206,8 +207,7 @@ class RunFolder:
 
     def write_split(self, split: Split) -> None:
         """Write ``split.json`` atomically."""
-        sections = [asdict(record) for record in split.sections]
-        write_json_atomic(self.split, {"sections": sections, "validation_spots": split.validation_spots})
+        write_json_atomic(self.split, asdict(split))
 
     def read_summary(self) -> dict[str, Any] | None:
         """How the training ended, or None while it has not."""
@@ -355,7 +355,7 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     place = RunFolder(folder)
     place.require()
     chosen = choose_device(device)
-    config, genes, split = read_config(place.config), place.read_genes(), place.read_split()
+    config, genes, split = read_run_config(place.config), place.read_genes(), place.read_split()
     checkpoint = load_checkpoint(place.best)
     require_genes(checkpoint, genes, place.best, place.genes)
     require_settings(checkpoint, config, place.best, place.config)

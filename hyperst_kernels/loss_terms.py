@@ -52,6 +52,12 @@ class Options(NamedTuple):
     margin: float | None = None
     need_positive: bool = True  # of one rank's rows, none may have a positive where another rank's have
 
+    @property
+    def plain(self) -> bool:
+        """Whether this is a softmax over distances with one positive for each query, which have kernels of their own."""
+        targets = self.label_smoothing or self.debias is not None or self.margin is not None
+        return self.loss == "softmax" and self.positives is None and self.geometry not in BLOCKWISE and not targets
+
 
 class Prepared(NamedTuple):
     """Terms after all checks: features that terms share once, in their common dtype, with factors, c and logit scales."""
@@ -106,15 +112,13 @@ def prepare(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Tenso
 def losses_of(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Tensor, options: Options) -> list[Tensor]:
     """Return the loss of each term, unweighted."""
     vectors, scaling, c, scales, pairings, options = prepare(terms, c, logit_scale, options)
-    fused = options.loss == "softmax" and options.positives is None and options.geometry not in BLOCKWISE
-    fused = fused and not options.label_smoothing and options.debias is None and options.margin is None
     alike = all(term.logit_scale is terms[0].logit_scale for term in terms)
-    if fused and alike and scales[0].ndim == 0:
+    if options.plain and alike and scales[0].ndim == 0:
         return _fused(terms, vectors, scaling, c, scales[0], pairings, options)
     losses = []
     for term, pairing, scale in zip(terms, pairings, scales, strict=True):
         two = [pairing.queries, pairing.keys]
-        if fused and scale.ndim == 0:
+        if options.plain and scale.ndim == 0:
             own = None if scaling is None else scaling[two]
             alone = [Pairing(0, 1, pairing.symmetric)]
             losses += _fused([term], [vectors[k] for k in two], own, c, scale, alone, options)

@@ -193,7 +193,8 @@ class HyperbolicContrastiveLoss(nn.Module):
     features, and ``local_loss=True`` drops the part through the other ranks' keys, which is wrong and warned about. A wrong
     argument on one rank, or one that other ranks do not have, is the same error on every rank. ``scheme`` is how keys meet
     queries: "gather", all at once; "ring", a rank's at a time, in memory for two shards (softmax with one positive for each
-    query, and gradients); "auto", gathered up to 32 GiB. Per-query logit scales need ``directions="rows"`` or a global loss.
+    query, and gradients); "auto", gathered up to 32 GiB. Per-query logit scales and angles need ``directions="rows"`` or a
+    global loss.
     ``cache_labels`` is accepted for compatibility: there are no labels to cache.
 
     >>> loss = HyperbolicContrastiveLoss()

@@ -10,16 +10,7 @@ from torch import Tensor
 
 from hyperst_kernels.cpu import memory
 from hyperst_kernels.distributed import Gather, Sizes
-from hyperst_kernels.loss_terms import (
-    BLOCKWISE,
-    Options,
-    Prepared,
-    Term,
-    losses_of,
-    prepare,
-    refuse_no_positive,
-    shifted,
-)
+from hyperst_kernels.loss_terms import Options, Prepared, Term, losses_of, prepare, refuse_no_positive, shifted
 from hyperst_kernels.operators.contrastive_sums import Flags
 from hyperst_kernels.operators.register import reference_in_use
 from hyperst_kernels.schemes import Gathered, scheme_of
@@ -47,7 +38,13 @@ class Call(NamedTuple):
         """What one rank can know of its arguments by itself."""
         prepared = prepare(terms, c, logit_scale, options._replace(need_positive=False))
         for term, scale in zip(terms, prepared.scales, strict=True):
-            if local and options.loss == "softmax" and scale.ndim > 0 and term.directions == "both":
+            both_ways = local and options.loss == "softmax" and term.directions == "both"
+            if both_ways and options.geometry == "angle":
+                raise ValueError(
+                    "geometry must not be 'angle' for directions='both' where each rank has the losses of its own rows: from keys "
+                    "to queries, angles are those at other ranks' queries; take directions='rows', or local_loss=False"
+                )
+            if both_ways and scale.ndim > 0:
                 raise ValueError(
                     "logit_scale must be one number for directions='both' where each rank has the losses of its own rows: from "
                     "keys to queries, those of the queries are other ranks'; take directions='rows', or local_loss=False"
@@ -55,16 +52,15 @@ class Call(NamedTuple):
         call = cls(terms, c, logit_scale, options, prepared)
         if scheme == "ring" and not call.by_rectangle():
             raise ValueError(
-                "scheme must be 'auto' or 'gather' for positives by ids, loss='sigmoid', geometry='angle', a logit scale of each "
-                "query, and inside use_reference(), got 'ring'"
+                "scheme must be 'auto' or 'gather' for positives by ids, loss='sigmoid', geometry='angle', label_smoothing, "
+                "debias, margin, a logit scale of each query, and inside use_reference(), got 'ring'"
             )
         return call
 
     def by_rectangle(self) -> bool:
         """Whether each pair of all ranks can be visited once, `hyperst_kernels.rectangle`."""
         options, scales = self.options, self.prepared.scales
-        one_positive = options.loss == "softmax" and options.positives is None and options.geometry not in BLOCKWISE
-        return one_positive and all(scale.ndim == 0 for scale in scales) and not reference_in_use()
+        return options.plain and all(scale.ndim == 0 for scale in scales) and not reference_in_use()
 
     def facts(self) -> dict[str, object]:
         """What has to be alike on every rank, by the name that an error gives it."""

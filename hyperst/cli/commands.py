@@ -1,4 +1,4 @@
-"""The ``hyperst`` command: demo, train, evaluate, predict, check."""
+"""The ``hyperst`` command: demo, train, evaluate, predict, check, cv."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from hyperst.cli.app import app
+from hyperst.cli.check import check
 from hyperst.cli.console import (
     EpochProgress,
     SpotProgress,
@@ -18,10 +19,12 @@ from hyperst.cli.console import (
     print_sections,
     print_training,
 )
+from hyperst.cli.cross_validation import cv
 from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
-from hyperst.cli.options import BinUm, Device, GeneNames, Image, Images, Mpp, Sections
+from hyperst.cli.options import BinUm, Device, Devices, GeneNames, Image, Images, MinCounts, Mpp, Sections, StainOption
 from hyperst.cli.predict_manifest import Options, predict_listed
+from hyperst.processes import is_first
 
 # The commands import what they need themselves: `hyperst --help` must not wait for PyTorch.
 
@@ -100,6 +103,7 @@ def train(
     target: Annotated[str | None, typer.Option("--target", help="log1p_cp10k or log2.")] = None,
     n_genes: Annotated[int | None, typer.Option("--n-genes", help="Genes to predict.")] = None,
     gene_selection: Annotated[str | None, typer.Option("--gene-selection", help="hmhvg or hvg.")] = None,
+    min_counts: MinCounts = None,
     backbone: Annotated[
         str | None,
         typer.Option(
@@ -118,10 +122,11 @@ def train(
     patience: Annotated[
         int | None, typer.Option("--patience", help="Epochs without improvement before stopping.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Spots per step.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Spots per step, over all devices.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Step size of AdamW.")] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="32-true, bf16-mixed, ...")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Processes that prepare batches.")] = None,
+    devices: Devices = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes per device to prepare batches.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Fixes split, weights and order.")] = None,
     images: Images = None,
     image: Image = None,
@@ -132,9 +137,15 @@ def train(
     niche_features: NicheFeatures = None,
 ) -> None:
     """Train on sections with counts and images; the best checkpoint by validation error is kept."""
-    console = make_console()
+    console = make_console(quiet=not is_first())
     options: dict[str, dict[str, Any]] = {
-        "data": {"target": target, "n_genes": n_genes, "gene_selection": gene_selection, "feature_key": feature_key},
+        "data": {
+            "target": target,
+            "n_genes": n_genes,
+            "gene_selection": gene_selection,
+            "min_counts": min_counts,
+            "feature_key": feature_key,
+        },
         "crop": {"image_size": image_size},
         "model": {"backbone": backbone, "weights": weights, "width": width},
         "training": {
@@ -154,7 +165,8 @@ def train(
     }
     if resume and (changes or config_file or preset_name or ablation or features or niche_features):
         raise typer.BadParameter(
-            "a resumed run keeps its configuration; leave out every option but --output", param_hint="--resume"
+            "a resumed run keeps its configuration; leave out every option but --output and --devices",
+            param_hint="--resume",
         )
     if not sections and not resume:
         raise typer.BadParameter("name at least one section to train on", param_hint="SECTIONS")
@@ -196,10 +208,18 @@ def train(
     )
     try:
         with EpochProgress(console, config.training.epochs) as progress:
-            summary = fit(config, training, output, validation_sections=validation, resume=resume, on_epoch=progress)
+            summary = fit(
+                config,
+                training,
+                output,
+                validation_sections=validation,
+                resume=resume,
+                on_epoch=progress,
+                devices=devices,
+            )
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
-            f"{error or 'interrupted'}; nothing of the finished epochs is lost. Go on with: "
+            f"{str(error) or 'interrupted'}; nothing of the finished epochs is lost. Go on with: "
             f"hyperst train --resume --output {output}"
         ) from error
     print_training(console, summary)
@@ -222,6 +242,7 @@ def evaluate_command(
             help="Genes that a section has not measured: drop (evaluate on the others), zero (measured and never seen) or error.",
         ),
     ] = "drop",
+    min_counts: MinCounts = None,
     images: Images = None,
     image: Image = None,
     mpp: Mpp = None,
@@ -229,10 +250,12 @@ def evaluate_command(
     gene_names: GeneNames = None,
     features: Features = None,
     niche_features: NicheFeatures = None,
+    stain: StainOption = "none",
     device: Device = None,
 ) -> None:
     """Compare predictions with measured expression, beside ridge regression, the training mean and shuffled images."""
     console = make_console()
+    from hyperst.data import with_min_counts
     from hyperst.evaluation import evaluate, summarise
     from hyperst.evaluation_inputs import check_inputs
     from hyperst.run import load_run
@@ -245,6 +268,7 @@ def evaluate_command(
     test = with_features(test, features, niche_features, key)
     for section in test:  # all that can be refused is refused before the first hour of work
         check_inputs(run, section, missing=missing, genes=genes or ())
+        with_min_counts(section, run.config.data.min_counts if min_counts is None else min_counts)
     training, unread = training_sections(run_folder)
     if unread:
         console.print(Text.assemble(("ridge regression left out:", "yellow"), " ", unread), soft_wrap=True)
@@ -260,6 +284,8 @@ def evaluate_command(
                     output=output,
                     genes=genes or (),
                     missing=missing,
+                    min_counts=min_counts,
+                    stain=stain,
                     on_progress=progress,
                 )
             )
@@ -293,6 +319,7 @@ def predict(
     ] = False,
     features: Features = None,
     niche_features: NicheFeatures = None,
+    stain: StainOption = "none",
     min_tissue: Annotated[
         float | None,
         typer.Option(
@@ -320,7 +347,7 @@ def predict(
     if is_manifest(image):
         if spots is not None:
             raise typer.BadParameter("a manifest names the sections whose spots are predicted", param_hint="--spots")
-        options = Options(mpp, features, niche_features, skip_damaged)
+        options = Options(mpp, features, niche_features, skip_damaged, stain)
         predict_listed(console, run_folder, image, options, output, device)
         return
     if output is not None and output.suffix != ".h5ad":
@@ -345,6 +372,7 @@ def predict(
             skip_damaged=skip_damaged,
             features=features,
             niche_features=niche_features,
+            stain=stain,
             on_progress=progress,
         )
     write_h5ad_atomic(predicted, path)
@@ -357,37 +385,8 @@ def predict(
     )
 
 
-@app.command()
-def check(
-    sections: Sections,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Folder for a picture of each section's spots on its image, NAME_spots.png."
-        ),
-    ] = None,
-    images: Images = None,
-    image: Image = None,
-    mpp: Mpp = None,
-    bin_um: BinUm = None,
-    gene_names: GeneNames = None,
-) -> None:
-    """Say what is right and wrong with sections before training: counts, names, positions, tissue, image, scale."""
-    console = make_console()
-    from hyperst.cli.reports import draw_reports, examine_all, foretell_training, print_reports
-    from hyperst.files import require_writable
-
-    if image is not None and len(sections) > 1:
-        raise typer.BadParameter("goes with one section; use --images FOLDER for several", param_hint="--image")
-    if output is not None:
-        require_writable(output / "NAME_spots.png")
-    reports = examine_all(sections, image, images, mpp, bin_um, gene_names)
-    print_reports(console, reports, together := foretell_training(reports))
-    draw_reports(console, reports, output)
-    usable = sum(report.usable for report in reports)
-    console.print(f"{usable} of {len(reports)} sections can be used")
-    if usable < len(reports) or any(finding.level == "error" for finding in together):
-        raise typer.Exit(1)
+app.command()(check)
+app.command()(cv)
 
 
 def main() -> None:

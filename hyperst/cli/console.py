@@ -31,15 +31,15 @@ __all__ = [
 _WIDTH_OF_LOGS = 120
 
 
-def make_console(*, stderr: bool = False) -> Console:
-    """A console for the current standard output (or error); wide enough for tables when that is no terminal.
+def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A console for the current standard output (or error); wide enough for tables when that is no terminal. A quiet one is mute.
 
     It reads no markup: what it shows holds names of files, and a folder may be called ``[b]``. Styles are given as such.
     """
-    console = Console(stderr=stderr, highlight=False, markup=False)
+    console = Console(stderr=stderr, highlight=False, markup=False, quiet=quiet)
     if console.is_terminal:
         return console
-    return Console(stderr=stderr, highlight=False, markup=False, width=_WIDTH_OF_LOGS)
+    return Console(stderr=stderr, highlight=False, markup=False, quiet=quiet, width=_WIDTH_OF_LOGS)
 
 
 def print_error(error: BaseException, hint: str = "run `hyperst --debug ...` to see where it happened") -> None:

@@ -64,13 +64,13 @@ def read_sections(
 
 def read_run_sections(folder: Path) -> tuple[RunConfig, list[Section], list[Section]]:
     """Configuration, training and validation sections of a started run."""
-    from hyperst.config import read_config
+    from hyperst.config import read_run_config
     from hyperst.run import RunFolder
 
     place = RunFolder(folder)
     place.require()
     split = place.read_split()
-    config = read_config(place.config)
+    config = read_run_config(place.config)
     training, validation = (
         [record.read(config.data.feature_key) for record in split.role(role)] for role in ("training", "validation")
     )

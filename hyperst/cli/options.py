@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["BinUm", "Device", "GeneNames", "Image", "Images", "Mpp", "Sections"]
+__all__ = ["BinUm", "Device", "Devices", "GeneNames", "Image", "Images", "MinCounts", "Mpp", "Sections", "StainOption"]
 
 Sections = Annotated[
     list[Path],
@@ -33,4 +33,26 @@ GeneNames = Annotated[
     str | None,
     typer.Option("--gene-names", help="Column of var with the genes' names; of a Space Ranger folder name or id."),
 ]
+MinCounts = Annotated[
+    int | None,
+    typer.Option(
+        "--min-counts",
+        min=0,
+        help="Least total count (UMI) of a spot; those below are left out, 0 keeps all. Default 200.",
+    ),
+]
+StainOption = Annotated[
+    Literal["none", "match"],
+    typer.Option(
+        "--stain",
+        help="match: see the image with the stain of the training tissue (mean and spread of optical density).",
+    ),
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; default: the GPU if there is one.")]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        "--devices",
+        help="Processes to train in, one for each GPU, or that many on the CPU. Default: one, or those of torchrun or srun.",
+    ),
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 from rich.console import Console
@@ -29,6 +29,7 @@ class Options:
     features: Path | None = None
     niche_features: Path | None = None
     skip_damaged: bool = False
+    stain: Literal["none", "match"] = "none"
 
 
 def predict_listed(
@@ -83,6 +84,7 @@ def _predict(run: Run, source: SectionSource, options: Options, progress: SpotPr
         "features": options.features,
         "niche_features": options.niche_features,
         "skip_damaged": options.skip_damaged,
+        "stain": options.stain,
         "on_progress": progress,
     }
     if source.path.suffix.lower() in IMAGE_SUFFIXES:

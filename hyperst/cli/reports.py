@@ -29,6 +29,7 @@ def examine_all(
     mpp: float | None,
     bin_um: int | None,
     gene_names: str | None,
+    min_counts: int,
 ) -> list[Report]:
     """A report of every section that ``paths`` hold, folders standing for the sections in them; errors are findings."""
     from hyperst.data import distinct_names, list_sections
@@ -44,7 +45,8 @@ def examine_all(
     except (OSError, ValueError) as error:  # each is examined under its own name all the same
         clash = error
     reports = [
-        examine_section(source, image=image, images_dir=images, mpp=mpp, gene_names=gene_names) for source in sources
+        examine_section(source, image=image, images_dir=images, mpp=mpp, gene_names=gene_names, min_counts=min_counts)
+        for source in sources
     ]
     said = {finding.message for report in reports for finding in report.findings}
     if clash is not None and str(clash) not in said:
@@ -52,7 +54,7 @@ def examine_all(
     return reports + [Report(path, [Finding("error", str(error))]) for path, error in refused]
 
 
-def foretell_training(reports: Sequence[Report]) -> list[Finding]:
+def foretell_training(reports: Sequence[Report], min_counts: int) -> list[Finding]:
     """Add to each report what training on the section alone would refuse; return what it would of all of them together."""
     from hyperst.plan import foretell
 
@@ -60,14 +62,14 @@ def foretell_training(reports: Sequence[Report]) -> list[Finding]:
     for report in reports:
         if report.section is None:
             continue
-        found = foretell([report.section])
+        found = foretell([report.section], min_counts)
         errors = [finding for finding in found if finding.level == "error"]
         # what training refuses has been a warning of its own where crops were looked at
         said = [each for each in report.findings if not any(each.message in error.message for error in errors)]
         report.findings = said + (errors if len(reports) > 1 else found)
         if not errors:
             fit.append(report.section)
-    return foretell(fit) if len(fit) > 1 else []
+    return foretell(fit, min_counts) if len(fit) > 1 else []
 
 
 def print_reports(console: Console, reports: Sequence[Report], together: Sequence[Finding] = ()) -> None:

@@ -10,6 +10,7 @@ from hyperst.data.identity import Fingerprint, check_distinct, fingerprint, same
 from hyperst.data.images import SlideImage, open_image
 from hyperst.data.manifest import read_manifest
 from hyperst.data.niches import niche_counts, niche_members
+from hyperst.data.quality import excluded_spots_message, with_min_counts
 from hyperst.data.sections import Section, image_section, read_section
 from hyperst.data.sources import SectionSource, distinct_names, find_sections, list_sections
 from hyperst.data.splits import (
@@ -45,6 +46,7 @@ __all__ = [
     "crop_widths_px",
     "detect_grid",
     "distinct_names",
+    "excluded_spots_message",
     "find_sections",
     "find_tissue",
     "fingerprint",
@@ -66,4 +68,5 @@ __all__ = [
     "tile_grid",
     "tissue_fractions",
     "transform",
+    "with_min_counts",
 ]

@@ -14,6 +14,7 @@ from hyperst.data.images import SlideImage
 from hyperst.data.images.scale import scale_conflict
 from hyperst.data.niches import niche_members
 from hyperst.data.placement import Placement, judge_placement
+from hyperst.data.quality import MIN_COUNTS
 from hyperst.data.sections import Section
 from hyperst.data.small_images import small_image
 from hyperst.data.sources import SectionSource
@@ -78,12 +79,13 @@ def examine_section(
     images_dir: str | Path | None = None,
     mpp: float | None = None,
     gene_names: str | None = None,
+    min_counts: int = MIN_COUNTS,
 ) -> Report:
     """Read a section as training would, decode crops of a dozen spots, and look whether its spots lie on tissue.
 
     A bad file is a finding, never an exception. Arguments: see :func:`hyperst.data.read_section`; what a source says of
-    itself comes first. Without a full-resolution image, which is an error, the spots are looked at on the downscaled image
-    that comes with the section, if there is one.
+    itself comes first. ``min_counts`` is the least total count of a spot. Without a full-resolution image, which is an error,
+    the spots are looked at on the downscaled image that comes with the section, if there is one.
     """
     source = path if isinstance(path, SectionSource) else SectionSource(Path(path))
     report = Report(source.path)
@@ -91,7 +93,7 @@ def examine_section(
         warnings.simplefilter("always")
         report.section = _read(report, source, image=image, images_dir=images_dir, mpp=mpp, gene_names=gene_names)
     if report.section is not None:
-        _look_at_counts(report, report.section)
+        _look_at_counts(report, report.section, min_counts)
         _look_at_grid(report, report.section)
         _look_at_image(report, report.section)
     said = {finding.message for finding in report.findings}
@@ -114,7 +116,7 @@ def _read(report: Report, source: SectionSource, **options: Any) -> Section | No
     return section if section.image_path is None else None
 
 
-def _look_at_counts(report: Report, section: Section) -> None:
+def _look_at_counts(report: Report, section: Section, min_counts: int) -> None:
     median = float(np.median(section.library_size))
     report.say(
         "ok", f"{section.n_spots} spots, {len(section.genes)} genes, patient {section.patient or 'not recorded'}"
@@ -122,6 +124,13 @@ def _look_at_counts(report: Report, section: Section) -> None:
     report.say("ok", f"raw counts, median {median:g} per spot")
     if median < _FEW_COUNTS:
         report.say("warning", f"median count per spot is {median:g}", "expect noisy correlations")
+    few = int((section.library_size < min_counts).sum())
+    if few:
+        report.say(
+            "warning" if few < section.n_spots else "error",
+            f"{few} of {section.n_spots} spots have fewer than {min_counts} counts",
+            "training and evaluation leave them out; --min-counts decides",
+        )
     if section.patient is None:
         report.say("warning", "no patient recorded", "splits by patient will refuse this section")
 

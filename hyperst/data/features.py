@@ -6,12 +6,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from hyperst.data.niches import niche_members
+from hyperst.data.quality import take_spots
 from hyperst.data.readers.features import PatchFeatures, find_features, read_patch_features
 from hyperst.data.sections import Section
 
@@ -23,7 +23,6 @@ FILE_KEY = "file"
 _HALF, _NEARLY_ALL = 0.5, 0.9  # shares of the spots
 _DOWNSAMPLED = (2, 4, 8, 16, 32)
 _OTHER_SECTION = "It is the file of another section, whose barcodes are the same"
-_PER_SPOT = ("counts", "spot_ids", "spot_px", "array_index", "library_size")
 
 
 def attach_features(
@@ -68,12 +67,10 @@ def attach_features(
     for level, each in patches.items():
         values[key if level is None else f"{key}_{level}"] = each.values[found[level][keep]]
         _require_finite(each, found[level], section.spot_ids, keep)
-    changes: dict[str, Any] = {name: getattr(section, name) for name in _PER_SPOT}
-    kept: dict[str, Any] = {name: None if value is None else value[keep] for name, value in changes.items()}
+    kept = take_spots(section, keep)
     return replace(
-        section,
-        **kept,
-        features={**{name: value[keep] for name, value in section.features.items()}, **values},
+        kept,
+        features={**kept.features, **values},
         features_path=next(iter(files.values())),
         niche_features_path=files.get("niche"),
     )

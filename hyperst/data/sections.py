@@ -54,6 +54,7 @@ class Section:
         gene_names, kind: what :func:`read_section` was given, to read the section again; None for the usual.
         damaged: takes down tiles of the image that cannot be decoded, which are then white; None makes such a tile an error.
         features_path, niche_features_path: files that ``features`` came from, see :func:`hyperst.data.attach_features`.
+        excluded_spots: ids of spots left out by :func:`hyperst.data.with_min_counts`.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Section:
     damaged: DamagedTiles | None = None
     features_path: Path | None = None
     niche_features_path: Path | None = None
+    excluded_spots: tuple[str, ...] = ()
 
     @property
     def n_spots(self) -> int:
@@ -194,8 +196,8 @@ def read_section(
         empty = table.spot_ids[library_size == 0]
         warnings.warn(
             f"{table.source}: {len(empty)} of {len(library_size)} spots have no count at all "
-            f"({', '.join(map(str, empty[:3]))}{' ...' if len(empty) > 3 else ''}); their expression is taken as 0. Remove them if "
-            "nothing was measured there",
+            f"({', '.join(map(str, empty[:3]))}{' ...' if len(empty) > 3 else ''}); training and "
+            "evaluation leave them out (unless --min-counts is 0)",
             stacklevel=2,
         )
     return Section(

@@ -92,13 +92,17 @@ class Alignment(nn.Module):
 
     ``forward(outputs, block_id)``: ``outputs`` of :class:`hyperst.model.HyperST`, features (b, width); ``block_id`` (b)
     integers. Returns "loss" (weighted), "contrastive" (HCA), "entailment" (HEA) and every term, 0-d float32.
+    ``group``: processes among which spots are divided, see :class:`hyperst_kernels.HierarchicalAlignmentLoss`; each gets the
+    part of its own.
 
     >>> features = {k: torch.randn(8, 16) for k in ("image_spot", "image_niche", "gene_spot", "gene_niche")}
     >>> sorted(Alignment(AlignmentConfig(), 16)(features))[:3]
     ['contrastive', 'entailment', 'gene_niche->image_spot']
     """
 
-    def __init__(self, config: AlignmentConfig, width: int) -> None:
+    def __init__(
+        self, config: AlignmentConfig, width: int, group: torch.distributed.ProcessGroup | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         # losses take tangent vectors: no radius can overflow
@@ -110,6 +114,7 @@ class Alignment(nn.Module):
             _ENTAILMENT[config.entailment],
             entailment_weight=config.entailment_weight,
             geometry=config.geometry,
+            group=group,
         )
         self.register_buffer("image_radius", torch.tensor(0.0), persistent=False)
 

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from hyperst.config import TrainingConfig
 from hyperst.files import atomic_path, write_text_atomic
 from hyperst.run import RunFolder, load_checkpoint
+from hyperst.train.loaders import epoch_seed
 
 __all__ = ["AtomicCheckpoints", "Epoch", "Recorder", "not_finite"]
 
@@ -23,6 +24,8 @@ Epoch = dict[str, float]
 
 class Recorder(Checkpoint):
     """After each epoch: a row of metrics, the best checkpoint, the one to resume from, and whether to stop.
+
+    Of several processes the first writes, and its row decides for all.
 
     The history of the run lies inside the checkpoints, so that ``metrics.csv``, the best epoch and the patience left
     are those of the checkpoint that a run is resumed from.
@@ -52,12 +55,13 @@ class Recorder(Checkpoint):
         return self.exhausted or len(self.history) >= self.settings.epochs
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Dropout and augmentation are a function of the seed and the epoch, as the order of the spots is."""
-        torch.manual_seed(self.settings.seed * 1_000_003 + len(self.history))
+        """Dropout and augmentation are a function of the seed, the epoch and the rank, as the order of the spots is."""
+        torch.manual_seed(epoch_seed(self.settings.seed, len(self.history), trainer.global_rank))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         row: Epoch = {"epoch": len(self.history) + 1}
         row |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row = trainer.strategy.broadcast(row)
         broken = [name for name, value in row.items() if not np.isfinite(value)]
         if broken:
             raise not_finite(broken, int(row["epoch"]))
@@ -65,8 +69,10 @@ class Recorder(Checkpoint):
         if self.best is row:
             trainer.save_checkpoint(self.place.best, weights_only=True)
         trainer.save_checkpoint(self.place.last)
-        self._write_metrics()
         trainer.should_stop = trainer.should_stop or self.finished
+        if not trainer.is_global_zero:
+            return
+        self._write_metrics()
         if self.on_epoch is not None:
             self.on_epoch(row, int(self.best["epoch"]))
 

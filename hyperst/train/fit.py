@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from hyperst.checkpoint import load_checkpoint, require_genes
-from hyperst.config import RunConfig, TrainingConfig, read_config, write_config
-from hyperst.data import (
-    Section,
-    align_genes,
-    fingerprint,
-    transform,
-)
-from hyperst.data.check import require_placement
+from hyperst.config import RunConfig
+from hyperst.data import Section, align_genes, transform
 from hyperst.files import write_json_atomic
 from hyperst.model import Alignment
-from hyperst.plan import plan_run, require_new
-from hyperst.run import RunFolder, Split, build_model, code_versions, feature_width, section_indices
+from hyperst.processes import started_processes
+from hyperst.run import RunFolder, Split, build_model, feature_width, section_indices
+from hyperst.train.batch_norm import synchronise_batch_norms
 from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
+from hyperst.train.launch import launch
 from hyperst.train.loaders import Loaders, make_loaders
+from hyperst.train.start import check_same_sections, enough_counts, remove_start, start_run, write_start
 from hyperst.train.step import TrainingStep
+from hyperst.train.together import Processes, joined
 
 __all__ = ["Epoch", "TrainingSummary", "fit"]
 
@@ -68,6 +68,7 @@ def fit(
     validation_sections: Sequence[Section] = (),
     resume: bool = False,
     on_epoch: Callable[[Epoch, int], None] | None = None,
+    devices: int | None = None,
 ) -> TrainingSummary:
     """Train on ``sections`` and keep everything that prediction needs in ``folder``.
 
@@ -80,49 +81,115 @@ def fit(
         sections: training sections, read with :func:`hyperst.data.read_section`.
         folder: new folder of the run; with ``resume`` the folder of the interrupted one, whose own configuration,
             genes and split are used.
-        on_epoch: called after each epoch with its row of ``metrics.csv`` and the best epoch so far.
+        on_epoch: called after each epoch with its row of ``metrics.csv`` and the best epoch so far; in one of several processes
+            that torchrun or srun has started only on rank 0.
+        devices: processes to start on this machine, one for each GPU, or that many on a CPU; they end before this function
+            does. A script must then call it under ``if __name__ == "__main__":``. None: as many as torchrun or srun has
+            started, each of which calls this function alike, else one. The batch is divided among them, so that the run is that
+            of one process but for rounding, dropout and augmentation.
 
     Raises:
         FileExistsError: ``folder`` holds a run and ``resume`` is False.
         FileNotFoundError: ``resume`` is True and ``folder`` holds no run.
         ValueError: sections that do not go together, or that are not those of the run to resume; spots that do not lie on the
-            tissue of their image; or one of several processes.
+            tissue of their image; or more processes than GPUs, or than spots in a batch.
         FloatingPointError: the loss is no longer finite.
         MemoryError: a batch does not fit into the GPU.
+        ChildProcessError, ConnectionError: another process of the training was killed; resume to go on.
         KeyboardInterrupt: interrupted; resume to go on.
     """
-    _refuse_several_processes()
-    place = RunFolder(folder)
-    if resume:
-        place.require()
-        config, split, genes = read_config(place.config), place.read_split(), place.read_genes()
-        _check_same_sections(split, sections, validation_sections)
-        if (finished := place.read_summary()) is not None:
-            return _stored_summary(finished, place)
-    else:
-        require_new(folder)
-        plan = plan_run(config, sections, validation_sections)
-        config, split, genes = plan.config, plan.split, plan.genes
-        if config.data.feature_key is None:
-            for section in (*sections, *validation_sections):
-                require_placement(section)
+    _check_devices(config, devices)
+    train = partial(_fit, config, list(sections), folder, list(validation_sections), resume)
+    if devices is not None and devices > 1 and not started_processes():
+        return _fit_in_processes(devices, train, on_epoch)
+    with joined() as processes:
+        return train(on_epoch, processes)
 
+
+def _check_devices(config: RunConfig, devices: int | None) -> None:
+    """Raise ValueError for a number of processes that cannot be."""
+    if devices is None:
+        return
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise ValueError(f"devices (--devices) must be a whole number of at least 1, got {devices!r}")
+    here = int(started_processes().get("LOCAL_WORLD_SIZE", devices))
+    if here != devices:
+        raise ValueError(
+            f"devices (--devices) is {devices}, but {here} processes have been started on this machine already; leave it out"
+        )
+    gpus = torch.cuda.device_count() if config.training.accelerator in ("auto", "gpu", "cuda") else 0
+    if 0 < gpus < devices:
+        raise ValueError(
+            f"devices (--devices) is {devices}, and this machine has {gpus} GPUs: each process needs its own"
+        )
+
+
+def _fit_in_processes(
+    devices: int, train: Callable[..., TrainingSummary], on_epoch: Callable[[Epoch, int], None] | None
+) -> TrainingSummary:
+    """Train in ``devices`` new processes."""
+    told: dict[str, TrainingSummary] = {}
+
+    def on_message(message: TrainingSummary | tuple[Epoch, int]) -> None:
+        if isinstance(message, TrainingSummary):
+            told["summary"] = message
+        elif on_epoch is not None:
+            on_epoch(*message)
+
+    launch(devices, partial(_fit_launched, train), on_message)
+    return told["summary"]
+
+
+def _fit_launched(train: Callable[..., TrainingSummary], send: Callable[[Any], None]) -> None:
+    """Train as one of the processes of :func:`_fit_in_processes`."""
+    with joined() as processes:
+        send(train(lambda row, best: send((row, best)), processes))
+
+
+def _fit(
+    config: RunConfig,
+    sections: Sequence[Section],
+    folder: str | Path,
+    validation_sections: Sequence[Section],
+    resume: bool,
+    on_epoch: Callable[[Epoch, int], None] | None,
+    processes: Processes,
+) -> TrainingSummary:
+    """Train as one of ``processes``; the first of them alone writes."""
+    place = RunFolder(folder)
+    first = processes.rank == 0
+
+    start = partial(start_run, config, sections, place, validation_sections, resume)
+    config, split, genes, finished = processes.from_first(start)
+    if finished is not None:
+        return _stored_summary(finished, place)
+    sections, validation_sections = enough_counts(config, sections), enough_counts(config, validation_sections)
+
+    def load() -> Loaders:
+        if not first:
+            check_same_sections(split, sections, validation_sections, f"rank {processes.rank} cannot join")
+        return make_loaders(config, genes, split, sections, validation_sections, processes)
+
+    loaders = processes.each(load)
     width = feature_width(config, [*sections, *validation_sections])
-    loaders = make_loaders(config, genes, split, sections, validation_sections)
     lightning.seed_everything(config.training.seed, verbose=False)
     model = build_model(config, len(genes), width, stored=resume)
     model.initialise_output(_mean_target(config, genes, sections, split))
-    module = TrainingStep(model, Alignment(config.alignment, config.model.width), config, genes)
     recorder = Recorder(place, config.training, on_epoch)
-    trainer = _trainer(config.training, recorder)
-    if not resume:  # nothing is written of a run that cannot start
-        _write_start(place, config, split, genes)
+    trainer = _trainer(config, recorder, processes)
+    if processes.size > 1:
+        synchronise_batch_norms(model, trainer.strategy.root_device.type)
+    alignment = Alignment(config.alignment, config.model.width, torch.distributed.group.WORLD)
+    sizes = {"batch_size": loaders.batch_size, "n_validation": loaders.n_validation, "size": processes.size}
+    module = TrainingStep(model, alignment, config, genes, **sizes)
+    if first and not resume:  # nothing is written of a run that cannot start
+        write_start(place, config, split, genes)
     started = time.perf_counter()
     try:
-        _run_trainer(trainer, module, loaders, recorder)
+        _run_trainer(trainer, module, loaders, recorder, processes)
     except Exception as error:
-        if not resume and not recorder.history:
-            _remove_start(place)
+        if first and not resume and not recorder.history:
+            remove_start(place)
         if isinstance(error, torch.OutOfMemoryError):
             raise MemoryError(
                 f"a step with {config.training.batch_size} spots does not fit into the memory of the GPU; lower "
@@ -138,37 +205,9 @@ def fit(
         seconds=time.perf_counter() - started,
         stopped_early=recorder.exhausted and len(recorder.history) < config.training.epochs,
     )
-    write_json_atomic(place.summary, asdict(summary))
+    if first:
+        write_json_atomic(place.summary, asdict(summary))
     return summary
-
-
-def _refuse_several_processes() -> None:
-    """Each would train the whole run, and all write into one folder."""
-    if torch.distributed.is_initialized():
-        processes = str(torch.distributed.get_world_size())
-    else:
-        processes = os.environ.get("WORLD_SIZE", "1")  # set by torchrun
-    if processes != "1":
-        raise ValueError(
-            f"training runs in one process on one device, and this process is one of {processes} (WORLD_SIZE): start it "
-            "without torchrun"
-        )
-
-
-def _write_start(place: RunFolder, config: RunConfig, split: Split, genes: Sequence[str]) -> None:
-    """Write what a run starts with; the configuration last, when all that can fail before the first step has been done."""
-    place.write_genes(genes)
-    place.write_split(split)
-    write_json_atomic(place.versions, code_versions())
-    write_config(config, place.config)
-
-
-def _remove_start(place: RunFolder) -> None:
-    """Remove what :func:`_write_start` wrote, so that the corrected command can use the folder."""
-    for file in (place.config, place.genes, place.split, place.versions):
-        file.unlink(missing_ok=True)
-    with suppress(OSError):  # something else is in it
-        place.path.rmdir()
 
 
 def _stored_summary(stored: dict[str, Any], place: RunFolder) -> TrainingSummary:
@@ -176,20 +215,6 @@ def _stored_summary(stored: dict[str, Any], place: RunFolder) -> TrainingSummary
         return TrainingSummary(**stored)
     except TypeError as error:
         raise ValueError(f"{place.summary} is damaged ({error}); remove it and resume again") from error
-
-
-def _check_same_sections(split: Split, sections: Sequence[Section], validation: Sequence[Section]) -> None:
-    given = [(section.name, "training", section.n_spots) for section in sections]
-    given += [(section.name, "validation", section.n_spots) for section in validation]
-    stored = [(record.name, record.role, record.n_spots) for record in split.sections]
-    if given != stored:
-        raise ValueError(f"cannot resume: the run was started with (section, role, spots) {stored}, now given {given}")
-    for record, section in zip(split.sections, (*sections, *validation), strict=True):
-        if record.fingerprint is not None and record.fingerprint["counts"] != list(fingerprint(section).counts):
-            raise ValueError(
-                f"cannot resume: the counts of section {section.name} ({section.path}) are not those that the run was started "
-                "with; restore the file, or train again into another folder"
-            )
 
 
 def _mean_target(config: RunConfig, genes: list[str], sections: Sequence[Section], split: Split) -> Tensor:
@@ -204,23 +229,35 @@ def _mean_target(config: RunConfig, genes: list[str], sections: Sequence[Section
     return torch.from_numpy(np.concatenate(values).mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
-def _trainer(settings: TrainingConfig, recorder: Recorder) -> lightning.Trainer:
+def _trainer(config: RunConfig, recorder: Recorder, processes: Processes) -> lightning.Trainer:
     """Lightning's loop.
 
     Raises:
         ValueError: an accelerator or a precision that this machine does not have.
     """
+    settings = config.training
+    together: dict[str, Any] = {}
+    plugins: list[Any] = [AtomicCheckpoints()]
+    if processes.size > 1:
+        # without all terms of the alignment, features, curvature or temperature get no gradient
+        unused = config.alignment.contrastive != "hierarchical" or config.alignment.geometry != "lorentz"
+        # batch norms are alike without broadcasts
+        strategy = DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False)
+        together = {"strategy": strategy, "num_nodes": processes.size // processes.local_size}
+        plugins.append(TorchElasticEnvironment())  # reads what `joined` has set
     try:
         with _quiet_lightning():
             return lightning.Trainer(
                 default_root_dir=recorder.place.path,
                 max_epochs=settings.epochs,
                 accelerator=settings.accelerator,
-                devices=1,
+                devices=processes.local_size,
+                use_distributed_sampler=False,
+                **together,
                 precision=settings.precision,
                 gradient_clip_val=settings.gradient_clip or None,
                 callbacks=[recorder],
-                plugins=[AtomicCheckpoints()],
+                plugins=plugins,
                 logger=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
@@ -233,10 +270,13 @@ def _trainer(settings: TrainingConfig, recorder: Recorder) -> lightning.Trainer:
         ) from error
 
 
-def _run_trainer(trainer: lightning.Trainer, module: TrainingStep, loaders: Loaders, recorder: Recorder) -> None:
+def _run_trainer(
+    trainer: lightning.Trainer, module: TrainingStep, loaders: Loaders, recorder: Recorder, processes: Processes
+) -> None:
     """Train until done; go on from the last checkpoint where there is one."""
     last = recorder.place.last
-    if last.is_file():
+    going_on = processes.from_first(last.is_file)
+    if going_on:
         checkpoint = load_checkpoint(last)
         require_genes(checkpoint, recorder.place.read_genes(), last, recorder.place.genes)
         try:
@@ -249,7 +289,7 @@ def _run_trainer(trainer: lightning.Trainer, module: TrainingStep, loaders: Load
     with _quiet_lightning():
         handler = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(module, loaders.training, loaders.validation, ckpt_path=str(last) if last.is_file() else None)
+            trainer.fit(module, loaders.training, loaders.validation, ckpt_path=str(last) if going_on else None)
         except SystemExit:  # how Lightning ends on Ctrl-C
             if not trainer.interrupted:
                 raise
@@ -269,6 +309,7 @@ def _quiet_lightning() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(does not have many workers|number of training batches).*")
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # the name that older PyTorch knows too
         warnings.filterwarnings("ignore", message=".*(LeafSpec|isinstance\\(treespec).*")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import lightning
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -22,13 +23,34 @@ __all__ = ["TrainingStep", "averaged_model", "parameter_groups"]
 
 
 class TrainingStep(lightning.LightningModule):
-    """One step: prediction error plus the weighted alignment of images and genes in hyperbolic space."""
+    """One step: prediction error plus the weighted alignment of images and genes in hyperbolic space.
 
-    def __init__(self, model: HyperST, alignment: Alignment, config: RunConfig, genes: Sequence[str]) -> None:
+    Of several processes each computes its own spots' part: the mean over processes, of losses and of gradients, is that of
+    one process with the batch of all.
+
+    Args:
+        batch_size: spots of a step over all processes.
+        n_validation: validation spots over all processes.
+        size: number of processes.
+    """
+
+    def __init__(
+        self,
+        model: HyperST,
+        alignment: Alignment,
+        config: RunConfig,
+        genes: Sequence[str],
+        *,
+        batch_size: int,
+        n_validation: int,
+        size: int = 1,
+    ) -> None:
         super().__init__()
         self.model = model
         self.alignment = alignment
         self.settings = config.training
+        self.batch_size, self.n_validation, self.size = batch_size, n_validation, size
+        self.share = 1.0  # of the last batch, beside an equal one
         self.frozen = frozen_weights(model) if config.model.weights is not None else set()
         self.strict_loading = not self.frozen
         self.identity = {
@@ -43,15 +65,16 @@ class TrainingStep(lightning.LightningModule):
         if "spot_image" in batch:
             crops = jitter_stain([batch["spot_image"], batch["niche_image"]], self.settings.stain_jitter)
             batch = {**batch, "spot_image": crops[0], "niche_image": crops[1]}
+        self.share = len(batch["target"]) * self.size / self.batch_size
         outputs = self.model(batch)
-        error = nn.functional.mse_loss(outputs["prediction"], batch["target"])
+        error = nn.functional.mse_loss(outputs["prediction"], batch["target"]) * self.share
         if error.device.type == "cpu" and not torch.isfinite(error):  # on a GPU the epoch's mean tells, without a stop
             raise not_finite(["training_mse"], self.current_epoch + 1)
         alignment = self.alignment(outputs, batch["block_id"])
         loss = error + alignment["loss"]
         scores = {"training_loss": loss, "training_mse": error}
         scores |= {name: alignment[name] for name in ("contrastive", "entailment")}
-        self.log_dict(scores, on_step=False, on_epoch=True, batch_size=len(batch["target"]))
+        self.log_dict(scores, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], index: int) -> None:
@@ -64,13 +87,23 @@ class TrainingStep(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Errors over all validation spots at once: correlation has no mean over batches."""
-        prediction, target = (torch.cat(parts) for parts in zip(*self._validation, strict=True))
+        prediction, target = (self._of_all(torch.cat(parts)) for parts in zip(*self._validation, strict=True))
         self._validation.clear()
         correlation = per_gene_pearson(prediction, target)
         finite = correlation[torch.isfinite(correlation)]
-        self.log("validation_mse", nn.functional.mse_loss(prediction, target))
-        self.log("validation_pcc", finite.mean() if len(finite) else torch.zeros(()))
-        self.log_dict({name: float(value) for name, value in self.alignment.report().items()})
+        pcc = finite.mean() if len(finite) else prediction.new_zeros(())
+        scores = {"validation_mse": nn.functional.mse_loss(prediction, target), "validation_pcc": pcc}
+        scores |= {name: torch.tensor(value) for name, value in self.alignment.report().items()}
+        scores["effective_radius"] *= self.share
+        self.log_dict(scores, sync_dist=True)
+
+    def _of_all(self, dealt: Tensor) -> Tensor:
+        """Values (n, ...) of the validation spots that were dealt to this process, to those of all spots in their order."""
+        if self.size == 1:
+            return dealt
+        everything = [torch.empty_like(dealt) for _ in range(self.size)]
+        torch.distributed.all_gather(everything, dealt.contiguous())
+        return rearrange(everything, "rank spot ... -> (spot rank) ...")[: self.n_validation]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Frozen weights stay where they came from: they are large, and not ours to pass on. A checksum is kept."""

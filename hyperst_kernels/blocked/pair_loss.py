@@ -84,9 +84,9 @@ class Inputs(NamedTuple):
         limits = self.limits
         if limits is None:
             return lambda rows, columns: Pairs(rows, columns, scales[rows], *ids)
-        of_keys = F.pad(
-            limits, (0, max(len(self.keys) - len(limits), 0))
-        )  # a key is the positive of the query beside it
+        limits = limits.contiguous()
+        # a key is the positive of the query beside it; those beyond have no loss
+        of_keys = F.pad(limits, (0, max(len(self.keys) - len(limits), 0)))
         return lambda rows, columns: Pairs(rows, columns, scales[rows], *ids)._replace(
             row_limits=limits[rows], column_limits=of_keys[columns]
         )
@@ -105,7 +105,7 @@ class Inputs(NamedTuple):
         scale, debias = self.logit_scale.double(), self.debias
         far = BOUNDS.get(self.geometry.name, math.inf) * torch.cat([scale.expand(n), scale.amax().expand(m)])
         if debias is not None:
-            # a key is the positive of the query beside it; those beyond have no loss
+            # of keys, as their limits
             last = debias.double().expand(max(n, m)) if debias.ndim == 0 else F.pad(debias.double(), (0, max(m - n, 0)))
             debias = torch.cat([last[:n], last[:m]])
         return Targets(self.label_smoothing, debias, far)

@@ -15,6 +15,7 @@ from hyperst.evaluation import (
     OURS,
     RIDGE_OWN,
     RIDGE_STAIN,
+    _comparisons,
     evaluate,
     measured_expression,
     score,
@@ -149,7 +150,33 @@ def test_few_spots_and_undefined_correlations_are_said(run, sections, tmp_path):
     assert result.scores[OURS].pcc is None
     assert "S3 has 1 spots: correlations over so few are mostly chance" in said
     assert "there is no correlation to compare" in said
-    assert "as good or better on PCC" not in said
+    assert "on S3 is not shown: MSE" in said  # one block of spots has no interval
+    assert "not shown: PCC" not in said
+
+
+def test_which_is_better_is_said_by_an_interval(evaluation, run, sections):
+    """The prediction itself beats ridge regression, and is worse than what is measured."""
+    measured = measured_expression(run, sections[2])
+    ours = evaluation.scores[OURS]
+    for ridge, words in (
+        (
+            measured,
+            [
+                f"worse than {RIDGE_OWN} on S3, PCC -",
+                "learnt nothing beyond it",
+                f"worse than {RIDGE_OWN} on S3, MSE +",
+            ],
+        ),
+        (np.roll(measured, 40, axis=0) + 5, []),
+        (
+            predict_values(run, sections[2]),
+            [f"better than {RIDGE_OWN} on S3 is not shown: PCC +0.000 [+0.000, +0.000]"],
+        ),
+    ):
+        predictions = {OURS: predict_values(run, sections[2]), RIDGE_OWN: ridge}
+        said = _comparisons(sections[2], predictions, measured, {OURS: ours, RIDGE_OWN: score(ridge, measured)})
+        assert all(each in " ".join(said) for each in words)
+        assert bool(said) == bool(words)
 
 
 def test_another_treatment_of_missing_genes_needs_another_folder(run, sections, tmp_path):

@@ -50,7 +50,8 @@ def test_a_run_folder_holds_everything(trained, tiny_config, sections):
     ):
         assert file.is_file(), file
     stored = read_config(place.config)
-    assert replace(stored, crop=tiny_config.crop) == tiny_config
+    data = replace(stored.data, stain_mean=None, stain_std=None)
+    assert replace(stored, crop=tiny_config.crop, data=data) == tiny_config
     assert stored.crop.niche_um > stored.crop.spot_um >= 112  # fixed from the training sections, to be used anywhere
     assert place.read_genes() == list(select_genes(sections[:2], tiny_config.data.n_genes, "hmhvg"))
     assert {"python", "torch", "lightning", "hyperst-kernels"} <= place.read_versions().keys()
@@ -163,14 +164,6 @@ def test_a_run_killed_before_its_summary_is_finished_without_another_epoch(train
 def test_a_second_run_needs_its_own_folder(trained, tiny_config, sections):
     with pytest.raises(FileExistsError, match="--resume"):
         fit(tiny_config, sections[:2], trained)
-
-
-def test_one_of_several_processes_does_not_train(tiny_config, sections, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for resume in (False, True):
-        with pytest.raises(ValueError, match="one process on one device, and this process is one of 2"):
-            fit(tiny_config, sections[:2], tmp_path / "run", resume=resume)
-    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_to_resume(tiny_config, sections, tmp_path):

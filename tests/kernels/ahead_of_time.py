@@ -34,7 +34,7 @@ from hyperst_kernels.gpu import (
     launch,
     pair_loss,
 )
-from hyperst_kernels.reference.contrastive import Pairing
+from hyperst_kernels.reference.contrastive import Pairing, Slopes
 
 VERSION = ".".join(triton.__version__.split(".")[:2])
 TABLE = Path(__file__).with_name("resources") / f"triton-{VERSION}.json"
@@ -217,6 +217,17 @@ def loss(d: int, dtype: torch.dtype, atomic: bool = False, pairings: Sequence[Pa
     contrastive.backward(slopes, *given, kept, *flags, atomic)
 
 
+def of_ranks(d: int, dtype: torch.dtype, with_ids: bool) -> None:
+    """What the loss is made of where other ranks have keys of it, and ids are those of two sides."""
+    n, c = 4096, _scalar(dtype)
+    ids = (torch.zeros(n, dtype=torch.int64),) * 2 if with_ids else None
+    x = [torch.zeros(n, d, dtype=dtype) for _ in range(2)]
+    given, flags = (x, None, c, c, ids), (PAIR, "lorentz", True, "bf16x3")
+    rows, columns, diagonal, kept = contrastive.forward(*given, *flags, all_columns=True)
+    grad = torch.empty_like(rows, dtype=c.dtype)
+    contrastive.backward(Slopes(rows, grad, columns, grad, diagonal, grad), *given, kept, *flags, False)
+
+
 def variants(target: str) -> dict[str, Callable[[], None]]:
     """What is compiled for a target, by name."""
     single, half, double = torch.float32, torch.bfloat16, torch.float64
@@ -243,6 +254,8 @@ def variants(target: str) -> dict[str, Callable[[], None]]:
             "pairs 512 float32 ieee": lambda: pairs(512, single, "ieee"),
             "pairs 512 float64": lambda: pairs(512, double, "ieee", backward=True),
             "blocks of pairs float64": lambda: blocks_of_pairs(double),
+            "loss of ranks 128 bfloat16": lambda: of_ranks(128, half, False),
+            "loss of ranks 512 float32": lambda: of_ranks(512, single, True),
             "targets of pairs float64": lambda: targets_of_pairs(double),
             "loss 512 bfloat16": lambda: loss(512, half),
             "loss 1024 bfloat16": lambda: loss(1024, half),

@@ -14,7 +14,7 @@ from hyperst_kernels import HyperbolicContrastiveLoss, contrastive_loss
 from tests.kernels import ranks
 
 DIM = 5
-SHARDS = {2: (5, 3), 3: (4, 1, 6)}
+SHARDS = {2: (5, 3), 3: (4, 1, 6), 4: (2, 3, 1, 4)}
 NO_POSITIVE = 100  # an id of the last rank's queries that no key has
 
 
@@ -55,6 +55,8 @@ CASES = {
     "global, margin": Case({**GLOBAL, "margin": 0.2}),
     "global, sigmoid": Case({**GLOBAL, "loss": "sigmoid"}),
     "global, positives": Case(GLOBAL, ("positives",)),
+    "global, angle": Case({**GLOBAL, "geometry": "angle"}),
+    "local, angle": Case({**LOCAL, "geometry": "angle", "directions": "rows"}),
     "global, scales": Case(GLOBAL, ("scales",)),
     "global, more keys": Case(GLOBAL, ("more keys", "exclude_ids")),
     "ring": Case(RING),
@@ -74,7 +76,7 @@ def inputs(case: Case, world_size: int) -> tuple[dict[str, torch.Tensor], list[i
     """What one process has, rows in the order of ranks; the rows of queries and of keys on every rank."""
     generator = torch.Generator().manual_seed(0)
     rows = [4] * world_size if case.equal else list(SHARDS[world_size])
-    keys = [n + 2 - r for r, n in enumerate(rows)] if "more keys" in case.given else rows
+    keys = [n + max(2 - r, 0) for r, n in enumerate(rows)] if "more keys" in case.given else rows
     n, m = sum(rows), sum(keys)
     draw = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
     found = {"image": draw(n, DIM) / 2, "text": draw(m, DIM) / 2, "c": torch.tensor(0.7), "scale": torch.tensor(9.0)}
@@ -132,7 +134,7 @@ def of_one_process(name: str, world_size: int) -> dict[str, torch.Tensor]:
     positive = torch.cat([torch.arange(n) + start for n, start in zip(rows, starts[:-1], strict=True)])
     order = torch.cat([positive, torch.tensor([j for j in range(sum(keys)) if j not in set(positive.tolist())]).long()])
     ordered = {k: x[order] if k in ("exclude_ids", "key_ids") else x for k, x in found.items()}
-    options = {k: v for k, v in case.options.items() if k not in LOCAL}
+    options = {k: v for k, v in case.options.items() if k not in RING}
     loss = functools.partial(contrastive_loss, **options)
     value = call(loss, ordered, found["image"], found["text"][order], found["c"], found["scale"])
     grads = torch.autograd.grad(value, tuple(leaves(found).values()))

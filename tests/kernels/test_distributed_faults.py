@@ -44,6 +44,7 @@ FAULTS = {
 }  # fmt: skip
 # what both ranks do
 WRONG_EVERYWHERE = {
+    "angles of keys": ({"geometry": "angle"}, {}, "rank 0: geometry must not be 'angle' for directions='both'"),
     "scales of keys": ({}, {"logit_scale": torch.ones(3)}, "rank 0: logit_scale must be one number for directions='both'"),
     "no positive": ({}, {"positives": (torch.arange(3), torch.arange(3, 6))}, "positives: no key has the id of a query"),
 }  # fmt: skip
@@ -166,21 +167,30 @@ def test_a_scheme_is_one_of_those_there_are():
         HyperbolicContrastiveLoss(scheme="ring")
 
 
-def until_death(rank: int, folder: str, where: str) -> None:
-    """Rank 1 kills itself: before the features are exchanged, or before their gradients are."""
+# of each scheme and pass: a collective that rank 1 does not come back from, and how many such calls it makes before
+LAST_CALLS = {
+    ("gather", "forward"): ("all_gather", 1),  # of sizes
+    ("gather", "backward"): ("reduce_scatter", 0),
+    ("ring", "forward"): ("batch_isend_irecv", 1),  # keys
+    ("ring", "backward"): ("batch_isend_irecv", 4),  # keys twice, and sums of both shards' columns
+}
+
+
+def until_death(rank: int, folder: str, scheme: str, where: str) -> None:
+    """Rank 1 kills itself: before features or sums are exchanged, or before gradients are."""
     ranks.join(rank, 2, folder)
     if rank == 1:
-        name = {"forward": "all_gather", "backward": "reduce_scatter"}[where]
+        name, before = LAST_CALLS[scheme, where]
         collective, calls = getattr(torch.distributed, name), []
 
         def killed(*given, **options):
             calls.append(name)
-            if len(calls) > (where == "forward"):  # the first all-gather is of sizes
+            if len(calls) > before:
                 os.kill(os.getpid(), signal.SIGKILL)
             return collective(*given, **options)
 
         setattr(torch.distributed, name, killed)
-    loss = HyperbolicContrastiveLoss(group=torch.distributed.group.WORLD, **LOCAL)
+    loss = HyperbolicContrastiveLoss(group=torch.distributed.group.WORLD, scheme=scheme, **LOCAL)
     try:
         loss(torch.eye(3, 4, requires_grad=True), torch.eye(3, 4, requires_grad=True), 9.0).backward()
     except RuntimeError as error:
@@ -188,9 +198,9 @@ def until_death(rank: int, folder: str, where: str) -> None:
     os._exit(0)  # threads of a group that lost a member do not always end in peace
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
-def test_a_rank_that_dies_is_an_error_on_the_others(where, tmp_path):
-    context = torch.multiprocessing.spawn(until_death, (str(tmp_path), where), nprocs=2, join=False)
+@pytest.mark.parametrize(("scheme", "where"), LAST_CALLS)
+def test_a_rank_that_dies_is_an_error_on_the_others(scheme, where, tmp_path):
+    context = torch.multiprocessing.spawn(until_death, (str(tmp_path), scheme, where), nprocs=2, join=False)
     for process in context.processes:
         process.join(ranks.SECONDS + 60)
     assert [process.exitcode for process in context.processes] == [0, -signal.SIGKILL]

@@ -24,6 +24,7 @@ FILES = {  # of a job
     "calls": [f"test_{name}.py" for name in ("empty", "compile", "func", "launch", "tune")],
     "extreme_losses": ["test_extreme_losses.py"],
     "pair_blocks": ["test_pair_blocks.py"],
+    "rectangle": ["test_rectangle.py"],
     **{name: [f"triton/test_{name}.py"] for name in ("contrastive_kernel", "fused_arithmetic", "hierarchy", "smoke")},
     "ptx": ["ptx/test_arithmetic.py", "ptx/test_executor.py"],
     "ptx contrastive": ["ptx/test_contrastive.py"],
@@ -33,7 +34,7 @@ KERNELS = [name for name in FILES if not name.startswith("ptx")]
 # what each mode has to show: no arithmetic changes calls; in "plain" the smoke tests are run by test_smoke_selection.py
 GROUPS = {
     "plain": [name for name in KERNELS if name != "smoke"],
-    "contracted": [name for name in KERNELS if name not in ("calls", "smoke")],
+    "contracted": [name for name in KERNELS if name not in ("calls", "rectangle", "smoke")],
     "approximate": ["rows", "distance_matrix", "pair_blocks", "scalars", "fused_arithmetic", "smoke"],
     "ptx": [name for name in FILES if name.startswith("ptx")],
 }

@@ -100,7 +100,7 @@ def compare(given_: list[Tensor], ours: dict, theirs: dict, dtype: torch.dtype, 
     rounded = [x.to(dtype) for x in given_]
     want = value_and_gradients(lambda *t: plainly(*t, geometry=geometry, **theirs), *(x.double() for x in rounded))
     largest = max(float(x.norm()) for x in want[1:])
-    for reference in (False, True):
+    for reference in (False, True) if dtype == torch.float64 else (False,):
 
         def value(*t):
             with contextlib.nullcontext() if not reference else hk.use_reference():  # noqa: B023
@@ -108,10 +108,10 @@ def compare(given_: list[Tensor], ours: dict, theirs: dict, dtype: torch.dtype, 
 
         got = value_and_gradients(value, *(x.to(DEVICE) for x in rounded))
         for name, x, y in zip(("loss", "queries", "keys", "c", "scale"), got, want, strict=True):
-            # the formulas, as they are written, lose what is small beside 1
-            size = float(y.norm()) + 1e-5 + (1e-3 * largest if name != "loss" else 0)
+            # the formulas, as they are written, lose what is small beside 1, times the slope of an angle near its kink
+            size = float(y.norm()) + 1e-2 + (1e-3 * largest if name != "loss" else 0)
             # of the reference, whose distances have no digits to lose
-            closer = 1e-2 if reference and dtype == torch.float64 and name in ("loss", "scale") else 1
+            closer = 1e-2 if reference and name in ("loss", "scale") else 1
             assert float((x.cpu().double() - y).norm()) <= closer * allowed * size, (name, reference, x, y)
 
 

@@ -16,7 +16,7 @@ from hyperst_kernels.rectangle import Rectangle, Terms
 from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference.contrastive import Pairing
 from hyperst_kernels.schemes import Block
-from tests.kernels.backends import BACKENDS, device
+from tests.kernels.backends import BACKENDS, INTERPRETED, device
 
 D, SCALES = 6, (9.0, 4.0)
 HYPERST = [Pairing(0, 1, True), Pairing(2, 1, False), Pairing(3, 0, False)]
@@ -177,7 +177,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("backend", "dtype"), CASES, ids=str)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3 if INTERPRETED else 12, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
     rows=st.lists(st.integers(1, 12), min_size=2, max_size=3),

@@ -185,13 +185,13 @@ def test_public_losses():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("geometry", ["lorentz", "angle"])
 def test_losses_of_all_pairs(geometry, dtype):
-    """Several positives and a scale of each query, and the sigmoid loss, of vectors of which some are near each other."""
+    """Several positives and other targets, with a scale of each query, and the sigmoid loss, of vectors some of which are near."""
     queries, keys = vectors(2, dtype, n=N)
     keys[:3] = queries[:3] * 1.001
     ids = torch.arange(N) % 5
     each = torch.linspace(5, 9, N, dtype=dtype)
-    smoothed = {"positives": (ids, ids), "label_smoothing": 0.1, "debias": 0.01}
-    ways = {"positives": (ids, ids)}, {"loss": "sigmoid"}, smoothed, {"margin": 0.05}
+    targets = {"label_smoothing": 0.1, "debias": 0.01, "margin": 0.05}
+    ways = {"positives": (ids, ids)}, {"loss": "sigmoid"}, targets
     for input, options in itertools.product(("tangent", "lorentz"), ways):
 
         def value(x, y, c, scale):

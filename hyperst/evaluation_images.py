@@ -1,0 +1,54 @@
+"""What an evaluation reads from a section's images: predictions, and the features that ridge regression is fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hyperst.data import Section
+from hyperst.model import build_backbone
+from hyperst.predict import over_spots
+from hyperst.run import Run
+from hyperst.stain import StainStatistics
+
+__all__ = ["Count", "read_images"]
+
+
+class Count:
+    """Adds up the spots of several sections for one progress bar."""
+
+    def __init__(self, tell: Callable[[int, int], None] | None, total: int) -> None:
+        self.tell, self.total, self.done = tell, total, 0
+
+    def add(self, spots: int) -> None:
+        """Count these spots too."""
+        self.done += spots
+        if self.tell is not None:
+            self.tell(self.done, self.total)
+
+
+def read_images(
+    run: Run,
+    section: Section,
+    progress: Count | None = None,
+    stains: tuple[StainStatistics, StainStatistics] | None = None,
+) -> dict[str, np.ndarray]:
+    """One pass over a section's crops: "prediction" (spot gene), "own" and "stain" features (spot width).
+
+    Features of the spot and of the niche crop stand side by side. Stain features need crops, so they are missing with
+    precomputed features. ``stains``: see :func:`hyperst.predict.over_spots`.
+    """
+    crops = run.config.data.feature_key is None
+    levels = ("spot_image", "niche_image") if crops else ("spot_features", "niche_features")
+    encoders = {"own": run.model.backbone}
+    if crops:
+        encoders["stain"] = build_backbone("stain").to(run.device)
+
+    def compute(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        features = {name: torch.cat([encode(batch[level]) for level in levels], 1) for name, encode in encoders.items()}
+        return {"prediction": run.model.predict(batch), **features}
+
+    return over_spots(run, section, compute, (progress or Count(None, 0)).add, stains=stains)

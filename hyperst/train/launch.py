@@ -1,0 +1,124 @@
+"""Start the processes of a training on this machine, and end them together."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch.distributed as dist
+from torch.multiprocessing import ProcessExitedException, start_processes
+from torch.multiprocessing.spawn import ProcessContext, ProcessException
+
+from hyperst.train.together import first_error
+
+__all__ = ["launch"]
+
+_PULSE = 0.2  # seconds between two looks at the processes
+_GRACE = 8.0  # seconds that a process has to end by itself when another has failed, and then again before it is killed
+
+Work = Callable[[Callable[[Any], None]], None]
+
+
+def launch(size: int, work: Work, on_message: Callable[[Any], None]) -> None:
+    """Run ``work(send)`` in ``size`` new processes of this machine, which :func:`hyperst.train.together.joined` brings together.
+
+    Args:
+        work: picklable. What it sends on rank 0 comes to ``on_message`` in this process; what others send is dropped.
+
+    Raises:
+        ChildProcessError: a process was killed. KeyboardInterrupt: on Ctrl-C, when all processes have ended.
+        Any error of ``work``, that of the process which was the first to have one.
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    with tempfile.TemporaryDirectory() as folder:
+        # not as an argument: multiprocessing waits for ever where a process ends before it has read a long one
+        path = Path(folder) / "work"
+        path.write_bytes(pickle.dumps(work))
+        _watch(start_processes(_start, (size, store.port, sender, path), size, join=False), receiver, on_message, store)
+
+
+def _watch(started: ProcessContext, receiver: Connection, on_message: Callable[[Any], None], store: dist.Store) -> None:
+    """Hear what the processes say until they end, and end them together."""
+    try:
+        while not started.join(_PULSE, _GRACE):
+            _receive(receiver, on_message)
+        _receive(receiver, on_message)
+    except ProcessException as ended:
+        _receive(receiver, on_message)
+        raise _reason(ended, started, first_error(store)) from ended
+    except KeyboardInterrupt as interrupted:
+        _end(started)
+        raise first_error(store) or interrupted from None
+    finally:
+        _end(started)
+    if (error := first_error(store)) is not None:  # that it was interrupted is no exit code of a process
+        raise error
+
+
+def _start(rank: int, size: int, port: int, sender: Connection, path: Path) -> None:
+    """What a new process does first: it takes its place, as torchrun would give it."""
+    signal.signal(signal.SIGINT, _Once())
+    place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", TORCHELASTIC_USE_AGENT_STORE="True")  # the store is the parent's
+    work: Work = pickle.loads(path.read_bytes())
+    work(sender.send if rank == 0 else lambda message: None)
+
+
+class _Once:
+    """Ctrl-C reaches a process from the terminal and from its parent: the second must not break what the first cleans up."""
+
+    seen = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not self.seen:
+            self.seen = True
+            raise KeyboardInterrupt
+
+
+def _receive(receiver: Connection, on_message: Callable[[Any], None]) -> None:
+    while receiver.poll():
+        on_message(receiver.recv())
+
+
+def _reason(ended: ProcessException, started: ProcessContext, told: BaseException | None) -> BaseException:
+    """Why the processes have ended: one was killed, or what the first to fail has told."""
+    killed = isinstance(ended, ProcessExitedException) and ended.exit_code < 0
+    if killed or isinstance(told, ConnectionError):
+        for rank, process in enumerate(started.processes):
+            if (code := process.exitcode) is not None and code < 0 and (not killed or rank == ended.error_index):
+                return ChildProcessError(
+                    f"the process of rank {rank} was ended by {signal.Signals(-code).name} (out of memory?), the others with it. "
+                    "Nothing of the finished epochs is lost: go on with --resume"
+                )
+    if told is not None:
+        return told
+    if isinstance(ended, ProcessExitedException):
+        return ChildProcessError(
+            f"the process of rank {ended.error_index} ended with exit code {ended.exit_code} and told no reason but what it has "
+            "printed; a script must call fit(..., devices=...) under `if __name__ == '__main__':`"
+        )
+    return ended
+
+
+def _end(started: ProcessContext) -> None:
+    """Interrupt what still runs, and kill what does not end."""
+    alive = [process for process in started.processes if process.is_alive()]
+    for process in alive:
+        os.kill(process.pid, signal.SIGINT)
+    until = time.monotonic() + 2 * _GRACE
+    for process in alive:
+        process.join(max(0.0, until - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()

@@ -1,0 +1,143 @@
+"""Processes that train one run together: how they meet, what the first decides for all, and how an error ends them all."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from hyperst.processes import started_processes
+
+__all__ = ["ALONE", "Processes", "first_error", "joined"]
+
+Result = TypeVar("Result")
+_FIRST_ERROR = "hyperst/error"
+_MEETINGS = itertools.count()  # of one program that trains several runs
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a training, as one of them sees them.
+
+    Attributes:
+        rank: number of this one, from 0.
+        size: how many there are.
+        local_size: how many of them are on this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+
+    def from_first(self, work: Callable[[], Result]) -> Result:
+        """Return on every rank what ``work`` gives on rank 0, which alone does it; its error is raised on every rank."""
+        if self.size == 1:
+            return work()
+        told: list[Any] = [None]
+        error = None
+        if self.rank == 0:
+            value, error = _outcome(work)
+            told = [(value, error and _pack(error))]
+        dist.broadcast_object_list(told)
+        value, failure = told[0]
+        if failure is not None:
+            raise _unpack(failure) from error
+        return value
+
+    def each(self, work: Callable[[], Result]) -> Result:
+        """Return what ``work`` gives on this rank. An error of any rank is raised on every rank, of several the lowest rank's."""
+        if self.size == 1:
+            return work()
+        value, error = _outcome(work)
+        told: list[str | None] = [None] * self.size
+        dist.all_gather_object(told, error and _pack(error))
+        if failures := [failure for failure in told if failure is not None]:
+            raise _unpack(failures[0]) from error
+        return cast(Result, value)
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """Yield the processes that torchrun, srun or :mod:`hyperst.train.launch` has started, when all have come; or this one alone.
+
+    An error inside the block is told to the others: each ends with the error of the process that was the first to have one.
+    """
+    variables = started_processes()
+    if dist.is_initialized():
+        raise ValueError(
+            "torch.distributed is initialised already; leave that to the training, which does it for its processes"
+        )
+    if not variables:
+        yield ALONE
+        return
+    os.environ.update(variables)
+    store, rank, size = next(dist.rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    meeting = dist.PrefixStore(f"hyperst/{next(_MEETINGS)}", store)
+    dist.init_process_group(backend, store=meeting, rank=rank, world_size=size)
+    try:
+        yield Processes(rank, size, int(variables["LOCAL_WORLD_SIZE"]))
+    except BaseException as error:
+        # the group is left alone: others may wait in it, and hear of the end when this process has ended
+        first = _tell(error, store)
+        if first is error:
+            raise
+        raise first from error
+    dist.destroy_process_group()
+
+
+def first_error(store: dist.Store) -> BaseException | None:
+    """The error of the process that was the first to have one, if any had."""
+    return _unpack(store.get(_FIRST_ERROR)) if store.check([_FIRST_ERROR]) else None
+
+
+def _tell(error: BaseException, store: dist.Store) -> BaseException:
+    """Keep ``error`` in the store if it is the first, and return the first."""
+    error = _lost(error) or error
+    own = _pack(error)
+    try:
+        first = store.compare_set(_FIRST_ERROR, "", own)
+    except RuntimeError:  # the process that holds the store has ended
+        return error
+    return error if first == own.encode() else _unpack(first)
+
+
+def _lost(error: BaseException) -> ConnectionError | None:
+    """What an error of the connection between processes means, in words; None if ``error`` is another."""
+    if not isinstance(error, dist.DistError) and not (isinstance(error, RuntimeError) and "gloo" in str(error)):
+        return None
+    return ConnectionError(
+        f"another process of this training has ended or cannot be reached ({str(error).splitlines()[0]}). Nothing of the finished "
+        "epochs is lost: go on with --resume"
+    )
+
+
+def _outcome(work: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
+
+
+def _pack(error: BaseException) -> str:
+    try:
+        content = pickle.dumps(error)
+        pickle.loads(content)
+    except Exception:  # an error of a library may hold anything
+        content = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+    return base64.b64encode(content).decode()
+
+
+def _unpack(content: str | bytes) -> BaseException:
+    return pickle.loads(base64.b64decode(content))

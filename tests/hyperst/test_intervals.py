@@ -1,0 +1,76 @@
+"""Intervals against what can be counted, and against SciPy's bootstrap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from hyperst.evaluation import score
+from hyperst.intervals import paired_interval, spot_intervals
+
+
+def test_two_folds_are_drawn_together_or_twice():
+    """The mean of two draws of a and b is a, their middle or b with probability 1/4, 1/2, 1/4: 2.5 % of each end is the end."""
+    found = paired_interval(np.array([[0.25], [0.75]]))
+    assert (found.mean, found.low, found.high) == (0.5, 0.25, 0.75)
+    assert found.excludes_zero
+    assert not paired_interval(np.array([[-0.25], [0.75]])).excludes_zero
+
+
+@pytest.mark.parametrize("shape", [(1, 12), (12, 1)])
+def test_one_level_is_scipys_percentile_bootstrap(shape):
+    values = np.random.default_rng(3).normal(0.4, 1, 12)
+    found = paired_interval(values.reshape(shape))
+    theirs = bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=0).confidence_interval
+    # quantiles of 10,000 and 20,000 draws: standard errors of .008 and .006 of a mean whose own is about .3
+    assert found.mean == pytest.approx(values.mean())
+    assert found.low == pytest.approx(theirs.low, abs=0.05)
+    assert found.high == pytest.approx(theirs.high, abs=0.05)
+
+
+def test_folds_count_once_whatever_their_number_of_seeds():
+    """A fold with a missing seed weighs as much as another."""
+    found = paired_interval(np.array([[1.0, 1.0, 1.0], [3.0, np.nan, np.nan]]))
+    assert (found.mean, found.low, found.high) == (2.0, 1.0, 3.0)
+
+
+def test_spread_over_folds_is_not_hidden_by_many_seeds():
+    random = np.random.default_rng(0)
+    folds = random.normal(0, 1, (6, 1)) + random.normal(0, 0.01, (6, 50))
+    found, of_folds = paired_interval(folds), paired_interval(folds.mean(axis=1, keepdims=True))
+    assert found.high - found.low == pytest.approx(of_folds.high - of_folds.low, rel=0.05)
+
+
+def test_too_little_for_an_interval():
+    assert paired_interval(np.full((2, 2), np.nan)) is None
+    found = paired_interval(np.array([[np.nan, 0.5]]))
+    assert (found.mean, found.low, found.high) == (0.5, None, None)
+    assert not found.excludes_zero
+
+
+def test_scores_of_resampled_spots_are_those_of_the_spots(monkeypatch):
+    """Every resample scored once more, by the scores of a section made of the drawn blocks."""
+    monkeypatch.setattr("hyperst.intervals._RESAMPLES_OF_SPOTS", 8)
+    random = np.random.default_rng(0)
+    measured = random.normal(3, 1, (30, 5))
+    one, other = (measured + random.normal(size=(30, 5)) for _ in range(2))
+    one[:, 2] = 0.1  # no correlation of this gene
+    blocks = np.repeat(np.arange(10) * 7, 3)
+    differences = []
+    for counts in np.random.default_rng(0).multinomial(10, np.full(10, 0.1), size=8):
+        spots = np.concatenate([np.flatnonzero(blocks == 7 * block) for block in np.repeat(np.arange(10), counts)])
+        differences.append([score(each[spots], measured[spots]) for each in (one, other)])
+    found = spot_intervals(one, other, measured, blocks)
+    for metric in ("pcc", "mse"):
+        ends = np.quantile([getattr(a, metric) - getattr(b, metric) for a, b in differences], [0.025, 0.975])
+        assert (found[metric].low, found[metric].high) == pytest.approx(tuple(ends), rel=1e-10)
+        whole = getattr(score(one, measured), metric) - getattr(score(other, measured), metric)
+        assert found[metric].mean == pytest.approx(whole, rel=1e-10)
+
+
+def test_intervals_over_spots_that_cannot_be():
+    measured = np.arange(6.0)[:, None]
+    found = spot_intervals(measured, measured * 0 + 2, measured, np.zeros(6))
+    assert set(found) == {"mse"}  # a constant has no correlation
+    assert (found["mse"].low, found["mse"].excludes_zero) == (None, False)
