@@ -13,7 +13,7 @@ native = Extension(
     [NATIVE + "library.cpp"],
     depends=[
         "hyperst_kernels/_constants.py",
-        *(f"{NATIVE}{part}.h" for part in ("tile", "pairs", "operands", "rows", "maps")),
+        *(f"{NATIVE}{part}.h" for part in ("tile", "pairs", "angles", "operands", "rows", "maps")),
     ],
     define_macros=[
         ("GEOMETRIES", ", ".join(name.upper() for name in CONSTANTS["GEOMETRIES"])),

@@ -43,13 +43,14 @@ def setup(
         peers.COMPILED: lambda: peers.compiled(textbook.single_matrix_loss),
         peers.CHUNKED: lambda: textbook.chunked_loss,
         peers.OPEN_CLIP: peers.open_clip_loss,
+        peers.MEMEFF: lambda: peers.memeff_loss(logit_scale),
         peers.PRODUCTS: lambda: peers.products(n, d, image),
     }
     if image.device.type == "cuda":  # elsewhere there is one order
         factories[ANY_ORDER] = lambda: functools.partial(hk.contrastive_loss, deterministic=False)
     if d <= KEOPS_WIDEST:
         factories[peers.KEOPS] = peers.keops_loss
-    return Problem([image, text, c, scale], factories, (peers.OPEN_CLIP, peers.PRODUCTS))
+    return Problem([image, text, c, scale], factories, (peers.OPEN_CLIP, peers.MEMEFF, peers.PRODUCTS))
 
 
 def terms(image: Tensor, gene: Tensor, image_niche: Tensor, gene_niche: Tensor) -> list[hk.Term]:

@@ -31,7 +31,7 @@ LOSSES = (
 )
 HIERARCHIES = ((4096, 128, torch.bfloat16), (32768, 128, torch.bfloat16))
 ONE_STEP = (1 << 20, 512, torch.bfloat16)
-BESIDE = (peers.EAGER, peers.COMPILED, peers.CHUNKED, peers.OPEN_CLIP, peers.PRODUCTS)
+BESIDE = (peers.EAGER, peers.COMPILED, peers.CHUNKED, peers.OPEN_CLIP, peers.MEMEFF, peers.PRODUCTS)
 ROUNDS = 3
 
 

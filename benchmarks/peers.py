@@ -23,7 +23,7 @@ from benchmarks.problem import Function
 
 EAGER, COMPILED, CHUNKED, PRODUCTS = "eager", "compiled", "chunked", "products"
 GEOOPT, GEOOPT_BALL, HYPLL, KEOPS, OPEN_CLIP = "geoopt", "geoopt ball", "HypLL", "KeOps", "open_clip"
-HYPERBOLIX = "hyperbolix"
+HYPERBOLIX, MEMEFF = "hyperbolix", "memeff"
 
 
 def compiled(function: Function) -> Function:
@@ -182,3 +182,11 @@ def open_clip_loss() -> Function:
 
     loss = ClipLoss()
     return lambda image, text, c, logit_scale: loss(image, text, logit_scale)
+
+
+def memeff_loss(logit_scale: float) -> Function:
+    """memeff's CLIP loss in Triton without the matrix: cosines, a fixed temperature; CUDA alone, which it says of other tensors."""
+    from memeff import MemoryEfficientCLIPLoss
+
+    loss = MemoryEfficientCLIPLoss(temperature=1 / logit_scale, stable=False)  # else its gradient grows with the batch
+    return lambda image, text, *scalars: loss(image, text)

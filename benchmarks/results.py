@@ -19,7 +19,7 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "benchmarks" / "results"
-_PACKAGES = ("torch", "triton", "geoopt", "hyperbolix", "hypll", "pykeops", "open_clip_torch")
+_PACKAGES = ("torch", "triton", "geoopt", "hyperbolix", "hypll", "pykeops", "open_clip_torch", "memeff")
 # what a commit has to say about a result: changes elsewhere do not matter
 _SOURCES = ("hyperst_kernels", "hyperst", "benchmarks/*.py", "docs/examples")
 

@@ -102,6 +102,18 @@ def positive_each(name: str, value: float | Tensor, n: int, like: Tensor, dtype:
     return value.to(device=like.device, dtype=dtype)
 
 
+def positive_factors(name: str, value: float | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor (k,) of numbers > 0, one for each factor of the features (n, d) that it is beside, as `positive` gives one."""
+    value = tensor_or_number(value)
+    d = like.shape[1]
+    if not isinstance(value, Tensor) or value.ndim != 1 or len(value) == 0 or d % len(value):
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
+        raise ValueError(
+            f"{name} must be a tensor of shape (k,) for a product of k spaces, where k divides d = {d}, got {got}"
+        )
+    return positive_each(name, value, len(value), like, dtype).reshape(-1)
+
+
 def _or_nan(value: Tensor) -> Tensor:
     """Numbers above 0, and NaN in place of others, where they cannot be `seen`."""
     return torch.where(value > 0, value, torch.nan)

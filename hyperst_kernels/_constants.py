@@ -6,7 +6,8 @@ INPUTS = ("tangent", "lorentz")
 PRECISIONS = ("ieee", "bf16x3", "tf32", "bf16")
 GEOMETRIES = ("lorentz", "euclidean", "cosine")  # compiled code knows a geometry by its place
 LOSS_GEOMETRIES = (*GEOMETRIES, "angle")  # the last blockwise only
+PRODUCTS = ("l1-product", "l2-product")  # of hyperbolic spaces, for contrastive losses; blockwise
 
 # Of the machine code for a CPU.
 CHUNK = 256  # columns of a tile that a thread takes at a time
-SIGNATURES = 10  # counts changes of its functions' arguments: a library built from other sources must not be called
+SIGNATURES = 11  # counts changes of its functions' arguments: a library built from other sources must not be called

@@ -43,8 +43,9 @@ def contrastive_loss(
     Args:
         queries: (n, d), any floating dtype; computed in float32, or float64 if given.
         keys: (m, d), m >= n; the keys beyond n are negatives only (a memory bank).
-        c: curvature is -c, c > 0; a float or a 0-d tensor that may require grad.
-        logit_scale: inverse temperature > 0, likewise, or (n,), one for each query.
+        c: curvature is -c, c > 0; a float or a 0-d tensor that may require grad. In a product of k spaces a tensor (k,), one for
+            each factor.
+        logit_scale: inverse temperature > 0, a number likewise, or (n,), one for each query.
         loss: "softmax", or "sigmoid": the sum over all pairs of softplus(-y (logit_bias - logit_scale d)), y = 1 for positives
             and -1 for the others, divided by n; ``directions`` has no effect on it.
         logit_bias: float or 0-d tensor, 0 for None. In a softmax it shifts all logits alike and has no effect. Of a sigmoid it is
@@ -55,7 +56,9 @@ def contrastive_loss(
             are not counted in the mean; "none" gives 0 for them.
         input: "tangent" (encoder output, taken as tangent vectors at the origin) or "lorentz" (space components).
         geometry: "lorentz", or the same loss with "euclidean" distance or "cosine" similarity (then c is unused), or with the
-            exterior "angle" at the query in place of the distance.
+            exterior "angle" at the query in place of the distance, or in a product of hyperbolic spaces: features are cut into k
+            factors of d / k neighbouring numbers, k being the length of c, and the distance is the sum ("l1-product") or the root
+            of the sum of squares ("l2-product", the geodesic one) of those in the factors.
         directions: "both" averages query-to-key and key-to-query; "rows" is query-to-key alone.
         exclude_ids: (m,) integers; a key with the same id as the query's own is no negative of it.
         weights: (n,) weights of the samples, finite and >= 0; the mean divides by their sum, and is 0 (with zero gradients)
@@ -89,7 +92,8 @@ def contrastive_loss(
     give a NaN loss. RuntimeError where determinism is asked for and refused. Forward-mode and double differentiation raise.
 
     Source: van den Oord et al. 2018; Desai et al. 2023, section 3.1; Khosla et al. 2020, equation 2 (several positives); Zhai
-    et al. 2023, equation 1 (sigmoid); Chuang et al. 2020, equation 8 (debias).
+    et al. 2023, equation 1 (sigmoid); Chuang et al. 2020, equation 8 (debias); Gu et al. 2019 (l2-product); Yoshikawa and Matsubara
+    2025 (l1-product).
 
     >>> torch.manual_seed(0).initial_seed()
     0
@@ -104,6 +108,13 @@ def contrastive_loss(
     True
     >>> bool(contrastive_loss(image, gene, margin=0.0) < contrastive_loss(image, gene))
     True
+
+    Two spaces of 8 dimensions, each with a curvature that is learnt.
+
+    >>> c = torch.ones(2, requires_grad=True)
+    >>> contrastive_loss(image, gene, c, geometry="l1-product").backward()
+    >>> c.grad.shape
+    torch.Size([2])
     """
     options = Options(
         loss, logit_bias, positives, input, geometry, exclude_ids, weights, reduction, precision, deterministic,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels import _checks
-from hyperst_kernels._constants import INPUTS, LOSS_GEOMETRIES, PRECISIONS
+from hyperst_kernels._constants import INPUTS, LOSS_GEOMETRIES, PRECISIONS, PRODUCTS
 from hyperst_kernels.entailment import REDUCTIONS
 from hyperst_kernels.operators.contrastive import contrastive_terms
 from hyperst_kernels.operators.pair_loss import pair_losses
@@ -18,6 +18,7 @@ from hyperst_kernels.reference.contrastive import Pairing
 
 DIRECTIONS = ("both", "rows")
 LOSSES = ("softmax", "sigmoid")
+BLOCKWISE = ("angle", *PRODUCTS)  # geometries that have no fused kernel
 
 
 class Term(NamedTuple):
@@ -55,7 +56,7 @@ class Options(NamedTuple):
     def plain(self) -> bool:
         """Whether this is a softmax over distances with one positive for each query, which have kernels of their own."""
         targets = self.label_smoothing or self.debias is not None or self.margin is not None
-        return self.loss == "softmax" and self.positives is None and self.geometry != "angle" and not targets
+        return self.loss == "softmax" and self.positives is None and self.geometry not in BLOCKWISE and not targets
 
 
 class Prepared(NamedTuple):
@@ -94,10 +95,12 @@ def prepare(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Tenso
     if options.positives is not None:
         _check_positives(terms, options.positives, options)
     _checks.one_device({x.name: x.vectors for x in features})
-    vectors, scaling, c = _on_one_footing(features, c)
-    if options.geometry == "lorentz" and options.input == "tangent":
+    vectors, scaling, c = _on_one_footing(features, c, options.geometry in PRODUCTS)
+    if options.geometry in ("lorentz", *PRODUCTS) and options.input == "tangent":
         for k, x in enumerate(features):
-            _checks.radius(x.name, vectors[k], c if scaling is None else c * scaling[k] ** 2)
+            curvatures = c if scaling is None else c * scaling[k] ** 2
+            for part, curvature in zip(vectors[k].chunk(c.numel(), 1), curvatures.reshape(-1), strict=True):
+                _checks.radius(x.name, part, curvature)
     if options.exclude_ids is not None:
         _checks.reachable("exclude_ids", options.exclude_ids, vectors[0].device)
         options = options._replace(exclude_ids=options.exclude_ids.to(vectors[0].device))
@@ -132,7 +135,7 @@ def _check_options(options: Options) -> None:
         )
     _checks.choice("loss", options.loss, LOSSES)
     _checks.choice("input", options.input, INPUTS)
-    _checks.choice("geometry", options.geometry, LOSS_GEOMETRIES)
+    _checks.choice("geometry", options.geometry, (*LOSS_GEOMETRIES, *PRODUCTS))
     _checks.choice("reduction", options.reduction, REDUCTIONS)
     if options.precision is not None:
         _checks.choice("precision", options.precision, PRECISIONS)
@@ -298,11 +301,13 @@ def _check_shapes(within: str, term: Term, d: int, options: Options) -> None:
         raise ValueError(f"exclude_ids must be integers of shape ({m},), one per key, got {got}")
 
 
-def _on_one_footing(features: Sequence[_Features], c: float | Tensor) -> tuple[list[Tensor], Tensor | None, Tensor]:
+def _on_one_footing(
+    features: Sequence[_Features], c: float | Tensor, product: bool
+) -> tuple[list[Tensor], Tensor | None, Tensor]:
     """Features in their common dtype, and in the geometry's their factors (None where all are 1) and c."""
     first, dtype = features[0].vectors, _checks.geometry_dtype(*(x.vectors for x in features))
     common = functools.reduce(torch.promote_types, (x.vectors.dtype for x in features))
-    c = _checks.positive("c", c, first, dtype)
+    c = _checks.positive_factors("c", c, first, dtype) if product else _checks.positive("c", c, first, dtype)
     factors = None
     if any(isinstance(x.scale, Tensor) or x.scale != 1 for x in features):
         factors = torch.stack([_checks.positive(x.scale_name, x.scale, first, dtype) for x in features])

@@ -41,16 +41,14 @@ class Polar(NamedTuple):
 
 def polar(x: Tensor, c: Tensor, tangent: bool) -> Polar:
     """Return tangent vectors, or points by their space components, (n d) in polar coordinates."""
-    length = norm(x)
+    return Polar(unit(x), *of_lengths(norm(x), c, tangent))
+
+
+def of_lengths(length: Tensor, c: Tensor, tangent: bool) -> tuple[Tensor, ...]:
+    """All of `Polar` but the directions."""
     rapidity = c.sqrt() * length if tangent else torch.asinh(c.sqrt() * length)
-    return Polar(
-        unit(x),
-        length,
-        rapidity,
-        torch.exp(-rapidity),
-        -torch.expm1(-2 * rapidity) / 2,
-        (1 + torch.exp(-2 * rapidity)) / 2,
-    )
+    sinh, cosh = -torch.expm1(-2 * rapidity) / 2, (1 + torch.exp(-2 * rapidity)) / 2
+    return length, rapidity, torch.exp(-rapidity), sinh, cosh
 
 
 class _Turned(NamedTuple):

@@ -8,7 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hyperst_kernels.blocked import angle, flat
+from hyperst_kernels._constants import PRODUCTS
+from hyperst_kernels.blocked import angle, flat, product
 from hyperst_kernels.operators import distance
 
 # Rows and columns: a block and what is made of it stay in the cache of a CPU; a GPU wants work for all its processors, and
@@ -28,7 +29,8 @@ def blocks(
 
 
 class Geometry(NamedTuple):
-    """How far rows of a block are apart: "lorentz", "euclidean", "cosine" (1 - cosine of unit vectors or 0) or "angle"."""
+    """How far rows of a block are apart: "lorentz", "euclidean", "cosine" (1 - cosine of unit vectors or 0), "angle", or one of
+    the `PRODUCTS`, with a curvature of each factor."""
 
     name: str
     tangent: bool
@@ -40,6 +42,8 @@ class Geometry(NamedTuple):
             return distance.matrix(queries, keys, c, self.tangent, self.precision)
         if self.name == "angle":
             return angle.values(queries, keys, c, self.tangent)
+        if self.name in PRODUCTS:
+            return product.values(queries, keys, c, self.tangent, self.precision, self.name)
         if self.name == "cosine":
             return flat.cosine(queries, keys)
         return flat.euclidean(queries, keys)
@@ -52,6 +56,8 @@ class Geometry(NamedTuple):
             return distance.matrix_backward(grad, queries, keys, c, values, self.tangent, self.precision)
         if self.name == "angle":
             return angle.gradients(grad, queries, keys, c, self.tangent)
+        if self.name in PRODUCTS:
+            return product.gradients(grad, queries, keys, c, values, self.tangent, self.precision, self.name)
         if self.name == "cosine":
             return -grad @ keys, -grad.T @ queries, torch.zeros_like(c)
         return *flat.euclidean_gradients(grad, queries, keys, values), torch.zeros_like(c)
@@ -84,7 +90,7 @@ class BlockedPairs(NamedTuple):
 
     def gradients(self, fill: Fill) -> tuple[Tensor, Tensor, Tensor]:
         d_queries, d_keys = torch.zeros_like(self.queries), torch.zeros_like(self.keys)
-        dc = self.c.new_zeros((), dtype=torch.float64)
+        dc = torch.zeros_like(self.c, dtype=torch.float64)
         for rows, columns, values in self.blocks():
             grad = torch.empty_like(values)
             fill(rows, columns, values, grad)

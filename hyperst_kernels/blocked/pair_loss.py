@@ -16,14 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hyperst_kernels._constants import PRODUCTS
 from hyperst_kernels.blocked import epilogue
 from hyperst_kernels.blocked import pairs as portable
 from hyperst_kernels.blocked.blocks import AllPairs, BlockedPairs, Geometry
 from hyperst_kernels.blocked.epilogue import Targets
 from hyperst_kernels.blocked.pairs import Pairs, PowerSums
+from hyperst_kernels.cpu import angle_pairs
 from hyperst_kernels.cpu import pair_loss as machine_code
 from hyperst_kernels.cpu.all_pairs import TiledPairs
 from hyperst_kernels.cpu.native import bindings
+from hyperst_kernels.cpu.product_pairs import ProductPairs
 from hyperst_kernels.cpu.tiles import NeedsFloat64
 from hyperst_kernels.operators.register import on_triton
 from hyperst_kernels.reference.pair_loss import BOUNDS
@@ -64,7 +67,11 @@ class Inputs(NamedTuple):
             from hyperst_kernels.gpu.angle_pairs import AnglePairs
 
             return AnglePairs(*given, tangent, precision)
+        if geometry == "angle" and bindings.usable(self.queries):
+            return angle_pairs.AnglePairs(*given, tangent)
         if self.c.device.type == "cpu" and not on_triton(self.c) and geometry != "angle":
+            if geometry in PRODUCTS:
+                return ProductPairs(*given, geometry, tangent, self.widened)
             return TiledPairs(*given, geometry, tangent, self.widened)
         return BlockedPairs(*given, self.geometry)
 

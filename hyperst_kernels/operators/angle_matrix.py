@@ -7,6 +7,8 @@ from torch import Tensor
 
 from hyperst_kernels.blocked import angle
 from hyperst_kernels.blocked.blocks import blocks
+from hyperst_kernels.cpu import angle_pairs
+from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.operators.register import (
     PORTABLE,
     TRITON,
@@ -38,6 +40,8 @@ class _PairwiseExteriorAngle(torch.autograd.Function):
 
 
 def _blocks_of_angles(x, y, c, tangent):
+    if bindings.usable(x):
+        return angle_pairs.AnglePairs(x, y, c, tangent).matrix()
     out = c.new_empty(x.shape[0], y.shape[0])
     for rows, columns in blocks(x.shape[0], y.shape[0], x.device):
         out[rows, columns] = angle.values(x[rows], y[columns], c, tangent)
@@ -45,6 +49,9 @@ def _blocks_of_angles(x, y, c, tangent):
 
 
 def _blocks_of_gradients(grad, x, y, c, tangent):
+    if bindings.usable(x):
+        dx, dy, dc = angle_pairs.AnglePairs(x, y, c, tangent).gradients_of(bindings.rows(grad))
+        return dx, dy, dc.to(c.dtype)
     dx, dy, dc = torch.zeros_like(x), torch.zeros_like(y), c.new_zeros((), dtype=torch.float64)
     for rows, columns in blocks(x.shape[0], y.shape[0], x.device):
         of_x, of_y, of_c = angle.gradients(grad[rows, columns], x[rows], y[columns], c, tangent)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hyperst_kernels._constants import PRODUCTS
 from hyperst_kernels.blocked import pair_loss as blocked
 from hyperst_kernels.blocked.blocks import Geometry
 from hyperst_kernels.operators.distance import distance
@@ -158,6 +159,9 @@ def pair_losses(
 def _of_positives(queries: Tensor, keys: Tensor, c: Tensor, geometry: str, tangent: bool) -> Tensor:
     """How far queries are from the keys beside them, without a gradient: (n d), (m d) -> (n)."""
     given = queries.detach(), keys[: queries.shape[0]].detach(), c.detach()
+    if geometry in PRODUCTS:
+        parts = zip(*(x.chunk(len(c), 1) for x in given[:2]), c.detach(), strict=True)
+        return reference.combined([distance(*part, tangent) for part in parts], geometry)
     if geometry in ("lorentz", "angle"):
         return (distance if geometry == "lorentz" else exterior_angle)(*given, tangent)
     return dissimilarity(*given, input_name(tangent), geometry, pairwise=False)

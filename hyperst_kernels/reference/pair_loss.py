@@ -30,8 +30,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hyperst_kernels._constants import PRODUCTS
 from hyperst_kernels.reference.contrastive import _logsumexp, dissimilarity, softplus
+from hyperst_kernels.reference.distance import pairwise_distance
 from hyperst_kernels.reference.entailment import pairwise_exterior_angle
+from hyperst_kernels.reference.flat import length
 
 BOUNDS = {"cosine": 2.0, "angle": math.pi}  # of distances that have one
 
@@ -57,7 +60,10 @@ def pair_losses(
 
     ``debias`` is () or (n), ``limits`` (n) are the distances below which keys are no negatives.
     """
-    if geometry == "angle":
+    if geometry in PRODUCTS:
+        parts = zip(queries.chunk(len(c), 1), keys.chunk(len(c), 1), c, strict=True)
+        apart = combined([pairwise_distance(*part, input) for part in parts], geometry)
+    elif geometry == "angle":
         apart = pairwise_exterior_angle(queries, keys, c, input)
     else:
         apart = dissimilarity(queries, keys, c, input, geometry, pairwise=True)
@@ -79,6 +85,12 @@ def pair_losses(
         debias = F.pad(debias, (0, len(keys) - len(queries)))  # a key is the positive of the query beside it
     own = negative if limits is None else negative & ~(apart < F.pad(limits, (0, len(keys) - len(queries))))
     return of_rows, _softmax(logits, positive, own, 0, label_smoothing, debias, lowest.amin())
+
+
+def combined(distances: list[Tensor], geometry: str) -> Tensor:
+    """The distance in a product, from those in its factors, all of one shape."""
+    each = torch.stack(distances)
+    return each.sum(0) if geometry == PRODUCTS[0] else length(each.movedim(0, -1)).squeeze(-1)
 
 
 def pairs_of(

@@ -96,6 +96,10 @@ def _scale_of_each(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     return hk.contrastive_loss(x, y, c, 9 + x[:, 0])
 
 
+def _in_a_product(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    return hk.contrastive_loss(x, y, torch.stack([c, 2 * c]), 9.0, geometry="l1-product")
+
+
 def _of_two_scales(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     return hk.hierarchical_contrastive_loss([hk.Term(x, y), hk.Term(y, x, logit_scale=5.0)], c, 9.0)[0]
 
@@ -133,6 +137,7 @@ CALLS = {
     "contrastive_loss-cosine": Call(partial(hk.contrastive_loss, logit_scale=9.0, geometry="cosine"), 2),
     "contrastive_loss-weighted": Call(_weighted_loss, 2),
     "contrastive_loss-angle": Call(partial(hk.contrastive_loss, logit_scale=9.0, geometry="angle"), 2, 3),
+    "contrastive_loss-product": Call(_in_a_product, 2, 3),
     "contrastive_loss-sigmoid": Call(
         partial(hk.contrastive_loss, logit_scale=9.0, loss="sigmoid", logit_bias=-1.0), 2, 3
     ),

@@ -26,6 +26,7 @@ _ROWS = (_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _DOUBLE, _INT)
 _MAP = (_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _DOUBLE, _DOUBLE)
 _SLOPES = (_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _INT)
 _BLOCK = (_POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _LONG, *(_POINTER,) * 6)
+_COSINES = (_POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _POINTER, _LONG, _FLOAT)
 _SIGNATURES = {
     "hyperst_minima": (_POINTER, _LONG, _LONG, _LONG, _POINTER, _INT),
     "hyperst_sums": (*_TILE, *(_POINTER,) * 5, _INT),
@@ -43,9 +44,12 @@ _SIGNATURES = {
     "hyperst_add_sigmoid": (*_BLOCK, _DOUBLE, _POINTER, _INT),
     "hyperst_softmax_gradients": (*_BLOCK, *(_POINTER,) * 14, _LONG, _INT),
     "hyperst_sigmoid_gradients": (*_BLOCK, _DOUBLE, *(_POINTER,) * 3, _LONG, _INT),
+    "hyperst_angles": (*_COSINES, _POINTER, _LONG, _POINTER, _INT),
+    "hyperst_angle_slopes": (*_COSINES, _POINTER, _LONG, _POINTER, _LONG, *(_POINTER,) * 3, _INT),
     "hyperst_large": (_POINTER, _LONG, _INT),
     "hyperst_exp2": (_POINTER, _POINTER, _LONG),
     "hyperst_log1p": (_POINTER, _POINTER, _LONG),
+    "hyperst_atan2": (_POINTER, _POINTER, _POINTER, _LONG),
 }
 
 

@@ -55,6 +55,42 @@ struct Weights {
     const float *positive, *constant, *negative, *constant_negative;
 };
 
+// A vector in polar coordinates, with p the rapidity: e^-p, e^-2p / 2, then e^-p times sinh p, cosh p and e^p - 1, and what slopes
+// by c are made of: see cpu/angle_pairs.py.
+struct PolarRow {
+    float decay, half_square, sinh, cosh, lift, excess, of_curvature;
+};
+
+// Those numbers of some vectors, each in a row of its own.
+struct PolarRows {
+    const float *numbers;
+    long stride;
+
+    PolarRows from(long i) const { return {numbers + i, stride}; }
+
+    PolarRow row(long i) const {
+        const float *of = numbers + i;
+        return {of[0], of[stride], of[2 * stride], of[3 * stride], of[4 * stride], of[5 * stride], of[6 * stride]};
+    }
+};
+
+// Cosines of the directions of a block of queries and keys; where they are closer to 1 or -1 than the limit, they are left to others.
+struct AngleTile {
+    const float *cosine;
+    long stride, rows, columns;
+    PolarRows x, y;
+    float limit;
+};
+
+// Gradients by angles, and where those by cosines and by rapidities of columns go.
+struct AngleSlopes {
+    const float *grad;
+    long grad_stride;
+    float *weights;
+    long weights_stride;
+    float *by_column;
+};
+
 struct Kernels {
     void (*minima)(const float *, long, long, long, float *);
     void (*sums[3])(const Tile &, long, long, float *, float *);
@@ -75,8 +111,11 @@ struct Kernels {
     void (*softmax_gradients)(const PairBlock &, long, const Weights &, const Weights &, float *, double *, long);
     void (*add_sigmoid)(const PairBlock &, long, double, double *);
     void (*sigmoid_gradients)(const PairBlock &, long, double, float, float *, double *, long);
+    double (*angles)(const AngleTile &, long, long, float *, long);
+    void (*angle_slopes)(const AngleTile &, long, long, const AngleSlopes &, float *, double *);
     void (*exp2)(const float *, float *, long);
     void (*log1p)(const float *, float *, long);
+    void (*atan2)(const float *, const float *, float *, long);
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -236,6 +275,27 @@ void hyperst_sigmoid_gradients(BLOCK, double bias, const float *grad, float *out
         kernels.sigmoid_gradients(block, i, bias, grad[i], out + i * columns, sums + i, sums_stride);
 }
 
+#define COSINES                                                                                                          \
+    const float *cosine, long stride, long rows, long columns, const float *x, long x_stride, const float *y, long y_stride, float limit
+
+// Angles of a block, and for each chunk of columns how many pairs are left to others.
+void hyperst_angles(COSINES, float *out, long out_stride, double *left_out, int threads) {
+    AngleTile tile = {cosine, stride, rows, columns, {x, x_stride}, {y, y_stride}, limit};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long first = 0; first < columns; first += CHUNK)
+        left_out[first / CHUNK] = kernels.angles(tile, first, width_of(columns, first), out, out_stride);
+}
+
+// Gradients of a block from those of its angles. by_row (chunks rows) and sums (chunks 2) are of each chunk of columns.
+void hyperst_angle_slopes(COSINES, const float *grad, long grad_stride, float *weights, long weights_stride, float *by_row,
+                          float *by_column, double *sums, int threads) {
+    AngleTile tile = {cosine, stride, rows, columns, {x, x_stride}, {y, y_stride}, limit};
+    AngleSlopes slopes = {grad, grad_stride, weights, weights_stride, by_column};
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long k = 0; k < (columns + CHUNK - 1) / CHUNK; k++)
+        kernels.angle_slopes(tile, k * CHUNK, width_of(columns, k * CHUNK), slopes, by_row + k * rows, sums + 2 * k);
+}
+
 // Rows of an operand of the product that gives H: out (rows d + 2), from features (rows d).
 void hyperst_operand(const float *x, long stride, long rows, long d, double unit, int tangent, int left, float *out,
                      long out_stride, int threads) {
@@ -319,4 +379,5 @@ void hyperst_large(char *start, long bytes, int) {
 // For tests.
 void hyperst_exp2(const float *x, float *out, long n) { kernels.exp2(x, out, n); }
 void hyperst_log1p(const float *x, float *out, long n) { kernels.log1p(x, out, n); }
+void hyperst_atan2(const float *y, const float *x, float *out, long n) { kernels.atan2(y, x, out, n); }
 }

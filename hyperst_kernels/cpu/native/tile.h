@@ -293,6 +293,7 @@ void mix(const float *x, const float *y, const float *grad, long d, const double
 }
 
 #include "pairs.h"
+#include "angles.h"
 
 constexpr Kernels kernels = {
     minima,
@@ -314,6 +315,9 @@ constexpr Kernels kernels = {
     softmax_gradients,
     add_sigmoid,
     sigmoid_gradients,
+    angles,
+    angle_slopes,
     [](const float *x, float *out, long n) { for (long i = 0; i < n; i++) out[i] = exp2(x[i]); },
     [](const float *x, float *out, long n) { for (long i = 0; i < n; i++) out[i] = log1p(x[i]); },
+    [](const float *y, const float *x, float *out, long n) { for (long i = 0; i < n; i++) out[i] = atan2(y[i], x[i]); },
 };
