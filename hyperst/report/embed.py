@@ -12,8 +12,8 @@ from hyperst.report.spots import SpotMap
 
 __all__ = ["DATA_BYTES", "embed", "quantise"]
 
-DATA_BYTES = 11_400_000
-"""What the numbers of all maps of a page may take as text: with script, tables and pictures the page stays under 15 MB."""
+DATA_BYTES = 12_000_000
+"""What the numbers and pictures of all maps of a page may take as text: with script and tables the page stays under 15 MB."""
 _LEVELS = 255
 
 

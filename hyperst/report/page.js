@@ -56,7 +56,7 @@ function roundLength(length) {
 
 // ---- maps -------------------------------------------------------------------------------------------------------------
 
-const state = { map: null, gene: null, x: null, y: null, panels: [], view: null, busy: false };
+const state = { map: null, gene: null, x: null, y: null, panels: [], view: null };
 const narrow = () => element("panels").clientWidth < 760;
 const webgl = () => Boolean(document.createElement("canvas").getContext("webgl"));
 
@@ -136,12 +136,12 @@ function draw() {
     const suffix = number === 0 ? "" : String(number + 1);
     const place = domain(number, count === 1 && !narrow() ? 2 : count);
     layout[`xaxis${suffix}`] = { domain: place.x, range: [...state.view.x], visible: false, constrain: "domain", anchor: `y${suffix}`, ...(number && { matches: "x" }) };
-    layout[`yaxis${suffix}`] = { domain: place.y, range: [...state.view.y], visible: false, constrain: "domain", anchor: `x${suffix}`, scaleanchor: `x${suffix}`, ...(number && { matches: "y" }) };
+    layout[`yaxis${suffix}`] = { domain: place.y, range: [...state.view.y], visible: false, constrain: "domain", anchor: `x${suffix}`, ...(number ? { matches: "y" } : { scaleanchor: "x" }) };
     if (map.picture && element("tissue").checked) {
       const [sizex, sizey] = map.extent.map((side) => side * scale);
       layout.images.push({ source: map.picture, xref: `x${suffix}`, yref: `y${suffix}`, x: 0, y: 0, sizex, sizey, sizing: "stretch", layer: "below" });
     }
-    layout.annotations.push({ text: part.title, xref: "paper", yref: "paper", x: (place.x[0] + place.x[1]) / 2, y: place.y[1], yanchor: "bottom", showarrow: false, font: { size: 14 } });
+    layout.annotations.push({ text: part.title, xref: "paper", yref: "paper", x: (place.x[0] + place.x[1]) / 2, y: place.y[1], xanchor: "center", yanchor: "bottom", showarrow: false, font: { size: 14 } });
     const bar = { orientation: "h", x: (place.x[0] + place.x[1]) / 2, xanchor: "center", y: place.y[0] - 0.01, yanchor: "top", len: (place.x[1] - place.x[0]) * 0.92, thickness: 12, title: { text: map.units, side: "bottom", font: { size: 11 } } };
     return {
       type: webgl() ? "scattergl" : "scatter", mode: "markers", x: state.x, y: state.y, xaxis: `x${suffix}`, yaxis: `y${suffix}`,
@@ -149,11 +149,7 @@ function draw() {
       marker: { color: part.values, colorscale: part.colours, cmin: part.bounds[0], cmax: part.bounds[1], colorbar: bar, size: 6, opacity: Number(element("opacity").value), line: { width: 0 } },
     };
   });
-  state.busy = true;
-  Plotly.react("panels", traces, layout, CONFIG).then(() => {
-    state.busy = false;
-    followView();
-  });
+  Plotly.react("panels", traces, layout, CONFIG).then(followView);
   tellGene();
   const words = state.panels.map((part) => `${part.title} ${shown(range(part.values)[0])} to ${shown(range(part.values)[1])}`);
   element("panels").setAttribute("aria-label", `Maps of ${state.gene.name} over the tissue of ${map.name}: ${words.join(", ")}; ${map.units}`);
@@ -181,8 +177,7 @@ function followView() {
       { text: `${length} ${unit}`, xref: "x", yref: "y", x: from, y: at, xanchor: "left", yanchor: "bottom", showarrow: false, bgcolor: "rgba(255,255,255,0.75)", font: { size: 12, color: "#000" } },
     ],
   };
-  state.busy = true;
-  Plotly.update(plot, { "marker.size": size }, layout).then(() => { state.busy = false; });
+  Plotly.update(plot, { "marker.size": size }, layout);
 }
 
 function tellSpot(event) {
@@ -225,7 +220,9 @@ function startMaps() {
   element("reset").addEventListener("click", () => { state.view = null; draw(); });
   for (const button of document.querySelectorAll(".show")) button.addEventListener("click", () => showFromTable(button));
   chooseMap(0);
-  element("panels").on("plotly_relayout", () => { if (!state.busy) followView(); });
+  element("panels").on("plotly_relayout", (changed) => {
+    if (Object.keys(changed).some((key) => /^[xy]axis/.test(key))) followView();
+  });
   element("panels").on("plotly_click", tellSpot);
   window.addEventListener("resize", draw);
 }

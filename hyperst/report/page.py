@@ -27,7 +27,8 @@ __all__ = ["render", "require_report", "write_report"]
 
 _PARTS = Path(__file__).parent
 _MARK = '<meta name="generator" content="hyperst report">'
-_MOST_ROWS = 1000
+_MOST_ROWS = 800  # of all tables of genes together, about 700 kB
+_MOST_MAPS = 12  # their pictures take up to 400 kB each
 
 
 def require_report() -> None:
@@ -51,7 +52,7 @@ def write_report(folder: str | Path, predictions: Sequence[str | Path] = (), out
 
     Raises:
         FileNotFoundError: no run, or no such prediction.
-        ValueError: a damaged file, or a prediction of other genes.
+        ValueError: a damaged file, a prediction of other genes, or more predictions than a page holds.
         FileExistsError: ``output`` is a file that is no report.
         ImportError: the extra `report` is not installed.
     """
@@ -62,17 +63,21 @@ def write_report(folder: str | Path, predictions: Sequence[str | Path] = (), out
     if path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
         raise FileExistsError(f"{path} exists and is no report of `hyperst report`; choose another --output")
     summary = collect(folder)
+    room = _MOST_MAPS - len(predictions)
+    if room < 0:
+        raise ValueError(f"got {len(predictions)} predictions, a page holds {_MOST_MAPS}; make several with --output")
     evaluated = [scores.expression for scores in summary.evaluations if scores.expression is not None]
-    maps = [read_spot_map(file, summary.genes) for file in (*evaluated, *predictions)]
+    maps = [read_spot_map(file, summary.genes) for file in (*evaluated[:room], *predictions)]
     command = shlex.join(["hyperst", "report", str(folder), *map(str, predictions)])
-    return write_text_atomic(path, render(summary, maps, command))
+    return write_text_atomic(path, render(summary, maps, command, unmapped=len(evaluated[room:])))
 
 
-def render(summary: RunSummary, maps: Sequence[SpotMap], command: str) -> str:
+def render(summary: RunSummary, maps: Sequence[SpotMap], command: str, unmapped: int = 0) -> str:
     """The page as HTML. Everything that comes from files is escaped.
 
     Args:
         command: that makes the page.
+        unmapped: how many evaluated sections have no room among the maps.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -90,6 +95,7 @@ def render(summary: RunSummary, maps: Sequence[SpotMap], command: str) -> str:
     pictures = sum(len(each.picture or "") for each in maps)
     budget = (DATA_BYTES - pictures) // max(1, len(maps))
     overs = [_ridge_columns(scores) for scores in summary.evaluations]
+    most_rows = max(1, _MOST_ROWS // max(1, len(overs)))
     curves = [{str(key): float(value) for key, value in row.items()} for row in summary.curves.to_dict("records")]
     return environment.get_template("page.html").render(
         name=summary.folder.resolve().name,
@@ -98,8 +104,9 @@ def render(summary: RunSummary, maps: Sequence[SpotMap], command: str) -> str:
         verdicts=verdicts(summary),
         columns=[_score_columns(scores) for scores in summary.evaluations],
         overs=overs,
-        rows=[_rows(scores, over) for scores, over in zip(summary.evaluations, overs, strict=True)],
-        most_rows=_MOST_ROWS,
+        rows=[_rows(scores, over, most_rows) for scores, over in zip(summary.evaluations, overs, strict=True)],
+        most_rows=most_rows,
+        unmapped=unmapped,
         curves=curves,
         maps=maps,
         quartiles=[_quartiles(each.tissue_fraction) for each in maps],
@@ -132,10 +139,10 @@ def _ridge_columns(scores: SectionScores) -> dict[str, str]:
     return {"ridge": COLUMNS[best], "low": f"{over}_low", "high": f"{over}_high"}
 
 
-def _rows(scores: SectionScores, over: dict[str, str]) -> list[dict[str, Any]]:
-    """A row per gene with None for what is undefined, the difference from ridge, and the word for it."""
+def _rows(scores: SectionScores, over: dict[str, str], most: int) -> list[dict[str, Any]]:
+    """A row for each of the first ``most`` genes: its figures (None: undefined), the difference from ridge, the word for it."""
     rows = []
-    for gene, values in scores.per_gene.head(_MOST_ROWS).iterrows():
+    for gene, values in scores.per_gene.head(most).iterrows():
         row: dict[str, Any] = {str(key): float(value) if np.isfinite(value) else None for key, value in values.items()}
         row["gene"] = gene
         ridge, low, high = (row.get(over[key]) for key in ("ridge", "low", "high"))

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hyperst.validation import reason_of
+
 __all__ = ["SpotMap", "read_spot_map"]
 
 _JPEG_QUALITY = 82
@@ -67,13 +69,14 @@ def read_spot_map(path: str | Path, genes: Sequence[str]) -> SpotMap:
         raise FileNotFoundError(f"{path}: no such file; give an .h5ad that `hyperst predict` has written")
     try:
         stored = anndata.read_h5ad(path)
-        facts = dict(stored.uns["hyperst"])
-        units = str(facts["units"])
-        positions = np.asarray(stored.obsm["spatial"], dtype=np.float32)
     except Exception as error:  # what a damaged file raises depends on where the damage is
+        raise ValueError(f"{path} is no readable .h5ad: {reason_of(error)}") from error
+    facts = stored.uns.get("hyperst", {})
+    if not {"units", "content"} <= facts.keys() or "spatial" not in stored.obsm or not stored.n_obs:
         raise ValueError(
-            f"{path} is no .h5ad that `hyperst predict` has written ({type(error).__name__}: {error})"
-        ) from error
+            f"{path} is no prediction (no units in uns['hyperst'], or no spots); give an .h5ad that `hyperst predict` has written"
+        )
+    positions = np.asarray(stored.obsm["spatial"], dtype=np.float32)
     unknown = sorted(set(stored.var_names) - set(genes))
     if unknown:
         raise ValueError(
@@ -98,7 +101,7 @@ def read_spot_map(path: str | Path, genes: Sequence[str]) -> SpotMap:
         title=f"{name}: predicted and measured"
         if layers[1] is not None
         else f"{name}: predicted only, nothing was measured",
-        units=units,
+        units=str(facts["units"]),
         genes=list(map(str, stored.var_names)),
         spot_ids=list(map(str, stored.obs_names)),
         positions=positions,
