@@ -4,7 +4,9 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const element = (id) => document.getElementById(id);
 const DIVERGING = [[0, "#2166ac"], [0.5, "#f7f7f7"], [1, "#b2182b"]];
-const CONFIG = { displaylogo: false, responsive: false, scrollZoom: true, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+const touch = window.matchMedia("(pointer: coarse)").matches; // there a drag scrolls the page, and the bar of the plot zooms
+// nothing leaves the machine: Plotly has a button that uploads a chart, which is taken away
+const CONFIG = { displayModeBar: touch || "hover", showSendToCloud: false, plotlyServerURL: "", displaylogo: false, responsive: false, scrollZoom: true, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
 
 // ---- tables -----------------------------------------------------------------------------------------------------------
 
@@ -56,9 +58,12 @@ function roundLength(length) {
 
 // ---- maps -------------------------------------------------------------------------------------------------------------
 
-const state = { map: null, gene: null, x: null, y: null, panels: [], view: null };
-const narrow = () => element("panels").clientWidth < 760;
-const webgl = () => Boolean(document.createElement("canvas").getContext("webgl"));
+const state = { map: null, gene: null, x: null, y: null, panels: [], view: null, size: 6, bar: null };
+let printing = false;
+const PAPER = 980; // pixels; browsers shrink a page to the paper
+const widthOf = (plot) => (printing ? PAPER : plot.clientWidth);
+const narrow = () => !printing && element("panels").clientWidth < 760;
+const SPOTS = document.createElement("canvas").getContext("webgl") ? "scattergl" : "scatter";
 
 function chooseMap(number) {
   const map = data.maps[number];
@@ -127,11 +132,11 @@ function draw() {
   state.panels = makePanels();
   state.view ??= wholeImage();
   const count = state.panels.length;
-  const width = element("panels").clientWidth;
+  const width = widthOf(element("panels"));
   const share = Math.abs((state.view.y[1] - state.view.y[0]) / (state.view.x[1] - state.view.x[0]));
   const panel = Math.min(narrow() ? width : width / Math.max(count, 2), 640);
   const height = narrow() ? count * (panel * Math.min(share, 1.3) / 0.72) : Math.min(Math.max(panel * share, 260), 560) / 0.79;
-  const layout = { width, height, margin: { l: 4, r: 4, t: 6, b: 6 }, showlegend: false, dragmode: "pan", images: [], annotations: [], shapes: [] };
+  const layout = { width, height, margin: { l: 4, r: 4, t: 6, b: 6 }, showlegend: false, dragmode: touch ? false : "pan", images: [], annotations: [], shapes: state.bar ? [state.bar.line] : [] };
   const traces = state.panels.map((part, number) => {
     const suffix = number === 0 ? "" : String(number + 1);
     const place = domain(number, count === 1 && !narrow() ? 2 : count);
@@ -144,11 +149,12 @@ function draw() {
     layout.annotations.push({ text: part.title, xref: "paper", yref: "paper", x: (place.x[0] + place.x[1]) / 2, y: place.y[1], xanchor: "center", yanchor: "bottom", showarrow: false, font: { size: 14 } });
     const bar = { orientation: "h", x: (place.x[0] + place.x[1]) / 2, xanchor: "center", y: place.y[0] - 0.01, yanchor: "top", len: (place.x[1] - place.x[0]) * 0.92, thickness: 12, title: { text: map.units, side: "bottom", font: { size: 11 } } };
     return {
-      type: webgl() ? "scattergl" : "scatter", mode: "markers", x: state.x, y: state.y, xaxis: `x${suffix}`, yaxis: `y${suffix}`,
+      type: SPOTS, mode: "markers", x: state.x, y: state.y, xaxis: `x${suffix}`, yaxis: `y${suffix}`,
       customdata: map.spots, hovertemplate: `%{customdata}: %{marker.color:.3g}<extra>${part.title}</extra>`,
-      marker: { color: part.values, colorscale: part.colours, cmin: part.bounds[0], cmax: part.bounds[1], colorbar: bar, size: 6, opacity: Number(element("opacity").value), line: { width: 0 } },
+      marker: { color: part.values, colorscale: part.colours, cmin: part.bounds[0], cmax: part.bounds[1], colorbar: bar, size: state.size, opacity: Number(element("opacity").value), line: { width: 0 } },
     };
   });
+  if (state.bar) layout.annotations.push(state.bar.text);
   Plotly.react("panels", traces, layout, CONFIG).then(followView);
   tellGene();
   const words = state.panels.map((part) => `${part.title} ${shown(range(part.values)[0])} to ${shown(range(part.values)[1])}`);
@@ -170,14 +176,14 @@ function followView() {
   const from = left + (right - left) * 0.04;
   const at = bottom + (top - bottom) * 0.05;
   const unit = state.map.um_per_px === null ? "px of the full image" : "µm";
-  const layout = {
-    shapes: [{ type: "line", xref: "x", yref: "y", x0: from, x1: from + length, y0: at, y1: at, line: { color: "#000", width: 4 } }],
-    annotations: [
-      ...plot.layout.annotations.slice(0, state.panels.length),
-      { text: `${length} ${unit}`, xref: "x", yref: "y", x: from, y: at, xanchor: "left", yanchor: "bottom", showarrow: false, bgcolor: "rgba(255,255,255,0.75)", font: { size: 12, color: "#000" } },
-    ],
+  const bar = {
+    line: { type: "line", xref: "x", yref: "y", x0: from, x1: from + length, y0: at, y1: at, line: { color: "#000", width: 4 } },
+    text: { text: `${length} ${unit}`, xref: "x", yref: "y", x: from, y: at, xanchor: "left", yanchor: "bottom", showarrow: false, bgcolor: "rgba(255,255,255,0.75)", font: { size: 12, color: "#000" } },
   };
-  Plotly.update(plot, { "marker.size": size }, layout);
+  if (size === state.size && JSON.stringify(bar) === JSON.stringify(state.bar)) return; // drawn so already
+  Object.assign(state, { size, bar });
+  const titles = plot.layout.annotations.slice(0, state.panels.length);
+  Plotly.update(plot, { "marker.size": size }, { shapes: [bar.line], annotations: [...titles, bar.text] });
 }
 
 function tellSpot(event) {
@@ -196,10 +202,10 @@ function drawScatter() {
   const title = (what) => ({ text: `${what}<br><span style="font-size:11px">${state.map.units}</span>` });
   Plotly.react("scatter", [
     { type: "scatter", mode: "lines", x: [low, high], y: [low, high], line: { color: "#777", dash: "dash" }, hoverinfo: "skip", name: "equal" },
-    { type: webgl() ? "scattergl" : "scatter", mode: "markers", x: measured, y: predicted, marker: { color: "#0b5394", size: 5, opacity: 0.5 }, name: "spots", hovertemplate: "measured %{x:.3g}, predicted %{y:.3g}<extra></extra>" },
+    { type: SPOTS, mode: "markers", x: measured, y: predicted, marker: { color: "#0b5394", size: 5, opacity: 0.5 }, name: "spots", hovertemplate: "measured %{x:.3g}, predicted %{y:.3g}<extra></extra>" },
   ], {
-    width: side, height: side, margin: { l: 60, r: 10, t: 34, b: 60 }, showlegend: false, dragmode: "pan",
-    title: { text: `Each spot; the dashed line is where both are equal; ${label}`, font: { size: 13 } },
+    width: side, height: side, margin: { l: 60, r: 10, t: 34, b: 60 }, showlegend: false, dragmode: touch ? false : "pan",
+    title: { text: `${label}; dashed: both are equal`, font: { size: 13 } },
     xaxis: { title: title("measured") }, yaxis: { title: title("predicted") },
   }, CONFIG);
   element("scatter").setAttribute("aria-label", `Predicted against measured expression of ${state.gene.name} in ${measured.length} spots, ${label}`);
@@ -224,7 +230,6 @@ function startMaps() {
     if (Object.keys(changed).some((key) => /^[xy]axis/.test(key))) followView();
   });
   element("panels").on("plotly_click", tellSpot);
-  window.addEventListener("resize", draw);
 }
 
 function searchGene(text) {
@@ -253,14 +258,14 @@ function drawCurves() {
   if (!plot) return;
   const epochs = data.curves.map((row) => row.epoch);
   const line = (key, name, axis, dash, colour) => ({ type: "scatter", mode: "lines+markers", x: epochs, y: data.curves.map((row) => row[key]), name, line: { dash, color: colour }, xaxis: `x${axis}`, yaxis: `y${axis}` });
-  const beside = plot.clientWidth >= 760;
+  const beside = printing || plot.clientWidth >= 760;
   const mark = (axis) => ({ type: "line", xref: `x${axis}`, yref: `y${axis} domain`, x0: data.best_epoch, x1: data.best_epoch, y0: 0, y1: 1, line: { color: "#777", dash: "dash" } });
   Plotly.react(plot, [
     line("training_mse", "training error", "", "dot", "#d55e00"),
     line("validation_mse", "validation error", "", "solid", "#0b5394"),
     line("validation_pcc", "validation PCC", "2", "solid", "#009e73"),
   ], {
-    width: plot.clientWidth, height: beside ? 340 : 620, margin: { l: 60, r: 10, t: 10, b: 60 }, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
+    width: widthOf(plot), height: beside ? 340 : 620, margin: { l: 60, r: 10, t: 10, b: 60 }, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
     xaxis: { title: { text: "epoch" }, domain: beside ? [0, 0.46] : [0, 1] }, yaxis: { title: { text: "mean squared error" }, domain: beside ? [0, 1] : [0.58, 1] },
     xaxis2: { title: { text: "epoch" }, domain: beside ? [0.56, 1] : [0, 1], anchor: "y2" }, yaxis2: { title: { text: "mean PCC of the genes" }, domain: beside ? [0, 1] : [0, 0.42], anchor: "x2" },
     shapes: data.best_epoch === null ? [] : [mark(""), mark("2")],
@@ -277,9 +282,17 @@ async function unpackPlotly() {
   document.head.append(script);
 }
 
+function drawAll() {
+  if (data.maps.length) draw();
+  drawCurves();
+}
+
 unpackPlotly().then(() => {
   if (data.maps.length) startMaps();
   drawCurves();
-  window.addEventListener("resize", drawCurves);
+  window.addEventListener("resize", drawAll);
+  for (const [event, value] of [["beforeprint", true], ["afterprint", false]]) {
+    window.addEventListener(event, () => { printing = value; drawAll(); });
+  }
   document.documentElement.dataset.ready = "yes";
 });

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from hyperst.baselines import RIDGE_OWN, RIDGE_STAIN
+from hyperst.baselines import RIDGE_OWN
 from hyperst.evaluation_record import COLUMNS
 from hyperst.files import write_text_atomic
 from hyperst.predict import UNITS
 from hyperst.report.embed import DATA_BYTES, embed
 from hyperst.report.spots import SpotMap, read_spot_map
 from hyperst.report.summary import RunSummary, SectionScores, collect
-from hyperst.report.verdict import figure, verdicts
+from hyperst.report.verdict import figure, strongest_ridge, verdicts
 from hyperst.run import RunFolder
 from hyperst.versions import code_versions
 
@@ -132,9 +132,8 @@ def _score_columns(scores: SectionScores) -> list[str]:
 
 
 def _ridge_columns(scores: SectionScores) -> dict[str, str]:
-    """Columns of `per_gene.csv` about the better of the ridge regressions, which the verdict counts."""
-    ridges = [name for name in (RIDGE_OWN, RIDGE_STAIN) if name in scores.methods]
-    best = max(ridges, key=lambda name: scores.methods[name]["pcc"] or -1.0, default=RIDGE_OWN)
+    """Columns of `per_gene.csv` about the ridge regression that the verdict counts; there need be none."""
+    best = strongest_ridge(scores) or RIDGE_OWN
     over = COLUMNS[best].replace("pcc", "over", 1)
     return {"ridge": COLUMNS[best], "low": f"{over}_low", "high": f"{over}_high"}
 

@@ -17,6 +17,7 @@ from hyperst.run import RunFolder, Split
 
 __all__ = ["RunSummary", "SectionScores", "collect"]
 
+_CURVES = ("epoch", "training_mse", "validation_mse", "validation_pcc")
 _AGAIN = "evaluate the section again with `hyperst evaluate`, or remove the folder"
 
 
@@ -90,7 +91,9 @@ def collect(folder: str | Path) -> RunSummary:
         split=place.read_split(),
         versions=place.read_versions(),
         training=place.read_summary(),
-        curves=_table(place.metrics, "epoch", "train again") if place.metrics.is_file() else pd.DataFrame(),
+        curves=_table(place.metrics, _CURVES, "restore it, or train again into another folder")
+        if place.metrics.is_file()
+        else pd.DataFrame(),
         evaluations=tuple(_scores(path) for path in results),
         checksums={path.relative_to(place.path).as_posix(): _sha256(path) for path in files},
     )
@@ -109,7 +112,7 @@ def _scores(path: Path) -> SectionScores:
             target=str(stored["target"]),
             methods=methods,
             intervals=stored.get("intervals"),
-            per_gene=_table(path.parent / "per_gene.csv", "gene", _AGAIN).set_index("gene"),
+            per_gene=_table(path.parent / "per_gene.csv", ("gene", "pcc"), _AGAIN).set_index("gene"),
             caveats=tuple(map(str, stored["caveats"])),
             excluded_spots=tuple(map(str, stored.get("excluded_spots", ()))),
             min_counts=stored.get("min_counts"),
@@ -121,15 +124,15 @@ def _scores(path: Path) -> SectionScores:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {_AGAIN}") from error
 
 
-def _table(path: Path, column: str, remedy: str) -> pd.DataFrame:
+def _table(path: Path, needed: tuple[str, ...], remedy: str) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)  # a gene may be called NA
         numbers = [name for name in table.columns if name != "gene"]
         table[numbers] = table[numbers].apply(pd.to_numeric)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error
-    if column not in table:
-        raise ValueError(f"{path} is damaged (it has no column {column}); {remedy}")
+    if missing := [name for name in needed if name not in table]:
+        raise ValueError(f"{path} is damaged (it has no column {missing[0]}); {remedy}")
     return table
 
 

@@ -12,7 +12,7 @@ from hyperst.baselines import MEAN, NULL, OURS, RIDGE_OWN, RIDGE_STAIN
 from hyperst.evaluation_record import COLUMNS
 from hyperst.report.summary import RunSummary, SectionScores
 
-__all__ = ["Verdict", "figure", "section_verdict", "verdicts"]
+__all__ = ["Verdict", "figure", "section_verdict", "strongest_ridge", "verdicts"]
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,11 @@ def section_verdict(scores: SectionScores, command: str = "hyperst evaluate RUN 
         command: evaluates the section again.
     """
     ours = scores.methods[OURS]
-    ridges = [name for name in (RIDGE_OWN, RIDGE_STAIN) if name in scores.methods]
+    ridge = strongest_ridge(scores)
     missing: list[str] = []
     points: list[str] = []
-    said = (
-        _genes(scores.per_gene, max(ridges, key=lambda name: scores.methods[name]["pcc"] or -1.0)) if ridges else None
-    )
-    if not ridges:
+    said = None if ridge is None else _genes(scores.per_gene, ridge)
+    if ridge is None:
         missing.append(
             f"Ridge regression and the training mean, which need the files of the training sections: put them back, and {command}"
         )
@@ -76,11 +74,17 @@ def section_verdict(scores: SectionScores, command: str = "hyperst evaluate RUN 
     if scores.expression is None:
         missing.append(f"Predicted and measured expression of the spots, for the maps: {command}")
     pcc = "no gene has a correlation" if ours["pcc"] is None else f"mean PCC {_with_ends(ours['pcc'], interval)}"
-    unknown = "not compared with ridge" if not ridges else "not shown whether it is better than ridge"
+    unknown = "not compared with ridge" if ridge is None else "not shown whether it is better than ridge"
     points += _null_points(scores)
     for name, difference in (scores.intervals or {}).get("differences", {}).items():
         points += _difference_points(name, difference)
     return Verdict(f"{scores.section}: {said or unknown}, {pcc}.", tuple(points), tuple(missing))
+
+
+def strongest_ridge(scores: SectionScores) -> str | None:
+    """Name of the ridge regression of the larger mean correlation, which a run is compared with; None where there is none."""
+    found = {name: scores.methods[name]["pcc"] for name in (RIDGE_OWN, RIDGE_STAIN) if name in scores.methods}
+    return max(found, key=lambda name: -1.0 if (pcc := found[name]) is None else pcc, default=None)
 
 
 def figure(value: float) -> str:

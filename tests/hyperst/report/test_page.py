@@ -237,8 +237,21 @@ def test_a_damaged_evaluation_is_named(evaluated, tmp_path):
         "report", tmp_path / "run"
     )
     shutil.copy(evaluated / "evaluation" / "S3" / "metrics.json", results)
+    (results / "per_gene.csv").write_text("gene,mse\nNA,1\n")
+    assert "per_gene.csv is damaged (it has no column pcc)" in failure("report", tmp_path / "run")
     (results / "per_gene.csv").write_text("gene,pcc\nA,much\n")
     assert "per_gene.csv cannot be read" in failure("report", tmp_path / "run")
+
+
+def test_spots_without_an_image_or_a_scale_have_a_map(evaluated, predicted, tmp_path):
+    stored = anndata.read_h5ad(predicted)
+    del stored.uns["spatial"], stored.uns["hyperst"]["um_per_px"], stored.obs["tissue_fraction"]
+    stored.write_h5ad(tmp_path / "features.h5ad")
+    page = Page(report.write_report(evaluated, [tmp_path / "features.h5ad"], tmp_path / "page.html").read_text("utf-8"))
+    shown = data_of(page)["maps"][1]
+    assert (shown["name"], shown["picture"], shown["um_per_px"]) == ("features", None, None)
+    spacing = np.diff(np.unique(stored.obsm["spatial"][:, 0])).min()
+    assert 0 < shown["diameter_px"] < 2 * spacing
 
 
 def test_a_run_without_evaluation_has_a_page(trained, tmp_path):
