@@ -14,6 +14,7 @@ from hyperst.evaluation import Evaluation, evaluate
 from hyperst.files import write_h5ad_atomic, write_json_atomic
 from hyperst.predict import predict_image
 from hyperst.processes import refuse_several
+from hyperst.report import require_report, write_report
 from hyperst.run import load_run
 from hyperst.synthetic import write_tissue
 from hyperst.train import Epoch, TrainingSummary, fit
@@ -27,7 +28,7 @@ _MARK = "demo.json"
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration made and where it is."""
+    """What the demonstration made and where it is; ``report`` is None for the reason ``no_report``."""
 
     sections: list[Path]
     run: Path
@@ -37,6 +38,8 @@ class DemoResult:
     um_per_px: float
     prediction: Path
     n_predicted: int
+    report: Path | None
+    no_report: str
 
 
 def demo_config(epochs: int = 18) -> RunConfig:
@@ -58,7 +61,7 @@ def run_demo(
     on_step: Callable[[str], None] | None = None,
     on_epoch: Callable[[Epoch, int], None] | None = None,
 ) -> DemoResult:
-    """Make four synthetic sections, train on three, evaluate and predict the fourth.
+    """Make four synthetic sections, train on three, evaluate and predict the fourth, and make the report.
 
     Args:
         folder: new or empty, or that of an earlier demonstration, which is then replaced.
@@ -96,7 +99,16 @@ def run_demo(
     tell(f"predicting {image.name} from the image alone, on a grid over the tissue")
     predicted = predict_image(run, image, mpp=um_per_px)
     prediction = write_h5ad_atomic(predicted, folder / "predicted.h5ad")
-    return DemoResult(paths, run.folder, training, evaluation, image, um_per_px, prediction, predicted.n_obs)
+    report, no_report = None, ""
+    try:
+        require_report()
+    except ImportError as error:  # the demonstration needs no extra
+        no_report = str(error)
+    else:
+        report = write_report(run.folder, [prediction], folder / "report.html")
+    return DemoResult(
+        paths, run.folder, training, evaluation, image, um_per_px, prediction, predicted.n_obs, report, no_report
+    )
 
 
 def _clear(folder: Path) -> None:
@@ -107,7 +119,8 @@ def _clear(folder: Path) -> None:
         raise FileExistsError(f"{folder} exists and was not made by `hyperst demo`; choose another place with --output")
     for name in ("sections", "run"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / "predicted.h5ad").unlink(missing_ok=True)
+    for name in ("predicted.h5ad", "report.html"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _is_demo(folder: Path) -> bool:

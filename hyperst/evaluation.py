@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from hyperst.baselines import ridge_floor, training_mean
+from hyperst.baselines import MEAN, NULL, OURS, RIDGE_OWN, RIDGE_STAIN, ridge_floor, training_mean
 from hyperst.data import Section, align_genes, excluded_spots_message, fingerprint, transform, with_min_counts
 from hyperst.data.dataset import block_ids
 from hyperst.evaluation_images import Count, read_images
 from hyperst.evaluation_inputs import Missing, check_folder, check_inputs
-from hyperst.files import atomic_path, write_json_atomic
+from hyperst.evaluation_record import gene_figures, write_evaluation
+from hyperst.files import write_json_atomic
 from hyperst.intervals import spot_intervals
 from hyperst.metrics import METRICS, per_gene_pearson, top_k_mean
 from hyperst.run import Run
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "Scores", "evaluate", "measured_expression", "score", "summarise"]
 
-OURS, NULL, MEAN = "HyperST (this run)", "null: images shuffled between spots", "training mean"
-RIDGE_OWN, RIDGE_STAIN = "ridge on this run's image features", "ridge on stain and texture features"
 TOP = (10, 50, 200)
 _N_SHUFFLES = 20
 _FEW_SPOTS = 30
@@ -72,7 +71,7 @@ class Evaluation:
 
     Attributes:
         scores: per method, ours first.
-        per_gene: one row per gene: correlation of each method, error, mean and spread of the measurement.
+        per_gene: one row per gene, see :func:`hyperst.evaluation_record.gene_figures`.
         caveats: what the numbers do not say.
         folder, figure: where metrics.json, per_gene.csv and the figure are.
         missing_genes: genes of the run that the section has not measured.
@@ -119,7 +118,7 @@ def evaluate(
     stain: Stain = "none",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Predict ``section``, compare with its counts, and write metrics.json, per_gene.csv and a figure.
+    """Predict ``section``, compare with its counts, and write metrics.json, per_gene.csv, expression.h5ad and a figure.
 
     Beside the run stand: the same predictions for images shuffled between spots (mean over 20 shuffles), the mean of
     the training spots, and ridge regression fitted on the training spots, on the features of the run's own image
@@ -170,7 +169,8 @@ def evaluate(
         predictions[MEAN] = training_mean(targets[:, columns], section.n_spots)
     scores = {name: score(prediction, measured) for name, prediction in predictions.items()}
     scores[NULL] = _null_scores(test["prediction"], measured, run.config.training.seed)
-    per_gene = _per_gene(kept, predictions, measured)
+    blocks, seed = block_ids(section, 0, pitches=3), run.config.training.seed
+    per_gene, intervals = gene_figures(kept, predictions, measured, blocks, seed)
     evaluation = Evaluation(
         section=section.name,
         n_spots=section.n_spots,
@@ -193,8 +193,9 @@ def evaluate(
         "missing": missing,
         "min_counts": min_counts,
         "stain": stain,
+        "intervals": intervals,
     }
-    _write(run, section, evaluation, kept, test["prediction"], measured, genes, settings)
+    write_evaluation(run, section, evaluation, kept, test["prediction"], measured, genes, settings)
     return evaluation
 
 
@@ -256,20 +257,6 @@ def _null_scores(prediction: np.ndarray, measured: np.ndarray, seed: int) -> Sco
         errors={name: float(np.mean([entry.errors[name] for entry in shuffled])) for name in METRICS},
         n_undefined=shuffled[0].n_undefined,
     )
-
-
-def _per_gene(genes: Sequence[str], predictions: dict[str, np.ndarray], measured: np.ndarray) -> pd.DataFrame:
-    columns = {OURS: "pcc", RIDGE_OWN: "pcc_ridge_own", RIDGE_STAIN: "pcc_ridge_stain"}
-    table = pd.DataFrame(index=pd.Index(genes, name="gene"))
-    for method, column in columns.items():
-        if method in predictions:
-            table[column] = np.asarray(per_gene_pearson(predictions[method], measured), dtype=np.float64)
-    ours = predictions[OURS].astype(np.float64)
-    table["mse"] = ((ours - measured) ** 2).mean(axis=0)
-    table["measured_mean"] = measured.mean(axis=0, dtype=np.float64)
-    table["measured_std"] = measured.std(axis=0, dtype=np.float64)
-    table["measured_fraction_nonzero"] = (measured > 0).mean(axis=0)
-    return table.sort_values("pcc", ascending=False, kind="stable")
 
 
 def _spot_caveats(section: Section, min_counts: int) -> list[str]:
@@ -356,39 +343,6 @@ def _comparisons(
         elif difference < 0:
             said.append(f"This run is worse than {name} on {section.name}, {found}: {consequence}.")
     return said
-
-
-def _write(
-    run: Run,
-    section: Section,
-    evaluation: Evaluation,
-    kept: Sequence[str],
-    prediction: np.ndarray,
-    measured: np.ndarray,
-    genes: Iterable[str],
-    settings: dict[str, Any],
-) -> None:
-    from hyperst.plots import expression_figure
-
-    with atomic_path(evaluation.folder / "per_gene.csv") as temporary:
-        evaluation.per_gene.to_csv(temporary, float_format="%.6g")
-    record = {
-        "section": evaluation.section,
-        "patient": section.patient,
-        "file": None if section.path is None else str(Path(section.path).resolve()),
-        **settings,
-        "n_spots": evaluation.n_spots,
-        "excluded_spots": list(section.excluded_spots),
-        "n_genes": len(evaluation.per_gene),
-        "missing_genes": list(evaluation.missing_genes),
-        "target": evaluation.target,
-        "best_epoch": run.best_epoch,
-        "training_sections": [each.name for each in run.split.role("training")],
-        "methods": {name: entry.as_json() for name, entry in evaluation.scores.items()},
-        "caveats": evaluation.caveats,
-    }
-    write_json_atomic(evaluation.folder / "metrics.json", record)
-    expression_figure(section, kept, prediction, measured, evaluation.figure, genes=list(genes))
 
 
 def _plain(value: float) -> float | None:

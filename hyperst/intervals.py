@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Interval", "paired_interval", "spot_intervals"]
+__all__ = ["Interval", "gene_interval", "mean_interval", "paired_interval", "resampled_correlations", "spot_intervals"]
 
 _RESAMPLES, _RESAMPLES_OF_SPOTS = 10_000, 1000
 _CONFIDENCE = 0.95
@@ -85,10 +85,8 @@ def spot_intervals(
     >>> spot_intervals(measured + 1, measured + 2, measured, np.arange(8))["mse"]
     Interval(mean=-3.0, low=-3.0, high=-3.0)
     """
-    _, place = np.unique(blocks, return_inverse=True)
-    n_blocks = int(place.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=_RESAMPLES_OF_SPOTS)
-    weights = np.concatenate([np.ones((1, n_blocks)), drawn])  # the spots as they are, then the resamples
+    place, weights = _resamples(blocks, seed)
+    n_blocks = weights.shape[1]
     scores = [_weighted_scores(prediction, measured, place, weights) for prediction in (one, other)]
     found = {}
     for metric in ("pcc", "mse"):
@@ -100,10 +98,74 @@ def spot_intervals(
     return found
 
 
+def resampled_correlations(
+    prediction: np.ndarray, measured: np.ndarray, blocks: np.ndarray, seed: int = 0
+) -> np.ndarray:
+    """Correlation of each gene over the spots as they are (row 0) and over 1000 resamples of their blocks, float64 (1001, gene).
+
+    NaN where it is undefined. The resamples are those of :func:`spot_intervals`, the same for every prediction of a section, so
+    that differences of two are paired.
+
+    >>> measured = np.arange(8.0)[:, None]
+    >>> resampled_correlations(measured, measured, np.arange(8))[0]
+    array([1.])
+    """
+    place, weights = _resamples(blocks, seed)
+    return _weighted_values(prediction, measured, place, weights)[0]
+
+
+def gene_interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the 95 % interval of each gene, (gene,) each, of what :func:`resampled_correlations` gives, or of a difference.
+
+    NaN where the gene has no value, or there is a single block of spots and so nothing to resample (all resamples are alike).
+    """
+    undefined = ~np.isfinite(resampled[0]) | ~np.isfinite(resampled[1:]).any(axis=0)
+    undefined |= (resampled[1:] == resampled[:1]).all(axis=0)
+    values = np.where(undefined, 0.0, resampled[1:])
+    low, high = np.nanquantile(values, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2], axis=0)
+    return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
+
+
+def mean_interval(resampled: np.ndarray) -> Interval | None:
+    """Interval of the mean over genes, those without a value left out; None where no gene has one.
+
+    >>> mean_interval(np.array([[0.5, np.nan], [0.25, np.nan], [0.75, np.nan]])).mean
+    0.5
+    """
+    means = _mean_over_genes(resampled)
+    if not np.isfinite(means[0]):
+        return None
+    defined = means[1:][np.isfinite(means[1:])]
+    alone = not len(defined) or bool((defined == means[0]).all())
+    return Interval(float(means[0]), *((None, None) if alone else _ends(defined)))
+
+
+def _resamples(blocks: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Block of each spot, (spot,), and how often each block counts, (resample, block): the blocks as they are come first."""
+    _, place = np.unique(blocks, return_inverse=True)
+    n_blocks = int(place.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=_RESAMPLES_OF_SPOTS)
+    return place, np.concatenate([np.ones((1, n_blocks)), drawn])
+
+
 def _weighted_scores(
     prediction: np.ndarray, measured: np.ndarray, place: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Scores (resample,) when block b of spots counts ``weights[:, b]`` times, from sums over each block."""
+    """Scores (resample,) when block b of spots counts ``weights[:, b]`` times."""
+    correlation, error = _weighted_values(prediction, measured, place, weights)
+    return {"pcc": _mean_over_genes(correlation), "mse": error}
+
+
+def _mean_over_genes(values: np.ndarray) -> np.ndarray:
+    defined = np.isfinite(values)
+    n_defined = defined.sum(axis=1)
+    return np.where(n_defined > 0, np.where(defined, values, 0.0).sum(axis=1) / np.maximum(n_defined, 1), np.nan)
+
+
+def _weighted_values(
+    prediction: np.ndarray, measured: np.ndarray, place: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correlation (resample gene), NaN where undefined, and squared error (resample,), from sums over each block."""
     x, y = (np.asarray(values, dtype=np.float64) for values in (prediction, measured))
     error = ((x - y) ** 2).mean(axis=1)
     x, y = (
@@ -121,10 +183,7 @@ def _weighted_scores(
     # what rounding leaves of the variance of a constant
     defined = (variance_x > 1e-12 * xx[0]) & (variance_y > 1e-12 * yy[0]) & (xx[0] > 0) & (yy[0] > 0)
     product = np.where(defined, variance_x * variance_y, 1.0)
-    correlation = np.where(defined, (xy - mean_x * mean_y) / np.sqrt(product), 0.0)
-    n_defined = defined.sum(axis=1)
-    pcc = np.where(n_defined > 0, correlation.sum(axis=1) / np.maximum(n_defined, 1), np.nan)
-    return {"pcc": pcc, "mse": total(error) / count}
+    return np.where(defined, (xy - mean_x * mean_y) / np.sqrt(product), np.nan), total(error) / count
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:

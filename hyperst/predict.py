@@ -49,6 +49,7 @@ __all__ = [
     "predict_values",
     "prediction_path",
     "read_spots",
+    "section_anndata",
 ]
 
 UNITS = {
@@ -153,7 +154,7 @@ def predict_section(
             f"pixels, so {section.image_path} must have the pixel size of the training images",
             stacklevel=2,
         )
-    predicted = _to_anndata(run, section, predict_values(run, section, stain=stain, on_progress=on_progress))
+    predicted = section_anndata(run, section, predict_values(run, section, stain=stain, on_progress=on_progress))
     predicted.uns["hyperst"]["stain"] = stain
     if section.damaged is not None and section.image_path is not None:
         seen = as_trained(run, section)
@@ -331,13 +332,16 @@ def _tiled(run: Run, image: Path, mpp: float | None, min_tissue: float, damaged:
     return image_section(image, positions, mpp=mpp, pitch_px=pitch_px, spot_diameter_px=diameter_px)
 
 
-def _to_anndata(run: Run, section: Section, values: np.ndarray) -> AnnData:
+def section_anndata(run: Run, section: Section, values: np.ndarray, genes: Sequence[str] | None = None) -> AnnData:
+    """``values`` (spot gene) predicted for a section as :func:`predict_image` returns them; ``genes`` default to the run's."""
     import anndata
 
     obs = pd.DataFrame(index=pd.Index(section.spot_ids.astype(str), name="spot"))
     if section.array_index is not None:
         obs["array_row"], obs["array_col"] = section.array_index[:, 0], section.array_index[:, 1]
-    adata = anndata.AnnData(X=values, obs=obs, var=pd.DataFrame(index=pd.Index(run.genes, name="gene")))
+    adata = anndata.AnnData(
+        X=values, obs=obs, var=pd.DataFrame(index=pd.Index(run.genes if genes is None else genes, name="gene"))
+    )
     adata.obsm["spatial"] = section.spot_px
     adata.uns["hyperst"] = _provenance(run, section)
     if section.image_path is not None:

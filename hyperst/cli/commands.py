@@ -1,8 +1,7 @@
-"""The ``hyperst`` command: demo, train, evaluate, predict, check, cv."""
+"""The ``hyperst`` command: demo, train, evaluate, predict, check, cv, report."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,10 +19,12 @@ from hyperst.cli.console import (
     print_training,
 )
 from hyperst.cli.cross_validation import cv
+from hyperst.cli.demonstration import demo
 from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
 from hyperst.cli.options import BinUm, Device, Devices, GeneNames, Image, Images, MinCounts, Mpp, Sections, StainOption
 from hyperst.cli.predict_manifest import Options, predict_listed
+from hyperst.cli.report import report
 from hyperst.processes import is_first
 
 # The commands import what they need themselves: `hyperst --help` must not wait for PyTorch.
@@ -38,39 +39,7 @@ def common(
     """Options that come before the command."""
 
 
-@app.command()
-def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.")] = Path("demo"),
-) -> None:
-    """Make synthetic sections, train on three, evaluate the fourth, draw its figure. No data needed."""
-    console = make_console()
-    console.print("HyperST demonstration on synthetic tissue; about two minutes on two CPU cores.", style="bold")
-    from hyperst.demo import demo_config, run_demo
-
-    started = time.perf_counter()
-    config = demo_config()
-    with EpochProgress(console, config.training.epochs) as progress:
-
-        def tell(line: str) -> None:
-            progress.close()
-            console.print(Text.assemble((">", "bold cyan"), " ", line))
-
-        result = run_demo(output, config=config, on_step=tell, on_epoch=progress)
-    print_training(console, result.training)
-    print_evaluation(console, result.evaluation)
-    console.print(
-        f"\nDone in {time.perf_counter() - started:.0f} s. Look at\n"
-        f"  {result.evaluation.figure}   measured and predicted expression side by side\n"
-        f"  {result.evaluation.folder}   every gene's figures (per_gene.csv), all scores (metrics.json)\n"
-        f"  {result.prediction}   {result.n_predicted} predicted spots; open it with scanpy.read_h5ad\n"
-        f"  {result.run}   the trained run: configuration, genes, split, checkpoints, metrics.csv\n"
-        "\nWhat to try next with these sections, then with yours\n"
-        f"  hyperst check {result.sections[0]}\n"
-        f"  hyperst train {' '.join(map(str, result.sections[:-1]))} --n-genes 60 --output runs/mine\n"
-        f"  hyperst evaluate runs/mine {result.sections[-1]}\n"
-        f"  hyperst predict {result.run} {result.image} --mpp {result.um_per_px:.3g} --output predicted.h5ad",
-        soft_wrap=True,
-    )
+app.command()(demo)
 
 
 @app.command()
@@ -295,6 +264,8 @@ def evaluate_command(
     if len(results) > 1:
         path = summarise(results, (output or run_folder / "evaluation") / "summary.json")
         console.print(f"means over the {len(results)} sections: {path}", soft_wrap=True)
+    if output is None:
+        console.print(f"next: hyperst report {run_folder}", soft_wrap=True)
 
 
 @app.command()
@@ -387,6 +358,7 @@ def predict(
 
 app.command()(check)
 app.command()(cv)
+app.command()(report)
 
 
 def main() -> None:

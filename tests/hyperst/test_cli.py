@@ -300,7 +300,7 @@ def test_help_is_quick_and_names_every_command():
     script = "import sys, hyperst.cli; assert not {'torch', 'lightning', 'anndata'} & set(sys.modules), 'slow import'"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
     result = call("--help")
-    assert all(command in result.output for command in ("demo", "train", "evaluate", "predict", "check"))
+    assert all(command in result.output for command in ("demo", "train", "evaluate", "predict", "check", "report"))
 
 
 @pytest.mark.timeout(1500)
@@ -318,6 +318,9 @@ def test_demo_end_to_end_without_a_terminal(tmp_path):
     assert ours["mse"] < scores["training mean"]["mse"]
     assert ours["pcc"] > scores["null: images shuffled between spots"]["pcc"] + 0.2
     assert anndata.read_h5ad(tmp_path / "demo" / "predicted.h5ad").n_obs > 50
+    page = tmp_path / "demo" / "report.html"
+    assert f"{page}   the report: double-click it" in result.stdout
+    assert page.stat().st_size < 15_000_000
 
 
 def test_demo_replaces_only_its_own_folder(tmp_path):

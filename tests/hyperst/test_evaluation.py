@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +22,7 @@ from hyperst.evaluation import (
     score,
     summarise,
 )
+from hyperst.evaluation_record import gene_figures
 from hyperst.predict import predict_values
 from hyperst.run import load_run
 
@@ -91,6 +93,38 @@ def test_files_hold_the_same_numbers(evaluation, run):
     assert table["pcc"].mean() == pytest.approx(evaluation.scores[OURS].pcc, abs=1e-5)
     assert evaluation.figure.stat().st_size > 10_000
     assert evaluation.figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_genes_are_better_than_a_baseline_by_an_interval():
+    """The first gene is predicted better than ridge, the second worse, the third alike; shuffled images know nothing."""
+    random = np.random.default_rng(0)
+    measured = random.normal(size=(400, 3))
+    noise = random.normal(size=(400, 3))
+    ours = measured + noise * [0.3, 3.0, 1.0]
+    ridge = measured + noise * [3.0, 0.3, 1.0]
+    predictions = {OURS: ours, RIDGE_OWN: ridge}
+    table, intervals = gene_figures(["A", "B", "C"], predictions, measured, np.arange(400), seed=0)
+    assert list(table.index) == ["A", "C", "B"]
+    assert table.loc["A", "over_ridge_own_low"] > 0 > table.loc["B", "over_ridge_own_high"]
+    assert np.isnan(table.loc["C", "over_ridge_own_low"])
+    assert (table["pcc_low"] < table["pcc"]).all()
+    assert (table["pcc"] < table["pcc_high"]).all()
+    # the 95 % quantile for independent numbers; that of 200 shuffles has a standard error of .008
+    np.testing.assert_allclose(table["pcc_null"], 1.645 / np.sqrt(399), atol=0.036)
+    assert intervals["pcc"]["mean"] == pytest.approx(table["pcc"].mean())
+    assert set(intervals["differences"]) == {RIDGE_OWN}
+    assert intervals["differences"][RIDGE_OWN]["mse"]["mean"] == pytest.approx(
+        ((ours - measured) ** 2).mean() - ((ridge - measured) ** 2).mean()
+    )
+
+
+def test_spots_are_kept_with_what_was_measured(evaluation, run, sections):
+    stored = anndata.read_h5ad(evaluation.folder / "expression.h5ad")
+    np.testing.assert_array_equal(stored.layers["measured"], measured_expression(run, sections[2]))
+    np.testing.assert_allclose(stored.X, predict_values(run, sections[2]), rtol=1e-5, atol=1e-6)
+    assert list(stored.var_names) == run.genes
+    assert list(stored.obs_names) == list(sections[2].spot_ids)
+    assert "measured, on the same scale" in stored.uns["hyperst"]["content"]
 
 
 def test_the_table_shows_every_method(evaluation):

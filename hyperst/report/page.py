@@ -1,0 +1,177 @@
+"""The page: what was collected, laid out by the template beside this file, complete in one file."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import shlex
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hyperst.baselines import RIDGE_OWN
+from hyperst.evaluation_record import COLUMNS
+from hyperst.files import write_text_atomic
+from hyperst.predict import UNITS
+from hyperst.report.embed import DATA_BYTES, embed
+from hyperst.report.spots import SpotMap, read_spot_map
+from hyperst.report.summary import RunSummary, SectionScores, collect
+from hyperst.report.verdict import figure, strongest_ridge, verdicts
+from hyperst.run import RunFolder
+from hyperst.versions import code_versions
+
+__all__ = ["render", "require_report", "write_report"]
+
+_PARTS = Path(__file__).parent
+_MARK = '<meta name="generator" content="hyperst report">'
+_MOST_ROWS = 800  # of all tables of genes together, about 700 kB
+_MOST_MAPS = 12  # their pictures take up to 400 kB each
+
+
+def require_report() -> None:
+    """Raise ImportError, with the remedy, where the packages of the extra `report` are missing."""
+    try:
+        import jinja2  # noqa: F401
+        import plotly  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"the report needs {error.name}, which is not installed: pip install 'hyperst-kernels[report]'"
+        ) from error
+
+
+def write_report(folder: str | Path, predictions: Sequence[str | Path] = (), output: str | Path | None = None) -> Path:
+    """Write the report of a run, with maps of its evaluated sections and of ``predictions``, and return its path.
+
+    Args:
+        folder: of the run.
+        predictions: .h5ad files that the run has predicted.
+        output: file to write, default ``report.html`` in the run; an earlier report is replaced.
+
+    Raises:
+        FileNotFoundError: no run, or no such prediction.
+        ValueError: a damaged file, a prediction of other genes, or more predictions than a page holds.
+        FileExistsError: ``output`` is a file that is no report.
+        ImportError: the extra `report` is not installed.
+    """
+    require_report()
+    folder = Path(folder)
+    RunFolder(folder).require()
+    path = folder / "report.html" if output is None else Path(output)
+    if path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
+        raise FileExistsError(f"{path} exists and is no report of `hyperst report`; choose another --output")
+    summary = collect(folder)
+    room = _MOST_MAPS - len(predictions)
+    if room < 0:
+        raise ValueError(f"got {len(predictions)} predictions, a page holds {_MOST_MAPS}; make several with --output")
+    evaluated = [scores.expression for scores in summary.evaluations if scores.expression is not None]
+    maps = [read_spot_map(file, summary.genes) for file in (*evaluated[:room], *predictions)]
+    command = shlex.join(["hyperst", "report", str(folder), *map(str, predictions)])
+    return write_text_atomic(path, render(summary, maps, command, unmapped=len(evaluated[room:])))
+
+
+def render(summary: RunSummary, maps: Sequence[SpotMap], command: str, unmapped: int = 0) -> str:
+    """The page as HTML. Everything that comes from files is escaped.
+
+    Args:
+        command: that makes the page.
+        unmapped: how many evaluated sections have no room among the maps.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        loader=FileSystemLoader(_PARTS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.filters |= {"figure": figure, "signed": lambda value: f"{value:+.3f}"}
+    pictures = sum(len(each.picture or "") for each in maps)
+    budget = (DATA_BYTES - pictures) // max(1, len(maps))
+    overs = [_ridge_columns(scores) for scores in summary.evaluations]
+    most_rows = max(1, _MOST_ROWS // max(1, len(overs)))
+    curves = [{str(key): float(value) for key, value in row.items()} for row in summary.curves.to_dict("records")]
+    return environment.get_template("page.html").render(
+        name=summary.folder.resolve().name,
+        summary=summary,
+        units=UNITS[summary.config.data.target],
+        verdicts=verdicts(summary),
+        columns=[_score_columns(scores) for scores in summary.evaluations],
+        overs=overs,
+        rows=[_rows(scores, over, most_rows) for scores, over in zip(summary.evaluations, overs, strict=True)],
+        most_rows=most_rows,
+        unmapped=unmapped,
+        curves=curves,
+        maps=maps,
+        quartiles=[_quartiles(each.tissue_fraction) for each in maps],
+        facts=_facts(summary, maps),
+        configuration=(summary.folder / "config.yaml").read_text(encoding="utf-8"),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=command,
+        data={
+            "maps": [embed(each, budget) for each in maps],
+            "curves": curves,
+            "best_epoch": None if summary.training is None else summary.training.get("best_epoch"),
+        },
+        style=Markup((_PARTS / "page.css").read_text(encoding="utf-8")),
+        script=Markup((_PARTS / "page.js").read_text(encoding="utf-8")),
+        plotly=base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode("ascii"),
+    )
+
+
+def _score_columns(scores: SectionScores) -> list[str]:
+    """Names of the scores that any method has, in the order of the first."""
+    names = dict.fromkeys(name for entry in scores.methods.values() for name in entry)
+    return [name for name in names if name != "n_genes_undefined"]
+
+
+def _ridge_columns(scores: SectionScores) -> dict[str, str]:
+    """Columns of `per_gene.csv` about the ridge regression that the verdict counts; there need be none."""
+    best = strongest_ridge(scores) or RIDGE_OWN
+    over = COLUMNS[best].replace("pcc", "over", 1)
+    return {"ridge": COLUMNS[best], "low": f"{over}_low", "high": f"{over}_high"}
+
+
+def _rows(scores: SectionScores, over: dict[str, str], most: int) -> list[dict[str, Any]]:
+    """A row for each of the first ``most`` genes: its figures (None: undefined), the difference from ridge, the word for it."""
+    rows = []
+    for gene, values in scores.per_gene.head(most).iterrows():
+        row: dict[str, Any] = {str(key): float(value) if np.isfinite(value) else None for key, value in values.items()}
+        row["gene"] = gene
+        ridge, low, high = (row.get(over[key]) for key in ("ridge", "low", "high"))
+        row["less"] = None if ridge is None or row["pcc"] is None else row["pcc"] - ridge
+        shown = low is not None and high is not None and (low > 0 or high < 0)
+        row["verdict"] = ("better" if low is not None and low > 0 else "worse") if shown else "not shown"
+        rows.append(row)
+    return rows
+
+
+def _quartiles(fractions: np.ndarray | None) -> str:
+    if fractions is None or not len(fractions):
+        return "not recorded"
+    return ", ".join(f"{value:.2f}" for value in np.quantile(fractions, [0.25, 0.5, 0.75]))
+
+
+def _facts(summary: RunSummary, maps: Sequence[SpotMap]) -> list[tuple[str, dict[str, str]]]:
+    """Tables of names and values: checksums, versions, and what each prediction says of itself."""
+    again = [
+        "hyperst",
+        "train",
+        *(str(record.path) for record in summary.split.role("training") if record.path is not None),
+    ]
+    again += ["--config", str(summary.folder / "config.yaml"), "--output", "NEW_RUN"]
+    return [
+        (
+            "Checksums (SHA-256) and the command that trains it again",
+            {**summary.checksums, "command": shlex.join(again)},
+        ),
+        ("Versions at the start of the training", summary.versions),
+        ("Versions that made this page", code_versions()),
+        *((f"Prediction: {each.title}", each.facts) for each in maps),
+    ]

@@ -1,0 +1,140 @@
+"""Spots on an image, read from what `hyperst predict` and `hyperst evaluate` write."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hyperst.validation import reason_of
+
+__all__ = ["SpotMap", "read_spot_map"]
+
+_JPEG_QUALITY = 82
+_BACKGROUND = 0.05  # as `hyperst predict` notes it
+
+
+@dataclass(frozen=True)
+class SpotMap:
+    """Expression of the spots of one image.
+
+    Attributes:
+        name: of the section or image. title: with what it is.
+        units: of both expressions. genes, spot_ids: str (gene,), (spot,).
+        positions: float32 (spot 2), x, y in full-resolution pixels.
+        predicted, measured: float32 (spot gene); measured is None where nothing was.
+        picture: JPEG of the tissue as a data URI, None without an image; its sides are ``extent`` (x, y) in full-resolution pixels.
+        um_per_px: None where unknown.
+        diameter_px: of a spot.
+        tissue_fraction: float32 (spot,), or None.
+        n_background, n_damaged: spots on background and beside damaged tiles; None where it is not recorded.
+        facts: what else the file says of itself.
+    """
+
+    name: str
+    title: str
+    units: str
+    genes: list[str]
+    spot_ids: list[str]
+    positions: np.ndarray
+    predicted: np.ndarray
+    measured: np.ndarray | None
+    picture: str | None
+    extent: tuple[float, float]
+    um_per_px: float | None
+    diameter_px: float
+    tissue_fraction: np.ndarray | None
+    n_background: int | None
+    n_damaged: int | None
+    facts: dict[str, str]
+
+
+def read_spot_map(path: str | Path, genes: Sequence[str]) -> SpotMap:
+    """Read a prediction of a run whose genes are ``genes``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no prediction, or one of other genes, or holds numbers that are not finite.
+    """
+    import anndata
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give an .h5ad that `hyperst predict` has written")
+    try:
+        stored = anndata.read_h5ad(path)
+    except Exception as error:  # what a damaged file raises depends on where the damage is
+        raise ValueError(f"{path} is no readable .h5ad: {reason_of(error)}") from error
+    facts = stored.uns.get("hyperst", {})
+    if not {"units", "content"} <= facts.keys() or "spatial" not in stored.obsm or not stored.n_obs:
+        raise ValueError(
+            f"{path} is no prediction (no units in uns['hyperst'], or no spots); give an .h5ad that `hyperst predict` has written"
+        )
+    positions = np.asarray(stored.obsm["spatial"], dtype=np.float32)
+    unknown = sorted(set(stored.var_names) - set(genes))
+    if unknown:
+        raise ValueError(
+            f"{path} is no prediction of this run: it has {unknown[0]}, which is none of the run's {len(genes)} genes"
+        )
+    layers = [
+        _finite(stored.X, path),
+        _finite(stored.layers["measured"], path) if "measured" in stored.layers else None,
+    ]
+    name, entry = next(iter(stored.uns.get("spatial", {}).items()), (path.stem, None))
+    picture, extent = _picture(entry, positions)
+    tissue = stored.obs.get("tissue_fraction")
+    damaged = stored.obs.get("on_damaged_tile")
+    scale = facts.get("um_per_px")
+    if entry is not None:
+        diameter = float(entry["scalefactors"]["spot_diameter_fullres"])
+    else:
+        diameter = float(np.ptp(positions, axis=0).max()) / max(10.0, 2 * np.sqrt(len(positions)))
+    assert layers[0] is not None
+    return SpotMap(
+        name=str(name),
+        title=f"{name}: predicted and measured"
+        if layers[1] is not None
+        else f"{name}: predicted only, nothing was measured",
+        units=str(facts["units"]),
+        genes=list(map(str, stored.var_names)),
+        spot_ids=list(map(str, stored.obs_names)),
+        positions=positions,
+        predicted=layers[0],
+        measured=layers[1],
+        picture=picture,
+        extent=extent,
+        um_per_px=None if scale is None else float(scale),
+        diameter_px=diameter,
+        tissue_fraction=None if tissue is None else np.asarray(tissue, dtype=np.float32),
+        n_background=None if tissue is None else int((np.asarray(tissue) < _BACKGROUND).sum()),
+        n_damaged=None if damaged is None else int(np.asarray(damaged).sum()),
+        facts={str(key): str(value) for key, value in facts.items()},
+    )
+
+
+def _finite(values: Any, path: Path) -> np.ndarray:
+    found = np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=np.float32)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{path} holds numbers that are not finite; predict again")
+    return found
+
+
+def _picture(entry: Any, positions: np.ndarray) -> tuple[str | None, tuple[float, float]]:
+    """The thumbnail as a data URI and the size of the full-resolution image, or of the spots where there is none."""
+    if entry is None:
+        right, bottom = positions.max(axis=0) + np.maximum(positions.min(axis=0), 1)
+        return None, (float(right), float(bottom))
+    pixels = np.asarray(entry["images"]["hires"])
+    if pixels.dtype != np.uint8:
+        pixels = np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    scale = float(entry["scalefactors"]["tissue_hires_scalef"])
+    content = io.BytesIO()
+    Image.fromarray(pixels[..., :3]).save(content, format="JPEG", quality=_JPEG_QUALITY)
+    data = base64.b64encode(content.getvalue()).decode("ascii")
+    return f"data:image/jpeg;base64,{data}", (pixels.shape[1] / scale, pixels.shape[0] / scale)
