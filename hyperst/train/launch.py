@@ -53,9 +53,9 @@ def launch(size: int, work: Work, on_message: Callable[[Any], None]) -> None:
 
 
 def _start_processes(arguments: tuple[Any, ...], size: int) -> ProcessContext:
-    """Start processes that no signal reaches before they handle it: they have this thread's mask."""
+    """Start processes that Ctrl-C does not reach before they can handle it: they have this thread's mask."""
     resource_tracker.ensure_running()  # where multiprocessing starts it, it lifts the mask
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         return start_processes(_start, arguments, size, join=False)
     finally:
@@ -87,14 +87,14 @@ def _watch(
 
 def _start(rank: int, size: int, port: int, sender: Connection, path: Path) -> None:
     """What a new process does first: it takes its place, as torchrun would give it."""
-    interruption = Interruption()
-    for number in SIGNALS:
-        signal.signal(number, interruption)
     place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", TORCHELASTIC_USE_AGENT_STORE="True")  # the store is the parent's
+    interruption = Interruption()
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        for number in SIGNALS:
+            signal.signal(number, interruption)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         work: Work = pickle.loads(path.read_bytes())
         work(sender.send if rank == 0 else lambda message: None)
     except KeyboardInterrupt:
@@ -129,10 +129,10 @@ def _reason(ended: ProcessException, started: ProcessContext, told: BaseExceptio
 
 
 def _end(started: ProcessContext) -> None:
-    """Interrupt what still runs, and kill what does not end."""
+    """Interrupt what still runs, and kill what does not end; SIGTERM ends at once what has not begun."""
     alive = [process for process in started.processes if process.is_alive()]
     for process in alive:
-        os.kill(process.pid, signal.SIGINT)
+        process.terminate()
     until = time.monotonic() + 2 * _GRACE
     for process in alive:
         process.join(max(0.0, until - time.monotonic()))
