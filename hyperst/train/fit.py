@@ -30,6 +30,7 @@ from hyperst.processes import started_processes
 from hyperst.run import RunFolder, Split, build_model, feature_width, section_indices
 from hyperst.train.batch_norm import synchronise_batch_norms
 from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
+from hyperst.train.interruption import KeepSigterm
 from hyperst.train.launch import launch
 from hyperst.train.loaders import Loaders, make_loaders
 from hyperst.train.start import check_same_sections, enough_counts, remove_start, start_run, write_start
@@ -96,7 +97,7 @@ def fit(
         FloatingPointError: the loss is no longer finite.
         MemoryError: a batch does not fit into the GPU.
         ChildProcessError, ConnectionError: another process of the training was killed; resume to go on.
-        KeyboardInterrupt: interrupted; resume to go on.
+        KeyboardInterrupt: interrupted by Ctrl-C or SIGTERM; resume to go on.
     """
     _check_devices(config, devices)
     train = partial(_fit, config, list(sections), folder, list(validation_sections), resume)
@@ -238,6 +239,7 @@ def _trainer(config: RunConfig, recorder: Recorder, processes: Processes) -> lig
     settings = config.training
     together: dict[str, Any] = {}
     plugins: list[Any] = [AtomicCheckpoints()]
+    callbacks: list[lightning.Callback] = [recorder]
     if processes.size > 1:
         # without all terms of the alignment, features, curvature or temperature get no gradient
         unused = config.alignment.contrastive != "hierarchical" or config.alignment.geometry != "lorentz"
@@ -245,6 +247,7 @@ def _trainer(config: RunConfig, recorder: Recorder, processes: Processes) -> lig
         strategy = DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False)
         together = {"strategy": strategy, "num_nodes": processes.size // processes.local_size}
         plugins.append(TorchElasticEnvironment())  # reads what `joined` has set
+        callbacks.append(KeepSigterm())
     try:
         with _quiet_lightning():
             return lightning.Trainer(
@@ -256,7 +259,7 @@ def _trainer(config: RunConfig, recorder: Recorder, processes: Processes) -> lig
                 **together,
                 precision=settings.precision,
                 gradient_clip_val=settings.gradient_clip or None,
-                callbacks=[recorder],
+                callbacks=callbacks,
                 plugins=plugins,
                 logger=False,
                 enable_progress_bar=False,

@@ -6,18 +6,20 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, start_processes
 from torch.multiprocessing.spawn import ProcessContext, ProcessException
 
+from hyperst.train.interruption import EXIT_CODE, SIGNALS, Interruption, interruptible
 from hyperst.train.together import first_error
 
 __all__ = ["launch"]
@@ -35,21 +37,41 @@ def launch(size: int, work: Work, on_message: Callable[[Any], None]) -> None:
         work: picklable. What it sends on rank 0 comes to ``on_message`` in this process; what others send is dropped.
 
     Raises:
-        ChildProcessError: a process was killed. KeyboardInterrupt: on Ctrl-C, when all processes have ended.
+        ChildProcessError: a process was killed. KeyboardInterrupt: on Ctrl-C or SIGTERM, of this process or
+            one of the new ones, when all have ended.
         Any error of ``work``, that of the process which was the first to have one.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, interruptible() as interruption:
         # not as an argument: multiprocessing waits for ever where a process ends before it has read a long one
         path = Path(folder) / "work"
         path.write_bytes(pickle.dumps(work))
-        _watch(start_processes(_start, (size, store.port, sender, path), size, join=False), receiver, on_message, store)
+        interruption.held = True  # until there is what to end
+        started = _start_processes((size, store.port, sender, path), size)
+        _watch(started, receiver, on_message, store, interruption)
 
 
-def _watch(started: ProcessContext, receiver: Connection, on_message: Callable[[Any], None], store: dist.Store) -> None:
+def _start_processes(arguments: tuple[Any, ...], size: int) -> ProcessContext:
+    """Start processes that Ctrl-C does not reach before they can handle it: they have this thread's mask."""
+    resource_tracker.ensure_running()  # where multiprocessing starts it, it lifts the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        return start_processes(_start, arguments, size, join=False)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _watch(
+    started: ProcessContext,
+    receiver: Connection,
+    on_message: Callable[[Any], None],
+    store: dist.Store,
+    interruption: Interruption,
+) -> None:
     """Hear what the processes say until they end, and end them together."""
     try:
+        interruption.release()
         while not started.join(_PULSE, _GRACE):
             _receive(receiver, on_message)
         _receive(receiver, on_message)
@@ -61,29 +83,22 @@ def _watch(started: ProcessContext, receiver: Connection, on_message: Callable[[
         raise first_error(store) or interrupted from None
     finally:
         _end(started)
-    if (error := first_error(store)) is not None:  # that it was interrupted is no exit code of a process
-        raise error
 
 
 def _start(rank: int, size: int, port: int, sender: Connection, path: Path) -> None:
     """What a new process does first: it takes its place, as torchrun would give it."""
-    signal.signal(signal.SIGINT, _Once())
     place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", TORCHELASTIC_USE_AGENT_STORE="True")  # the store is the parent's
-    work: Work = pickle.loads(path.read_bytes())
-    work(sender.send if rank == 0 else lambda message: None)
-
-
-class _Once:
-    """Ctrl-C reaches a process from the terminal and from its parent: the second must not break what the first cleans up."""
-
-    seen = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if not self.seen:
-            self.seen = True
-            raise KeyboardInterrupt
+    interruption = Interruption()
+    try:
+        for number in SIGNALS:
+            signal.signal(number, interruption)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        work: Work = pickle.loads(path.read_bytes())
+        work(sender.send if rank == 0 else lambda message: None)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_CODE)
 
 
 def _receive(receiver: Connection, on_message: Callable[[Any], None]) -> None:
@@ -103,6 +118,8 @@ def _reason(ended: ProcessException, started: ProcessContext, told: BaseExceptio
                 )
     if told is not None:
         return told
+    if isinstance(ended, ProcessExitedException) and ended.exit_code == EXIT_CODE:
+        return KeyboardInterrupt()
     if isinstance(ended, ProcessExitedException):
         return ChildProcessError(
             f"the process of rank {ended.error_index} ended with exit code {ended.exit_code} and told no reason but what it has "
@@ -112,10 +129,10 @@ def _reason(ended: ProcessException, started: ProcessContext, told: BaseExceptio
 
 
 def _end(started: ProcessContext) -> None:
-    """Interrupt what still runs, and kill what does not end."""
+    """Interrupt what still runs, and kill what does not end; SIGTERM ends at once what has not begun."""
     alive = [process for process in started.processes if process.is_alive()]
     for process in alive:
-        os.kill(process.pid, signal.SIGINT)
+        process.terminate()
     until = time.monotonic() + 2 * _GRACE
     for process in alive:
         process.join(max(0.0, until - time.monotonic()))

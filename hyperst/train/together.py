@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from hyperst.processes import started_processes
+from hyperst.train.interruption import interruptible
 
 __all__ = ["ALONE", "Processes", "first_error", "joined"]
 
@@ -86,14 +87,15 @@ def joined() -> Iterator[Processes]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     meeting = dist.PrefixStore(f"hyperst/{next(_MEETINGS)}", store)
     dist.init_process_group(backend, store=meeting, rank=rank, world_size=size)
-    try:
-        yield Processes(rank, size, int(variables["LOCAL_WORLD_SIZE"]))
-    except BaseException as error:
-        # the group is left alone: others may wait in it, and hear of the end when this process has ended
-        first = _tell(error, store)
-        if first is error:
-            raise
-        raise first from error
+    with interruptible():
+        try:
+            yield Processes(rank, size, int(variables["LOCAL_WORLD_SIZE"]))
+        except BaseException as error:
+            # the group is left alone: others may wait in it, and hear of the end when this process has ended
+            first = _tell(error, store)
+            if first is error:
+                raise
+            raise first from error
     dist.destroy_process_group()
 
 

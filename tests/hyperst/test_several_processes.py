@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing import start_processes
 
 from hyperst.config import with_ablation
 from hyperst.cv import cross_validate
@@ -26,6 +27,7 @@ from hyperst.processes import started_processes
 from hyperst.run import RunFolder, load_checkpoint
 from hyperst.train import fit
 from hyperst.train.batch_norm import synchronise_batch_norms
+from hyperst.train.interruption import Interruption
 from hyperst.train.launch import launch
 from hyperst.train.loaders import EpochOrder, make_loaders
 from hyperst.train.together import Processes, joined
@@ -241,15 +243,26 @@ def test_an_error_of_one_process_is_that_of_all(tiny_config, sections, tmp_path)
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")["epoch"] >= 0
 
 
-def test_ctrl_c_ends_all_and_leaves_nothing_half_written(tiny_config, sections, tmp_path):
-    config = replace(tiny_config, training=replace(tiny_config.training, epochs=1000, patience=1000))
+def launched() -> list[psutil.Process]:
+    """The processes that this one has started to train in, by rank."""
+    children = sorted(psutil.Process().children(), key=lambda child: child.pid)
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
-    def interrupt(row, best):
-        raise KeyboardInterrupt
+
+@pytest.mark.parametrize("receiver", ["parent", "rank 1"])
+def test_sigterm_ends_all_and_leaves_nothing_half_written(tiny_config, sections, tmp_path, receiver):
+    config = replace(tiny_config, training=replace(tiny_config.training, epochs=1000, patience=1000))
+    usual = signal.getsignal(signal.SIGTERM)
+
+    def terminate(row, best):
+        assert isinstance(signal.getsignal(signal.SIGTERM), Interruption)
+        if row["epoch"] == 1:
+            os.kill(os.getpid() if receiver == "parent" else launched()[1].pid, signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt, match=r"interrupted after epoch [0-9]+ of at most 1000"):
-        fit(config, sections[:2], tmp_path / "run", on_epoch=interrupt, devices=2)
-    assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+        fit(config, sections[:2], tmp_path / "run", on_epoch=terminate, devices=2)
+    assert launched() == []
+    assert signal.getsignal(signal.SIGTERM) is usual
     written = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert written == {
         "config.yaml",
@@ -261,6 +274,21 @@ def test_ctrl_c_ends_all_and_leaves_nothing_half_written(tiny_config, sections, 
         "last.ckpt",
     }
     assert np.isfinite(pd.read_csv(tmp_path / "run" / "metrics.csv")["validation_mse"]).all()
+
+
+def test_ctrl_c_while_processes_start_is_told_once(monkeypatch, capfd):
+    """Before their imports are done they cannot end without a traceback by themselves."""
+
+    def start(*arguments, **options):
+        started = start_processes(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+        return started
+
+    monkeypatch.setattr("hyperst.train.launch.start_processes", start)
+    with pytest.raises(KeyboardInterrupt):
+        launch(2, print, print)
+    assert launched() == []
+    assert capfd.readouterr() == ("", "")
 
 
 def command(*arguments: object, **environment: object) -> subprocess.Popen:
