@@ -53,6 +53,7 @@ Devices = Annotated[
     int | None,
     typer.Option(
         "--devices",
+        min=1,
         help="Processes to train in, one for each GPU, or that many on the CPU. Default: one, or those of torchrun or srun.",
     ),
 ]

@@ -133,13 +133,30 @@ def _outcome(work: Callable[[], Result]) -> tuple[Result | None, Exception | Non
 
 
 def _pack(error: BaseException) -> str:
-    try:
-        content = pickle.dumps(error)
-        pickle.loads(content)
-    except Exception:  # an error of a library may hold anything
-        content = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+    """Return ``error`` as text for the store, of its own kind and with its attributes where it can be, else its message alone."""
+    kind = type(error)
+    builtin = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    content = b""
+    # an error's __init__ may want more than the message that pickle gives it, and an error of a library may hold anything
+    for candidate in (error, (kind, error.args, vars(error)), (builtin, (str(error),), {})):
+        try:
+            content = pickle.dumps(candidate)
+            _made(pickle.loads(content))
+        except Exception:
+            continue
+        break
     return base64.b64encode(content).decode()
 
 
 def _unpack(content: str | bytes) -> BaseException:
-    return pickle.loads(base64.b64decode(content))
+    return _made(pickle.loads(base64.b64decode(content)))
+
+
+def _made(packed: BaseException | tuple[type[BaseException], tuple[Any, ...], dict[str, Any]]) -> BaseException:
+    """Return an error, without its ``__init__`` where it is packed in parts."""
+    if isinstance(packed, BaseException):
+        return packed
+    kind, arguments, attributes = packed
+    error = kind.__new__(kind, *arguments)
+    vars(error).update(attributes)
+    return error

@@ -283,6 +283,7 @@ def test_a_missing_section(tmp_path):
         ["train", "--output", "x"],
         ["train", "--resume", "--output", "x", "--epochs", "5"],
         ["train", "a.h5ad", "--epochs", "many"],
+        ["train", "a.h5ad", "--devices", "0"],
         ["predict", "run", "image.jpg", "-o", "table.csv"],
         ["fly"],
     ],

@@ -10,18 +10,21 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing import start_processes
 
 from hyperst.config import with_ablation
 from hyperst.cv import cross_validate
 from hyperst.data import dataset
+from hyperst.data.genes import TooFewGenesError
 from hyperst.demo import run_demo
 from hyperst.processes import started_processes
 from hyperst.run import RunFolder, load_checkpoint
@@ -30,7 +33,7 @@ from hyperst.train.batch_norm import synchronise_batch_norms
 from hyperst.train.interruption import Interruption
 from hyperst.train.launch import launch
 from hyperst.train.loaders import EpochOrder, make_loaders
-from hyperst.train.together import Processes, joined
+from hyperst.train.together import Processes, _tell, first_error, joined
 
 # In 64-true, the alignment still sees features in float32. A step of AdamW divides a gradient by its own size, so that the
 # rounding of a small one is not small in the weights; a thousand roundings leave a factor of ten to what is seen here.
@@ -241,6 +244,32 @@ def test_an_error_of_one_process_is_that_of_all(tiny_config, sections, tmp_path)
     assert {(tmp_path / f"error{rank}").read_text() for rank in (0, 1)} == {"tile 7 of the image cannot be decoded"}
     assert len(pd.read_csv(tmp_path / "run" / "metrics.csv")) >= 1
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")["epoch"] >= 0
+
+
+class WithLock(OSError):
+    """An error of a library: it wants two arguments, and holds what cannot be pickled."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.lock = Lock()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (TooFewGenesError("n_genes: got 200", 120), TooFewGenesError),
+        (FileNotFoundError(2, "No such file", "S1.h5ad"), FileNotFoundError),
+        (WithLock("disk 7 is full", 7), OSError),
+    ],
+)
+def test_an_error_reaches_other_processes_with_its_kind_and_message(error, kind):
+    store = dist.HashStore()
+    assert _tell(error, store) is error
+    assert repr(_tell(ValueError("a later one"), store)) == repr(first_error(store))
+    told = first_error(store)
+    assert type(told) is kind
+    assert str(told) == str(error)
+    assert getattr(told, "usable", None) == getattr(error, "usable", None)
 
 
 def launched() -> list[psutil.Process]:
