@@ -138,7 +138,8 @@ def _pack(error: BaseException) -> str:
     builtin = next(base for base in kind.__mro__ if base.__module__ == "builtins")
     content = b""
     # an error's __init__ may want more than the message that pickle gives it, and an error of a library may hold anything
-    for candidate in (error, (kind, error.args, vars(error)), (builtin, (str(error),), {})):
+    forms: tuple[object, ...] = (error, (kind, error.args, vars(error)), (builtin, (str(error),), {}))
+    for candidate in forms:
         try:
             content = pickle.dumps(candidate)
             _made(pickle.loads(content))
