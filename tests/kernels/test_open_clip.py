@@ -347,7 +347,7 @@ def recall(model: nn.Module, folder: Path) -> list[float]:
     return [float(((d < own[:, None]).sum(1) < 5).double().mean()) for d in (distances, distances.T)]
 
 
-def one_rank(rank: int, folder: Path, port: int) -> None:
+def one_rank(rank: int, folder: Path, port: int, more: tuple[str, ...]) -> None:
     """The program as torchrun starts it; saves what this rank has learnt."""
     torch.set_num_threads(1)
     prepare_torchvision()
@@ -360,19 +360,39 @@ def one_rank(rank: int, folder: Path, port: int) -> None:
         return wrapped[0]
 
     nn.parallel.DistributedDataParallel = on_a_cpu
-    train(folder, "two", "--precision", "fp32", "--local-loss", "--gather-with-grad", "--dist-backend", "gloo")
+    flags = ("--precision", "fp32", "--local-loss", "--gather-with-grad", "--dist-backend", "gloo")
+    train(folder, "two", *flags, *more)
     torch.save(wrapped[0].module.state_dict(), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_train_one_model(clip, pairs):
+def two_processes(folder: Path, *more: str) -> list[dict[str, torch.Tensor]]:
+    """What each of two processes has learnt."""
     pytest.importorskip("open_clip_train.main", reason="open_clip's training program does not import here")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(one_rank, (pairs, port), nprocs=2)
+    torch.multiprocessing.spawn(one_rank, (folder, port, more), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def test_two_processes_train_one_model(clip, pairs):
+    one, other = two_processes(pairs)
     first, last = results(pairs, "two")
     assert last["clip_val_loss"] < first["clip_val_loss"]
-    one, other = (torch.load(pairs / f"{rank}.pt") for rank in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert not torch.equal(one["logit_scale"], make().logit_scale)
+
+
+def test_two_processes_learn_what_one_does_of_the_doubled_batch(clip, pairs):
+    """Ten steps of all pairs. The large eps of Adam keeps it from making a step of the sign of a rounding."""
+    steps = ("--epochs", "10", "--val-frequency", "99", "--lr", "1e-2", "--lr-scheduler", "const", "--eps", "1e-2")
+    train(pairs, "one", "--precision", "fp32", "--batch-size", str(PAIRS), *steps)
+    (checkpoint,) = (pairs / "one" / "checkpoints").glob("*.pt")
+    alone = torch.load(checkpoint)["state_dict"]
+    start = clip.hyperbolic(make()).state_dict()
+    two, _ = two_processes(pairs, "--batch-size", str(PAIRS // 2), *steps)
+    learnt = {
+        name: (two[name] - x).norm() / (x - start[name]).norm() for name, x in alone.items() if x.is_floating_point()
+    }
+    assert all(error < 1e-4 for error in learnt.values()), learnt
