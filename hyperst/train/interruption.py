@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,23 +58,6 @@ def interruptible() -> Iterator[Interruption]:
     finally:
         for number in usual:
             signal.signal(number, handlers[number])
-
-
-def leave_sigterm_to_parent(worker: int) -> None:
-    """Let SIGTERM end a loader's process only where the training process sends it.
-
-    torchrun, scancel and the like send it to all, and a loader's process that ends is an error in the training process, wherever
-    that is. macOS does not tell who has sent a signal: nothing is changed there.
-    """
-    if sys.platform == "linux":
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_end_for_parent, daemon=True).start()
-
-
-def _end_for_parent() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
-    os._exit(0)
 
 
 class InterruptibleLoop(lightning.Callback):

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Sampler
 from hyperst.config import RunConfig
 from hyperst.data import Section
 from hyperst.run import Split, section_indices, spot_dataset
-from hyperst.train.interruption import leave_sigterm_to_parent
 from hyperst.train.together import ALONE, Processes
 
 __all__ = ["EpochOrder", "Loaders", "epoch_seed", "make_loaders"]
@@ -111,7 +110,6 @@ def make_loaders(
     own = _deal(held_out, processes)
     validation = spot_dataset(config, validation_sections or sections, genes, indices=own, keep=True)
     common: dict[str, Any] = {"num_workers": settings.workers, "pin_memory": torch.cuda.is_available()}
-    common["worker_init_fn"] = leave_sigterm_to_parent
     return Loaders(
         DataLoader(training, order.own, sampler=order, generator=order.generator, **common),
         DataLoader(validation, -(-settings.batch_size // processes.size), **common),
