@@ -30,7 +30,7 @@ from hyperst.processes import started_processes
 from hyperst.run import RunFolder, Split, build_model, feature_width, section_indices
 from hyperst.train.batch_norm import synchronise_batch_norms
 from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
-from hyperst.train.interruption import KeepSigterm
+from hyperst.train.interruption import InterruptibleLoop
 from hyperst.train.launch import launch
 from hyperst.train.loaders import Loaders, make_loaders
 from hyperst.train.start import check_same_sections, enough_counts, remove_start, start_run, write_start
@@ -247,7 +247,7 @@ def _trainer(config: RunConfig, recorder: Recorder, processes: Processes) -> lig
         strategy = DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False)
         together = {"strategy": strategy, "num_nodes": processes.size // processes.local_size}
         plugins.append(TorchElasticEnvironment())  # reads what `joined` has set
-        callbacks.append(KeepSigterm())
+        callbacks.append(InterruptibleLoop())
     try:
         with _quiet_lightning():
             return lightning.Trainer(

@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning
 
-__all__ = ["EXIT_CODE", "SIGNALS", "Interruption", "KeepSigterm", "interruptible"]
+__all__ = ["EXIT_CODE", "SIGNALS", "InterruptibleLoop", "Interruption", "interruptible"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_CODE = 130  # what a shell reports for Ctrl-C
@@ -60,10 +60,11 @@ def interruptible() -> Iterator[Interruption]:
             signal.signal(number, handlers[number])
 
 
-class KeepSigterm(lightning.Callback):
-    """Put back the handler of SIGTERM that Lightning replaces when it begins to train.
+class InterruptibleLoop(lightning.Callback):
+    """Keep the handler of SIGTERM that Lightning replaces when it begins to train, and raise at a batch what was lost.
 
     Lightning's own broadcasts from inside the handler, amid whatever the processes exchange: they wait for each other for ever.
+    A KeyboardInterrupt is lost where Python drops errors, as in what it calls at the fork of a loader's process.
     """
 
     def __init__(self) -> None:
@@ -75,3 +76,7 @@ class KeepSigterm(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if self.handler not in (None, signal.getsignal(signal.SIGTERM)):  # None: not set from Python
             signal.signal(signal.SIGTERM, self.handler)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule, *batch: Any) -> None:
+        if isinstance(self.handler, Interruption) and self.handler.seen:
+            raise KeyboardInterrupt
