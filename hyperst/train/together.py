@@ -137,7 +137,6 @@ def _pack(error: BaseException) -> str:
     kind = type(error)
     builtin = next(base for base in kind.__mro__ if base.__module__ == "builtins")
     content = b""
-    candidate: Any
     # an error's __init__ may want more than the message that pickle gives it, and an error of a library may hold anything
     forms: tuple[object, ...] = (error, (kind, error.args, vars(error)), (builtin, (str(error),), {}))
     for candidate in forms:
