@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t
 
 __all__ = ["Interval", "gene_interval", "mean_interval", "paired_interval", "resampled_correlations", "spot_intervals"]
 
@@ -14,7 +15,7 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference and the ends of its 95 % interval; ``low`` and ``high`` are None where one pair is all there is."""
+    """A mean difference and the ends of its 95 % interval; ``low`` and ``high`` are None of one fold or block."""
 
     mean: float
     low: float | None
@@ -27,11 +28,13 @@ class Interval:
 
 
 def paired_interval(differences: np.ndarray, seed: int = 0) -> Interval | None:
-    """Bootstrap interval of a mean difference, from the differences of two rows in the same folds with the same seeds.
+    """Interval of a mean difference over folds, from the differences of two rows in the same folds with the same seeds.
 
-    Folds are drawn with replacement, then seeds within each drawn fold, 10,000 times; the interval is the range of the middle
-    95 % of their means (the percentile bootstrap of data in two levels, Davison and Hinkley, Bootstrap Methods and their
-    Application, 1997, section 3.8). Every fold counts once. With a single fold only its seeds vary.
+    Folds are drawn with replacement, then seeds within each drawn fold, 10,000 times, for the range of the middle 95 % of their
+    means (the percentile bootstrap of data in two levels, Davison and Hinkley, Bootstrap Methods and their Application, 1997,
+    section 3.8). Over two to five folds that range leaves out 0 in 47 to 17 % of rows that do not differ. So each end is the
+    outer one of this and of Student's interval of the folds' means, which holds what it says over any number of folds whose
+    differences are normal. Every fold counts once. A single fold says nothing of others, and has no ends.
 
     Args:
         differences: (fold seed), NaN where one of the two rows has no value.
@@ -41,16 +44,17 @@ def paired_interval(differences: np.ndarray, seed: int = 0) -> Interval | None:
 
     >>> paired_interval(np.array([[0.1, 0.1], [0.1, 0.1]]))
     Interval(mean=0.1, low=0.1, high=0.1)
-    >>> paired_interval(np.array([[0.25]]))
-    Interval(mean=0.25, low=None, high=None)
+    >>> paired_interval(np.array([[0.25, 0.5]]))
+    Interval(mean=0.375, low=None, high=None)
     """
     differences = np.asarray(differences, dtype=np.float64)
     rows = [row[np.isfinite(row)] for row in differences]
     rows = [row for row in rows if len(row)]
     if not rows:
         return None
-    mean = float(np.mean([row.mean() for row in rows]))
-    if sum(map(len, rows)) < 2:
+    of_folds = np.asarray([row.mean() for row in rows])
+    mean = float(of_folds.mean())
+    if len(rows) < 2:
         return Interval(mean, None, None)
     random = np.random.default_rng(seed)
     sizes = np.asarray([len(row) for row in rows])
@@ -63,7 +67,9 @@ def paired_interval(differences: np.ndarray, seed: int = 0) -> Interval | None:
         drawn = random.integers(sizes[fold, None], size=(_RESAMPLES, sizes.max()))
         used = np.arange(sizes.max()) < sizes[fold, None]
         means += (values[fold[:, None], drawn] * used).sum(axis=1) / sizes[fold]
-    return Interval(mean, *_ends(means / len(rows)))
+    low, high = _ends(means / len(rows))
+    margin = float(t.ppf((1 + _CONFIDENCE) / 2, len(rows) - 1) * of_folds.std(ddof=1) / np.sqrt(len(rows)))
+    return Interval(mean, min(low, mean - margin), max(high, mean + margin))
 
 
 def spot_intervals(

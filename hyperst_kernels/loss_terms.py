@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hyperst_kernels import _checks
 from hyperst_kernels._constants import INPUTS, LOSS_GEOMETRIES, PRECISIONS, PRODUCTS
+from hyperst_kernels.cpu.online_softmax import wide
 from hyperst_kernels.entailment import REDUCTIONS
 from hyperst_kernels.operators.contrastive import contrastive_terms
 from hyperst_kernels.operators.pair_loss import pair_losses
@@ -190,7 +191,8 @@ def _by_blocks(
     symmetric, bias = symmetric and options.loss == "softmax", None
     if options.loss == "sigmoid" and options.logit_bias is not None:
         bias = torch.as_tensor(options.logit_bias, dtype=c.dtype, device=c.device).reshape(())
-    debias = None if options.debias is None else torch.as_tensor(options.debias, dtype=c.dtype, device=c.device)
+    # 1 less it must not be rounded away
+    debias = None if options.debias is None else torch.as_tensor(options.debias, dtype=wide(c), device=c.device)
     rows, columns = pair_losses(
         queries, keys, c, logit_scale, bias, of_queries, of_keys, options.exclude_ids, debias, options.loss, options.geometry,
         options.input == "tangent", symmetric, options.precision or "bf16x3", options.label_smoothing,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hyperst.cli.console import make_console, print_sections
+from hyperst.cli.console import make_console, print_error, print_sections
 from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, read_sections
 from hyperst.cli.options import BinUm, GeneNames, Images, MinCounts, Mpp, Sections
@@ -107,6 +107,9 @@ def cv(
         raise KeyboardInterrupt(
             f"interrupted; {done} cells are done, and the same command goes on with the others"
         ) from error
+    except RuntimeError as error:  # no cell could be finished
+        print_error(error)
+        raise typer.Exit(1) from error
     _print(console, found)
     if found.failures:
         raise typer.Exit(1)

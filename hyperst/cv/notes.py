@@ -26,8 +26,8 @@ def notes(results: Sequence[dict[str, Any]], patients: dict[str, str | None]) ->
         )
     if len(folds) < _FEW_FOLDS:
         said.append(
-            f"There {'is one fold' if len(folds) == 1 else f'are {len(folds)} folds'}: intervals over so few are too narrow, and "
-            "say little of other sections."
+            f"There {'is one fold' if len(folds) == 1 else f'are {len(folds)} folds'}: over so few, intervals are wide, if there "
+            "are any, and rest on differences that are normal over folds."
         )
     said.append(
         "Each interval is of one comparison: among twenty rows that do not differ, about one interval excludes 0 by chance."

@@ -78,7 +78,7 @@ def write_report(found: CrossValidation, path: Path) -> Path:
         "# Cross-validation",
         "",
         f"{n_folds} folds, {n_seeds} seeds, {n_rows} rows. Mean over folds of the mean over seeds ± standard deviation over folds; "
-        f"difference to {found.reference} with the 95 % interval of a paired bootstrap over folds and seeds. PCC-k beside that of "
+        f"difference to {found.reference} with its 95 % interval over folds. PCC-k beside that of "
         "shuffled images (null).",
         "",
         *(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)),

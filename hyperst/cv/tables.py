@@ -64,7 +64,6 @@ class Comparison:
     reference: str
     metric: str
     interval: Interval | None
-    n_folds: int
 
     def sentence(self) -> str:
         """What may be said: which is better only where the interval excludes 0."""
@@ -74,15 +73,14 @@ class Comparison:
         mean, low, high = self.interval.mean, self.interval.low, self.interval.high
         if low is None or high is None:
             return (
-                f"{name} of {self.row} less that of {self.reference} is {mean:+.4f} in the only cell that both have: nothing can "
+                f"{name} of {self.row} less that of {self.reference} is {mean:+.4f} in the only fold that both have: nothing can "
                 "be said of others."
             )
         found = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-        where = "" if self.n_folds > 1 else " over the seeds of one fold"
         if not self.interval.excludes_zero:
-            return f"{name}: no difference of {self.row} and {self.reference} is shown{where}, {found}."
+            return f"{name}: no difference of {self.row} and {self.reference} is shown, {found}."
         better = (mean > 0) == (BETTER[self.metric] > 0)
-        return f"{name}: {self.row} is {'better' if better else 'worse'} than {self.reference}{where}, {found}."
+        return f"{name}: {self.row} is {'better' if better else 'worse'} than {self.reference}, {found}."
 
 
 def compare(table: pd.DataFrame, reference: str) -> list[Comparison]:
@@ -97,8 +95,7 @@ def compare(table: pd.DataFrame, reference: str) -> list[Comparison]:
             ours, theirs = grid(table, row, metric), grid(table, reference, metric)
             if ours.notna().to_numpy().any() and theirs.notna().to_numpy().any():
                 difference = ours - theirs
-                n_folds = int(difference.notna().any(axis=1).sum())
-                found.append(Comparison(row, reference, metric, paired_interval(difference.to_numpy()), n_folds))
+                found.append(Comparison(row, reference, metric, paired_interval(difference.to_numpy())))
     return found
 
 

@@ -105,6 +105,13 @@ def _scores(path: Path) -> SectionScores:
         methods = {str(name): dict(entry) for name, entry in stored["methods"].items()}
         methods = {OURS: methods.pop(OURS), **methods}
         expression = path.parent / EXPRESSION
+        per_gene = _table(path.parent / "per_gene.csv", ("gene", "pcc"), _AGAIN).set_index("gene")
+        cut_short = not (path.parent / "per_gene.csv").read_bytes().endswith(b"\n")
+        if cut_short or len(per_gene) != int(stored["n_genes"]):
+            raise ValueError(
+                f"{path.parent / 'per_gene.csv'} is cut short ({len(per_gene)} genes{', the last one incomplete' * cut_short}; "
+                f"metrics.json has {stored['n_genes']}); {_AGAIN}"
+            )
         return SectionScores(
             section=str(stored["section"]),
             patient=stored["patient"],
@@ -112,7 +119,7 @@ def _scores(path: Path) -> SectionScores:
             target=str(stored["target"]),
             methods=methods,
             intervals=stored.get("intervals"),
-            per_gene=_table(path.parent / "per_gene.csv", ("gene", "pcc"), _AGAIN).set_index("gene"),
+            per_gene=per_gene,
             caveats=tuple(map(str, stored["caveats"])),
             excluded_spots=tuple(map(str, stored.get("excluded_spots", ()))),
             min_counts=stored.get("min_counts"),

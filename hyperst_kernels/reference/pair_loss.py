@@ -126,7 +126,7 @@ def _softmax(
     of_positives = _logsumexp(logits.masked_fill(~positive, -torch.inf), dim)
     of_negatives = _logsumexp(logits.masked_fill(~negative, -torch.inf), dim)
     if debias is not None:
-        of_negatives = _debiased(of_negatives, of_positives, negative.sum(dim), count, debias.to(logits), lowest)
+        of_negatives = _debiased(of_negatives, of_positives, negative.sum(dim), count, debias, lowest)
     gap = of_negatives - of_positives
     mean = _mean(logits, positive, dim)
     left = some & ~(of_negatives == -torch.inf)  # of nothing, second derivatives would be none
@@ -150,7 +150,7 @@ def _debiased(
     left = -torch.expm1(torch.where(explained >= 0, -1, explained))
     found = of_negatives + torch.log(left) - torch.log1p(-debias)
     floor = torch.log(negatives.to(lowest)) + lowest
-    return torch.where((explained >= 0) | (found < floor), floor, found)
+    return torch.where((explained >= 0) | (found < floor), floor, found).to(of_negatives)
 
 
 def _mean(logits: Tensor, part: Tensor, dim: int) -> Tensor:

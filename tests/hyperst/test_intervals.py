@@ -4,35 +4,48 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, ttest_1samp
 
 from hyperst.evaluation import score
 from hyperst.intervals import gene_interval, mean_interval, paired_interval, resampled_correlations, spot_intervals
 
 
-def test_two_folds_are_drawn_together_or_twice():
-    """The mean of two draws of a and b is a, their middle or b with probability 1/4, 1/2, 1/4: 2.5 % of each end is the end."""
+def test_few_folds_have_students_interval():
     found = paired_interval(np.array([[0.25], [0.75]]))
-    assert (found.mean, found.low, found.high) == (0.5, 0.25, 0.75)
-    assert found.excludes_zero
-    assert not paired_interval(np.array([[-0.25], [0.75]])).excludes_zero
+    margin = 12.7062 * 0.25  # the quantile of Student's distribution with one degree of freedom, and the standard error
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5 - margin, 0.5 + margin), abs=1e-4)
+    assert not found.excludes_zero
+    assert paired_interval(np.array([[0.25], [0.26]])).excludes_zero
 
 
-@pytest.mark.parametrize("shape", [(1, 12), (12, 1)])
-def test_one_level_is_scipys_percentile_bootstrap(shape):
-    values = np.random.default_rng(3).normal(0.4, 1, 12)
-    found = paired_interval(values.reshape(shape))
-    theirs = bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=0).confidence_interval
+def test_the_outer_ends_of_scipys_two_intervals():
+    values = np.random.default_rng(3).exponential(1, 12)  # skewed: either has one of the ends
+    found = paired_interval(values.reshape(12, 1))
+    drawn = bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=0).confidence_interval
+    student = ttest_1samp(values, 0).confidence_interval()
     # quantiles of 10,000 and 20,000 draws: standard errors of .008 and .006 of a mean whose own is about .3
     assert found.mean == pytest.approx(values.mean())
-    assert found.low == pytest.approx(theirs.low, abs=0.05)
-    assert found.high == pytest.approx(theirs.high, abs=0.05)
+    assert found.low == pytest.approx(min(drawn.low, student.low), abs=0.05)
+    assert found.high == pytest.approx(max(drawn.high, student.high), abs=0.05)
+
+
+@pytest.mark.parametrize("n_folds", [2, 3, 5])
+def test_rows_that_do_not_differ_are_told_apart_as_often_as_the_interval_says(n_folds, monkeypatch):
+    monkeypatch.setattr("hyperst.intervals._RESAMPLES", 400)
+    random, draws = np.random.default_rng(1), 400
+    wrong = sum(
+        paired_interval(random.normal(size=(n_folds, 1)) + 0.3 * random.normal(size=(n_folds, 3))).excludes_zero
+        for _ in range(draws)
+    )
+    # at most 5 %, and three standard errors of a share over so many draws
+    assert wrong / draws < 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
 
 
 def test_folds_count_once_whatever_their_number_of_seeds():
     """A fold with a missing seed weighs as much as another."""
     found = paired_interval(np.array([[1.0, 1.0, 1.0], [3.0, np.nan, np.nan]]))
-    assert (found.mean, found.low, found.high) == (2.0, 1.0, 3.0)
+    assert found == pytest.approx(paired_interval(np.array([[1.0], [3.0]])))
+    assert found.mean == 2.0
 
 
 def test_spread_over_folds_is_not_hidden_by_many_seeds():
@@ -44,7 +57,7 @@ def test_spread_over_folds_is_not_hidden_by_many_seeds():
 
 def test_too_little_for_an_interval():
     assert paired_interval(np.full((2, 2), np.nan)) is None
-    found = paired_interval(np.array([[np.nan, 0.5]]))
+    found = paired_interval(np.array([[0.25, 0.75], [np.nan, np.nan]]))  # one fold
     assert (found.mean, found.low, found.high) == (0.5, None, None)
     assert not found.excludes_zero
 

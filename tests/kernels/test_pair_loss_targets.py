@@ -338,3 +338,14 @@ def test_compiled():
 
     compiled = torch.compile(value, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(value_and_gradients(compiled, *leaves), value_and_gradients(value, *leaves))
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_rate_that_float32_would_round_to_one(reference):
+    """1 less the rate is what float32 must not lose."""
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    y = x.flip(0).roll(1, 0)
+    with hk.use_reference() if reference else contextlib.nullcontext():
+        found = hk.contrastive_loss(x, y, debias=1 - 1e-8, reduction="none")
+        expected = hk.contrastive_loss(x.double(), y.double(), debias=1 - 1e-8, reduction="none")
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)

@@ -135,13 +135,13 @@ def test_the_report_says_better_only_where_the_interval_does(found):
         (
             "pcc",
             Interval(0.03, None, None),
-            "is +0.0300 in the only cell that both have: nothing can be said of others.",
+            "is +0.0300 in the only fold that both have: nothing can be said of others.",
         ),
         ("pcc", None, "PCC of it and full have no fold and seed in common."),
     ],
 )
 def test_which_is_better_is_said_only_where_it_is_shown(metric, interval, words):
-    assert Comparison("it", "full", metric, interval, 2).sentence().endswith(words)
+    assert Comparison("it", "full", metric, interval).sentence().endswith(words)
 
 
 def test_finished_cells_are_not_run_again(found, rows, sections, fits):
@@ -316,3 +316,7 @@ def test_the_command(rows, section_paths, tmp_path, monkeypatch):
     assert result.exit_code == 1
     assert "[3/4] mine, fold a, seed 1: failed, no luck" in result.output
     assert "failed a__mine__seed1: no luck" in result.output
+    elsewhere = list(map(str, [*arguments, "--output", tmp_path / "none"]))
+    result = CliRunner().invoke(app, elsewhere)
+    assert result.exit_code == 1
+    assert "error: none of the 2 cells could be finished; the first: no luck" in result.output

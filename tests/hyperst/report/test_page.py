@@ -241,6 +241,10 @@ def test_a_damaged_evaluation_is_named(evaluated, tmp_path):
     assert "per_gene.csv is damaged (it has no column pcc)" in failure("report", tmp_path / "run")
     (results / "per_gene.csv").write_text("gene,pcc\nA,much\n")
     assert "per_gene.csv cannot be read" in failure("report", tmp_path / "run")
+    whole = (evaluated / "evaluation" / "S3" / "per_gene.csv").read_text()
+    for left in (whole[:-2], "".join(whole.splitlines(keepends=True)[:-1])):
+        (results / "per_gene.csv").write_text(left)
+        assert "per_gene.csv is cut short" in failure("report", tmp_path / "run")
 
 
 def test_spots_without_an_image_or_a_scale_have_a_map(evaluated, predicted, tmp_path):
