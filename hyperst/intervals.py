@@ -11,11 +11,12 @@ __all__ = ["Interval", "gene_interval", "mean_interval", "paired_interval", "res
 
 _RESAMPLES, _RESAMPLES_OF_SPOTS = 10_000, 1000
 _CONFIDENCE = 0.95
+_FEWEST_BLOCKS = 6  # of five, all differ in one direction by chance once in 16 times, and so do all their resamples
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference and the ends of its 95 % interval; ``low`` and ``high`` are None of one fold or block."""
+    """A mean difference and the ends of its 95 % interval; ``low`` and ``high`` are None where there are too few."""
 
     mean: float
     low: float | None
@@ -85,7 +86,8 @@ def spot_intervals(
         blocks: integers (spot,), the same for spots that are drawn together.
 
     Returns:
-        "mse", and "pcc", the mean over genes of the correlation, if it is defined for both; without ends where there is one block.
+        "mse", and "pcc", the mean over genes of the correlation, if it is defined for both; without ends where there are fewer
+        than six blocks.
 
     >>> measured = np.arange(8.0)[:, None]
     >>> spot_intervals(measured + 1, measured + 2, measured, np.arange(8))["mse"]
@@ -99,7 +101,7 @@ def spot_intervals(
         first, *resampled = scores[0][metric] - scores[1][metric]
         defined = np.asarray(resampled)[np.isfinite(resampled)]
         if np.isfinite(first):
-            ends = _ends(defined) if n_blocks > 1 and len(defined) else (None, None)
+            ends = _ends(defined) if n_blocks >= _FEWEST_BLOCKS and len(defined) else (None, None)
             found[metric] = Interval(float(first), *ends)
     return found
 
@@ -123,7 +125,7 @@ def resampled_correlations(
 def gene_interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the 95 % interval of each gene, (gene,) each, of what :func:`resampled_correlations` gives, or of a difference.
 
-    NaN where the gene has no value, or there is a single block of spots and so nothing to resample (all resamples are alike).
+    NaN where the gene has no value, or there are too few blocks of spots to resample (all resamples are alike).
     """
     undefined = ~np.isfinite(resampled[0]) | ~np.isfinite(resampled[1:]).any(axis=0)
     undefined |= (resampled[1:] == resampled[:1]).all(axis=0)
@@ -147,10 +149,15 @@ def mean_interval(resampled: np.ndarray) -> Interval | None:
 
 
 def _resamples(blocks: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Block of each spot, (spot,), and how often each block counts, (resample, block): the blocks as they are come first."""
+    """Block of each spot, (spot,), and how often each block counts, (resample, block): the blocks as they are come first.
+
+    Fewer than six blocks are taken as they are in every resample.
+    """
     _, place = np.unique(blocks, return_inverse=True)
     n_blocks = int(place.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=_RESAMPLES_OF_SPOTS)
+    if n_blocks < _FEWEST_BLOCKS:
+        drawn = np.ones_like(drawn)
     return place, np.concatenate([np.ones((1, n_blocks)), drawn])
 
 

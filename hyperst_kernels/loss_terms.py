@@ -73,7 +73,7 @@ class Prepared(NamedTuple):
 
 def prepare(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Tensor, options: Options) -> Prepared:
     """Check everything that the losses of the terms depend on. Raises what `contrastive_loss` does."""
-    _check_options(options)
+    check_options(options)
     features: list[_Features] = []
     pairings = []
     for t, term in enumerate(terms):
@@ -129,7 +129,8 @@ def losses_of(terms: Sequence[Term], c: float | Tensor, logit_scale: float | Ten
     return losses
 
 
-def _check_options(options: Options) -> None:
+def check_options(options: Options) -> None:
+    """Raise where options are wrong by themselves, whatever the features."""
     if not options.deterministic and torch.are_deterministic_algorithms_enabled():
         raise RuntimeError(
             "deterministic=False contradicts torch.use_deterministic_algorithms(True): leave one of them out"

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from hyperst_kernels import _checks
 from hyperst_kernels._checks import choice, positive_number
-from hyperst_kernels._constants import INPUTS, LOSS_GEOMETRIES, PRECISIONS
+from hyperst_kernels._constants import INPUTS, LOSS_GEOMETRIES
 from hyperst_kernels.curvature import Curvature, check, current, describe, hold
 from hyperst_kernels.distance import similarity
 from hyperst_kernels.distributed import SCHEMES, Gather, Group, Ranks, place
 from hyperst_kernels.entailment import entailment_loss
 from hyperst_kernels.first_logit_scale import FirstLogitScale
-from hyperst_kernels.loss_terms import DIRECTIONS, LOSSES, Options, Term, losses_of
+from hyperst_kernels.loss_terms import DIRECTIONS, Options, Term, check_options, losses_of
 from hyperst_kernels.maps import scaled_exp_map0
 from hyperst_kernels.operators.register import in_reverse
 from hyperst_kernels.rank_losses import Call, Shard
@@ -229,21 +229,15 @@ class HyperbolicContrastiveLoss(nn.Module):
         super().__init__()
         choice("directions", directions, DIRECTIONS)
         choice("geometry", geometry, LOSS_GEOMETRIES)
-        choice("input", input, INPUTS)
-        choice("loss", loss, LOSSES)
-        _checks.fraction("label_smoothing", label_smoothing)
+        choice("scheme", scheme, SCHEMES)
         if debias is not None:
             _checks.fraction("debias", debias)
-        if margin is not None:
-            _checks.plain_number("margin", margin)
-        choice("scheme", scheme, SCHEMES)
-        if precision is not None:
-            choice("precision", precision, PRECISIONS)
         if use_horovod:
             raise ValueError("use_horovod must be False, got True: features are gathered with torch.distributed")
         hold(self, curvature)
         self.options: dict[str, Any] = {"loss": loss, "input": input, "geometry": geometry, "precision": precision}
         self.options |= {"label_smoothing": label_smoothing, "debias": debias, "margin": margin}
+        check_options(Options(**self.options))
         self.input, self.directions, self.geometry = input, directions, geometry
         self.local_loss, self.gather_with_grad = local_loss, gather_with_grad
         if group is not None or torch.distributed.is_initialized():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels.cpu import memory
+from hyperst_kernels.cpu.online_softmax import wide
 from hyperst_kernels.distributed import Gather, Sizes
 from hyperst_kernels.loss_terms import Options, Prepared, Term, losses_of, prepare, refuse_no_positive, shifted
 from hyperst_kernels.operators.contrastive_sums import Flags
@@ -191,7 +192,7 @@ class Shard:
         weights = None if weights is None else self.gather(weights, self.query_rows)
         debias = self.prepared.options.debias
         if isinstance(debias, Tensor) and debias.ndim:
-            debias = self.gather.plain(debias.to(self.prepared.c), self.query_rows)
+            debias = self.gather.plain(debias.to(self.prepared.c.device, wide(self.prepared.c)), self.query_rows)
         options = self.options._replace(
             exclude_ids=self.exclude_ids, positives=self.positives, weights=weights, debias=debias
         )
@@ -223,7 +224,8 @@ class Shard:
             forth.append(rows)
             if both:
                 own = vectors[p.keys] if self.positives is not None or not self.more_keys else vectors[p.keys][:n]
-                back.append(Term(own, queries[p.queries], 1.0, "rows", term.key_scale, term.query_scale))
+                factors = term.key_scale, term.query_scale
+                back.append(Term(own, queries[p.queries], 1.0, "rows", *factors, term.logit_scale))
         ways = self._both_ways(forth, back)
         mean_forth, mean_back = self._means()
         found, returning = [mean_forth(per_row) for per_row in ways[: len(forth)]], iter(ways[len(forth) :])

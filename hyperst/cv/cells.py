@@ -95,8 +95,8 @@ def finished(cell: Cell) -> dict[str, Any] | None:
         raise ValueError(f"{path} is damaged ({error}); remove {cell.folder}, and the cell is run again") from error
     if identity != cell.identity():
         raise FileExistsError(
-            f"{cell.folder} was run with another configuration, on other sides of the fold or on other data; choose another "
-            "--output, or remove it"
+            f"{cell.folder} was run with another configuration, on other sides of the fold (or in another order) or on other data; "
+            "choose another --output, or remove it"
         )
     return stored
 

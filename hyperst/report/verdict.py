@@ -113,7 +113,7 @@ def _genes(per_gene: pd.DataFrame, ridge: str) -> str | None:
 
 def _null_points(scores: SectionScores) -> list[str]:
     said = []
-    if "pcc_low" in scores.per_gene:
+    if "pcc_low" in scores.per_gene and scores.per_gene["pcc_low"].notna().any():  # else of too few blocks
         above = int((scores.per_gene["pcc_low"] > 0).sum())
         n = len(scores.per_gene)
         said.append(

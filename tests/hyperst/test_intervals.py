@@ -89,6 +89,19 @@ def test_intervals_over_spots_that_cannot_be():
     assert (found["mse"].low, found["mse"].excludes_zero) == (None, False)
 
 
+@pytest.mark.parametrize(("n_blocks", "shown"), [(5, False), (6, True)])
+def test_blocks_that_may_agree_by_chance_have_no_interval(n_blocks, shown):
+    """Of five, all favour one of two predictions that do not differ in 1 of 16 sections."""
+    random = np.random.default_rng(4)
+    measured = random.normal(size=(60, 1))
+    one, other = measured + 0.1 * random.normal(size=(60, 1)), measured + random.normal(size=(60, 1))
+    blocks = np.arange(60) % n_blocks
+    assert all(interval.excludes_zero == shown for interval in spot_intervals(one, other, measured, blocks).values())
+    resampled = resampled_correlations(one, measured, blocks)
+    assert np.isfinite(gene_interval(resampled)).all() == shown
+    assert mean_interval(resampled).excludes_zero == shown
+
+
 def test_each_gene_has_the_interval_of_its_own_correlation():
     """With every spot a block of its own: SciPy's percentile bootstrap of each gene's correlation."""
     random = np.random.default_rng(2)

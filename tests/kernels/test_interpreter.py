@@ -34,8 +34,8 @@ KERNELS = [name for name in FILES if not name.startswith("ptx")]
 # what each mode has to show: no arithmetic changes calls; in "plain" the smoke tests are run by test_smoke_selection.py
 GROUPS = {
     "plain": [name for name in KERNELS if name != "smoke"],
-    "contracted": [name for name in KERNELS if name not in ("calls", "rectangle", "smoke")],
-    "approximate": ["rows", "distance_matrix", "pair_blocks", "scalars", "fused_arithmetic", "smoke"],
+    "contracted": [name for name in KERNELS if name not in ("calls", "smoke")],
+    "approximate": ["rows", "distance_matrix", "pair_blocks", "rectangle", "scalars", "fused_arithmetic", "smoke"],
     "ptx": [name for name in FILES if name.startswith("ptx")],
 }
 LONG = ["ptx contrastive", "contrastive_kernel", "hierarchy", "ptx kernels"]

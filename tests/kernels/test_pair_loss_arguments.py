@@ -123,6 +123,7 @@ X, Y, IDS = torch.ones(3, 2), torch.ones(4, 2), (torch.tensor([0, 1, 2]), torch.
         (lambda: hk.contrastive_loss(X, Y, margin=float("inf")), ValueError, "margin must be a finite number"),
         (lambda: hk.HyperbolicContrastiveLoss(margin="0"), TypeError, "margin must be a float, got str"),
         (lambda: hk.HyperbolicContrastiveLoss(debias=2.0), ValueError, "debias must be .* got 2.0"),
+        (lambda: hk.HyperbolicContrastiveLoss(loss="sigmoid", debias=0.1), ValueError, "debias needs loss='softmax'"),
         (lambda: hk.HyperbolicContrastiveLoss(label_smoothing=-0.1), ValueError, "label_smoothing must be .* got -0.1"),
         (lambda: hk.contrastive_loss(X, Y, logit_bias="0"), TypeError, "logit_bias must be a float"),
         (lambda: hk.HyperbolicContrastiveLoss(use_horovod=True), ValueError, "use_horovod must be False"),
