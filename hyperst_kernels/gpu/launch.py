@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 import triton
@@ -22,6 +22,9 @@ import triton.language as tl
 from torch import Tensor
 
 from hyperst_kernels._checks import geometry_dtype
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _SHIPPED = Path(__file__).with_name("launch_table.json")
 LARGEST_ROW = 16384  # numbers in a row that one program can hold, if it does little with them
@@ -147,11 +150,11 @@ def on_device_of(x: Tensor) -> contextlib.AbstractContextManager:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-def on_own_device(function: Callable) -> Callable:
+def on_own_device(function: Callable[P, T]) -> Callable[P, T]:
     """Call a function with the device of its first argument that is a tensor, or a sequence of tensors, current."""
 
     @functools.wraps(function)
-    def called(*arguments, **options):
+    def called(*arguments: P.args, **options: P.kwargs) -> T:
         first = next(
             a[0] if isinstance(a, (list, tuple)) else a for a in arguments if isinstance(a, (Tensor, list, tuple))
         )

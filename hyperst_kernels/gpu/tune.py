@@ -124,9 +124,10 @@ def _problems(d: int, dtype: torch.dtype, device: str) -> Iterator[Problem]:
 
     def backward() -> Callable[[], object]:
         _, _, x, y, _, c = given()
-        found = contrastive.forward([x, y], None, c, c, None, *flags)
-        upstream = torch.ones_like(found[0], dtype=c.dtype)  # sums are kept in float64, gradients are not
-        return lambda: contrastive.backward(upstream, upstream, [x, y], None, c, c, None, *found, *flags, False)
+        rows, columns, positives, near = contrastive.forward([x, y], None, c, c, None, *flags)
+        upstream = torch.ones_like(rows, dtype=c.dtype)  # sums are kept in float64, gradients are not
+        slopes = contrastive.of_losses(upstream, upstream, rows, columns, positives, [x, y], flags[0])
+        return lambda: contrastive.backward(slopes, [x, y], None, c, c, None, near, *flags, False)
 
     yield Problem("map", _row_candidates(d), maps_backward)
     yield Problem("pair", _row_candidates(d), pairs_backward)

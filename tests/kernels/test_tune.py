@@ -67,6 +67,13 @@ def test_the_best_is_written_and_used(tmp_path, monkeypatch, small):
 
 
 @interpreted
+@pytest.mark.parametrize("dtype", tune.DTYPES.values(), ids=str)
+def test_every_launch_that_is_timed_runs(small, dtype):
+    for problem in tune._problems(64, dtype, "cpu"):
+        problem.prepared()()
+
+
+@interpreted
 def test_what_does_not_fit_is_no_candidate_and_other_errors_are_raised(small):
     def too_large(run):
         if launch._forced.get("map", {}).get("rows") == 2:
