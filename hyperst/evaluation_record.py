@@ -15,6 +15,7 @@ import pandas as pd
 
 from hyperst.baselines import MEAN, OURS, RIDGE_OWN, RIDGE_STAIN
 from hyperst.data import Section
+from hyperst.evaluation_doubt import Doubt
 from hyperst.files import atomic_path, write_h5ad_atomic, write_json_atomic
 from hyperst.intervals import Interval, gene_interval, mean_interval, resampled_correlations, spot_intervals
 from hyperst.metrics import per_gene_pearson
@@ -95,6 +96,7 @@ def write_evaluation(
     measured: np.ndarray,
     genes: Iterable[str],
     settings: Mapping[str, Any],
+    doubt: Doubt,
 ) -> None:
     """Write metrics.json, per_gene.csv, expression.h5ad and the figure of ``genes`` into the evaluation's folder.
 
@@ -108,6 +110,7 @@ def write_evaluation(
         evaluation.per_gene.to_csv(temporary, float_format="%.6g")
     spots = section_anndata(run, section, prediction, kept)
     spots.layers["measured"] = np.asarray(measured, dtype=np.float32)
+    doubt.add_to(spots)
     spots.uns["hyperst"]["content"] = "X predicted from the image; layers['measured'] measured, on the same scale"
     write_h5ad_atomic(spots, evaluation.folder / EXPRESSION)
     record = {

@@ -21,7 +21,7 @@ from hyperst.data import Section, SpotDataset, attach_features, fingerprint, rea
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from hyperst.data.features import has_niche_features
 from hyperst.device import choose_device
-from hyperst.files import write_json_atomic, write_text_atomic
+from hyperst.files import sha256, write_json_atomic, write_text_atomic
 from hyperst.model import HyperST
 from hyperst.model.backbones import is_pretrained
 from hyperst.validation import reason_of
@@ -157,6 +157,7 @@ class RunFolder:
         self.versions = self.path / "versions.json"
         self.metrics = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
+        self.calibration = self.path / "calibration.npz"
         self.best = self.path / "checkpoints" / "best.ckpt"
         self.last = self.path / "checkpoints" / "last.ckpt"
 
@@ -239,8 +240,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    found = _read_json(path)
-    if not isinstance(found, dict):
+    if not isinstance(found := _read_json(path), dict):
         raise ValueError(f"{path} is damaged (it holds no table of names and values); {_AGAIN}")
     return found
 
@@ -331,6 +331,7 @@ class Run:
         config, genes, split: what it was trained with; the model's outputs are in the order of ``genes``.
         model: in evaluation mode, on ``device``, with the weights of the best epoch.
         best_epoch: that epoch, counted from 1.
+        checkpoint: SHA-256 of the file with the weights.
     """
 
     folder: Path
@@ -340,6 +341,7 @@ class Run:
     model: HyperST
     device: torch.device
     best_epoch: int
+    checkpoint: str
 
 
 def load_run(folder: str | Path, *, device: str | None = None) -> Run:
@@ -360,8 +362,7 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     require_genes(checkpoint, genes, place.best, place.genes)
     require_settings(checkpoint, config, place.best, place.config)
     copy = "averaged.module." if config.training.averaging else "model."
-    stored = checkpoint["state_dict"].items()
-    weights = {name.removeprefix(copy): value for name, value in stored if name.startswith(copy)}
+    weights = {k.removeprefix(copy): value for k, value in checkpoint["state_dict"].items() if k.startswith(copy)}
     try:
         model = build_model(config, len(genes), weights["image_projectors.spot.weight"].shape[1], stored=True)
     except (RuntimeError, KeyError, IndexError) as error:
@@ -375,16 +376,15 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
             )
     problems = model.load_state_dict(weights, strict=False)
     frozen = frozen_weights(model)
-    wrong = sorted({*problems.missing_keys, *problems.unexpected_keys} - frozen)
-    if wrong:
+    if wrong := sorted({*problems.missing_keys, *problems.unexpected_keys} - frozen):
         raise ValueError(f"{place.best} does not fit {place.config}: {', '.join(wrong[:3])} do not match; {_AGAIN}")
-    trained_on = stored_identity(checkpoint).get("frozen")
-    if trained_on is not None and trained_on != weights_checksum(model, frozen):
+    if stored_identity(checkpoint).get("frozen") not in (None, weights_checksum(model, frozen)):
         raise ValueError(
             f"{config.model.weights} does not hold the weights that {place.path} was trained with; put back that file, or "
             f"point model.weights in {place.config} to it"
         )
-    return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, int(checkpoint["epoch"]) + 1)
+    epoch = int(checkpoint["epoch"]) + 1
+    return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, epoch, sha256(place.best))
 
 
 def as_trained(run: Run, section: Section) -> Section:

@@ -114,8 +114,10 @@ def draw_reports(console: Console, reports: Sequence[Report], output: Path | Non
 
 
 def print_notes(console: Console, predicted: AnnData) -> None:
-    """What one has to know of a prediction: damaged tiles left white, spots on background."""
-    notes = []
+    """What one has to know of a prediction: whether the slide is like the training's, damaged tiles, spots on background."""
+    from hyperst.doubt import HALF_WIDTH, doubt_words
+
+    notes = doubt_words(predicted.uns["hyperst"], with_intervals=HALF_WIDTH in predicted.var)
     if damaged := predicted.uns["hyperst"].get("damaged_tiles"):
         touched = int(predicted.obs["on_damaged_tile"].sum())
         notes.append(

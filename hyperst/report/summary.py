@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 from hyperst.baselines import OURS
 from hyperst.config import RunConfig, read_run_config
 from hyperst.evaluation_record import EXPRESSION
+from hyperst.files import sha256
 from hyperst.run import RunFolder, Split
 
 __all__ = ["RunSummary", "SectionScores", "collect"]
@@ -95,7 +95,7 @@ def collect(folder: str | Path) -> RunSummary:
         if place.metrics.is_file()
         else pd.DataFrame(),
         evaluations=tuple(_scores(path) for path in results),
-        checksums={path.relative_to(place.path).as_posix(): _sha256(path) for path in files},
+        checksums={path.relative_to(place.path).as_posix(): sha256(path) for path in files},
     )
 
 
@@ -141,11 +141,3 @@ def _table(path: Path, needed: tuple[str, ...], remedy: str) -> pd.DataFrame:
     if missing := [name for name in needed if name not in table]:
         raise ValueError(f"{path} is damaged (it has no column {missing[0]}); {remedy}")
     return table
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
