@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 from hyperst.baselines import OURS
 from hyperst.config import RunConfig, read_run_config
 from hyperst.evaluation_record import EXPRESSION
+from hyperst.evaluation_space import read_space
 from hyperst.files import sha256
 from hyperst.run import RunFolder, Split
 
@@ -32,6 +33,9 @@ class SectionScores:
         per_gene: a row per gene, by falling correlation.
         caveats: what the numbers do not say.
         excluded_spots: ids of those left out for fewer counts than ``min_counts``, which is None where it is not recorded.
+        doubt: mean noise ceiling ("noise_ceiling") and "coverage" of the intervals, "nominal_coverage"; empty in evaluations of
+            earlier versions.
+        space: see :func:`hyperst.evaluation_space.hyperbolic_space`; None where there is none.
         expression: file with predicted and measured expression of the spots; None in evaluations of earlier versions.
     """
 
@@ -48,6 +52,8 @@ class SectionScores:
     missing_genes: tuple[str, ...]
     stain: str
     expression: Path | None
+    doubt: dict[str, float | None] = field(default_factory=dict)
+    space: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,8 @@ def _scores(path: Path) -> SectionScores:
             missing_genes=tuple(map(str, stored.get("missing_genes", ()))),
             stain=str(stored.get("stain", "none")),
             expression=expression if expression.is_file() else None,
+            doubt=dict(stored.get("doubt", {})),
+            space=read_space(path.parent),
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {_AGAIN}") from error
