@@ -18,6 +18,7 @@ UNLIKE = 0.05
 """Applicability up to which a spot counts as unlike the training tissue: one spot in 20 of tissue that is like it."""
 
 _COMPONENTS = 32
+_LEAST_VARIANCE = 0.2  # along any direction, of features of variance 1: a little in one that hardly varied is not far
 _FEWEST_PER_COMPONENT = 4  # spots
 _GROUPS = 5
 
@@ -71,9 +72,7 @@ def fit_tissue(features: np.ndarray, scale: np.ndarray | None = None) -> TissueM
     count = max(1, min(_COMPONENTS, n // _FEWEST_PER_COMPONENT, len(variances)))
     kept = variances[:count]
     rest = float(variances[count:].sum()) / (width - count) if width > count else 0.0
-    # variances that rounding leaves of nothing would make any new spot infinitely far
-    floor = 1e-6 * float(variances.sum() or 1.0) / width
-    return TissueModel(mean, scale, axes[:count], np.maximum(kept, floor), max(rest, floor))
+    return TissueModel(mean, scale, axes[:count], np.maximum(kept, _LEAST_VARIANCE), max(rest, _LEAST_VARIANCE))
 
 
 def _scale(features: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ __all__ = ["HALF_WIDTH", "add_doubt", "coverage", "doubt_words"]
 HALF_WIDTH = f"half_width_{100 * COVERAGE:.0f}"
 """Column of ``var`` with the half-width of each gene's interval: prediction less and plus it."""
 
-_UNLIKE_SLIDE = 0.5  # share of its spots
+_UNLIKE_SLIDE = 0.1  # median applicability of its spots; that of left-out tissue is near a half
 _BACKGROUND = 0.05  # tissue fraction below which a spot is no tissue, as `hyperst predict` notes it
 
 
@@ -29,8 +29,8 @@ def add_doubt(
 
     ``var['half_width_90']``: the interval of a gene is the prediction less and plus this, one number for all spots.
     ``obs['applicability']``: p-value of each spot, see :func:`hyperst.applicability.applicability`. In ``uns['hyperst']``
-    stand ``unlike_share``, the share of spots of tissue with at most 0.05, ``unlike_slide`` whether it is above a half, and
-    ``left_out``, what tissue it was measured on.
+    stand of the spots on tissue ``slide_applicability``, its median, ``unlike_slide``, whether that is at most 0.1, and
+    ``unlike_share``, the share of spots with at most 0.05; ``left_out`` says what tissue it was measured on.
 
     Args:
         genes: of the run, in the order of the half-widths; ``predicted`` may have fewer.
@@ -47,8 +47,9 @@ def add_doubt(
     if "tissue_fraction" in predicted.obs:
         tissue = values[np.asarray(predicted.obs["tissue_fraction"] >= _BACKGROUND)]
     if len(tissue):
-        share = float((tissue <= UNLIKE).mean())
-        predicted.uns["hyperst"] |= {"unlike_share": share, "unlike_slide": share > _UNLIKE_SLIDE}
+        middle, share = float(np.median(tissue)), float((tissue <= UNLIKE).mean())
+        facts = {"slide_applicability": middle, "unlike_share": share, "unlike_slide": middle <= _UNLIKE_SLIDE}
+        predicted.uns["hyperst"] |= facts
 
 
 def doubt_words(facts: Mapping[str, Any], *, with_intervals: bool) -> list[str]:
@@ -57,17 +58,17 @@ def doubt_words(facts: Mapping[str, Any], *, with_intervals: bool) -> list[str]:
     Args:
         with_intervals: whether ``var`` has half-widths.
 
-    >>> doubt_words({"unlike_share": 0.75, "unlike_slide": True, "left_out": "sections"}, with_intervals=True)[0][:69]
-    'this slide is unlike the training tissue: 75 % of its spots on tissue'
+    >>> facts = {"slide_applicability": 0.02, "unlike_slide": True, "left_out": "sections"}
+    >>> doubt_words(facts, with_intervals=True)[0][:99]
+    'this slide is unlike the training tissue: half of its spots on tissue are farther from it than 98 %'
     """
     if "left_out" not in facts:
         return ["the run has measured neither intervals nor applicability: nothing here says where to doubt it"]
     said = []
-    if "unlike_share" in facts:
-        share = 100 * float(facts["unlike_share"])
-        beyond = (
-            f"{share:.0f} % of its spots on tissue are farther from it than 95 % of {_LEFT_OUT[str(facts['left_out'])]}"
-        )
+    if "slide_applicability" in facts:
+        share = 100 - 100 * float(facts["slide_applicability"])
+        others = _LEFT_OUT[str(facts["left_out"])]
+        beyond = f"half of its spots on tissue are farther from it than {share:.0f} % of {others}"
         if facts["unlike_slide"]:
             said.append(f"this slide is unlike the training tissue: {beyond}. Do not use these values unmeasured")
         else:

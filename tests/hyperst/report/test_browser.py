@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 
@@ -127,7 +128,8 @@ def test_genes_are_sorted_and_searched(page):
     header = page.locator("#genes-1 thead th", has_text="MSE")
     header.locator("button").click()
     assert header.get_attribute("aria-sort") == "descending"
-    values = [float(text) for text in page.locator("#genes-1 tbody td:nth-child(7)").all_inner_texts()]
+    column = header.evaluate("(each) => each.cellIndex + 1")
+    values = [float(text) for text in page.locator(f"#genes-1 tbody td:nth-child({column})").all_inner_texts()]
     assert values == sorted(values, reverse=True)
     name = page.locator("#genes-1 tbody th").nth(3).inner_text()
     page.locator(".filter").fill(name)
@@ -135,6 +137,62 @@ def test_genes_are_sorted_and_searched(page):
     assert page.locator(".found").inner_text() == "1 of 12 genes"
     page.locator("#genes-1 tbody tr:visible .show").click()
     assert page.locator("#gene").input_value() == name
+
+
+def test_a_click_reads_the_interval_and_the_applicability(page):
+    page.evaluate("tellSpot({points: [{pointNumber: 3}]})")
+    said = page.locator("#spot").inner_text()
+    low, high = page.evaluate(
+        "[-1, 1].map((sign) => shown(expand(state.gene.predicted)[3] + sign * state.gene.half_width))"
+    )
+    assert f"[{low}, {high}], measured" in said
+    assert "; applicability " in said
+
+
+def test_spots_unlike_the_training_are_ringed(page):
+    page.evaluate("state.unlike = state.unlike.map((_, spot) => (spot === 4 ? 1 : 0))")
+    rings = "plot.data[0].marker.line.width"
+    assert panels(page, rings) == 0
+    page.locator("#unlike").check()
+    assert panels(page, f"{rings}.indexOf(2)") == 4
+    assert panels(page, f"{rings}.filter((each) => each).length") == 1
+
+
+def test_the_disk_has_four_points_and_the_cones_of_a_spot(page):
+    disk = "document.getElementById('disk').data"
+    n = page.evaluate("data.spaces[0].spots.length")
+    assert page.evaluate(f"{disk}.slice(0, 4).map((trace) => trace.x.length)") == [n] * 4
+    assert page.evaluate(f"{disk}.length") == 4 + 2 + 1  # image_spot is the parent in two relations
+    page.locator("#space-kind").select_option("gene_niche")
+    assert page.evaluate(f"{disk}.length") == 4 + 1
+    assert "no cone: nothing is below it" in page.locator("#cone").inner_text()
+    page.locator("#space-spot").select_option("7")
+    assert page.locator("#cone").inner_text().startswith(page.evaluate("data.spaces[0].spots[7]"))
+    page.locator("#space-colour").select_option("cluster")
+    colours = page.evaluate(f"{disk}[0].marker.color")
+    assert len(set(colours)) == page.evaluate("new Set(data.spaces[0].cluster).size")
+    if not page.evaluate("touch"):
+        page.evaluate("Plotly.Fx.hover('disk', [{curveNumber: 1, pointNumber: 2}])")
+        page.wait_for_function("document.getElementById('space-kind').value === 'image_niche'")
+        assert page.locator("#space-spot").input_value() == "2"
+
+
+def test_a_drawn_cone_is_the_cone(page):
+    """Its outline leaves the apex at the half-aperture and is of geodesics: they meet the rim at right angles."""
+    apex, half = [0.3, 0.4], 0.5
+    outline = page.evaluate(f"cone({apex}, {half})")
+    assert outline[0] == pytest.approx(apex)
+    outward = math.atan2(apex[1], apex[0])
+    for one, sign in (
+        (page.evaluate(f"along({apex}, {outward - half}, 1e-6)"), -1),
+        (page.evaluate(f"along({apex}, {outward + half}, 1e-6)"), 1),
+    ):
+        assert math.atan2(one[1] - apex[1], one[0] - apex[0]) - outward == pytest.approx(sign * half, abs=1e-4)
+    near, rim = page.evaluate(f"[along({apex}, {outward + half}, 1 - 1e-5), along({apex}, {outward + half}, 1)]")
+    assert math.hypot(*rim) == pytest.approx(1)
+    along = math.atan2(rim[1] - near[1], rim[0] - near[0])
+    assert along == pytest.approx(math.atan2(rim[1], rim[0]), abs=1e-3)
+    assert all(math.hypot(*point) <= 1 + 1e-9 for point in outline)
 
 
 def test_a_print_has_the_width_of_paper(page):
