@@ -54,6 +54,9 @@ def page(chromium, address, request):
     context.close()
 
 
+LAPTOP = pytest.mark.parametrize("page", [(1366, 768)], ids=["laptop"], indirect=True)
+
+
 def panels(page, script: str):
     return page.evaluate(f"(() => {{ const plot = document.getElementById('panels'); return {script}; }})()")
 
@@ -69,6 +72,7 @@ def test_the_page_fits_its_window(page):
     assert not any("hare" in title or "cloud" in title.lower() for title in buttons)  # Plotly would upload the chart
 
 
+@LAPTOP
 def test_a_gene_is_found_by_the_keyboard(page):
     names = page.evaluate("data.maps[0].genes.map((gene) => gene.name)")
     before = panels(page, "Array.from(plot.data[0].marker.color)")
@@ -107,6 +111,7 @@ def test_panels_zoom_together_and_spots_keep_their_size(page):
     assert panels(page, "plot.layout.annotations.at(-1).text").endswith(" µm")
 
 
+@LAPTOP
 def test_one_scale_for_both(page):
     ends = "plot.data.slice(0, 2).map((trace) => [trace.marker.cmin, trace.marker.cmax])"
     own = panels(page, ends)
@@ -117,6 +122,7 @@ def test_one_scale_for_both(page):
     assert panels(page, "plot.data[2].marker.cmin + plot.data[2].marker.cmax") == 0
 
 
+@LAPTOP
 def test_without_measurements_there_is_one_panel(page):
     page.locator("#map").select_option("1")
     assert panels(page, "plot.data.length") == 1
@@ -124,6 +130,7 @@ def test_without_measurements_there_is_one_panel(page):
     assert page.locator("#scatter").is_hidden()
 
 
+@LAPTOP
 def test_genes_are_sorted_and_searched(page):
     header = page.locator("#genes-1 thead th", has_text="MSE")
     header.locator("button").click()
@@ -139,6 +146,7 @@ def test_genes_are_sorted_and_searched(page):
     assert page.locator("#gene").input_value() == name
 
 
+@LAPTOP
 def test_a_click_reads_the_interval_and_the_applicability(page):
     page.evaluate("tellSpot({points: [{pointNumber: 3}]})")
     said = page.locator("#spot").inner_text()
@@ -149,6 +157,7 @@ def test_a_click_reads_the_interval_and_the_applicability(page):
     assert "; applicability " in said
 
 
+@LAPTOP
 def test_spots_unlike_the_training_are_ringed(page):
     page.evaluate("state.unlike = state.unlike.map((_, spot) => (spot === 4 ? 1 : 0))")
     rings = "plot.data[0].marker.line.width"
@@ -171,12 +180,25 @@ def test_the_disk_has_four_points_and_the_cones_of_a_spot(page):
     page.locator("#space-colour").select_option("cluster")
     colours = page.evaluate(f"{disk}[0].marker.color")
     assert len(set(colours)) == page.evaluate("new Set(data.spaces[0].cluster).size")
-    if not page.evaluate("touch"):
-        page.evaluate("Plotly.Fx.hover('disk', [{curveNumber: 1, pointNumber: 2}])")
-        page.wait_for_function("document.getElementById('space-kind').value === 'image_niche'")
-        assert page.locator("#space-spot").input_value() == "2"
 
 
+@LAPTOP
+def test_the_cone_follows_the_mouse(page):
+    page.evaluate("choosePoint(7, 'gene_niche'); element('space').scrollIntoView()")
+    page.wait_for_function("window.scrollY > 0")
+    place = page.evaluate("""(() => {
+      const [x, y] = space.data.kinds.image_niche.places[2];
+      const [box, axes] = [element("disk").getBoundingClientRect(), element("disk")._fullLayout];
+      return [box.left + axes.xaxis._offset + axes.xaxis.d2p(x), box.top + axes.yaxis._offset + axes.yaxis.d2p(y)];
+    })()""")
+    page.mouse.move(place[0] - 2, place[1] - 2)
+    page.mouse.move(*place)
+    page.wait_for_function("space.kind !== 'gene_niche'")  # or a point that lies on this one
+    wanted, found = page.evaluate("[space.data.kinds.image_niche.places[2], placesOf(space.kind)[space.spot]]")
+    assert math.dist(wanted, found) < 0.05
+
+
+@LAPTOP
 def test_a_drawn_cone_is_the_cone(page):
     """Its outline leaves the apex at the half-aperture and is of geodesics: they meet the rim at right angles."""
     apex, half = [0.3, 0.4], 0.5
@@ -195,6 +217,7 @@ def test_a_drawn_cone_is_the_cone(page):
     assert all(math.hypot(*point) <= 1 + 1e-9 for point in outline)
 
 
+@LAPTOP
 def test_a_print_has_the_width_of_paper(page):
     width = panels(page, "plot.layout.width")
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
