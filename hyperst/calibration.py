@@ -9,7 +9,7 @@ import json
 import math
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,17 +96,19 @@ def calibrate(run: Run, sections: Sequence[Section], validation_sections: Sequen
     held_out = section_indices(places, run.split.validation_spots, inside=not validation_sections)
     spread = np.unique(np.linspace(0, len(own) - 1, min(_MOST_SPOTS, len(own))).round().astype(int))
     own = [own[spot] for spot in spread]
-    _, features, _ = _see(run, sections, own, measured=False)
-    prediction, held_out_features, measured = _see(run, places, held_out)
+    _, features, _ = _see(run, sections, own, lambda values: values, measured=False)
+    tissue = fit_tissue(features)
+    prediction, held_out_distances, measured = _see(run, places, held_out, tissue.distances)
+    if not np.isfinite(prediction).all():
+        raise FloatingPointError(f"the predictions of the run in {run.folder} are not finite; train again")
     blocks = {number: block_ids(section, number, pitches=3) for number, section in enumerate(places)}
     n_blocks = len({int(blocks[number][spot]) for number, spot in held_out})
-    tissue = fit_tissue(features)
     groups, left_out = _groups(run, sections, np.asarray(own)[:, 0])
     if len(left_out) > 1:
         distances = left_out_distances([features[rows] for rows in left_out])
     else:
         groups = "validation sections" if validation_sections else "blocks"
-        distances = tissue.distances(held_out_features)
+        distances = held_out_distances
     return Calibration(
         checkpoint=run.checkpoint,
         half_widths=half_widths(prediction - measured) if n_blocks >= _FEWEST_BLOCKS else None,
@@ -151,19 +153,26 @@ def read_calibration(run: Run) -> Calibration | None:
 
 
 def _see(
-    run: Run, sections: Sequence[Section], indices: Sequence[tuple[int, int]], *, measured: bool = True
+    run: Run,
+    sections: Sequence[Section],
+    indices: Sequence[tuple[int, int]],
+    summarise: Callable[[np.ndarray], np.ndarray],
+    *,
+    measured: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Prediction (spot gene), image features (spot width) and measured expression (spot gene or 0) of (section, spot) pairs."""
+    """Prediction (spot gene), what ``summarise`` makes of image features (spot width), and measured expression (spot gene or 0)."""
     genes = run.genes if measured else ()
-    parts: tuple[list[torch.Tensor], ...] = ([], [], [])
+    parts: tuple[list[np.ndarray], ...] = ([], [], [])
     with torch.inference_mode():
         for batch in DataLoader(spot_dataset(run.config, sections, genes, indices=indices), 64):
             moved = {name: value.to(run.device) for name, value in batch.items()}
             target = batch["target"] if measured else torch.zeros(len(batch["spot"]), 0)
-            for part, values in zip(parts, (*run.model.predict_with_features(moved), target), strict=True):
-                part.append(values.float().cpu())
-    prediction, features, target = (torch.cat(part).double().numpy() for part in parts)
-    return prediction, features, target
+            seen = (*run.model.predict_with_features(moved), target)
+            prediction, features, target = (values.double().cpu().numpy() for values in seen)
+            for part, values in zip(parts, (prediction, summarise(features), target), strict=True):
+                part.append(values)
+    prediction, summary, target = (np.concatenate(part) for part in parts)
+    return prediction, summary, target
 
 
 def _groups(run: Run, sections: Sequence[Section], owners: np.ndarray) -> tuple[str, list[np.ndarray]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,7 +36,7 @@ _KINDS = {
     for level in ("spot", "niche")
 }
 _MOST_ROWS = 800  # of all tables of genes together, about 700 kB
-_MOST_MAPS = 12  # their pictures take up to 400 kB each
+_MOST_MAPS = 12  # their pictures take up to 400 kB each; and most pictures of hyperbolic space
 
 
 def require_report() -> None:
@@ -105,7 +106,9 @@ def render(summary: RunSummary, maps: Sequence[SpotMap], command: str, unmapped:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {"figure": figure, "signed": lambda value: f"{value:+.3f}", "percent": "{:.0%}".format}
     pictures = sum(len(each.picture or "") for each in maps)
-    budget = (DATA_BYTES - pictures) // max(1, len(maps))
+    shown = [scores for scores in summary.evaluations if scores.space is not None][:_MOST_MAPS]
+    spaces = [{"name": scores.section, **(scores.space or {})} for scores in shown]
+    budget = (DATA_BYTES - pictures - len(json.dumps(spaces))) // max(1, len(maps))
     overs = [_ridge_columns(scores) for scores in summary.evaluations]
     most_rows = max(1, _MOST_ROWS // max(1, len(overs)))
     curves = [{str(key): float(value) for key, value in row.items()} for row in summary.curves.to_dict("records")]
@@ -117,7 +120,7 @@ def render(summary: RunSummary, maps: Sequence[SpotMap], command: str, unmapped:
         coverages={scores.section: scores.doubt.get("coverage") for scores in summary.evaluations},
         kinds=_KINDS,
         warnings=origin_warnings(maps, summary),
-        spaces=[(scores.section, scores.space) for scores in summary.evaluations if scores.space is not None],
+        spaces=spaces,
         columns=[_score_columns(scores) for scores in summary.evaluations],
         overs=overs,
         rows=[_rows(scores, over, most_rows) for scores, over in zip(summary.evaluations, overs, strict=True)],
@@ -132,7 +135,7 @@ def render(summary: RunSummary, maps: Sequence[SpotMap], command: str, unmapped:
         command=command,
         data={
             "maps": [embed(each, budget) for each in maps],
-            "spaces": [{"name": scores.section, **scores.space} for scores in summary.evaluations if scores.space],
+            "spaces": spaces,
             "curves": curves,
             "best_epoch": None if summary.training is None else summary.training.get("best_epoch"),
         },
