@@ -24,7 +24,7 @@ __all__ = ["KINDS", "SPACE", "hyperbolic_space", "read_space", "write_space"]
 
 KINDS = ("image_spot", "image_niche", "gene_spot", "gene_niche")
 SPACE = "space.json"
-_SPOTS, _CLUSTERS = 200, 6
+_SPOTS, _CLUSTERS = 150, 6
 _LEAST_SPOTS = 20
 
 
@@ -42,7 +42,7 @@ def write_space(
 def hyperbolic_space(
     run: Run, section: Section, stains: tuple[StainStatistics, StainStatistics] | None = None
 ) -> dict[str, Any] | None:
-    """Places of 200 spots spread over a section in the Poincare disk, as plain values.
+    """Places of 150 spots spread over a section in the Poincare disk, as plain values.
 
     Args:
         stains: see :func:`hyperst.spot_values.over_spots`.
