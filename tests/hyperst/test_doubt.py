@@ -19,6 +19,7 @@ from hyperst.evaluation import measured_expression
 from hyperst.predict import predict_image, predict_section, predict_values
 from hyperst.run import RunFolder, load_run
 from hyperst.synthetic import write_tissue
+from hyperst.train import fit
 
 from .test_cli import call
 
@@ -159,6 +160,20 @@ def test_it_is_read_as_it_was_written(with_intervals, tmp_path):
     np.testing.assert_array_equal(again.half_widths, found.half_widths)
     np.testing.assert_array_equal(again.left_out, found.left_out)
     np.testing.assert_array_equal(again.tissue.axes, found.tissue.axes)
+
+
+def test_a_training_that_ended_before_its_calibration_is_resumed(run, sections, tiny_config, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "run")
+    place = RunFolder(tmp_path / "run")
+    place.calibration.unlink()
+    place.summary.unlink()
+    fit(tiny_config, sections[:2], place.path, resume=True)
+    assert place.summary.is_file()
+    found, expected = read_calibration(load_run(place.path, device="cpu")), read_calibration(run)
+    np.testing.assert_allclose(
+        found.left_out, expected.left_out, rtol=1e-6
+    )  # float32 features, in other batches perhaps
+    assert found.checkpoint == expected.checkpoint
 
 
 def test_one_section_is_compared_with_its_own_blocks(run, sections):
