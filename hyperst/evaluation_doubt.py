@@ -30,6 +30,7 @@ class Doubt:
             intervals their half-width and "coverage_90", the share of the section's values that they hold.
         record: plain values for metrics.json: the mean ceiling, and the mean coverage beside the nominal one; None where there
             is none.
+        run, calibration, distances: what it was measured with; see :func:`hyperst.doubt.add_doubt`.
     """
 
     columns: pd.DataFrame

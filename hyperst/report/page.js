@@ -145,7 +145,8 @@ function draw() {
   const share = Math.abs((state.view.y[1] - state.view.y[0]) / (state.view.x[1] - state.view.x[0]));
   const panel = Math.min(narrow() ? width : width / Math.max(count, 2), 640);
   const height = narrow() ? count * (panel * Math.min(share, 1.3) / 0.72) : Math.min(Math.max(panel * share, 260), 560) / 0.79;
-  const layout = { width, height, margin: { l: 4, r: 4, t: 6, b: 6 }, showlegend: false, dragmode: touch ? false : "pan", images: [], annotations: [], shapes: state.bar ? [state.bar.line] : [] };
+  const buttons = touch ? 32 : 0; // where the buttons are always there, they have a place of their own
+  const layout = { width, height: height + buttons, margin: { l: 4, r: 4, t: 6 + buttons, b: 6 }, showlegend: false, dragmode: touch ? false : "pan", images: [], annotations: [], shapes: state.bar ? [state.bar.line] : [] };
   const traces = state.panels.map((part, number) => {
     const suffix = number === 0 ? "" : String(number + 1);
     const place = domain(number, count === 1 && !narrow() ? 2 : count);
