@@ -14,6 +14,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from hyperst.cv.cells import Cell, run_cell
+from hyperst.pool import end_with_parent
 
 __all__ = ["run_cells"]
 
@@ -69,21 +70,13 @@ def _in_process(cell: Cell, threads: int, sender: Connection) -> None:
     """What a process does: the cell, its output in a log, and what went wrong sent back."""
     import torch
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     with _log(cell).open("w", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
         try:
             sender.send(_attempt(cell))
         except KeyboardInterrupt:  # the process that started this one says so
             sys.exit(1)
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone: killed itself, it ends no other, and may be started again."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _outcome(cell: Cell, exitcode: int | None, receiver: Connection) -> str | None:
