@@ -27,8 +27,10 @@ def run_on_ray(
 
     Raises:
         ImportError: Ray is not installed.
-        ValueError: more ``workers`` than the cluster has GPUs or cores for.
+        ValueError: no ``workers``, or more than the cluster has GPUs or cores for.
     """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers (--workers): got {workers}, need at least 1 on Ray")
     ray = _import_ray()
     own = not ray.is_initialized()
     if own:

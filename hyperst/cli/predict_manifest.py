@@ -22,8 +22,8 @@ Workers = Annotated[
     typer.Option(
         "--workers",
         min=0,
-        help="Slides of a manifest at a time, each in a process of its own, which share the threads; 0: one by one in this process. "
-        "Default: one for each GPU, or 1; in each process of torchrun or srun 0.",
+        help="Slides of a manifest at a time, each in a process of its own, which share the threads; 0: one by one in this "
+        "process. Default: one for each GPU, or 1; in each process of torchrun or srun 0.",
     ),
 ]
 Engine = Annotated[

@@ -88,8 +88,8 @@ def predict_cohort(
     """
     if engine not in ("local", "ray"):
         raise ValueError(f"engine (--engine): got {engine!r}, need local or ray")
-    if workers is not None and workers < (1 if engine == "ray" else 0):
-        raise ValueError(f"workers (--workers): got {workers}, need {'at least 1' if engine == 'ray' else '0 or more'}")
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers (--workers): got {workers}, need 0 or more")
     run_folder, output = Path(run_folder).absolute(), Path(output).absolute()
     variables = started_processes()
     if engine == "ray":
