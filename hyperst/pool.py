@@ -26,7 +26,7 @@ class Ended:
 
 
 def run_in_processes(
-    tasks: Iterable[Task], makers: Sequence[Callable[[], Callable[[Task], Any]]], threads: int
+    tasks: Iterable[Task], makers: Sequence[Callable[[], Callable[[Task], Any]]]
 ) -> Iterator[tuple[Task, Any]]:
     """Yield each task with what came of it, as it ends: what its process returned, or :class:`Ended`.
 
@@ -34,12 +34,11 @@ def run_in_processes(
         tasks: picklable; the next one is taken when a process is free for it.
         makers: one for each process, picklable: called in it once, it returns what does a task. That must raise nothing: an
             error ends its process. Another process takes the place of one that has ended.
-        threads: of PyTorch, of each process.
 
     Closing the iterator, or KeyboardInterrupt, ends the processes.
     """
     waiting = iter(tasks)
-    free = [_Worker(maker, threads) for maker in reversed(makers)]
+    free = [_Worker(maker) for maker in reversed(makers)]
     busy: dict[Connection, tuple[Task, _Worker]] = {}
     try:
         while True:
@@ -65,8 +64,8 @@ def run_in_processes(
 class _Worker:
     """A process, and another one after it has ended."""
 
-    def __init__(self, maker: Callable[[], Callable[[Any], Any]], threads: int) -> None:
-        self.maker, self.threads = maker, threads
+    def __init__(self, maker: Callable[[], Callable[[Any], Any]]) -> None:
+        self.maker = maker
         self.process: SpawnProcess | None = None
         self.connection: Connection | None = None
 
@@ -75,7 +74,7 @@ class _Worker:
         if self.connection is None:
             context = multiprocessing.get_context("spawn")  # neither CUDA nor threads survive a fork
             self.connection, other = context.Pipe()
-            self.process = context.Process(target=_work, args=(self.maker, self.threads, other))
+            self.process = context.Process(target=_work, args=(self.maker, other))
             self.process.start()
             other.close()  # the child's copy is the only one, so that its end is seen
         with suppress(BrokenPipeError):  # it has ended, which is what is received
@@ -106,12 +105,9 @@ class _Worker:
             self.process.join()
 
 
-def _work(maker: Callable[[], Callable[[Any], Any]], threads: int, connection: Connection) -> None:
+def _work(maker: Callable[[], Callable[[Any], Any]], connection: Connection) -> None:
     """What a process does until its parent ends it."""
-    import torch
-
     threading.Thread(target=end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
     try:
         do = maker()
         while True:

@@ -184,8 +184,13 @@ def _local(
     if workers == 0:
         yield from map(worker(device=devices[0]), slides)
         return
-    makers = [partial(worker, device=each) for each in devices]
-    yield from _outcomes(run_in_processes(slides, makers, max(1, torch.get_num_threads() // workers)))
+    threads = max(1, torch.get_num_threads() // workers)
+    yield from _outcomes(run_in_processes(slides, [partial(_begun, worker, each, threads) for each in devices]))
+
+
+def _begun(worker: Callable[..., SlideWorker], device: str | None, threads: int) -> SlideWorker:
+    torch.set_num_threads(threads)
+    return worker(device=device)
 
 
 def _outcomes(ended: Iterable[tuple[Slide, SlideResult | Ended]]) -> Iterator[SlideResult]:
