@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hyperst_kernels._constants import PRODUCTS
 from hyperst_kernels.blocked import pair_loss as blocked
@@ -49,9 +50,13 @@ def _inputs(
     precision,
     label_smoothing,
 ) -> blocked.Inputs:
-    numbers = (logit_scale, logit_bias, query_ids, key_ids, exclude_ids, debias, limits)
+    n, m = len(queries), len(keys)
+    ids = None if query_ids is None else (query_ids, key_ids)
+    excluded = None if exclude_ids is None else (exclude_ids[:n], exclude_ids)
+    # a key is the positive of the query beside it; those beyond have no loss
+    of_both = None if limits is None else (limits, F.pad(limits, (0, max(m - n, 0))))
     flags = (loss, Geometry(geometry, tangent, precision), symmetric, label_smoothing)
-    return blocked.Inputs(queries, keys, c, *numbers, *flags)
+    return blocked.Inputs(queries, keys, c, logit_scale, logit_bias, ids, excluded, of_both, debias, *flags)
 
 
 def _fake(*given):
