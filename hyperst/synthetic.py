@@ -39,9 +39,14 @@ def make_tissue(
     n_cols: int = 16,
     n_genes: int = 120,
     um_per_px: float = 1.4,
+    infiltration: float = 1.0,
     name: str | None = None,
 ) -> tuple[AnnData, np.ndarray]:
     """One section: AnnData of raw counts on a hexagonal grid, and its image, uint8 (height width 3).
+
+    Args:
+        infiltration: how many times as likely as elsewhere a cell is of the type with the smallest nuclei, before the shares of
+            all types are brought to a sum of 1: slides of one kind or another.
 
     >>> adata, image = make_tissue(1, n_rows=4, n_cols=4)
     >>> adata.shape, image.dtype
@@ -58,7 +63,7 @@ def make_tissue(
     spots = np.stack([margin + array_col * pitch / 2, margin + row * pitch * 3**0.5 / 2], axis=1)
     width, height = (int(np.ceil(side)) for side in spots.max(axis=0) + margin)
 
-    cells, types = _cells(random, width, height, um_per_px)
+    cells, types = _cells(random, width, height, um_per_px, infiltration)
     image = _draw(random, cells, types, width, height, um_per_px)
     counts = _counts(random, spots, cells, types, n_genes, SPOT_UM / um_per_px)
     ids = [f"{name}_{r}x{c}" for r, c in zip(row, array_col, strict=True)]
@@ -108,10 +113,15 @@ def _smooth_labels(
     return labels[nearest]
 
 
-def _cells(random: np.random.Generator, width: int, height: int, um_per_px: float) -> tuple[np.ndarray, np.ndarray]:
+def _cells(
+    random: np.random.Generator, width: int, height: int, um_per_px: float, infiltration: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Positions (cell 2) and types (cell,): candidates at the highest density, thinned to that of their niche's type."""
     biology = np.random.default_rng(_BIOLOGY_SEED)
     mixtures = biology.dirichlet(np.full(_N_TYPES, 0.35), (_N_REGIONS, _N_NICHES))
+    if infiltration != 1:  # whose division by the sum would change a last digit
+        mixtures[..., _RADIUS_UM.argmin()] *= infiltration
+        mixtures /= mixtures.sum(axis=-1, keepdims=True)
     pitch = PITCH_UM / um_per_px
     n = round(_DENSITY.max() * width * height / pitch**2)
     points = random.uniform(0, (width, height), (n, 2))

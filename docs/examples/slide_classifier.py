@@ -11,6 +11,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
@@ -18,15 +19,14 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 import hyperst
 from hyperst.cohort import predict_cohort
 from hyperst.config import update
-from hyperst.data import SectionSource, transform
+from hyperst.data import SectionSource
 from hyperst.synthetic import write_tissue
 
-UM_PER_PX = 2.8
 SETTINGS = {"max_features": ["sqrt", 0.5], "min_samples_leaf": [1, 3]}
 
 
 def nested_cross_validation(
-    bulk: anndata.AnnData, labels: pd.Series, patients: pd.Series, *, folds: int = 5, trees: int = 100, seed: int = 0
+    bulk: AnnData, labels: pd.Series, patients: pd.Series, *, folds: int = 5, trees: int = 100, seed: int = 0
 ) -> pd.DataFrame:
     """A line for each slide: its label, and the probability from a forest that has seen no slide of its patient.
 
@@ -56,35 +56,44 @@ def auroc(found: pd.DataFrame) -> float:
     return float(np.mean(scores))
 
 
-def make_slides(folder: Path, n_slides: int, n_spots: int) -> tuple[list[SectionSource], pd.DataFrame]:
-    """Images of ``n_slides`` tissues, two of each patient, and the measured pseudo-bulk, which only the labels are made of."""
-    sources, measured = [], {}
+def make_slides(folder: Path, n_slides: int, n_spots: int) -> tuple[list[SectionSource], pd.Series]:
+    """Images of ``n_slides`` tissues, two of each patient, and their labels: whether small cells infiltrate the tissue."""
+    sources, labels = [], {}
     for number in range(n_slides):
-        name, patient = f"slide{number:03}", f"P{number // 2}"
-        path = write_tissue(folder, seed=1000 + number, name=name, n_rows=n_spots, n_cols=n_spots, um_per_px=UM_PER_PX)
-        section = anndata.read_h5ad(path)
-        counts = section.X.toarray()
-        measured[name] = transform(counts, counts.sum(axis=1), "log1p_cp10k").mean(axis=0)
-        sources.append(SectionSource(folder / "images" / f"{name}.png", name=name, patient=patient, mpp=UM_PER_PX))
-    return sources, pd.DataFrame(measured, section.var_names).T
+        name, patient = f"slide{number:03}", number // 2
+        labels[name] = patient % 2 == 1
+        infiltration = 4.0 if labels[name] else 1.0
+        write_tissue(
+            folder, 1000 + number, name, n_rows=n_spots, n_cols=n_spots, um_per_px=2.0, infiltration=infiltration
+        )
+        sources.append(SectionSource(folder / "images" / f"{name}.png", name=name, patient=f"P{patient}", mpp=2.0))
+    return sources, pd.Series(labels)
 
 
-def main(folder: Path, n_slides: int = 60, n_spots: int = 12, epochs: int = 20) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Train on three sections, predict slides from their images, and classify them; then the same with labels of chance."""
-    size = {"n_rows": n_spots, "n_cols": n_spots, "um_per_px": UM_PER_PX}
-    training = [write_tissue(folder / "training", seed=seed, **size) for seed in range(3)]
-    config = update(hyperst.RunConfig(), {"data": {"n_genes": 50}, "training": {"epochs": epochs}})
-    hyperst.fit(config, [hyperst.read_section(path) for path in training], folder / "run")
-    sources, measured = make_slides(folder / "slides", n_slides, n_spots)
+def predict_slides(folder: Path, n_slides: int = 60, n_spots: int = 12, **training: int) -> tuple[AnnData, pd.Series]:
+    """Train on three sections of their own, predict slides from their images; the pseudo-bulk, and the labels."""
+    size = {"n_rows": n_spots, "n_cols": n_spots, "um_per_px": 2.0}
+    sections = [hyperst.read_section(write_tissue(folder, seed, **size)) for seed in range(3)]
+    config = update(hyperst.RunConfig(), {"data": {"n_genes": 40}, "crop": {"image_size": 32}, "training": training})
+    hyperst.fit(config, sections, folder / "run")
+    sources, labels = make_slides(folder / "slides", n_slides, n_spots)
     predict_cohort(folder / "run", sources, folder / "cohort", workers=0)
-    bulk = anndata.read_h5ad(folder / "cohort" / "cohort.h5ad")
-    gene = measured[bulk.var_names].std().idxmax()  # the one that differs most between slides
-    labels = measured[gene] > measured[gene].median()
-    chance = pd.Series(np.random.default_rng(0).permutation(labels), labels.index)
-    found, null = (nested_cross_validation(bulk, each, bulk.obs["patient"]) for each in (labels, chance))
-    return found, null
+    return anndata.read_h5ad(folder / "cohort" / "cohort.h5ad"), labels
+
+
+def by_chance(labels: pd.Series, patients: pd.Series, seed: int = 0) -> pd.Series:
+    """The labels, exchanged among patients."""
+    of_patient = labels.groupby(patients).first()
+    shuffled = pd.Series(np.random.default_rng(seed).permutation(of_patient), of_patient.index)
+    return patients.map(shuffled).astype(bool)
+
+
+def main(folder: Path) -> None:
+    bulk, labels = predict_slides(folder, epochs=10)
+    patients = bulk.obs["patient"].astype(str)
+    for what, each in (("infiltration", labels), ("chance", by_chance(labels, patients))):
+        print(f"{what}: AUROC {auroc(nested_cross_validation(bulk, each, patients)):.3f}")
 
 
 if __name__ == "__main__":
-    found, null = main(Path(sys.argv[1]))
-    print(f"AUROC {auroc(found):.3f}, of labels by chance {auroc(null):.3f}")
+    main(Path(sys.argv[1]))
