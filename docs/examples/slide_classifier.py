@@ -69,7 +69,7 @@ def make_slides(folder: Path, n_slides: int, n_spots: int) -> tuple[list[Section
     return sources, pd.Series(labels)
 
 
-def predict_slides(folder: Path, n_slides: int = 60, n_spots: int = 12, **training: int) -> tuple[AnnData, pd.Series]:
+def predict_slides(folder: Path, n_slides: int = 40, n_spots: int = 8, **training: int) -> tuple[AnnData, pd.Series]:
     """Train on four sections of their own, predict slides from their images; the pseudo-bulk, and the labels."""
     size = {"n_rows": n_spots, "n_cols": n_spots, "um_per_px": 2.0}
     paths = [write_tissue(folder, seed, dominant=KINDS[seed % 2], **size) for seed in range(4)]
@@ -89,7 +89,7 @@ def by_chance(labels: pd.Series, patients: pd.Series, seed: int = 0) -> pd.Serie
 
 
 def main(folder: Path) -> None:
-    bulk, labels = predict_slides(folder, epochs=10)
+    bulk, labels = predict_slides(folder, epochs=4)
     patients = bulk.obs["patient"].astype(str)
     for what, each in (("cells", labels), ("chance", by_chance(labels, patients))):
         print(f"{what}: AUROC {auroc(nested_cross_validation(bulk, each, patients)):.3f}")

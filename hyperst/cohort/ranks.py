@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from hyperst.cohort.slides import Slide, SlideResult
 __all__ = ["Ranks"]
 
 Plan = TypeVar("Plan")
+_COHORTS = itertools.count()  # of one program that predicts several
 _LOOK = timedelta(seconds=60)  # between two looks at a key that is waited for without end
 
 
@@ -31,7 +33,7 @@ class Ranks:
         os.environ.update(variables)
         store, self.rank, self.size = next(dist.rendezvous("env://"))
         self.local_rank = int(variables["LOCAL_RANK"])
-        self.store = dist.PrefixStore("hyperst/cohort", store)
+        self.store = dist.PrefixStore(f"hyperst/cohort/{next(_COHORTS)}", store)
 
     def from_first(self, plan: Callable[[], Plan]) -> Plan:
         """Return what ``plan`` gives on rank 0, which alone makes it.

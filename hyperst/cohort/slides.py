@@ -9,10 +9,11 @@ import time
 import traceback
 import warnings
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from importlib import metadata
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 
 from hyperst.data import SectionSource
 from hyperst.data.identity import sampled_hash
@@ -21,6 +22,7 @@ from hyperst.files import write_h5ad_atomic, write_text_atomic
 from hyperst.predict import predict_image, predict_section
 from hyperst.prediction_notes import prediction_notes
 from hyperst.run import Run, RunFolder, load_run
+from hyperst_kernels import __version__
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -68,7 +70,7 @@ class Slide:
         """The slide of a row of a table, in the folder ``output``."""
         facts = [
             run,
-            metadata.version("hyperst-kernels"),
+            __version__,
             [str(source.name), source.mpp, source.kind],
             [_content(path) for path in (source.path, source.image, options.features, options.niche_features)],
             [options.mpp, options.skip_damaged, options.stain, options.min_tissue],
@@ -188,7 +190,7 @@ class SlideWorker:
         facts = predicted.uns["hyperst"]
         facts.pop("created", None)  # the same slide gives the same file
         facts |= {"identity": slide.identity, "run_checksum": slide.run, "spots": predicted.n_obs}
-        facts |= {f"predicted_with_{name}": metadata.version(name) for name in ("hyperst-kernels", "torch")}
+        facts |= {"predicted_with": __version__, "predicted_with_torch": str(torch.__version__)}
         if image is not None:
             place = Path(os.path.relpath(image, slide.source.path.parent))
             facts |= {"image_place": place.as_posix(), "image_checksum": sampled_hash(image)}
@@ -199,9 +201,8 @@ class SlideWorker:
 def _predicted(run: Run, slide: Slide) -> tuple[AnnData, Path | None]:
     """The prediction of a slide, and its image."""
     source = slide.source
-    common = asdict(replace(slide.options, mpp=None))
-    mpp, min_tissue = slide.options.mpp, common.pop("min_tissue")
-    del common["mpp"]
+    common = asdict(slide.options)
+    mpp, min_tissue = common.pop("mpp"), common.pop("min_tissue")
     if source.path.suffix.lower() in IMAGE_SUFFIXES:
         um_per_px = source.mpp if source.mpp is not None else mpp
         return predict_image(run, source.path, mpp=um_per_px, min_tissue=min_tissue, **common), source.path
@@ -243,4 +244,4 @@ def _stored_facts(path: Path) -> dict[str, Any] | None:
             facts = elements.read_elem(file["uns/hyperst"])
     except (OSError, KeyError, RuntimeError):
         return None
-    return facts if "identity" in facts and "run_checksum" in facts else None
+    return facts if isinstance(facts, dict) and {"identity", "run_checksum"} <= facts.keys() else None

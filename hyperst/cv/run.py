@@ -88,6 +88,8 @@ def cross_validate(
     """
     refuse_several("a cross-validation, which has processes of its own (workers),")
     output = Path(output)
+    if engine not in ("local", "ray"):
+        raise ValueError(f"engine (--engine): got {engine!r}, need local or ray")
     reference = _check(rows, folds, seeds, against)
     if unread := [section.name for section in sections if section.path is None]:
         raise ValueError(f"section {', '.join(unread)} was not read from a file, so a process cannot read it again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from types import SimpleNamespace
 
@@ -101,6 +102,7 @@ def two(monkeypatch) -> list[Ranks]:
     variables = {"LOCAL_RANK": "0"}
     monkeypatch.setenv("LOCAL_RANK", "0")
     found = []
+    monkeypatch.setattr("hyperst.cohort.ranks._COHORTS", itertools.repeat(0))
     for rank in (0, 1):
         monkeypatch.setattr(dist, "rendezvous", lambda address, rank=rank: iter([(store, rank, 2)]))
         found.append(Ranks(variables))

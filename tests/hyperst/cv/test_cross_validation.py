@@ -283,6 +283,7 @@ def test_rows_that_cannot_be_compared(rows, sections, tmp_path):
         ),
         ({"rows": {"ridge_own": other}}, "a row is called ridge_own"),
         ({"rows": {}}, "rows: got none"),
+        ({"engine": "slurm"}, r"engine \(--engine\): got 'slurm'"),
         ({"seeds": (1, 1)}, "need numbers that differ"),
         (
             {"against": "noise_ceiling"},
