@@ -30,7 +30,7 @@ def demo(
             progress.close()
             console.print(Text.assemble((">", "bold cyan"), " ", line))
 
-        result = run_demo(output, config=config, on_step=tell, on_epoch=progress)
+        result = run_demo(output, config=config, on_step=tell, on_epoch=progress, on_crops=progress.crops)
     print_training(console, result.training)
     print_evaluation(console, result.evaluation)
     shown = (

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from hyperst.cli.console import SpotProgress
+from hyperst.cli.exports import write_exports
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,6 +31,7 @@ class Options:
     niche_features: Path | None = None
     skip_damaged: bool = False
     stain: Literal["none", "match"] = "none"
+    exports: tuple[str, ...] = ()
 
 
 def predict_listed(
@@ -45,6 +47,7 @@ def predict_listed(
     from hyperst.cli.reports import print_notes
     from hyperst.data import distinct_names, read_manifest
     from hyperst.data.readers.features import find_features
+    from hyperst.export import check_exports
     from hyperst.files import require_writable, write_h5ad_atomic
     from hyperst.predict import check_options
     from hyperst.run import load_run
@@ -62,6 +65,7 @@ def predict_listed(
     for source in sources:
         if os.path.lexists(path := folder / f"{source.name}.h5ad"):
             raise FileExistsError(f"{path} exists and is not overwritten; choose another --output, or remove it")
+        check_exports(path, options.exports, run.genes)
         found = [
             None if given is None else find_features(given, str(source.name))
             for given in (options.features, options.niche_features)
@@ -69,11 +73,12 @@ def predict_listed(
         files.append(replace(options, features=found[0], niche_features=found[1]))
     require_writable(folder / "NAME.h5ad")
     for source, each in zip(sources, files, strict=True):
-        with SpotProgress(console, str(source.name)) as progress:
+        with SpotProgress(console, f"{source.name}: spots", before=f"{source.name}: tissue is found") as progress:
             predicted = _predict(run, source, each, progress)
         path = write_h5ad_atomic(predicted, folder / f"{source.name}.h5ad")
         print_notes(console, predicted)
         console.print(f"{source.name}: {predicted.n_obs} spots x {predicted.n_vars} genes: {path}", soft_wrap=True)
+        write_exports(console, predicted, path, options.exports, source, skip_damaged=options.skip_damaged)
 
 
 def _predict(run: Run, source: SectionSource, options: Options, progress: SpotProgress) -> AnnData:
