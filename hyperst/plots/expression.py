@@ -33,12 +33,13 @@ def expression_figure(
     genes: Sequence[str] = (),
     n_best: int = 3,
     scale: Scale = "shared",
+    held_out: np.ndarray | None = None,
     dpi: int = 300,
 ) -> Path:
     """Draw genes over the tissue: a row for each with image, measured, predicted and error; without measurements predicted alone.
 
-    Spots have their true size, the image a scale bar in um. Measured and predicted have one colour bar for both, the error
-    (predicted less measured, red where too high) one of its own.
+    Titles say which name is the section's and which the gene's: there is a gene C3. Spots have their true size, the image a scale
+    bar in um. Measured and predicted have one colour bar for both, the error (predicted less measured, red where too high) its own.
 
     Args:
         prediction, measured: (spot gene) on one scale, columns named by ``gene_names``.
@@ -46,6 +47,7 @@ def expression_figure(
         units: of both, for the colour bars.
         genes: to draw, after the ``n_best`` best predicted ones; those need measurements.
         scale: see :data:`Scale`; with "z-score" the error is the difference of both.
+        held_out: correlations (gene,) on other sections, to stand under a prediction without measurements.
         dpi: of a PNG, and of the images in the others.
 
     Raises:
@@ -68,23 +70,29 @@ def expression_figure(
     tissue = tissue_of_section(section) if isinstance(section, Section) else section
     with paper_style():
         if measured is None:
-            rows = -(-(len(shown) + 1) // _PER_ROW)
-            figure = Figure(figsize=_size(tissue, rows), layout="constrained")
-            axes = figure.subplots(rows, _PER_ROW, squeeze=False).ravel()
+            columns = min(_PER_ROW, len(shown) + 1)
+            rows = -(-(len(shown) + 1) // columns)
+            figure = Figure(figsize=_size(tissue, rows, columns), layout="constrained")
+            axes = figure.subplots(rows, columns, squeeze=False).ravel()
             draw_image(axes[0], tissue, "H&E")
             for axis, gene in zip(axes[1:], shown, strict=False):
-                _predicted(figure, axis, tissue, prediction[:, names.index(gene)], gene, units, scale)
+                column = names.index(gene)
+                _predicted(figure, axis, tissue, prediction[:, column], f"gene {gene}, predicted", units, scale)
+                if held_out is not None and np.isfinite(held_out[column]):
+                    axis.set_xlabel(f"held-out r = {held_out[column]:.2f}")
             for axis in axes[len(shown) + 1 :]:
                 axis.set_axis_off()
-            figure.suptitle(f"{tissue.name}: predicted, not measured")
+            figure.suptitle(f"section {tissue.name}: predicted, not measured")
         else:
             figure = Figure(figsize=_size(tissue, len(shown)), layout="constrained")
             for row, gene in zip(figure.subplots(len(shown), _PER_ROW, squeeze=False), shown, strict=True):
                 column = names.index(gene)
                 both = (measured[:, column], prediction[:, column])
                 _compared(figure, row, tissue, both, gene, float(correlation[column]), units, scale)
-            of_best = f": the {len(best)} best predicted of {len(names)} genes here" if best else ""
-            figure.suptitle(f"{tissue.name}{of_best}{' and chosen ones' if best and len(shown) > len(best) else ''}")
+            of_best = f": best predicted {len(best)} of {len(names)} genes" if best else ""
+            figure.suptitle(
+                f"section {tissue.name}{of_best}{', and chosen ones' if best and len(shown) > len(best) else ''}"
+            )
         return save(figure, path, dpi)
 
 
@@ -113,8 +121,8 @@ def error_figure(
         size = np.sqrt((error**2).mean(axis=1))
         drawn = draw_spots(axes[1], tissue, size, "root mean squared error", cmap="magma", clim=(0, float(size.max())))
         figure.colorbar(drawn, ax=axes[1], label=units, shrink=0.8)
-        _error(figure, axes[2], tissue, error.mean(axis=1), "mean of predicted − measured", units)
-        figure.suptitle(f"{tissue.name}: error over {error.shape[1]} genes")
+        _error(figure, axes[2], tissue, error.mean(axis=1), "mean error", units)
+        figure.suptitle(f"section {tissue.name}: error over {error.shape[1]} genes")
         return save(figure, path, dpi)
 
 
@@ -122,7 +130,7 @@ def _size(tissue: Tissue, rows: int, panels: int = _PER_ROW) -> tuple[float, flo
     """Inches of a figure of ``rows`` of panels, a fifth of whose width goes to colour bars."""
     left, top, right, bottom = tissue.box
     panel = 0.8 * _WIDTH / panels
-    return _WIDTH, rows * (panel * (bottom - top) / (right - left) + 0.25) + 0.3
+    return _WIDTH, rows * (panel * (bottom - top) / (right - left) + 0.4) + 0.2
 
 
 def _compared(
@@ -139,23 +147,25 @@ def _compared(
     measured, predicted = (_scaled(values, scale) for values in both)
     label = _label(units, scale)
     low, high = min(measured.min(), predicted.min()), max(measured.max(), predicted.max())
-    r = f"r = {correlation:.2f}" if np.isfinite(correlation) else "r undefined"
-    draw_image(row[0], tissue, f"{tissue.name}, H&E")
-    draw_spots(row[1], tissue, measured, f"{gene}, measured", cmap="viridis", clim=(low, high))
-    drawn = draw_spots(row[2], tissue, predicted, f"{gene}, predicted ({r})", cmap="viridis", clim=(low, high))
+    draw_image(row[0], tissue, f"section {tissue.name}, H&E")
+    draw_spots(row[1], tissue, measured, f"gene {gene}, measured", cmap="viridis", clim=(low, high))
+    drawn = draw_spots(row[2], tissue, predicted, f"gene {gene}, predicted", cmap="viridis", clim=(low, high))
+    row[2].set_xlabel(f"r = {correlation:.2f}" if np.isfinite(correlation) else "r undefined")
     figure.colorbar(drawn, ax=list(row[1:3]), label=label, shrink=0.8)
-    _error(figure, row[3], tissue, predicted - measured, f"{gene}, predicted − measured", label)
+    _error(figure, row[3], tissue, predicted - measured, f"gene {gene}, error", label)
 
 
-def _predicted(figure: Any, axis: Any, tissue: Tissue, values: np.ndarray, gene: str, units: str, scale: Scale) -> None:
-    drawn = draw_spots(axis, tissue, _scaled(values, scale), f"{gene}, predicted", cmap="viridis")
+def _predicted(
+    figure: Any, axis: Any, tissue: Tissue, values: np.ndarray, title: str, units: str, scale: Scale
+) -> None:
+    drawn = draw_spots(axis, tissue, _scaled(values, scale), title, cmap="viridis")
     figure.colorbar(drawn, ax=axis, label=_label(units, scale), shrink=0.8)
 
 
 def _error(figure: Any, axis: Any, tissue: Tissue, error: np.ndarray, title: str, label: str) -> None:
     most = float(np.abs(error).max()) or 1.0  # a perfect prediction is white
     drawn = draw_spots(axis, tissue, error, title, cmap="RdBu_r", clim=(-most, most))
-    figure.colorbar(drawn, ax=axis, label=label, shrink=0.8)
+    figure.colorbar(drawn, ax=axis, label=f"predicted − measured\n{label}", shrink=0.8)
 
 
 def _scaled(values: np.ndarray, scale: Scale) -> np.ndarray:

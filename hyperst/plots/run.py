@@ -123,14 +123,20 @@ def _draw(
         genes=genes,
         n_best=0 if genes else _N_BEST,
         scale=scale,
+        held_out=_held_out(adata),
     )
 
 
 def _promising(adata: AnnData) -> list[str]:
     """Genes to draw of a prediction without measurements: those that evaluations found best, else those that vary most."""
-    scores = adata.var.get("held_out_pcc")
-    values = np.asarray(adata.X).std(axis=0) if scores is None else np.nan_to_num(scores.to_numpy(), nan=-1.0)
+    scores = _held_out(adata)
+    values = np.asarray(adata.X).std(axis=0) if scores is None else np.nan_to_num(scores, nan=-1.0)
     return [str(adata.var_names[i]) for i in np.argsort(-values, kind="stable")[:_N_BEST]]
+
+
+def _held_out(adata: AnnData) -> np.ndarray | None:
+    scores = adata.var.get("held_out_pcc")
+    return None if scores is None else scores.to_numpy(dtype=np.float64)
 
 
 def _name(adata: AnnData, path: Path) -> str:
