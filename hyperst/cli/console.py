@@ -188,6 +188,13 @@ class _Done(MofNCompleteColumn):
         return Text() if task.total is None else super().render(task)
 
 
+class _Left(TimeRemainingColumn):
+    """The time left, once the number is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else Text.assemble(super().render(task), (" left", "progress.remaining"))
+
+
 def _bar(console: Console) -> Progress:
     """A bar with the time that has passed and the time left; nothing where no one looks on: no terminal, or CI."""
     return Progress(
@@ -195,8 +202,7 @@ def _bar(console: Console) -> Progress:
         BarColumn(bar_width=24),
         _Done(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        _Left(),
         TextColumn("{task.description}", markup=False),
         console=console,
         disable=not console.is_terminal or bool(os.environ.get("CI")),

@@ -37,7 +37,7 @@ def test_spots_have_a_bar_once_their_number_is_known(terminal):
         progress(10, 40)
         progress.bar.refresh()
         assert "10/40" in seen(terminal)
-        assert re.search(r"left +-?[0-9:-]+ +spots", seen(terminal))
+        assert re.search(r"10/40 +[0-9:]+ +[0-9:-]+ left +spots", seen(terminal))
         progress(40, 40)
         progress.bar.refresh()
     assert seen(terminal).rstrip().endswith("scores")
