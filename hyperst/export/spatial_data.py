@@ -106,7 +106,7 @@ def _pyramid(slide: SlideImage) -> Any:
         def part(block_info: Any = None) -> np.ndarray:
             (_, _), (top, bottom), (left, right) = block_info[None]["array-location"]
             box = (left * factor, top * factor, (right - left) * factor, (bottom - top) * factor)
-            return np.moveaxis(slide.read(*box, size=(bottom - top, right - left)), -1, 0)
+            return np.moveaxis(slide.read_in_bands(*box, (bottom - top, right - left)), -1, 0)
 
         chunks = dask.array.core.normalize_chunks((3, _CHUNK, _CHUNK), (3, rows, columns))
         return dask.array.map_blocks(part, chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))

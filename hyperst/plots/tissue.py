@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["Tissue", "tissue_of_prediction", "tissue_of_section"]
 
 _LONGEST_SIDE = 1000  # of the picture: a panel in print has half of that at 300 dpi
-_BAND = 1 << 25  # pixels read at a time, 100 MB
 _MARGIN = 1.5  # spacings of spots around them
 
 
@@ -81,19 +78,11 @@ def _box(spot_px: np.ndarray, pitch: float) -> tuple[float, float, float, float]
 
 
 def _region(image: SlideImage, box: tuple[float, float, float, float]) -> np.ndarray:
-    """What ``image`` shows in ``box``, white beyond its edges; in bands, so that it is never in memory at full resolution."""
+    """What ``image`` shows in ``box``, white beyond its edges."""
     left, top, right, bottom = box
     scale = min(1.0, _LONGEST_SIDE / max(right - left, bottom - top))
-    height, width = max(1, round((bottom - top) * scale)), max(1, round((right - left) * scale))
-    bands = min(height, max(1, math.ceil((right - left) * (bottom - top) / _BAND)))
-    rows = np.linspace(0, height, bands + 1).round().astype(int)
-    step = (bottom - top) / height
-    return np.concatenate(
-        [
-            image.read(left, top + upper * step, right - left, (lower - upper) * step, size=(int(lower - upper), width))
-            for upper, lower in itertools.pairwise(rows)
-        ]
-    )
+    size = max(1, round((bottom - top) * scale)), max(1, round((right - left) * scale))
+    return image.read_in_bands(left, top, right - left, bottom - top, size)
 
 
 def _part(thumbnail: np.ndarray, scale: float, box: tuple[float, float, float, float]) -> np.ndarray:

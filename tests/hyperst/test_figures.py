@@ -166,7 +166,7 @@ def test_a_slide_is_read_in_bands(sections, monkeypatch):
     monkeypatch.setattr("hyperst.plots.tissue._LONGEST_SIDE", 500)
     whole = tissue_of_section(sections[0]).picture.astype(int)
     assert max(whole.shape) == 500
-    monkeypatch.setattr("hyperst.plots.tissue._BAND", 1 << 17)
+    monkeypatch.setattr("hyperst.data.images.base._BAND_PIXELS", 1 << 17)
     assert np.abs(tissue_of_section(sections[0]).picture - whole).max() <= 1
 
 
