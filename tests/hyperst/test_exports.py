@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -206,3 +208,17 @@ def test_a_folder_is_whole_or_not_there(tmp_path, interruption):
     assert (tmp_path / "a.zarr" / "deep" / "part").read_text() == "1"
     with pytest.raises(FileExistsError, match=r"a\.zarr exists"), atomic_folder(tmp_path / "a.zarr"):
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_what_a_killed_process_left_of_a_folder_goes_with_the_next_try(tmp_path):
+    place = tmp_path / "a.zarr"
+    command = "import os, signal, sys; from hyperst.files import atomic_folder\n"
+    command += "with atomic_folder(sys.argv[1]) as place: place.mkdir(); os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", command, str(place)], check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".a.")
+    os.utime(left, (0, 0))
+    with atomic_folder(place) as temporary:
+        temporary.mkdir()
+    assert list(tmp_path.iterdir()) == [place]
