@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -283,6 +283,7 @@ def spot_dataset(
     augment: bool = False,
     indices: Sequence[tuple[int, int]] | None = None,
     keep: bool = False,
+    on_crops: Callable[[int], None] | None = None,
 ) -> SpotDataset:
     """Spots as a run sees them; without ``genes`` images alone. Crops are kept in memory only where they ``keep`` serving."""
     return SpotDataset(
@@ -295,6 +296,7 @@ def spot_dataset(
         indices=indices,
         cache_bytes=int(config.data.cache_gib * 2**30) if keep else 0,
         counts=len(genes) > 0,
+        on_crops=on_crops,
     )
 
 
@@ -366,17 +368,15 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
         model = build_model(config, len(genes), weights["image_projectors.spot.weight"].shape[1], stored=True)
     except (RuntimeError, KeyError, IndexError) as error:
         raise ValueError(f"{place.best} does not fit {place.config}: {reason_of(error)}; {_AGAIN}") from error
-    expected = model.state_dict()
-    for name in sorted(expected.keys() & weights.keys()):
-        if expected[name].shape != weights[name].shape:
+    for name, expected in sorted(model.state_dict().items()):
+        if name in weights and expected.shape != weights[name].shape:
             raise ValueError(
                 f"{place.best} does not fit {place.config}: {name} is {tuple(weights[name].shape)}, need "
-                f"{tuple(expected[name].shape)}; {_AGAIN}"
+                f"{tuple(expected.shape)}; {_AGAIN}"
             )
     problems = model.load_state_dict(weights, strict=False)
     frozen = frozen_weights(model)
-    wrong = sorted({*problems.missing_keys, *problems.unexpected_keys} - frozen)
-    if wrong:
+    if wrong := sorted({*problems.missing_keys, *problems.unexpected_keys} - frozen):
         raise ValueError(f"{place.best} does not fit {place.config}: {', '.join(wrong[:3])} do not match; {_AGAIN}")
     trained_on = stored_identity(checkpoint).get("frozen")
     if trained_on is not None and trained_on != weights_checksum(model, frozen):
