@@ -14,13 +14,14 @@ from hyperst.baselines import MEAN, NULL, OURS, RIDGE_OWN, RIDGE_STAIN, ridge_fl
 from hyperst.data import Section, align_genes, excluded_spots_message, fingerprint, transform, with_min_counts
 from hyperst.data.dataset import block_ids
 from hyperst.evaluation_doubt import doubt_of
-from hyperst.evaluation_images import Count, read_images
+from hyperst.evaluation_images import read_images
 from hyperst.evaluation_inputs import Missing, check_folder, check_inputs
 from hyperst.evaluation_record import gene_figures, write_evaluation
 from hyperst.evaluation_space import write_space
 from hyperst.files import write_json_atomic
 from hyperst.intervals import spot_intervals
 from hyperst.metrics import METRICS, per_gene_pearson, top_k_mean
+from hyperst.progress import Count
 from hyperst.run import Run
 from hyperst.stain import Stain, StainStatistics, matching
 

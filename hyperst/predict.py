@@ -34,6 +34,7 @@ from hyperst.data.sections import image_name
 from hyperst.data.spots_csv import read_spots
 from hyperst.data.tiles import MIN_TISSUE
 from hyperst.doubt import add_doubt
+from hyperst.export.held_out import held_out_figures
 from hyperst.run import Run, RunFolder, as_trained, load_run
 from hyperst.spot_values import over_spots, predict_values, predict_with_features
 from hyperst.stain import Stain
@@ -57,6 +58,8 @@ UNITS = {
     "log1p_cp10k": "ln(1 + 10000 * count / total count of the spot)",
     "log2": "log2(1 + count)",
 }
+SHORT_UNITS = {"log1p_cp10k": "ln(1 + CP10k)", "log2": "log2(1 + count)"}
+"""The same for a colour bar; CP10k: counts per 10000 of the spot."""
 _THUMBNAIL_PX = 1000
 
 
@@ -84,11 +87,13 @@ def predict_section(
             f"pixels, so {section.image_path} must have the pixel size of the training images",
             stacklevel=2,
         )
+    held_out, evaluated = held_out_figures(run.folder, run.genes, run.best_epoch, stain)
     calibration = read_calibration(run)
     distances = None if calibration is None else calibration.tissue.distances
     values, far = predict_with_features(run, section, distances, stain=stain, on_progress=on_progress)
     predicted = section_anndata(run, section, values)
-    predicted.uns["hyperst"]["stain"] = stain
+    predicted.var = predicted.var.join(held_out)
+    predicted.uns["hyperst"] |= {"stain": stain, "held_out_sections": ", ".join(evaluated)}
     add_doubt(predicted, calibration, run.genes, far)
     if section.damaged is not None and section.image_path is not None:
         seen = as_trained(run, section)
@@ -133,7 +138,8 @@ def predict_image(
         AnnData with X float32 (spot gene) on the run's target scale, half-widths of intervals and the applicability of
         spots and slide (see :func:`hyperst.doubt.add_doubt`), ``obsm['spatial']`` in full-resolution pixels,
         ``obs['tissue_fraction']`` (the share of a square of one pitch around the spot that is tissue, see
-        :func:`hyperst.data.find_tissue`), ``uns['spatial']`` with a thumbnail (so that scanpy and squidpy can plot it) and
+        :func:`hyperst.data.find_tissue`), ``var`` with what the run's evaluations found of each gene (see
+        :func:`hyperst.export.held_out_figures`), ``uns['spatial']`` with a thumbnail (so that scanpy and squidpy can plot it) and
         ``uns['hyperst']`` with units, origin and the area of all tissue on the image (``tissue_mm2``, where um/px are known).
 
     Raises:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -283,6 +283,7 @@ def spot_dataset(
     augment: bool = False,
     indices: Sequence[tuple[int, int]] | None = None,
     keep: bool = False,
+    on_crops: Callable[[int], None] | None = None,
 ) -> SpotDataset:
     """Spots as a run sees them; without ``genes`` images alone. Crops are kept in memory only where they ``keep`` serving."""
     return SpotDataset(
@@ -295,6 +296,7 @@ def spot_dataset(
         indices=indices,
         cache_bytes=int(config.data.cache_gib * 2**30) if keep else 0,
         counts=len(genes) > 0,
+        on_crops=on_crops,
     )
 
 
@@ -367,24 +369,22 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
         model = build_model(config, len(genes), weights["image_projectors.spot.weight"].shape[1], stored=True)
     except (RuntimeError, KeyError, IndexError) as error:
         raise ValueError(f"{place.best} does not fit {place.config}: {reason_of(error)}; {_AGAIN}") from error
-    expected = model.state_dict()
-    for name in sorted(expected.keys() & weights.keys()):
-        if expected[name].shape != weights[name].shape:
+    for name, expected in sorted(model.state_dict().items()):
+        if name in weights and expected.shape != weights[name].shape:
             raise ValueError(
                 f"{place.best} does not fit {place.config}: {name} is {tuple(weights[name].shape)}, need "
-                f"{tuple(expected[name].shape)}; {_AGAIN}"
+                f"{tuple(expected.shape)}; {_AGAIN}"
             )
     problems = model.load_state_dict(weights, strict=False)
-    frozen = frozen_weights(model)
-    if wrong := sorted({*problems.missing_keys, *problems.unexpected_keys} - frozen):
+    if wrong := sorted({*problems.missing_keys, *problems.unexpected_keys} - (frozen := frozen_weights(model))):
         raise ValueError(f"{place.best} does not fit {place.config}: {', '.join(wrong[:3])} do not match; {_AGAIN}")
     if stored_identity(checkpoint).get("frozen") not in (None, weights_checksum(model, frozen)):
         raise ValueError(
             f"{config.model.weights} does not hold the weights that {place.path} was trained with; put back that file, or "
             f"point model.weights in {place.config} to it"
         )
-    epoch = int(checkpoint["epoch"]) + 1
-    return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, epoch, sha256(place.best))
+    best_epoch = checkpoint["epoch"] + 1
+    return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, best_epoch, sha256(place.best))
 
 
 def as_trained(run: Run, section: Section) -> Section:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hyperst.data import Section
+from hyperst.progress import Count
 from hyperst.run import Run, as_trained, feature_width, spot_dataset
 from hyperst.stain import Stain, StainStatistics, match_stain, matching
 
@@ -29,7 +30,7 @@ def predict_values(
     Args:
         section: with its image (or the precomputed features the run uses); counts are not looked at.
         stain: "match" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`.
-        on_progress: called with (spots done, spots in all) after each batch.
+        on_progress: called with (spots done, spots in all) before the first batch and after each.
 
     Raises:
         ValueError: the crops the run was trained with cannot be sized on this image (um/px unknown), or there is no stain to
@@ -47,14 +48,6 @@ def predict_with_features(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """What :func:`predict_values` returns, and what ``summarise`` makes of image features (spot width), batch by batch."""
-    done = 0
-
-    def count(spots: int) -> None:
-        nonlocal done
-        done += spots
-        if on_progress is not None:
-            on_progress(done, section.n_spots)
-
     statistics = matching(run, section, stain)
 
     def compute(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -63,6 +56,7 @@ def predict_with_features(
             return {"prediction": prediction}
         return {"prediction": prediction, "summary": torch.from_numpy(summarise(features.double().cpu().numpy()))}
 
+    count = Count(on_progress, section.n_spots).add
     found = over_spots(run, section, compute, count, batch_size, statistics)
     values = found["prediction"]
     if not np.isfinite(values).all():
