@@ -122,6 +122,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
+        self.model.head_levels(self.crop.levels)
         if (self.model.backbone == "precomputed") != (self.data.feature_key is not None):
             raise ValueError(
                 f"model.backbone is {self.model.backbone!r} and data.feature_key is {self.data.feature_key!r}: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,13 +28,15 @@ from hyperst.data import (
     tissue_fractions,
 )
 from hyperst.data.check import require_placement
+from hyperst.data.dataset import collate
 from hyperst.data.images import DamagedTiles
 from hyperst.data.images.scale import check_mpp
 from hyperst.data.readers import reader_of
 from hyperst.data.sections import image_name
 from hyperst.data.spots_csv import read_spots
 from hyperst.data.tiles import MIN_TISSUE
-from hyperst.run import Run, RunFolder, as_trained, feature_width, load_run, spot_dataset
+from hyperst.feature_check import feature_width, require_same_encoder
+from hyperst.run import Run, RunFolder, as_trained, has_scale, load_run, spot_dataset
 from hyperst.stain import Stain, StainStatistics, match_stain, matching
 
 if TYPE_CHECKING:
@@ -112,17 +114,20 @@ def over_spots(
     which it is then matched to; see :func:`hyperst.stain.matching`.
     """
     parts: dict[str, list[np.ndarray]] = {}
-    width = feature_width(run.config, [section], run.split.role("training")[0].own_niche)
+    trained_on = run.split.role("training")[0]
+    width = feature_width(run.config, [section], trained_on.own_levels())
     if width is not None and width != run.model.backbone.width:
         raise ValueError(
             f"section {section.name} has {width} features per spot, the run in {run.folder} was trained on "
             f"{run.model.backbone.width}; take features of the same encoder"
         )
+    require_same_encoder(run.config, section, trained_on.feature_sources, f"the run in {run.folder}")
+    names = [f"{level}_image" for level in run.model.levels]
     with torch.inference_mode():
-        for batch in DataLoader(spot_dataset(run.config, [as_trained(run, section)]), batch_size):
+        for batch in DataLoader(spot_dataset(run.config, [as_trained(run, section)]), batch_size, collate_fn=collate):
             batch = {name: value.to(run.device) for name, value in batch.items()}
             if stains is not None:
-                batch |= {name: match_stain(batch[name], *stains) for name in ("spot_image", "niche_image")}
+                batch |= {name: match_stain(batch[name], *stains) for name in names}
             found = compute(batch)
             for name, value in found.items():
                 parts.setdefault(name, []).append(value.float().cpu().numpy())
@@ -137,13 +142,14 @@ def predict_section(
     skip_damaged: bool = False,
     features: str | Path | None = None,
     niche_features: str | Path | None = None,
+    wider_features: Mapping[str, str | Path] | None = None,
     stain: Stain = "none",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Predict a section's spots and return them as AnnData; see :func:`predict_image` for what it holds, and the arguments."""
     key = run.config.data.feature_key
     if key is not None and features is not None:
-        section = attach_features(section, features, niche_features, key=key)
+        section = attach_features(section, features, niche_features, wider_features=wider_features, key=key)
     if skip_damaged and section.damaged is None:
         section = replace(section, damaged=DamagedTiles())
     if key is None and section.path is not None:  # measured spots; positions of a user's choice may be anywhere
@@ -158,8 +164,8 @@ def predict_section(
     predicted.uns["hyperst"]["stain"] = stain
     if section.damaged is not None and section.image_path is not None:
         seen = as_trained(run, section)
-        _, niche = crop_widths_px(seen.grid, seen.spot_diameter_px, run.config.crop)
-        predicted.obs["on_damaged_tile"] = section.damaged.touched(section.spot_px, niche)
+        *_, widest = crop_widths_px(seen.grid, seen.spot_diameter_px, run.config.crop)
+        predicted.obs["on_damaged_tile"] = section.damaged.touched(section.spot_px, widest)
         predicted.uns["hyperst"]["damaged_tiles"] = len(section.damaged)
     return predicted
 
@@ -173,6 +179,7 @@ def predict_image(
     skip_damaged: bool = False,
     features: str | Path | None = None,
     niche_features: str | Path | None = None,
+    wider_features: Mapping[str, str | Path] | None = None,
     min_tissue: float | None = None,
     stain: Stain = "none",
     on_progress: Callable[[int, int], None] | None = None,
@@ -189,7 +196,7 @@ def predict_image(
             ``damaged_tiles`` in ``uns['hyperst']``, and ``obs['on_damaged_tile']`` tells the spots whose niche they touch. By
             default such a tile is an error.
         features, niche_features: files of precomputed features, for a run that was trained on such; spots without are left
-            out, see :func:`hyperst.data.attach_features`.
+            out, see :func:`hyperst.data.attach_features`; ``wider_features`` likewise.
         min_tissue: share (0 to 1) of a square of the grid that must be tissue, default 0.15; 0 predicts on the whole image,
             glass included. Spots that are given are all predicted.
         stain: "match" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`; it is recorded in
@@ -213,6 +220,7 @@ def predict_image(
         replace(section, damaged=damaged),
         features=features,
         niche_features=niche_features,
+        wider_features=wider_features,
         stain=stain,
         on_progress=on_progress,
     )
@@ -314,7 +322,7 @@ def _tiled(run: Run, image: Path, mpp: float | None, min_tissue: float, damaged:
     record = run.split.role("training")[0]
     if record.pitch_px is None:
         raise ValueError("the run was trained on scattered spots without a spacing; give the positions with --spots")
-    if run.config.crop.niche_um is None:
+    if not has_scale(run):
         pitch_px, diameter_px = record.pitch_px, record.spot_diameter_px
     else:
         with open_image(image) as opened:

@@ -1,4 +1,4 @@
-"""The ``hyperst`` command: demo, train, evaluate, predict, check, cv, report."""
+"""The ``hyperst`` command: demo, train, evaluate, predict, check, features, cv, report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ from hyperst.cli.console import (
 )
 from hyperst.cli.cross_validation import cv
 from hyperst.cli.demonstration import demo
-from hyperst.cli.features import Features, NicheFeatures, with_features
+from hyperst.cli.encode import features as features_command
+from hyperst.cli.features import (
+    Features,
+    LevelFeatures,
+    Levels,
+    NicheFeatures,
+    level_widths,
+    wider_features,
+    with_features,
+)
 from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
 from hyperst.cli.options import BinUm, Device, Devices, GeneNames, Image, Images, MinCounts, Mpp, Sections, StainOption
 from hyperst.cli.predict_manifest import Options, predict_listed
@@ -86,6 +95,7 @@ def train(
         str | None, typer.Option("--feature-key", help="obsm entries with precomputed image features.")
     ] = None,
     width: Annotated[int | None, typer.Option("--width", help="Width of the embeddings.")] = None,
+    levels: Levels = None,
     image_size: Annotated[int | None, typer.Option("--image-size", help="Side of the crops, pixels.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Most passes over the spots.")] = None,
     patience: Annotated[
@@ -104,6 +114,7 @@ def train(
     gene_names: GeneNames = None,
     features: Features = None,
     niche_features: NicheFeatures = None,
+    level_features: LevelFeatures = None,
 ) -> None:
     """Train on sections with counts and images; the best checkpoint by validation error is kept."""
     console = make_console(quiet=not is_first())
@@ -115,7 +126,7 @@ def train(
             "min_counts": min_counts,
             "feature_key": feature_key,
         },
-        "crop": {"image_size": image_size},
+        "crop": {"image_size": image_size, "wider_um": level_widths(levels)},
         "model": {"backbone": backbone, "weights": weights, "width": width},
         "training": {
             "epochs": epochs,
@@ -132,7 +143,7 @@ def train(
         for part, keys in options.items()
         if (given := {key: value for key, value in keys.items() if value is not None})
     }
-    if resume and (changes or config_file or preset_name or ablation or features or niche_features):
+    if resume and (changes or config_file or preset_name or ablation or features or niche_features or level_features):
         raise typer.BadParameter(
             "a resumed run keeps its configuration; leave out every option but --output and --devices",
             param_hint="--resume",
@@ -167,7 +178,10 @@ def train(
         training = read_sections(groups[0], image=image, **read)
         validation = read_sections(groups[1], **read)
         key = config.data.feature_key
-        training, validation = (with_features(each, features, niche_features, key) for each in (training, validation))
+        wider = wider_features(level_features)
+        training, validation = (
+            with_features(each, features, niche_features, key, wider) for each in (training, validation)
+        )
     print_sections(console, training, "training sections")
     if validation:
         print_sections(console, validation, "validation sections")
@@ -219,6 +233,7 @@ def evaluate_command(
     gene_names: GeneNames = None,
     features: Features = None,
     niche_features: NicheFeatures = None,
+    level_features: LevelFeatures = None,
     stain: StainOption = "none",
     device: Device = None,
 ) -> None:
@@ -234,7 +249,7 @@ def evaluate_command(
     one_image(listed, image)
     key = run.config.data.feature_key
     test = read_sections(listed, images=images, image=image, mpp=mpp, gene_names=gene_names, require_image=key is None)
-    test = with_features(test, features, niche_features, key)
+    test = with_features(test, features, niche_features, key, wider_features(level_features))
     for section in test:  # all that can be refused is refused before the first hour of work
         check_inputs(run, section, missing=missing, genes=genes or ())
         with_min_counts(section, run.config.data.min_counts if min_counts is None else min_counts)
@@ -290,6 +305,7 @@ def predict(
     ] = False,
     features: Features = None,
     niche_features: NicheFeatures = None,
+    level_features: LevelFeatures = None,
     stain: StainOption = "none",
     min_tissue: Annotated[
         float | None,
@@ -318,7 +334,7 @@ def predict(
     if is_manifest(image):
         if spots is not None:
             raise typer.BadParameter("a manifest names the sections whose spots are predicted", param_hint="--spots")
-        options = Options(mpp, features, niche_features, skip_damaged, stain)
+        options = Options(mpp, features, niche_features, skip_damaged, stain, wider_features(level_features))
         predict_listed(console, run_folder, image, options, output, device)
         return
     if output is not None and output.suffix != ".h5ad":
@@ -343,6 +359,7 @@ def predict(
             skip_damaged=skip_damaged,
             features=features,
             niche_features=niche_features,
+            wider_features=wider_features(level_features),
             stain=stain,
             on_progress=progress,
         )
@@ -357,6 +374,7 @@ def predict(
 
 
 app.command()(check)
+app.command(name="features")(features_command)
 app.command()(cv)
 app.command()(report)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,13 +24,14 @@ __all__ = ["Options", "predict_listed"]
 
 @dataclass(frozen=True)
 class Options:
-    """What goes for every row of a manifest; ``features`` and ``niche_features`` are folders with NAME.h5."""
+    """What goes for every row of a manifest; features are folders with NAME.h5."""
 
     mpp: float | None = None
     features: Path | None = None
     niche_features: Path | None = None
     skip_damaged: bool = False
     stain: Literal["none", "match"] = "none"
+    wider_features: Mapping[str, Path] = field(default_factory=dict)
 
 
 def predict_listed(
@@ -53,7 +55,9 @@ def predict_listed(
     check_options(run, options.mpp, options.features, options.niche_features)
     folder = output or run_folder / "predictions"
     sources = distinct_names(read_manifest(manifest))
-    for given, option in ((options.features, "--features"), (options.niche_features, "--niche-features")):
+    places = [(options.features, "--features"), (options.niche_features, "--niche-features")]
+    places += [(place, "--level-features") for place in options.wider_features.values()]
+    for given, option in places:
         if given is not None and given.is_file() and len(sources) > 1:
             raise typer.BadParameter(
                 f"{given} is one file for {len(sources)} rows; give a folder with NAME.h5 for each", param_hint=option
@@ -66,7 +70,8 @@ def predict_listed(
             None if given is None else find_features(given, str(source.name))
             for given in (options.features, options.niche_features)
         ]
-        files.append(replace(options, features=found[0], niche_features=found[1]))
+        wider = {level: find_features(place, str(source.name)) for level, place in options.wider_features.items()}
+        files.append(replace(options, features=found[0], niche_features=found[1], wider_features=wider))
     require_writable(folder / "NAME.h5ad")
     for source, each in zip(sources, files, strict=True):
         with SpotProgress(console, str(source.name)) as progress:
@@ -83,6 +88,7 @@ def _predict(run: Run, source: SectionSource, options: Options, progress: SpotPr
     common: dict[str, Any] = {
         "features": options.features,
         "niche_features": options.niche_features,
+        "wider_features": options.wider_features,
         "skip_damaged": options.skip_damaged,
         "stain": options.stain,
         "on_progress": progress,

@@ -63,8 +63,9 @@ class TrainingStep(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         if "spot_image" in batch:
-            crops = jitter_stain([batch["spot_image"], batch["niche_image"]], self.settings.stain_jitter)
-            batch = {**batch, "spot_image": crops[0], "niche_image": crops[1]}
+            names = [f"{level}_image" for level in self.model.levels]
+            crops = jitter_stain([batch[name] for name in names], self.settings.stain_jitter)
+            batch = {**batch, **dict(zip(names, crops, strict=True))}
         self.share = len(batch["target"]) * self.size / self.batch_size
         outputs = self.model(batch)
         error = nn.functional.mse_loss(outputs["prediction"], batch["target"]) * self.share
