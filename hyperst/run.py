@@ -242,7 +242,11 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     stored = checkpoint["state_dict"].items()
     weights = {name.removeprefix(copy): value for name, value in stored if name.startswith(copy)}
     try:
-        model = build_model(config, len(genes), weights["image_projectors.spot.weight"].shape[1], stored=True)
+        # all of an encoder that was trained as a whole is in the checkpoint
+        own = replace(config.model, weights=None) if config.model.tune == "full" else config.model
+        model = build_model(
+            replace(config, model=own), len(genes), weights["image_projectors.spot.weight"].shape[1], stored=True
+        )
     except (RuntimeError, KeyError, IndexError) as error:
         raise ValueError(f"{place.best} does not fit {place.config}: {reason_of(error)}; {_AGAIN}") from error
     expected = model.state_dict()

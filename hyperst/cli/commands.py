@@ -91,6 +91,10 @@ def train(
         ),
     ] = None,
     weights: Annotated[str | None, typer.Option("--weights", help="Local file with the backbone's weights.")] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option("--tune", help="What of an encoder with weights is trained: frozen, last-block, lora or full."),
+    ] = None,
     feature_key: Annotated[
         str | None, typer.Option("--feature-key", help="obsm entries with precomputed image features.")
     ] = None,
@@ -127,7 +131,7 @@ def train(
             "feature_key": feature_key,
         },
         "crop": {"image_size": image_size, "wider_um": level_widths(levels)},
-        "model": {"backbone": backbone, "weights": weights, "width": width},
+        "model": {"backbone": backbone, "weights": weights, "tune": tune, "width": width},
         "training": {
             "epochs": epochs,
             "patience": patience,
@@ -153,7 +157,8 @@ def train(
     if features is not None and feature_key is None:
         changes.setdefault("data", {})["feature_key"] = "file"
     if feature_key is not None or features is not None:
-        changes.setdefault("model", {}).setdefault("backbone", "precomputed")
+        # a preset's tuning is of the encoder whose place the features take
+        changes["model"] = {"backbone": "precomputed", "tune": "frozen", **changes.get("model", {})}
 
     from hyperst.config import preset, read_config, update, with_ablation
     from hyperst.model.backbones import require_weights

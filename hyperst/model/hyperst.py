@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from hyperst.data.crops import LEVELS
-from hyperst.model.backbones import Normalisation, build_backbone
+from hyperst.model.backbones import Normalisation, Tune, build_backbone, is_pretrained
 from hyperst.validation import STRICT, Count, Positive, Real
 
 __all__ = ["HyperST", "ModelConfig"]
@@ -33,7 +33,8 @@ class ModelConfig:
         image_mean: mean per colour channel of the images that the encoder was trained on, of pixels in 0..1; None: what the
             encoder declares. A run records it.
         image_std: standard deviation of the same, given together with it.
-        lora: whether to train a vision transformer through low-rank adapters.
+        tune: what of an encoder with weights is trained: "frozen", nothing; "last-block", its last block or stage and what
+            follows; "lora", low-rank adapters in a vision transformer; "full", all of it. Other backbones take none of it.
         width: width of the features (1024 in the paper).
         dropout: probability of dropout inside the residual MLPs.
         head_inputs: levels that the prediction head sees, "spot", "niche" or wider ones; None: all levels.
@@ -44,12 +45,17 @@ class ModelConfig:
     timm_kwargs: dict[str, Any] = field(default_factory=dict)
     image_mean: Channels | None = None
     image_std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] | None = None
-    lora: bool = False
+    tune: Tune = "frozen"
     width: Count = 256
     dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.1
     head_inputs: Annotated[tuple[str, ...], Field(strict=False)] | None = None  # a list is welcome
 
     def __post_init__(self) -> None:
+        if self.tune != "frozen" and not is_pretrained(self.backbone):
+            raise ValueError(
+                f"model.tune is {self.tune!r}, which goes with an encoder that has weights, and model.backbone is "
+                f"{self.backbone!r}; leave --tune out"
+            )
         if (self.image_mean is None) != (self.image_std is None):
             raise ValueError("model.image_mean and model.image_std go together: give both, or neither")
 
@@ -140,7 +146,7 @@ class HyperST(nn.Module):
         self.backbone = build_backbone(
             config.backbone,
             weights=config.weights,
-            lora=config.lora,
+            tune=config.tune,
             image_size=image_size,
             width=backbone_width,
             timm_kwargs=config.timm_kwargs,

@@ -282,7 +282,7 @@ def test_conch_pools_its_tokens_with_one_query(timm, tmp_path):
 @pytest.mark.usefixtures("small")
 def test_adapters_go_into_named_encoders_too():
     for name, size in (("uni", 224), ("conch", 448)):
-        backbone = build_backbone(name, lora=True, image_size=size)
+        backbone = build_backbone(name, tune="lora", image_size=size)
         trained = [key for key, parameter in backbone.named_parameters() if parameter.requires_grad]
         assert trained
         assert all("blocks.1.attn.qkv.lora" in key for key in trained)  # the last 11/24 of two blocks is one
