@@ -314,6 +314,7 @@ def _quiet_lightning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(does not have many workers|number of training batches).*")
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # the name that older PyTorch knows too
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen encoders
         warnings.filterwarnings("ignore", message=".*(LeafSpec|isinstance\\(treespec).*")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

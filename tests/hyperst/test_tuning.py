@@ -164,6 +164,12 @@ def test_a_run_trains_and_keeps_its_part_of_the_encoder(name, tune, tiny_config,
     }
     same = {key for key, value in before.items() if torch.equal(value, after[key])}
     assert same == before.keys() - trained(tuned(NETWORKS[name](), tune))
+    kept, started = (
+        dict(each.named_buffers()) for each in (load_run(folder.path, device="cpu").model.backbone.model, network)
+    )
+    moved = {key for key, value in started.items() if "running" in key and not torch.equal(value, kept[key])}
+    norms = {key for key in started if "running" in key}
+    assert moved == (norms if tune == "full" else {key for key in norms if key.startswith("blocks.2.")})
     held = {key.removeprefix("model.backbone.model.") for key in torch.load(folder.best)["state_dict"]}
     assert not held & same  # weights of others are not passed on
     if tune == "full":  # all of it is in the checkpoint

@@ -42,6 +42,7 @@ class PretrainedEncoder(Backbone):
         shift = [(mean - own_mean) / own_std for (mean, _), (own_mean, own_std) in zip(given, own, strict=True)]
         for name, values in (("gain", gain), ("shift", shift)):
             self.register_buffer(name, rearrange(torch.tensor(values), "rgb -> rgb 1 1"), persistent=False)
+        self.train()  # Lightning leaves every module in the mode that it finds it in
 
     gain: Tensor
     shift: Tensor
