@@ -87,7 +87,7 @@ def train(
         typer.Option(
             "--backbone",
             help="conv, stain, conv+stain, precomputed; with --weights: uni, uni2-h, conch, virchow2, h-optimus-0, gigapath, "
-            "phikon-v2, resnet50, or timm:NAME.",
+            "phikon-v2, resnet50, efficientnet-lite0, or timm:NAME.",
         ),
     ] = None,
     weights: Annotated[str | None, typer.Option("--weights", help="Local file with the backbone's weights.")] = None,

@@ -27,7 +27,8 @@ class ModelConfig:
 
     Attributes:
         backbone: "conv", "stain", "conv+stain", "precomputed", a published encoder ("uni", "uni2-h", "conch", "virchow2",
-            "h-optimus-0", "gigapath", "phikon-v2", "resnet50") or "timm:NAME"; see :func:`hyperst.model.backbones.build_backbone`.
+            "h-optimus-0", "gigapath", "phikon-v2", "resnet50", "efficientnet-lite0") or "timm:NAME"; see
+            :func:`hyperst.model.backbones.build_backbone`.
         weights: local file of the weights (.bin, .pt, .pth, .safetensors) that a published encoder and "timm:NAME" need.
         timm_kwargs: keyword arguments of "timm:NAME", such as ``{init_values: 1.0e-05}``; layers by name (``SwiGLUPacked``).
         image_mean: mean per colour channel of the images that the encoder was trained on, of pixels in 0..1; None: what the
