@@ -166,7 +166,7 @@ def _write(
     side = source.width_um / section.grid.um_per_px
     with h5py.File(path, "w") as file:
         features = file.create_dataset("features", (section.n_spots, encoder.backbone.width), np.float32)
-        features.attrs.update(source.attributes)
+        features.attrs.update({"name": section.name, **source.attributes})
         coords = file.create_dataset("coords", data=np.rint(corners).astype(np.int64))  # as those of HEST and TRIDENT
         coords.attrs.update(
             {

@@ -192,7 +192,7 @@ def train(
         print_sections(console, validation, "validation sections")
     console.print(
         f"{config.data.n_genes} genes, target {config.data.target}, backbone {config.model.backbone}, "
-        f"at most {config.training.epochs} epochs; reading the crops first"
+        f"at most {config.training.epochs} epochs{'; reading the crops first' if config.data.feature_key is None else ''}"
     )
     try:
         with EpochProgress(console, config.training.epochs) as progress:

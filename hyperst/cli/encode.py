@@ -35,6 +35,7 @@ def features(
         list[float] | None,
         typer.Option(
             "--width-um",
+            min=1.0,
             help="Width of the crops in um; repeat for more. Default: those of spot and niche that training would take.",
         ),
     ] = None,

@@ -16,7 +16,7 @@ class FeatureSource:
     """What a file says of how its features were made; None where it does not say.
 
     Attributes:
-        encoder: name of the encoder; HEST's and TRIDENT's files say it too.
+        encoder: name of the encoder; files of TRIDENT say it too.
         checksum: of the encoder's weights and normalisation, see :func:`hyperst.encode.encoder_checksum`.
         width_um: width of the crops in um.
         image_size: side of the crops in pixels, as the encoder saw them.
@@ -40,13 +40,13 @@ class FeatureSource:
             value = value.item() if isinstance(value, np.generic) else value
             return value if isinstance(value, kind) else None
 
-        return cls(told("name", str), told("checksum", str), told("width_um", float), told("image_size", int))
+        return cls(told("encoder", str), told("checksum", str), told("width_um", float), told("image_size", int))
 
     @property
     def attributes(self) -> dict[str, Any]:
         """What :meth:`of_attributes` reads."""
         named = {
-            "name": self.encoder,
+            "encoder": self.encoder,
             "checksum": self.checksum,
             "width_um": self.width_um,
             "image_size": self.image_size,

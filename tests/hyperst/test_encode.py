@@ -68,7 +68,7 @@ def test_a_file_is_laid_out_as_those_of_hest_and_trident(sections, folder):
         assert attributes["target_magnification"] == pytest.approx(10 * 32 / 255)
         centres = file["coords"][()] + attributes["patch_size_level0"] / 2
         assert np.abs(centres - section.spot_px).max() <= 1
-        assert file["features"].attrs["name"] == "stain"
+        assert (file["features"].attrs["encoder"], file["features"].attrs["name"]) == ("stain", "S1")
         assert file["features"].attrs["width_um"] == 255
 
 
@@ -217,7 +217,7 @@ def test_features_of_another_encoder_weights_or_width_are_refused(run_folder, se
         return path
 
     with pytest.raises(ValueError, match=r"encoder is 'uni', not 'stain'"):
-        predict_section(run, section, features=other("a", name="uni"), niche_features=niche, **places)
+        predict_section(run, section, features=other("a", encoder="uni"), niche_features=niche, **places)
     with pytest.raises(ValueError, match=r"checksum is '0', not '"):
         predict_section(run, section, features=other("b", checksum="0"), niche_features=niche, **places)
     with pytest.warns(UserWarning, match="do not say which weights"):
