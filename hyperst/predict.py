@@ -21,11 +21,12 @@ from hyperst.data import (
     SlideImage,
     attach_features,
     crop_widths_px,
+    find_tissue,
     image_section,
     open_image,
     read_section,
+    spot_window,
     tile_grid,
-    tissue_fractions,
 )
 from hyperst.data.check import require_placement
 from hyperst.data.dataset import collate
@@ -206,7 +207,7 @@ def predict_image(
         AnnData with X float32 (spot gene) on the run's target scale, ``obsm['spatial']`` in full-resolution pixels,
         ``obs['tissue_fraction']`` (the share of a square of one pitch around the spot that is tissue, see
         :func:`hyperst.data.find_tissue`), ``uns['spatial']`` with a thumbnail (so that scanpy and squidpy can plot it) and
-        ``uns['hyperst']`` with units and origin.
+        ``uns['hyperst']`` with units, origin and the area of all tissue on the image (``tissue_mm2``, where um/px are known).
 
     Raises:
         FileNotFoundError: no image or no spots file.
@@ -355,7 +356,11 @@ def section_anndata(run: Run, section: Section, values: np.ndarray, genes: Seque
     if section.image_path is not None:
         with section.open_image() as opened:
             adata.uns["spatial"] = {section.name: _picture(section, opened)}
-            adata.obs["tissue_fraction"] = tissue_fractions(section, opened)
+            tissue = find_tissue(opened, side := spot_window(section))
+            adata.obs["tissue_fraction"] = tissue.fraction(section.spot_px, side)
+            if (um_per_px := section.grid.um_per_px) is not None:
+                area = tissue.share * opened.width * opened.height * um_per_px**2 / 1e6
+                adata.uns["hyperst"]["tissue_mm2"] = area
     return adata
 
 

@@ -21,18 +21,11 @@ from hyperst.cli.console import (
 from hyperst.cli.cross_validation import cv
 from hyperst.cli.demonstration import demo
 from hyperst.cli.encode import features as features_command
-from hyperst.cli.features import (
-    Features,
-    LevelFeatures,
-    Levels,
-    NicheFeatures,
-    level_widths,
-    wider_features,
-    with_features,
-)
+from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
+from hyperst.cli.levels import LevelFeatures, Levels, level_widths, wider_features
 from hyperst.cli.options import BinUm, Device, Devices, GeneNames, Image, Images, MinCounts, Mpp, Sections, StainOption
-from hyperst.cli.predict_manifest import Options, predict_listed
+from hyperst.cli.predict_manifest import Again, Engine, Workers, predict_listed, refuse_for_one
 from hyperst.cli.report import report
 from hyperst.processes import is_first
 
@@ -331,17 +324,29 @@ def predict(
         ),
     ] = None,
     device: Device = None,
+    workers: Workers = None,
+    engine: Engine = "local",
+    again: Again = False,
 ) -> None:
-    """Predict expression from an image, at given spots or on a grid over the tissue, and write an .h5ad."""
-    console = make_console()
+    """Predict expression from an image, at given spots or on a grid over the tissue, and write an .h5ad.
+
+    Of a manifest one for each slide, a table of them (cohort.csv) and the mean expression of each (cohort.h5ad); the same command
+    goes on where it was interrupted.
+    """
+    console = make_console(quiet=not is_first())
     from hyperst.data.manifest import is_manifest
 
     if is_manifest(image):
+        from hyperst.cohort import Options
+
         if spots is not None:
             raise typer.BadParameter("a manifest names the sections whose spots are predicted", param_hint="--spots")
-        options = Options(mpp, features, niche_features, skip_damaged, stain, wider_features(level_features))
-        predict_listed(console, run_folder, image, options, output, device)
+        place: dict[str, Any] = {"workers": workers, "engine": engine, "device": device, "again": again}
+        wider = wider_features(level_features)
+        options = Options(mpp, features, niche_features, skip_damaged, stain, min_tissue, wider)
+        predict_listed(console, run_folder, image, output, options, **place)
         return
+    refuse_for_one(workers, engine, again)
     if output is not None and output.suffix != ".h5ad":
         raise typer.BadParameter(f"{output} must end in .h5ad", param_hint="--output")
     from hyperst.cli.reports import print_notes

@@ -11,9 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperst.cli.console import make_console, print_error, print_sections
-from hyperst.cli.features import Features, LevelFeatures, NicheFeatures, wider_features, with_features
+from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, read_sections
+from hyperst.cli.levels import LevelFeatures, wider_features
 from hyperst.cli.options import BinUm, GeneNames, Images, MinCounts, Mpp, Sections
+from hyperst.cli.predict_manifest import Engine
 
 if TYPE_CHECKING:
     from hyperst.config import RunConfig
@@ -54,11 +56,15 @@ def cv(
         ),
     ] = None,
     workers: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--workers", min=0, help="Trainings at a time, each in its own process; 0: one by one in this one."
+            "--workers",
+            min=0,
+            help="Trainings at a time, each in its own process; 0: one by one in this one. Default 1; of Ray one for each GPU, or "
+            "machine.",
         ),
-    ] = 1,
+    ] = None,
+    engine: Engine = "local",
     target: Annotated[str | None, typer.Option("--target", help="log1p_cp10k or log2.")] = None,
     n_genes: Annotated[int | None, typer.Option("--n-genes", help="Genes to predict.")] = None,
     min_counts: MinCounts = None,
@@ -103,7 +109,9 @@ def cv(
         console.print(Text.assemble(line, failed), soft_wrap=True)
 
     try:
-        found = cross_validate(read, rows, made, range(seeds), output, against=against, workers=workers, on_cell=tell)
+        found = cross_validate(
+            read, rows, made, range(seeds), output, against=against, workers=workers, engine=engine, on_cell=tell
+        )
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"interrupted; {done} cells are done, and the same command goes on with the others"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hyperst.data.check import Finding, Report
 
-__all__ = ["draw_reports", "examine_all", "foretell_training", "print_notes", "print_reports"]
+__all__ = ["draw_reports", "examine_all", "foretell_training", "print_note", "print_notes", "print_reports"]
 
 _COLOURS = {"error": "red", "warning": "yellow", "ok": "green"}
 
@@ -114,17 +114,16 @@ def draw_reports(console: Console, reports: Sequence[Report], output: Path | Non
 
 
 def print_notes(console: Console, predicted: AnnData) -> None:
-    """What one has to know of a prediction: damaged tiles left white, spots on background."""
-    notes = []
-    if damaged := predicted.uns["hyperst"].get("damaged_tiles"):
-        touched = int(predicted.obs["on_damaged_tile"].sum())
-        notes.append(
-            f"damaged tiles of the image left white: {damaged}; spots on or beside them, see obs['on_damaged_tile']: {touched}"
-        )
-    if "tissue_fraction" in predicted.obs and (n := int((predicted.obs["tissue_fraction"] < 0.05).sum())):
-        notes.append(f"{n} spots lie on background: obs['tissue_fraction'] tells which")
-    for note in notes:
-        console.print(Text.assemble(("note", "yellow"), " ", note), soft_wrap=True)
+    """What one has to know of a prediction, see :func:`hyperst.prediction_notes.prediction_notes`."""
+    from hyperst.prediction_notes import prediction_notes
+
+    for note in prediction_notes(predicted):
+        print_note(console, note)
+
+
+def print_note(console: Console, note: str, about: str = "") -> None:
+    """One note, and what it is about."""
+    console.print(Text.assemble(("note", "yellow"), f" {about}: {note}" if about else f" {note}"), soft_wrap=True)
 
 
 def _table(reports: Sequence[Report]) -> Table:
