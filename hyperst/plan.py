@@ -88,8 +88,9 @@ def plan_run(config: RunConfig, sections: Sequence[Section], validation_sections
             f"{chosen_on} spot of {', '.join(names)} is left to choose the checkpoint on, over which no correlation is defined; "
             "give larger or more sections (--validation-sections)"
         )
-    records = [SectionRecord.of(section, "training", config) for section in sections]
-    records += [SectionRecord.of(section, "validation", config) for section in validation_sections]
+    seen = (config.data.feature_key, config.crop)
+    records = [SectionRecord.of(section, "training", *seen) for section in sections]
+    records += [SectionRecord.of(section, "validation", *seen) for section in validation_sections]
     for section in (*sections[1:], *validation_sections):
         require_same_encoder(config, section, records[0].feature_sources, names[0])
     return Plan(config, Split(tuple(records), held_out), [str(gene) for gene in genes], sections, validation_sections)

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hyperst.config import RunConfig
-from hyperst.data import Section, attach_features, fingerprint, read_section
+from hyperst.data import CropConfig, Section, attach_features, fingerprint, read_section
 from hyperst.data.feature_source import FeatureSource
 from hyperst.data.features import feature_sources, own_levels
 
@@ -76,10 +75,12 @@ class SectionRecord:
         )
 
     @classmethod
-    def of(cls, section: Section, role: str, config: RunConfig) -> SectionRecord:
-        """The record of ``section`` in its role, in a run of ``config``."""
-        key = config.data.feature_key
-        own = set() if key is None else own_levels(section, key, config.crop)
+    def of(
+        cls, section: Section, role: str, feature_key: str | None = None, crop: CropConfig | None = None
+    ) -> SectionRecord:
+        """The record of ``section`` in its role, in a run on the precomputed features ``feature_key`` with the levels of ``crop``."""
+        key, crop = feature_key, crop or CropConfig()
+        own = set() if key is None else own_levels(section, key, crop)
         return cls(
             name=section.name,
             patient=section.patient,
@@ -98,8 +99,8 @@ class SectionRecord:
             fingerprint=asdict(fingerprint(section)),
             excluded_spots=section.excluded_spots,
             wider_features={level: str(path.resolve()) for level, path in section.wider_features_paths.items()},
-            own_wider=tuple(level for level in config.crop.wider_um if level in own),
-            feature_sources={} if key is None else feature_sources(section, key, config.crop),
+            own_wider=tuple(level for level in crop.wider_um if level in own),
+            feature_sources={} if key is None else feature_sources(section, key, crop),
         )
 
     def own_levels(self) -> set[str] | None:

@@ -98,7 +98,9 @@ def cross_validate(
     for config in rows.values():
         require_weights(config.model.backbone, config.model.weights, config.crop.image_size)
     config = next(iter(rows.values()))
-    records = {section.name: SectionRecord.of(section, "section", config) for section in sections}
+    records = {
+        section.name: SectionRecord.of(section, "section", config.data.feature_key, config.crop) for section in sections
+    }
     cells = [
         Cell(
             fold,
