@@ -78,7 +78,7 @@ class SectionRecord:
     def of(
         cls, section: Section, role: str, feature_key: str | None = None, crop: CropConfig | None = None
     ) -> SectionRecord:
-        """The record of ``section`` in its role, in a run on the precomputed features ``feature_key`` with the levels of ``crop``."""
+        """The record of ``section`` in its role, in a run on features ``feature_key``, with the levels of ``crop``."""
         key, crop = feature_key, crop or CropConfig()
         own = set() if key is None else own_levels(section, key, crop)
         return cls(
