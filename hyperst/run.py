@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from hyperst.config import RunConfig, read_run_config
 from hyperst.data import Section, SpotDataset
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from hyperst.device import choose_device
-from hyperst.files import write_json_atomic, write_text_atomic
+from hyperst.files import sha256, write_json_atomic, write_text_atomic
 from hyperst.model import HyperST
 from hyperst.model.backbones import is_pretrained
 from hyperst.records import SectionRecord, Split
@@ -55,6 +55,7 @@ class RunFolder:
         self.versions = self.path / "versions.json"
         self.metrics = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
+        self.calibration = self.path / "calibration.npz"
         self.best = self.path / "checkpoints" / "best.ckpt"
         self.last = self.path / "checkpoints" / "last.ckpt"
 
@@ -137,8 +138,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    found = _read_json(path)
-    if not isinstance(found, dict):
+    if not isinstance(found := _read_json(path), dict):
         raise ValueError(f"{path} is damaged (it holds no table of names and values); {_AGAIN}")
     return found
 
@@ -186,6 +186,7 @@ def spot_dataset(
     augment: bool = False,
     indices: Sequence[tuple[int, int]] | None = None,
     keep: bool = False,
+    on_crops: Callable[[int], None] | None = None,
 ) -> SpotDataset:
     """Spots as a run sees them; without ``genes`` images alone. Crops are kept in memory only where they ``keep`` serving."""
     return SpotDataset(
@@ -198,6 +199,7 @@ def spot_dataset(
         indices=indices,
         cache_bytes=int(config.data.cache_gib * 2**30) if keep else 0,
         counts=len(genes) > 0,
+        on_crops=on_crops,
     )
 
 
@@ -210,6 +212,7 @@ class Run:
         config, genes, split: what it was trained with; the model's outputs are in the order of ``genes``.
         model: in evaluation mode, on ``device``, with the weights of the best epoch.
         best_epoch: that epoch, counted from 1.
+        checkpoint: SHA-256 of the file with the weights.
     """
 
     folder: Path
@@ -219,6 +222,7 @@ class Run:
     model: HyperST
     device: torch.device
     best_epoch: int
+    checkpoint: str
 
 
 def load_run(folder: str | Path, *, device: str | None = None) -> Run:
@@ -239,8 +243,7 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     require_genes(checkpoint, genes, place.best, place.genes)
     require_settings(checkpoint, config, place.best, place.config)
     copy = "averaged.module." if config.training.averaging else "model."
-    stored = checkpoint["state_dict"].items()
-    weights = {name.removeprefix(copy): value for name, value in stored if name.startswith(copy)}
+    weights = {k.removeprefix(copy): value for k, value in checkpoint["state_dict"].items() if k.startswith(copy)}
     try:
         # all of an encoder that was trained as a whole is in the checkpoint
         own = replace(config.model, weights=None) if config.model.tune == "full" else config.model
@@ -249,25 +252,22 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
         )
     except (RuntimeError, KeyError, IndexError) as error:
         raise ValueError(f"{place.best} does not fit {place.config}: {reason_of(error)}; {_AGAIN}") from error
-    expected = model.state_dict()
-    for name in sorted(expected.keys() & weights.keys()):
-        if expected[name].shape != weights[name].shape:
+    for name, expected in sorted(model.state_dict().items()):
+        if name in weights and expected.shape != weights[name].shape:
             raise ValueError(
                 f"{place.best} does not fit {place.config}: {name} is {tuple(weights[name].shape)}, need "
-                f"{tuple(expected[name].shape)}; {_AGAIN}"
+                f"{tuple(expected.shape)}; {_AGAIN}"
             )
     problems = model.load_state_dict(weights, strict=False)
-    frozen = frozen_weights(model)
-    wrong = sorted({*problems.missing_keys, *problems.unexpected_keys} - frozen)
-    if wrong:
+    if wrong := sorted({*problems.missing_keys, *problems.unexpected_keys} - (frozen := frozen_weights(model))):
         raise ValueError(f"{place.best} does not fit {place.config}: {', '.join(wrong[:3])} do not match; {_AGAIN}")
-    trained_on = stored_identity(checkpoint).get("frozen")
-    if trained_on is not None and trained_on != weights_checksum(model, frozen):
+    if stored_identity(checkpoint).get("frozen") not in (None, weights_checksum(model, frozen)):
         raise ValueError(
             f"{config.model.weights} does not hold the weights that {place.path} was trained with; put back that file, or "
             f"point model.weights in {place.config} to it"
         )
-    return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, int(checkpoint["epoch"]) + 1)
+    best_epoch = checkpoint["epoch"] + 1
+    return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, best_epoch, sha256(place.best))
 
 
 def has_scale(run: Run) -> bool:

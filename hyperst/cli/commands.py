@@ -1,4 +1,4 @@
-"""The ``hyperst`` command: demo, train, evaluate, predict, check, features, cv, report."""
+"""The ``hyperst`` command: demo, train, evaluate, predict, check, features, cv, report, plot."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
 from hyperst.cli.levels import LevelFeatures, Levels, level_widths, wider_features
 from hyperst.cli.options import BinUm, Device, Devices, GeneNames, Image, Images, MinCounts, Mpp, Sections, StainOption
-from hyperst.cli.predict_manifest import Again, Engine, Workers, predict_listed, refuse_for_one
+from hyperst.cli.plot import plot
+from hyperst.cli.prediction import predict
 from hyperst.cli.report import report
 from hyperst.processes import is_first
 
@@ -196,6 +197,7 @@ def train(
                 validation_sections=validation,
                 resume=resume,
                 on_epoch=progress,
+                on_crops=progress.crops,
                 devices=devices,
             )
     except KeyboardInterrupt as error:
@@ -257,7 +259,7 @@ def evaluate_command(
     print_sections(console, test, "sections to evaluate")
     results = []
     for section in test:
-        with SpotProgress(console, f"{section.name}: image features") as progress:
+        with SpotProgress(console, f"{section.name}: image features", after=f"{section.name}: scores") as progress:
             results.append(
                 evaluate(
                     run,
@@ -281,112 +283,12 @@ def evaluate_command(
         console.print(f"next: hyperst report {run_folder}", soft_wrap=True)
 
 
-@app.command()
-def predict(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")],
-    image: Annotated[
-        Path,
-        typer.Argument(
-            metavar="IMAGE", help="Full-resolution H&E image, a section with one, or a manifest (.csv) of them."
-        ),
-    ],
-    spots: Annotated[
-        Path | None,
-        typer.Option(
-            "--spots", help="Where to predict: a section, or a .csv with columns x, y. Default: a grid over the tissue."
-        ),
-    ] = None,
-    mpp: Mpp = None,
-    skip_damaged: Annotated[
-        bool,
-        typer.Option("--skip-damaged", help="Leave tiles of the image that cannot be decoded white, and count them."),
-    ] = False,
-    features: Features = None,
-    niche_features: NicheFeatures = None,
-    level_features: LevelFeatures = None,
-    stain: StainOption = "none",
-    min_tissue: Annotated[
-        float | None,
-        typer.Option(
-            "--min-tissue",
-            min=0.0,
-            max=1.0,
-            help="Least share of tissue, 0 to 1, in a square of the grid; 0 takes all. Default 0.15.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="The .h5ad to write, which must not exist, default RUN/predictions/IMAGE.h5ad; of a manifest the folder of its "
-            "predictions.",
-        ),
-    ] = None,
-    device: Device = None,
-    workers: Workers = None,
-    engine: Engine = "local",
-    again: Again = False,
-) -> None:
-    """Predict expression from an image, at given spots or on a grid over the tissue, and write an .h5ad.
-
-    Of a manifest one for each slide, a table of them (cohort.csv) and the mean expression of each (cohort.h5ad); the same command
-    goes on where it was interrupted.
-    """
-    console = make_console(quiet=not is_first())
-    from hyperst.data.manifest import is_manifest
-
-    if is_manifest(image):
-        from hyperst.cohort import Options
-
-        if spots is not None:
-            raise typer.BadParameter("a manifest names the sections whose spots are predicted", param_hint="--spots")
-        place: dict[str, Any] = {"workers": workers, "engine": engine, "device": device, "again": again}
-        wider = wider_features(level_features)
-        options = Options(mpp, features, niche_features, skip_damaged, stain, min_tissue, wider)
-        predict_listed(console, run_folder, image, output, options, **place)
-        return
-    refuse_for_one(workers, engine, again)
-    if output is not None and output.suffix != ".h5ad":
-        raise typer.BadParameter(f"{output} must end in .h5ad", param_hint="--output")
-    from hyperst.cli.reports import print_notes
-    from hyperst.files import require_writable, write_h5ad_atomic
-    from hyperst.predict import check_output, predict_image, prediction_path
-    from hyperst.run import RunFolder, load_run
-
-    RunFolder(run_folder).require()
-    path = output or prediction_path(run_folder, image)
-    check_output(path, [image, spots, features, niche_features])
-    require_writable(path)
-    run = load_run(run_folder, device=device)
-    with SpotProgress(console, "spots") as progress:
-        predicted = predict_image(
-            run,
-            image,
-            spots=spots,
-            mpp=mpp,
-            min_tissue=min_tissue,
-            skip_damaged=skip_damaged,
-            features=features,
-            niche_features=niche_features,
-            wider_features=wider_features(level_features),
-            stain=stain,
-            on_progress=progress,
-        )
-    write_h5ad_atomic(predicted, path)
-    print_notes(console, predicted)
-    console.print(
-        f"{predicted.n_obs} spots x {predicted.n_vars} genes predicted as {predicted.uns['hyperst']['units']}\n"
-        f"written: {path}\n"
-        "next: adata = scanpy.read_h5ad(...); scanpy.pl.spatial(adata, color=adata.var_names[0])",
-        soft_wrap=True,
-    )
-
-
+app.command()(predict)
 app.command()(check)
 app.command(name="features")(features_command)
 app.command()(cv)
 app.command()(report)
+app.command()(plot)
 
 
 def main() -> None:

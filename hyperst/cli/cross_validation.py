@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hyperst.cli.console import make_console, print_error, print_sections
+from hyperst.cli.console import SpotProgress, make_console, print_error, print_sections
 from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, read_sections
 from hyperst.cli.levels import LevelFeatures, wider_features
@@ -104,14 +104,18 @@ def cv(
     def tell(cell: Cell, error: str | None, number: int, total: int) -> None:
         nonlocal done
         done = number
+        progress(number, total)
         line = f"[{number}/{total}] {cell.row}, fold {cell.fold.name}, seed {cell.seed}"
         failed = Text() if error is None else Text.assemble(": ", ("failed", "red"), f", {error}")
         console.print(Text.assemble(line, failed), soft_wrap=True)
 
+    progress = SpotProgress(console, "cells")
+    progress(0, len(made) * seeds * len(rows))
     try:
-        found = cross_validate(
-            read, rows, made, range(seeds), output, against=against, workers=workers, engine=engine, on_cell=tell
-        )
+        with progress:
+            found = cross_validate(
+                read, rows, made, range(seeds), output, against=against, workers=workers, engine=engine, on_cell=tell
+            )
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"interrupted; {done} cells are done, and the same command goes on with the others"

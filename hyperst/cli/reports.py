@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -30,8 +30,12 @@ def examine_all(
     bin_um: int | None,
     gene_names: str | None,
     min_counts: int,
+    on_section: Callable[[int, int], None],
 ) -> list[Report]:
-    """A report of every section that ``paths`` hold, folders standing for the sections in them; errors are findings."""
+    """A report of every section that ``paths`` hold, folders standing for the sections in them; errors are findings.
+
+    ``on_section`` is called with (sections done, sections in all).
+    """
     from hyperst.data import distinct_names, list_sections
     from hyperst.data.check import Finding, Report, examine_section
 
@@ -44,10 +48,12 @@ def examine_all(
         sources = distinct_names(sources)
     except (OSError, ValueError) as error:  # each is examined under its own name all the same
         clash = error
-    reports = [
-        examine_section(source, image=image, images_dir=images, mpp=mpp, gene_names=gene_names, min_counts=min_counts)
-        for source in sources
-    ]
+    reports = []
+    on_section(0, len(sources))
+    for source in sources:
+        options: dict[str, Any] = {"image": image, "images_dir": images, "mpp": mpp, "gene_names": gene_names}
+        reports.append(examine_section(source, min_counts=min_counts, **options))
+        on_section(len(reports), len(sources))
     said = {finding.message for report in reports for finding in report.findings}
     if clash is not None and str(clash) not in said:
         refused.append((paths[0], clash))

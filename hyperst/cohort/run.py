@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +18,7 @@ from hyperst.cohort.tables import TABLE, require_own_tables, result_table, write
 from hyperst.data import SectionSource, distinct_names
 from hyperst.data.readers.features import find_features
 from hyperst.device import choose_device
+from hyperst.export import check_exports, check_formats
 from hyperst.files import require_writable
 from hyperst.on_ray import run_on_ray
 from hyperst.pool import Ended, run_in_processes
@@ -144,7 +146,17 @@ def _plan(
         slides.append(Slide.of(place, own, output, checksum))
     require_own_tables(output, slides)
     require_writable(output / TABLE)
-    return slides, [result for slide in slides if (result := stored_result(slide, again=again)) is not None]
+    check_formats(options.exports, run.genes)
+    kept = []
+    for number, slide in enumerate(slides):
+        result = stored_result(slide, again=again)
+        if result is not None and all(os.path.lexists(path) for path in slide.exports):
+            kept.append(result)
+        elif result is not None:
+            slides[number] = replace(slide, stored=True)
+        elif not os.path.lexists(slide.output):  # what lies beside it is not of this cohort
+            check_exports(slide.output, options.exports, run.genes)
+    return slides, kept
 
 
 def _features_of(place: Path | None, option: str, source: SectionSource, n_slides: int) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 import traceback
 import warnings
@@ -19,6 +20,7 @@ import torch
 from hyperst.data import SectionSource
 from hyperst.data.identity import sampled_hash
 from hyperst.data.images import IMAGE_SUFFIXES
+from hyperst.export import export_path, write_export
 from hyperst.files import write_h5ad_atomic, write_text_atomic
 from hyperst.predict import predict_image, predict_section
 from hyperst.prediction_notes import prediction_notes
@@ -37,7 +39,8 @@ _LONGEST = 4000  # characters of an error
 class Options:
     """How slides are predicted, see :func:`hyperst.predict.predict_image`; of a cohort, ``features`` are folders with NAME.h5.
 
-    ``mpp`` is for slides whose row of the table names none, ``min_tissue`` for those that are images.
+    ``mpp`` is for slides whose row of the table names none, ``min_tissue`` for those that are images; ``exports`` are endings of
+    files beside each prediction, see :func:`hyperst.export.write_export`.
     """
 
     mpp: float | None = None
@@ -46,6 +49,7 @@ class Options:
     skip_damaged: bool = False
     stain: Literal["none", "match"] = "none"
     min_tissue: float | None = None
+    exports: tuple[str, ...] = ()
     wider_features: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -59,6 +63,7 @@ class Slide:
         output: the .h5ad.
         run: checksum of the run.
         identity: hash of all that is known of the prediction before the slide is opened.
+        stored: the prediction is there, and exports are not.
     """
 
     source: SectionSource
@@ -66,6 +71,7 @@ class Slide:
     output: Path
     run: str
     identity: str
+    stored: bool = False
 
     @classmethod
     def of(cls, source: SectionSource, options: Options, output: Path, run: str) -> Slide:
@@ -86,6 +92,11 @@ class Slide:
     def name(self) -> str:
         """Its name."""
         return str(self.source.name)
+
+    @property
+    def exports(self) -> list[Path]:
+        """Where they go."""
+        return [export_path(self.output, ending) for ending in self.options.exports]
 
     @property
     def log(self) -> Path:
@@ -178,7 +189,7 @@ class SlideWorker:
             slide.log.unlink()
         return SlideResult(
             slide.name,
-            "predicted",
+            "kept" if slide.stored else "predicted",
             predicted.n_obs,
             predicted.uns["hyperst"].get("tissue_mm2"),
             time.perf_counter() - started,
@@ -190,6 +201,12 @@ class SlideWorker:
             if run_checksum(self.folder) != self.checksum:
                 raise ValueError(f"the run in {self.folder} has changed since the cohort began; begin again")
             self.run = load_run(self.folder, device=self.device)
+        if slide.stored:
+            import anndata
+
+            predicted = anndata.read_h5ad(slide.output)
+            _write_exports(slide, predicted)
+            return predicted
         predicted, image = _predicted(self.run, slide)
         facts = predicted.uns["hyperst"]
         facts.pop("created", None)  # the same slide gives the same file
@@ -199,14 +216,34 @@ class SlideWorker:
             place = Path(os.path.relpath(image, slide.source.path.parent))
             facts |= {"image_place": place.as_posix(), "image_checksum": sampled_hash(image)}
         write_h5ad_atomic(predicted, slide.output)
+        for path in slide.exports:  # of a prediction that is replaced
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        _write_exports(slide, predicted)
         return predicted
+
+
+def _write_exports(slide: Slide, predicted: AnnData) -> None:
+    """Those that are not there."""
+    for path in slide.exports:
+        if not os.path.lexists(path):
+            image = _image_of(slide) if path.suffix == ".zarr" else None
+            write_export(predicted, path, image=image, skip_damaged=slide.options.skip_damaged)
+
+
+def _image_of(slide: Slide) -> Path | None:
+    if slide.source.path.suffix.lower() in IMAGE_SUFFIXES:
+        return slide.source.path
+    return slide.source.read(require_counts=False, require_image=False).image_path
 
 
 def _predicted(run: Run, slide: Slide) -> tuple[AnnData, Path | None]:
     """The prediction of a slide, and its image."""
     source = slide.source
     common = asdict(slide.options)
-    mpp, min_tissue = common.pop("mpp"), common.pop("min_tissue")
+    mpp, min_tissue, _ = (common.pop(name) for name in ("mpp", "min_tissue", "exports"))
     if source.path.suffix.lower() in IMAGE_SUFFIXES:
         um_per_px = source.mpp if source.mpp is not None else mpp
         return predict_image(run, source.path, mpp=um_per_px, min_tissue=min_tissue, **common), source.path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class SpotDataset(Dataset):
         cache_bytes: crops are read once and kept as uint8 if they fit into this much memory; else each item reads its own
             regions, which for JPEG and PNG means keeping whole decoded images (at most 4) in memory. Features likewise: those
             that do not fit are read from their file batch by batch.
+        on_crops: called with the number of spots whose crops have just been read to be kept.
         counts: False leaves the expression entries out (prediction; ``genes`` may be empty).
 
     Items are dicts:
@@ -75,6 +76,7 @@ class SpotDataset(Dataset):
         indices: Sequence[tuple[int, int]] | np.ndarray | None = None,
         cache_bytes: int = 2 << 30,
         counts: bool = True,
+        on_crops: Callable[[int], None] | None = None,
     ) -> None:
         if not sections:
             raise ValueError("sections: got none, need at least one")
@@ -99,7 +101,7 @@ class SpotDataset(Dataset):
                 crop_widths_px(section.grid, section.spot_diameter_px, self.crop) for section in self.sections
             ]
             if len(self.indices) * len(self.crop.levels) * 3 * self.crop.image_size**2 <= cache_bytes:
-                self._cache = self._read_all()
+                self._cache = self._read_all(on_crops)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -166,7 +168,7 @@ class SpotDataset(Dataset):
             found[level] = transform(mean.toarray(), mean_library.astype(np.float32), self.target)
         return found
 
-    def _read_all(self) -> np.ndarray:
+    def _read_all(self, on_crops: Callable[[int], None] | None) -> np.ndarray:
         size = self.crop.image_size
         cache = np.empty((len(self.indices), len(self.crop.levels), size, size, 3), dtype=np.uint8)
         for number in np.unique(self.indices[:, 0]):
@@ -174,6 +176,8 @@ class SpotDataset(Dataset):
             crops = read_crops(self.sections[number], self.crop, self.indices[items, 1])
             for item, (_, of_spot) in zip(items, crops, strict=True):
                 cache[item] = of_spot
+                if on_crops is not None:
+                    on_crops(1)
         return cache
 
     def _read_one(self, number: int, spot: int) -> np.ndarray:

@@ -168,7 +168,7 @@ class HyperST(nn.Module):
             self.output.bias.copy_(mean)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        outputs = self._image_features(batch)
+        outputs = self._image_features(self._raw(batch))
         outputs["prediction"] = self._predict(outputs)
         for level in self.levels:
             if f"{level}_expression" in batch:
@@ -178,18 +178,26 @@ class HyperST(nn.Module):
 
     def predict(self, batch: dict[str, Tensor]) -> Tensor:
         """Expression (b n_genes) from images alone, on the scale the model was trained on."""
-        return self._predict(self._image_features(batch))
+        return self._predict(self._image_features(self._raw(batch)))
+
+    def predict_with_features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What :meth:`predict` gives, and the backbone's features of all levels side by side, (b level*width)."""
+        raw = self._raw(batch)
+        return self._predict(self._image_features(raw)), rearrange(raw, "level b width -> b (level width)")
 
     def _predict(self, features: dict[str, Tensor]) -> Tensor:
         levels = [features[f"image_{level}"] for level in self.head_levels]
         return self.output(self.head(rearrange(levels, "level b width -> b (level width)")))
 
-    def _image_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _raw(self, batch: dict[str, Tensor]) -> Tensor:
+        """The backbone's features (level b width)."""
         kind = "features" if "spot_features" in batch else "image"
         images = [batch[f"{level}_{kind}"] for level in self.levels]
         # one backbone for all levels, in one call
         raw = self.backbone(rearrange(images, "level b ... -> (level b) ..."))
-        raw = rearrange(raw, "(level b) width -> level b width", level=len(self.levels))
+        return rearrange(raw, "(level b) width -> level b width", level=len(self.levels))
+
+    def _image_features(self, raw: Tensor) -> dict[str, Tensor]:
         return {
             f"image_{level}": self.image_projection(self.image_encoders[level](self.image_projectors[level](x)))
             for level, x in zip(self.levels, raw, strict=True)

@@ -7,14 +7,18 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from hyperst.doubt import HALF_WIDTH, doubt_words
 from hyperst.validation import reason_of
 
-__all__ = ["SpotMap", "read_spot_map"]
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["SpotMap", "read_prediction", "read_spot_map"]
 
 _JPEG_QUALITY = 82
 _BACKGROUND = 0.05  # as `hyperst predict` notes it
@@ -35,6 +39,9 @@ class SpotMap:
         tissue_fraction: float32 (spot,), or None.
         n_background, n_damaged: spots on background and beside damaged tiles; None where it is not recorded.
         facts: what else the file says of itself.
+        checkpoint: SHA-256 of the weights that predicted; None where it is not recorded.
+        half_widths: float64 (gene,), of the intervals; applicability: float32 (spot,); None where they are not recorded.
+        doubt: what both say of the slide, in words.
     """
 
     name: str
@@ -53,10 +60,14 @@ class SpotMap:
     n_background: int | None
     n_damaged: int | None
     facts: dict[str, str]
+    checkpoint: str | None
+    half_widths: np.ndarray | None
+    applicability: np.ndarray | None
+    doubt: tuple[str, ...]
 
 
-def read_spot_map(path: str | Path, genes: Sequence[str]) -> SpotMap:
-    """Read a prediction of a run whose genes are ``genes``.
+def read_prediction(path: str | Path, genes: Sequence[str]) -> AnnData:
+    """Read a prediction of a run whose genes are ``genes``; expressions are float32 (spot gene), and not sparse.
 
     Raises:
         FileNotFoundError: no such file.
@@ -76,37 +87,45 @@ def read_spot_map(path: str | Path, genes: Sequence[str]) -> SpotMap:
         raise ValueError(
             f"{path} is no prediction (no units in uns['hyperst'], or no spots); give an .h5ad that `hyperst predict` has written"
         )
-    positions = np.asarray(stored.obsm["spatial"], dtype=np.float32)
     unknown = sorted(set(stored.var_names) - set(genes))
     if unknown:
         raise ValueError(
             f"{path} is no prediction of this run: it has {unknown[0]}, which is none of the run's {len(genes)} genes"
         )
-    layers = [
-        _finite(stored.X, path),
-        _finite(stored.layers["measured"], path) if "measured" in stored.layers else None,
-    ]
+    stored.X = _finite(stored.X, path)
+    if "measured" in stored.layers:
+        stored.layers["measured"] = _finite(stored.layers["measured"], path)
+    return stored
+
+
+def read_spot_map(path: str | Path, genes: Sequence[str]) -> SpotMap:
+    """The map of a prediction; arguments and errors: see :func:`read_prediction`."""
+    path = Path(path)
+    stored = read_prediction(path, genes)
+    facts = stored.uns["hyperst"]
+    positions = np.asarray(stored.obsm["spatial"], dtype=np.float32)
+    measured = stored.layers.get("measured")
     name, entry = next(iter(stored.uns.get("spatial", {}).items()), (path.stem, None))
     picture, extent = _picture(entry, positions)
     tissue = stored.obs.get("tissue_fraction")
     damaged = stored.obs.get("on_damaged_tile")
+    widths, applicability = stored.var.get(HALF_WIDTH), stored.obs.get("applicability")
     scale = facts.get("um_per_px")
     if entry is not None:
         diameter = float(entry["scalefactors"]["spot_diameter_fullres"])
     else:
         diameter = float(np.ptp(positions, axis=0).max()) / max(10.0, 2 * np.sqrt(len(positions)))
-    assert layers[0] is not None
     return SpotMap(
         name=str(name),
         title=f"{name}: predicted and measured"
-        if layers[1] is not None
+        if measured is not None
         else f"{name}: predicted only, nothing was measured",
         units=str(facts["units"]),
         genes=list(map(str, stored.var_names)),
         spot_ids=list(map(str, stored.obs_names)),
         positions=positions,
-        predicted=layers[0],
-        measured=layers[1],
+        predicted=np.asarray(stored.X),
+        measured=None if measured is None else np.asarray(measured),
         picture=picture,
         extent=extent,
         um_per_px=None if scale is None else float(scale),
@@ -115,6 +134,10 @@ def read_spot_map(path: str | Path, genes: Sequence[str]) -> SpotMap:
         n_background=None if tissue is None else int((np.asarray(tissue) < _BACKGROUND).sum()),
         n_damaged=None if damaged is None else int(np.asarray(damaged).sum()),
         facts={str(key): str(value) for key, value in facts.items()},
+        checkpoint=None if facts.get("checkpoint") is None else str(facts["checkpoint"]),
+        half_widths=None if widths is None else np.asarray(widths, dtype=np.float64),
+        applicability=None if applicability is None else np.asarray(applicability, dtype=np.float32),
+        doubt=tuple(doubt_words(facts, with_intervals=widths is not None)),
     )
 
 

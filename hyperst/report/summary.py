@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,11 @@ import pandas as pd
 from hyperst.baselines import OURS
 from hyperst.config import RunConfig, read_run_config
 from hyperst.evaluation_record import EXPRESSION
+from hyperst.evaluation_space import read_space
+from hyperst.files import sha256
 from hyperst.run import RunFolder, Split
 
-__all__ = ["RunSummary", "SectionScores", "collect"]
+__all__ = ["RunSummary", "SectionScores", "collect", "read_evaluations"]
 
 _CURVES = ("epoch", "training_mse", "validation_mse", "validation_pcc")
 _AGAIN = "evaluate the section again with `hyperst evaluate`, or remove the folder"
@@ -32,6 +33,10 @@ class SectionScores:
         per_gene: a row per gene, by falling correlation.
         caveats: what the numbers do not say.
         excluded_spots: ids of those left out for fewer counts than ``min_counts``, which is None where it is not recorded.
+        best_epoch: of the weights that predicted; None where it is not recorded.
+        doubt: mean noise ceiling ("noise_ceiling") and "coverage" of the intervals, "nominal_coverage"; empty in evaluations of
+            earlier versions.
+        space: see :func:`hyperst.evaluation_space.hyperbolic_space`; None where there is none.
         expression: file with predicted and measured expression of the spots; None in evaluations of earlier versions.
     """
 
@@ -47,7 +52,10 @@ class SectionScores:
     min_counts: int | None
     missing_genes: tuple[str, ...]
     stain: str
+    best_epoch: int | None
     expression: Path | None
+    doubt: dict[str, float | None] = field(default_factory=dict)
+    space: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,6 @@ def collect(folder: str | Path) -> RunSummary:
     """
     place = RunFolder(folder)
     place.require()
-    results = sorted((place.path / "evaluation").glob("*/metrics.json"))
     files = [path for path in (place.config, place.genes, place.split, place.best) if path.is_file()]
     return RunSummary(
         folder=place.path,
@@ -94,9 +101,18 @@ def collect(folder: str | Path) -> RunSummary:
         curves=_table(place.metrics, _CURVES, "restore it, or train again into another folder")
         if place.metrics.is_file()
         else pd.DataFrame(),
-        evaluations=tuple(_scores(path) for path in results),
-        checksums={path.relative_to(place.path).as_posix(): _sha256(path) for path in files},
+        evaluations=read_evaluations(folder),
+        checksums={path.relative_to(place.path).as_posix(): sha256(path) for path in files},
     )
+
+
+def read_evaluations(folder: str | Path) -> tuple[SectionScores, ...]:
+    """What `hyperst evaluate` left in ``evaluation`` of a run folder, by section.
+
+    Raises:
+        ValueError: a file of an evaluation is damaged.
+    """
+    return tuple(_scores(path) for path in sorted((Path(folder) / "evaluation").glob("*/metrics.json")))
 
 
 def _scores(path: Path) -> SectionScores:
@@ -125,7 +141,10 @@ def _scores(path: Path) -> SectionScores:
             min_counts=stored.get("min_counts"),
             missing_genes=tuple(map(str, stored.get("missing_genes", ()))),
             stain=str(stored.get("stain", "none")),
+            best_epoch=stored.get("best_epoch"),
             expression=expression if expression.is_file() else None,
+            doubt=dict(stored.get("doubt", {})),
+            space=read_space(path.parent),
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {_AGAIN}") from error
@@ -141,11 +160,3 @@ def _table(path: Path, needed: tuple[str, ...], remedy: str) -> pd.DataFrame:
     if missing := [name for name in needed if name not in table]:
         raise ValueError(f"{path} is damaged (it has no column {missing[0]}); {remedy}")
     return table
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
