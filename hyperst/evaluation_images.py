@@ -24,11 +24,12 @@ def read_images(
 ) -> dict[str, np.ndarray]:
     """One pass over a section's crops: "prediction" (spot gene), "own" and "stain" features (spot width).
 
-    Features of the spot and of the niche crop stand side by side. Stain features need crops, so they are missing with
+    Features of the crops of all levels stand side by side. Stain features need crops, so they are missing with
     precomputed features. ``stains``: see :func:`hyperst.predict.over_spots`.
     """
     crops = run.config.data.feature_key is None
-    levels = ("spot_image", "niche_image") if crops else ("spot_features", "niche_features")
+    kind = "image" if crops else "features"
+    levels = [f"{level}_{kind}" for level in run.model.levels]
     encoders = {"own": run.model.backbone}
     if crops:
         encoders["stain"] = build_backbone("stain").to(run.device)
