@@ -10,4 +10,4 @@ PRODUCTS = ("l1-product", "l2-product")  # of hyperbolic spaces, for contrastive
 
 # Of the machine code for a CPU.
 CHUNK = 256  # columns of a tile that a thread takes at a time
-SIGNATURES = 11  # counts changes of its functions' arguments: a library built from other sources must not be called
+SIGNATURES = 12  # counts changes of its functions' arguments: a library built from other sources must not be called

@@ -192,9 +192,8 @@ class HyperbolicContrastiveLoss(nn.Module):
     and bias are true on every rank as they are. Without it, a global loss gives exactly 1/world_size of the gradient of the
     features, and ``local_loss=True`` drops the part through the other ranks' keys, which is wrong and warned about. A wrong
     argument on one rank, or one that other ranks do not have, is the same error on every rank. ``scheme`` is how keys meet
-    queries: "gather", all at once; "ring", a rank's at a time, in memory for two shards (softmax with one positive for each
-    query, and gradients); "auto", gathered up to 32 GiB. Per-query logit scales and angles need ``directions="rows"`` or a
-    global loss.
+    queries: "gather", all at once; "ring", a rank's at a time, in memory for two shards, with gradients; "auto", gathered up to
+    32 GiB.
     ``cache_labels`` is accepted for compatibility: there are no labels to cache.
 
     >>> loss = HyperbolicContrastiveLoss()
@@ -303,7 +302,7 @@ class HyperbolicContrastiveLoss(nn.Module):
         flags = {name: getattr(self, name) for name in ("local_loss", "gather_with_grad", "scheme")}
 
         def check():
-            call = Call.checked(*given(), self.local_loss, self.scheme)
+            call = Call.checked(*given(), self.local_loss, self.gather_with_grad, self.scheme)
             return call, {**call.facts(), **flags}, call.sizes()
 
         call, sizes = ranks.agree(check)

@@ -7,12 +7,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from hyperst_kernels.blocked.blocks import Geometry
 from hyperst_kernels.cpu import memory
 from hyperst_kernels.cpu.online_softmax import wide
 from hyperst_kernels.distributed import Gather, Sizes
 from hyperst_kernels.loss_terms import Options, Prepared, Term, losses_of, prepare, refuse_no_positive, shifted
 from hyperst_kernels.operators.contrastive_sums import Flags
+from hyperst_kernels.operators.pair_loss import limits_of, of_moderate_size
 from hyperst_kernels.operators.register import reference_in_use
 from hyperst_kernels.schemes import Gathered, scheme_of
 
@@ -25,6 +28,7 @@ class Call(NamedTuple):
     logit_scale: float | Tensor
     options: Options
     prepared: Prepared
+    once: bool  # whether each pair of all ranks is visited once, `hyperst_kernels.rectangle`
 
     @classmethod
     def checked(
@@ -34,34 +38,31 @@ class Call(NamedTuple):
         logit_scale: float | Tensor,
         options: Options,
         local: bool,
+        with_grad: bool = True,
         scheme: str = "auto",
     ):
         """What one rank can know of its arguments by itself."""
         prepared = prepare(terms, c, logit_scale, options._replace(need_positive=False))
+        once = with_grad and not reference_in_use()
         for term, scale in zip(terms, prepared.scales, strict=True):
-            both_ways = local and options.loss == "softmax" and term.directions == "both"
-            if both_ways and options.geometry == "angle":
-                raise ValueError(
-                    "geometry must not be 'angle' for directions='both' where each rank has the losses of its own rows: from keys "
-                    "to queries, angles are those at other ranks' queries; take directions='rows', or local_loss=False"
-                )
-            if both_ways and scale.ndim > 0:
-                raise ValueError(
-                    "logit_scale must be one number for directions='both' where each rank has the losses of its own rows: from "
-                    "keys to queries, those of the queries are other ranks'; take directions='rows', or local_loss=False"
-                )
-        call = cls(terms, c, logit_scale, options, prepared)
-        if scheme == "ring" and not call.by_rectangle():
-            raise ValueError(
-                "scheme must be 'auto' or 'gather' for positives by ids, loss='sigmoid', geometry='angle', label_smoothing, "
-                "debias, margin, a logit scale of each query, and inside use_reference(), got 'ring'"
+            if once or not local or options.loss != "softmax" or term.directions != "both":
+                continue
+            where = (
+                "where each rank has the losses of its own rows, without gathered gradients or inside use_reference()"
             )
-        return call
-
-    def by_rectangle(self) -> bool:
-        """Whether each pair of all ranks can be visited once, `hyperst_kernels.rectangle`."""
-        options, scales = self.options, self.prepared.scales
-        return options.plain and all(scale.ndim == 0 for scale in scales) and not reference_in_use()
+            if options.geometry == "angle":
+                raise ValueError(
+                    f"geometry must not be 'angle' for directions='both' {where}: from keys to queries, angles are those at other "
+                    "ranks' queries; take directions='rows', or local_loss=False"
+                )
+            if scale.ndim > 0:
+                raise ValueError(
+                    f"logit_scale must be one number for directions='both' {where}: from keys to queries, those of the queries are "
+                    "other ranks'; take directions='rows', or local_loss=False"
+                )
+        if scheme == "ring" and not once:
+            raise ValueError("scheme must be 'auto' or 'gather' inside use_reference(), got 'ring'")
+        return cls(terms, c, logit_scale, options, prepared, once)
 
     def facts(self) -> dict[str, object]:
         """What has to be alike on every rank, by the name that an error gives it."""
@@ -161,26 +162,25 @@ class Shard:
         self.query_rows, self.key_rows = [n for n, *_ in sizes], [m for _, m, _ in sizes]
         self.scale_per_query = _scale_per_query(sizes)
         self.more_keys = self.query_rows != self.key_rows
-        self.by_rectangle = gather.with_grad and call.by_rectangle() and not self.scale_per_query
-        if not self.by_rectangle:
+        if not call.once:
             numbers = (self.c, None if self.scale_per_query else self.logit_scale, self.options.logit_bias)
             c, scale, bias = gather.ranks.shared(*numbers)
             self.c, self.logit_scale = c, self.logit_scale if scale is None else scale
             self.options = self.options._replace(logit_bias=bias)
         device = self.prepared.c.device
-        self.exclude_ids = self.positives = None
-        if self.options.exclude_ids is not None and not self.by_rectangle:
+        self.exclude_ids = self.positives = self.own_positives = None
+        if self.options.exclude_ids is not None and not call.once:
             self.exclude_ids = self._of_keys(self.options.exclude_ids.to(device, torch.int64), gather.plain)
         if self.options.positives is not None:
-            self.own_positives = [ids.to(device, torch.int64) for ids in self.options.positives]
-            of_queries, of_keys = self.own_positives
+            of_queries, of_keys = (ids.to(device, torch.int64) for ids in self.options.positives)
+            self.own_positives = (of_queries, of_keys)
             self.positives = gather.plain(of_queries, self.query_rows), gather.plain(of_keys, self.key_rows)
             if self.options.loss == "softmax":
                 refuse_no_positive(*self.positives)
 
     def all_losses(self) -> list[Tensor]:
         """The loss of each term over the rows of all ranks."""
-        if self.by_rectangle:
+        if self.call.once:
             return list(self.gather.ranks.mean_with_grad(torch.stack(self.own_losses())).unbind())
         pairings = self.prepared.pairings
         queries, keys = self._gathered({p.queries for p in pairings})
@@ -203,14 +203,21 @@ class Shard:
 
     def own_losses(self) -> list[Tensor]:
         """The part of the own rows in the loss of each term."""
-        return self._visiting_once() if self.by_rectangle else self._visiting_both_ways()
+        return self._visiting_once() if self.call.once else self._visiting_both_ways()
 
     def _visiting_once(self) -> list[Tensor]:
-        mean, _ = self._means()
-        rows, columns = self._rectangle()
-        symmetric = [p.symmetric for p in self.prepared.pairings]
-        per_row = [(rows[t] + columns[t]) / 2 if both else rows[t] for t, both in enumerate(symmetric)]
-        return [shifted(mean(each), self.options.logit_bias) for each in per_row]
+        """Each rank the pairs of its queries."""
+        options = self.options
+        plain = options.plain and all(scale.ndim == 0 for scale in self.prepared.scales) and not self.scale_per_query
+        rows, columns = self._rectangle() if plain else self._pair_rectangle()
+        of_rows, of_columns = self._means()
+        found = []
+        for row, column, pairing in zip(rows, columns, self.prepared.pairings, strict=True):
+            loss = of_rows(row)
+            if pairing.symmetric and options.loss == "softmax":
+                loss = (loss + of_columns(column if options.positives is not None else column[: len(row)])) / 2
+            found.append(loss if options.loss == "sigmoid" else shifted(loss, options.logit_bias))
+        return found
 
     def _visiting_both_ways(self) -> list[Tensor]:
         """Each rank the rows of its queries, and the columns of its keys."""
@@ -248,10 +255,49 @@ class Shard:
         flags = Flags(options.geometry, options.input == "tangent", precision, atomic)
         ids = None if ids is None else ids.to(torch.int64)
         keys = [vectors[k] for k in sorted({p.keys for p in pairings})]
-        scheme = scheme_of(self.scheme, self.gather, self.key_rows, ids, keys)
+        scheme = scheme_of(self.scheme, self.gather, self.key_rows, [] if ids is None else [ids], keys)
         keep = memory.kept_bytes if _differentiable(*vectors, c, *scales) and isinstance(scheme, Gathered) else 0
         terms = Terms(pairings, groups, None if ids is None else ids[:n], flags, keep)
         return losses(vectors, factors, c, [scales[t] for t, *_ in groups], terms, scheme)
+
+    def _pair_rectangle(self) -> tuple[Tensor, Tensor]:
+        """Losses of the own queries (t n), and of the own keys (t m)."""
+        from hyperst_kernels import pair_rectangle  # likewise
+
+        vectors, factors, c, scales, pairings, options = self.prepared
+        ranks, geometry, tangent = self.gather.ranks, options.geometry, options.input == "tangent"
+        bias = None
+        if options.loss == "sigmoid" and options.logit_bias is not None:
+            bias = torch.as_tensor(options.logit_bias, dtype=c.dtype, device=c.device).reshape(())
+        of_all = [None if self.scale_per_query else scale for scale in scales]
+        c, bias, factors, *shared = ranks.shared(c, bias, factors, *of_all)
+        scales = [one if two is None else two for one, two in zip(scales, shared, strict=True)]
+        if self.scale_per_query:  # of a single query, too
+            scales = [scale.reshape(-1) for scale in scales]
+        if factors is not None:
+            vectors = [x.to(c.dtype) * factor for x, factor in zip(vectors, factors, strict=True)]
+        elif geometry == "cosine":
+            vectors = [x.to(c.dtype) for x in vectors]
+        n, m = self.query_rows[ranks.rank], self.key_rows[ranks.rank]
+        limits = None
+        if options.margin is not None:
+            wide_vectors = [x.to(c.dtype) for x in vectors]
+            each = [
+                limits_of(wide_vectors[p.queries], wide_vectors[p.keys], c, options.margin, geometry, tangent)
+                for p in pairings
+            ]
+            limits = F.pad(torch.stack(each), (0, m - n))
+        features, scales_, limits = of_moderate_size(vectors, scales, limits, geometry, ranks.least)
+        debias = options.debias  # 1 less it must not be rounded away
+        debias = None if debias is None else torch.as_tensor(debias, dtype=wide(c), device=c.device)
+        ids = None if options.exclude_ids is None else options.exclude_ids.to(torch.int64)
+        kind = Geometry(geometry, tangent, options.precision or "bf16x3")
+        terms = pair_rectangle.Terms(
+            pairings, options.loss, kind, options.label_smoothing, self.own_positives, ids, debias, limits
+        )
+        keys = [features[k] for k in sorted({p.keys for p in pairings})]
+        scheme = scheme_of(self.scheme, self.gather, self.key_rows, terms.travelling, keys)
+        return pair_rectangle.losses(features, c, scales_, bias, terms, scheme)
 
     def _both_ways(self, forth: list[Term], back: list[Term]) -> list[Tensor]:
         """Losses (n,) of the own queries, and of the own keys."""
@@ -259,7 +305,7 @@ class Shard:
             exclude_ids=self.exclude_ids, weights=None, reduction="none", need_positive=False
         )
         compute = [(forth, options), (back, options)]
-        if self.positives is not None:
+        if self.positives is not None and self.own_positives is not None:
             (own_queries, own_keys), (all_queries, all_keys) = self.own_positives, self.positives
             compute = [
                 (forth, options._replace(positives=(own_queries, all_keys))),

@@ -116,7 +116,7 @@ class Rectangle:
     def sums(self, scheme: Scheme) -> tuple[Sums, list[Tensor]]:
         """Sums of the own queries and of the first n own keys, and what `gradients` is given again."""
         rows = self.c.new_full((len(self.terms.pairings), self.n), -torch.inf, dtype=wide(self.c))
-        merged, positives, saved = scheme.columns(), rows, []
+        merged, positives, saved = scheme.columns(torch.logaddexp), rows, []
         for block in scheme.blocks(self.keys):
             columns = rows.new_full((len(rows), block.width), -torch.inf)
             for some in self._chunks(block):
@@ -233,7 +233,7 @@ class Rectangle:
 
     def _ids(self, block: Block, some: slice) -> tuple[Tensor, Tensor] | None:
         ids = self.terms.query_ids
-        return None if ids is None or block.ids is None else (ids[some], block.ids)
+        return None if ids is None else (ids[some], block.given[0])
 
 
 def _shares_of_negatives(rows: _Softmax, columns: _Softmax, diagonal: Tensor) -> Tensor:

@@ -1,15 +1,17 @@
 """How keys meet the queries of every rank: all gathered at once, or a shard at a time in a ring. Kernels never communicate.
 
 A scheme yields blocks of keys, the first of which begins with the own ones, and brings what each rank has for a block back to the
-rank whose keys they are: log-sum-exps of columns, and gradients.
+rank whose keys they are: sums over columns, and gradients.
 
-With N keys of all ranks, W ranks, and t terms, a rank receives in a forward pass (W - 1)/W of the keys, and 8 t bytes for each of
-them; in a backward pass 16 t bytes for each of them, and sends (W - 1)/W of the keys' gradients in float32 (float64 for
-float64). A ring sends the keys again in the backward pass, and holds two shards in place of all.
+With N keys of all ranks, W ranks, and t terms, a rank receives in a forward pass (W - 1)/W of the keys, and 8 s t bytes for each of
+them; in a backward pass 8 w t bytes for each of them, and sends (W - 1)/W of the keys' gradients in float32 (float64 for
+float64). A plain softmax has s = 1 sum and w = 2 numbers for slopes, other ones 6 and 5, or 8 and 6 if smoothed (8 and 5 if
+debiased), a sigmoid none. A ring sends the keys again in the backward pass, and holds two shards in place of all.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -20,14 +22,15 @@ from torch import distributed as dist
 from hyperst_kernels.distributed import Gather, Ranks, in_ring, reduce_scatter
 
 Features = Mapping[int, Tensor]  # matrices of one dtype by their number
+Merge = Callable[[Tensor, Tensor], Tensor]
 GATHERED_AT_MOST = 32 << 30  # bytes of keys and their gradients: 11 million of 512 bfloat16 numbers
 
 
 class Block(NamedTuple):
-    """Some keys (w d) by their number, their ids (w), and whether the first are the positives of the own queries."""
+    """Some keys (w d) by their number, what travels with them (w, ...), and whether the first are positives of the own queries."""
 
     keys: Features
-    ids: Tensor | None
+    given: Sequence[Tensor]
     own: bool
 
     @property
@@ -54,39 +57,44 @@ class Scheme(Protocol):
     def blocks_again(self, keys: Features, stats: Tensor | None) -> Iterator[tuple[Block, Tensor | None]]:
         """Yield the same blocks with numbers (... w) of each key, where those of the own ones (... m) are given."""
 
-    def columns(self) -> Returned:
-        """Log-sum-exps (t w) over a rank's rows, to be merged."""
+    def columns(self, merge: Merge) -> Returned:
+        """Sums (s w) over a rank's rows, to be merged."""
 
     def gradients(self) -> Returned:
         """Gradients (w d) from a rank's rows, to be added."""
 
 
-def scheme_of(name: str, gather: Gather, rows: Sequence[int], ids: Tensor | None, keys: Sequence[Tensor]) -> Scheme:
-    """The scheme of that name, or for "auto" the one that fits; ``rows`` are the keys of every rank, ``ids`` of the own ones."""
+def scheme_of(
+    name: str, gather: Gather, rows: Sequence[int], given: Sequence[Tensor], keys: Sequence[Tensor]
+) -> Scheme:
+    """The scheme of that name, or for "auto" the one that fits.
+
+    ``rows`` are the keys of every rank, ``given`` (m, ...) travels with the own ones.
+    """
     numbers = sum(rows) * sum(x.shape[1] for x in keys)
     if name == "auto":
         name = "ring" if numbers * (keys[0].element_size() + 4) > GATHERED_AT_MOST else "gather"
-    return Ring(gather.ranks, rows, ids) if name == "ring" else Gathered(gather, rows, ids)
+    return Ring(gather.ranks, rows, given) if name == "ring" else Gathered(gather, rows, given)
 
 
 class Gathered:
     """All keys in one block, the own ones first and then those of the ranks that follow."""
 
-    def __init__(self, gather: Gather, rows: Sequence[int], ids: Tensor | None):
-        self.ranks, self.gather, self.rows, self.ids = gather.ranks, gather, rows, ids
+    def __init__(self, gather: Gather, rows: Sequence[int], given: Sequence[Tensor]):
+        self.ranks, self.gather, self.rows, self.given = gather.ranks, gather, rows, given
         self.block: Block | None = None  # of the forward pass
 
     def blocks(self, keys: Features) -> Iterator[Block]:
         everything = _split(self.gather.plain(joined(keys), self.rows), keys)
-        self.block = Block(everything, None if self.ids is None else self.gather.plain(self.ids, self.rows), True)
+        self.block = Block(everything, [self.gather.plain(x, self.rows) for x in self.given], True)
         yield self.block
 
     def blocks_again(self, keys: Features, stats: Tensor | None) -> Iterator[tuple[Block, Tensor | None]]:
         assert self.block is not None
         yield self.block, None if stats is None else _turned(self.gather.plain(_turned(stats, 0), self.rows), -1)
 
-    def columns(self) -> Returned:
-        return _Exchanged(self.ranks, self.rows)
+    def columns(self, merge: Merge) -> Returned:
+        return _Exchanged(self.ranks, self.rows, merge)
 
     def gradients(self) -> Returned:
         return _Scattered(self.ranks, self.rows)
@@ -95,8 +103,8 @@ class Gathered:
 class _Exchanged:
     """Every rank sends each other one its part, and merges what it gets in the order of ranks."""
 
-    def __init__(self, ranks: Ranks, rows: Sequence[int]):
-        self.ranks, self.rows = ranks, rows
+    def __init__(self, ranks: Ranks, rows: Sequence[int], merge: Merge):
+        self.ranks, self.rows, self.merge = ranks, rows, merge
 
     def add(self, values: Tensor) -> None:
         ranks, number = self.ranks, values.shape[0]
@@ -111,7 +119,7 @@ class _Exchanged:
             [len(part) for part in parts],
             group=ranks.group,
         )
-        self.found = torch.logsumexp(found, 0)
+        self.found = functools.reduce(self.merge, found)
 
     def own(self) -> Tensor:
         return self.found
@@ -131,16 +139,16 @@ class _Scattered:
 class Ring:
     """A shard at a time, which goes on to the rank before while the next comes from the rank behind, as does what is returned."""
 
-    def __init__(self, ranks: Ranks, rows: Sequence[int], ids: Tensor | None):
-        self.ranks, self.rows, self.ids = ranks, rows, ids
+    def __init__(self, ranks: Ranks, rows: Sequence[int], given: Sequence[Tensor]):
+        self.ranks, self.rows, self.given = ranks, rows, given
 
     def blocks(self, keys: Features) -> Iterator[Block]:
-        for matrix, *ids in self._shards([joined(keys), *([] if self.ids is None else [self.ids])]):
-            yield self._block(matrix, ids, keys)
+        for matrix, *given in self._shards([joined(keys), *self.given]):
+            yield self._block(matrix, given, keys)
 
     def blocks_again(self, keys: Features, stats: Tensor | None) -> Iterator[tuple[Block, Tensor | None]]:
-        given = [joined(keys), *(x for x in (self.ids, None if stats is None else _turned(stats, 0)) if x is not None)]
-        for matrix, *more in self._shards(given):
+        own = [joined(keys), *self.given, *([] if stats is None else [_turned(stats, 0)])]
+        for matrix, *more in self._shards(own):
             of_keys = None if stats is None else _turned(more.pop(), -1)
             yield self._block(matrix, more, keys), of_keys
 
@@ -156,11 +164,11 @@ class Ring:
             if arriving is not None:
                 current = arriving.wait()
 
-    def _block(self, matrix: Tensor, ids: Sequence[Tensor], keys: Features) -> Block:
-        return Block(_split(matrix, keys), ids[0] if ids else None, self.step == 0)
+    def _block(self, matrix: Tensor, given: Sequence[Tensor], keys: Features) -> Block:
+        return Block(_split(matrix, keys), given, self.step == 0)
 
-    def columns(self) -> Returned:
-        return _Relay(self.ranks, self.rows, 1, torch.logaddexp)
+    def columns(self, merge: Merge) -> Returned:
+        return _Relay(self.ranks, self.rows, 1, merge)
 
     def gradients(self) -> Returned:
         return _Relay(self.ranks, self.rows, 0, torch.add)
@@ -169,7 +177,7 @@ class Ring:
 class _Relay:
     """What every rank adds to a shard's on its way around the ring, a step behind the shard; ``dim`` is that of its keys."""
 
-    def __init__(self, ranks: Ranks, rows: Sequence[int], dim: int, merge: Callable[[Tensor, Tensor], Tensor]):
+    def __init__(self, ranks: Ranks, rows: Sequence[int], dim: int, merge: Merge):
         self.ranks, self.rows, self.dim, self.merge, self.step = ranks, rows, dim, merge, 0
         self.arriving: _Arriving | None = None
 

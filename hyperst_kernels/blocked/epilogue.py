@@ -68,7 +68,7 @@ def losses(sums: PowerSums, targets: Targets) -> Tensor:
     return torch.where(some, found, 0)
 
 
-def weights(sums: PowerSums, targets: Targets, grad: Tensor, dtype: torch.dtype) -> Weights:
+def weights(sums: PowerSums, targets: Targets, grad: Tensor) -> Weights:
     """Weights from the gradients g of losses: of g (softmax - target) for positives and for negatives.
 
     Of a positive that is alone, softmax - 1 is exactly -sigmoid(gap): what smoothing takes from the target is taken from that.
@@ -84,8 +84,7 @@ def weights(sums: PowerSums, targets: Targets, grad: Tensor, dtype: torch.dtype)
         _, number = sums.counted()
         smooth = grad * targets.label_smoothing / (count + number)
         constant = constant - smooth * number / count
-        constant_negative = smooth.to(dtype)
+        constant_negative = smooth
     negative = grad * doubt * own / torch.where(sums.total_negative == 0, 1, sums.total_negative)
     nearest, nearest_negative = (torch.where(x == torch.inf, 0, x) for x in (sums.nearest, sums.nearest_negative))
-    found = Weights(nearest, nearest_negative, *(x.to(dtype) for x in (positive, constant, negative)))
-    return found._replace(constant_negative=constant_negative)
+    return Weights(nearest, nearest_negative, positive, constant, negative, constant_negative)

@@ -21,7 +21,7 @@ from hyperst_kernels.blocked import epilogue
 from hyperst_kernels.blocked import pairs as portable
 from hyperst_kernels.blocked.blocks import AllPairs, BlockedPairs, Geometry
 from hyperst_kernels.blocked.epilogue import Targets
-from hyperst_kernels.blocked.pairs import Pairs, PowerSums
+from hyperst_kernels.blocked.pairs import Pairs, PowerSums, Sides, Weights, nothing
 from hyperst_kernels.cpu import angle_pairs
 from hyperst_kernels.cpu import pair_loss as machine_code
 from hyperst_kernels.cpu.all_pairs import TiledPairs
@@ -38,22 +38,22 @@ def stats_needed(label_smoothing: float, debias: Tensor | None) -> int:
 
 
 class Inputs(NamedTuple):
-    """What a loss is computed of: queries (n d) and keys (m d), their ids, numbers, and what is asked for."""
+    """What a loss is computed of: queries (n d) and keys (m d), numbers, ids and limits of both sides, and what is asked for."""
 
     queries: Tensor
     keys: Tensor
     c: Tensor
     logit_scale: Tensor  # () or (n)
     logit_bias: Tensor | None
-    query_ids: Tensor | None
-    key_ids: Tensor | None
-    exclude_ids: Tensor | None
+    positives: Sides | None
+    exclude_ids: Sides | None
+    limits: Sides | None  # of distances of negatives
     debias: Tensor | None  # () or (n)
-    limits: Tensor | None  # (n), of distances of negatives
     loss: str
     geometry: Geometry
     symmetric: bool
     label_smoothing: float = 0.0
+    own: bool = True  # without ids, whether the first keys are the positives of the queries beside them
     widened: bool = False  # float64 numbers that were float32
 
     def matrix(self) -> AllPairs:
@@ -77,26 +77,28 @@ class Inputs(NamedTuple):
 
     def pairs(self) -> Callable[[slice, slice], Pairs]:
         """Return what makes the `Pairs` of rows and columns."""
-        scales = self.logit_scale.expand(len(self.queries)).contiguous()
-        # machine code reads 64 bits of each
-        given = (self.query_ids, self.key_ids, self.exclude_ids)
-        ids = [None if x is None else x.to(torch.int64).contiguous() for x in given]
-        limits = self.limits
-        if limits is None:
-            return lambda rows, columns: Pairs(rows, columns, scales[rows], *ids)
-        limits = limits.contiguous()
-        # a key is the positive of the query beside it; those beyond have no loss
-        of_keys = F.pad(limits, (0, max(len(self.keys) - len(limits), 0)))
-        return lambda rows, columns: Pairs(rows, columns, scales[rows], *ids)._replace(
-            row_limits=limits[rows], column_limits=of_keys[columns]
+        scales, first = self.logit_scale.expand(len(self.queries)).contiguous(), 0 if self.own else len(self.queries)
+        # machine code reads 64 bits of each id
+        positives, excluded = (
+            _each(x, lambda ids: ids.to(torch.int64).contiguous()) for x in (self.positives, self.exclude_ids)
         )
+        limits = _each(self.limits, Tensor.contiguous)
+
+        def pairs_of(rows: slice, columns: slice) -> Pairs:
+            def some(sides: Sides | None) -> Sides | None:
+                return None if sides is None else (sides[0][rows], sides[1][columns])
+
+            diagonal = rows.start - columns.start - first
+            return Pairs(scales[rows], diagonal, some(positives), some(excluded), some(limits))
+
+        return pairs_of
 
     def in_float64(self) -> Inputs:
         """The same in float64."""
         return self._replace(
             queries=self.queries.double(), keys=self.keys.double(), c=self.c.double(), logit_scale=self.logit_scale.double(),
             logit_bias=None if self.logit_bias is None else self.logit_bias.double(),
-            limits=None if self.limits is None else self.limits.double(), widened=True,
+            limits=_each(self.limits, Tensor.double), widened=True,
         )  # fmt: skip
 
     def targets(self) -> Targets:
@@ -126,33 +128,38 @@ class Inputs(NamedTuple):
 
 def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Losses of rows (n) and columns (m, or 0) in the geometry's dtype, and `PowerSums` for `backward` (k n+m)."""
-    dtype = inputs.c.dtype
+    n, stats = inputs.queries.shape[0], sums(inputs)
+    losses = stats if inputs.loss == "sigmoid" else epilogue.losses(PowerSums(*stats), inputs.targets())
+    losses = losses.to(inputs.c.dtype)
+    return losses[:n].clone(), losses[n:].clone(), stats[:0] if inputs.loss == "sigmoid" else stats
+
+
+def sums(inputs: Inputs) -> Tensor:
+    """`PowerSums` of rows and columns (k n+m) in float64; of a sigmoid the losses of rows (n)."""
     try:
-        losses, stats = _forward(inputs)
+        return _sums(inputs)
     except NeedsFloat64:
-        losses, stats = _forward(inputs.in_float64())
-    n = inputs.queries.shape[0]
-    losses = losses.to(dtype)
-    return losses[:n].clone(), losses[n:].clone(), stats
+        return _sums(inputs.in_float64())
 
 
-def _forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Losses of rows and columns (n+m) in float64, and numbers for `backward`."""
+def _sums(inputs: Inputs) -> Tensor:
     c, backend, pairs_of = inputs.c, inputs.backend, inputs.pairs()
     n, m = inputs.queries.shape[0], inputs.keys.shape[0] if inputs.symmetric else 0
     if inputs.loss == "sigmoid":
         losses = c.new_zeros(n, dtype=torch.float64)
         for rows, columns, values in inputs.matrix().blocks():
             backend.add_sigmoid(values, pairs_of(rows, columns), inputs.bias, losses[rows])
-        return losses, c.new_zeros(0, dtype=torch.float64)
-    stats = c.new_zeros(stats_needed(inputs.label_smoothing, inputs.debias), n + m, dtype=torch.float64)
-    sums = PowerSums(*stats)
-    sums.nearest.fill_(torch.inf), sums.nearest_negative.fill_(torch.inf)
+        return losses
+    stats = nothing(stats_needed(inputs.label_smoothing, inputs.debias), n + m, c)
     of_rows, of_columns = stats[:, :n], stats[:, n:]
     for rows, columns, values in inputs.matrix().blocks():
         own = of_columns[:, columns] if inputs.symmetric else None
         backend.add_powers(values, pairs_of(rows, columns), of_rows[:, rows], own)
-    return epilogue.losses(sums, inputs.targets()), stats
+    return stats
+
+
+def _each(sides: Sides | None, function: Callable[[Tensor], Tensor]) -> Sides | None:
+    return None if sides is None else (function(sides[0]), function(sides[1]))
 
 
 class Gradients(NamedTuple):
@@ -167,29 +174,36 @@ class Gradients(NamedTuple):
 
 def backward(inputs: Inputs, grad_rows: Tensor, grad_columns: Tensor, stats: Tensor) -> Gradients:
     """Gradients from those of the losses of rows (n) and columns (m, or 0)."""
-    try:
-        found = _backward(inputs, grad_rows, grad_columns, stats)
-    except NeedsFloat64:
-        found = _backward(inputs.in_float64(), grad_rows.double(), grad_columns.double(), stats)
+    n, weights = inputs.queries.shape[0], None
+    if inputs.loss == "softmax":
+        grads = torch.cat([grad_rows, grad_columns])
+        both = epilogue.weights(PowerSums(*stats), inputs.targets(), grads)
+        weights = both.of(slice(0, n)), both.of(slice(n, None)) if inputs.symmetric else None
+    found = gradients(inputs, grad_rows, weights)
     like = (inputs.queries, inputs.keys, inputs.c, inputs.logit_scale, inputs.c)
     return Gradients(*(x.to(y.dtype) for x, y in zip(found, like, strict=True)))
 
 
-def _backward(inputs: Inputs, grad_rows: Tensor, grad_columns: Tensor, stats: Tensor) -> Gradients:
+def gradients(inputs: Inputs, grad_rows: Tensor, weights: tuple[Weights, Weights | None] | None) -> Gradients:
+    """Gradients in float32 or float64, from those of the losses of rows for a sigmoid, and the `Weights` of rows and columns."""
+    try:
+        return _gradients(inputs, grad_rows, weights)
+    except NeedsFloat64:
+        return _gradients(inputs.in_float64(), grad_rows.double(), weights)
+
+
+def _gradients(inputs: Inputs, grad_rows: Tensor, weights: tuple[Weights, Weights | None] | None) -> Gradients:
     c, backend, n, pairs_of = inputs.c, inputs.backend, inputs.queries.shape[0], inputs.pairs()
     sums = c.new_zeros(2, n, dtype=torch.float64)
-    if inputs.loss == "softmax":
-        grads = torch.cat([grad_rows, grad_columns])
-        weights = epilogue.weights(PowerSums(*stats), inputs.targets(), grads, c.dtype)
-        of_rows, of_columns = weights.of(slice(0, n)), weights.of(slice(n, None))
+    of_rows, of_columns = (None if x is None else x.rounded(c.dtype) for x in weights or (None, None))
     grad_rows = grad_rows.contiguous()
 
     def fill(rows: slice, columns: slice, values: Tensor, out: Tensor) -> None:
         pairs, some = pairs_of(rows, columns), sums[:, rows]
-        if inputs.loss == "sigmoid":
+        if of_rows is None:
             backend.sigmoid_gradients(values, pairs, inputs.bias, grad_rows[rows], out, some)
         else:
-            own = of_columns.of(columns) if inputs.symmetric else None
+            own = None if of_columns is None else of_columns.of(columns)
             backend.softmax_gradients(values, pairs, of_rows.of(rows), own, out, some)
 
     d_queries, d_keys, dc = inputs.matrix().gradients(fill)

@@ -15,28 +15,29 @@ from torch import Tensor
 from hyperst_kernels.reference.contrastive import softplus
 from hyperst_kernels.reference.pair_loss import pairs_of
 
+Sides = tuple[Tensor, Tensor]  # numbers of rows (r), and of columns (w)
+
 
 class Pairs(NamedTuple):
-    """Rows and columns of a block, scales of its rows (r), all ids of queries and of keys, None where they do not matter, and
-    the distances below which pairs are no negatives of rows (r) and of columns (w), or None."""
+    """What is known of the pairs of a block: scales of its rows (r), and None for what does not matter.
 
-    rows: slice
-    columns: slice
+    Positives have one id in ``positives``, or without them are row i and column i + ``diagonal``, where there is one. Pairs of one
+    id in ``exclude_ids`` are no negatives, and none of a row or column are those below its limit.
+    """
+
     scale: Tensor
-    query_ids: Tensor | None
-    key_ids: Tensor | None
-    exclude_ids: Tensor | None
-    row_limits: Tensor | None = None
-    column_limits: Tensor | None = None
+    diagonal: int = 0
+    positives: Sides | None = None
+    exclude_ids: Sides | None = None
+    limits: Sides | None = None
 
-    def classes(self) -> tuple[Tensor, Tensor]:
+    def classes(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Which pairs are positives, and which negatives: (r w), (r w)."""
-        return pairs_of(self.query_ids, self.key_ids, self.exclude_ids, self.rows, self.columns, self.scale)
+        return pairs_of(self.positives, self.exclude_ids, values, self.diagonal)
 
     def beyond_limits(self, values: Tensor, negative: Tensor, dim: int) -> Tensor:
         """Which of the negatives are some of rows (dim 1), or of columns (dim 0): (r w)."""
-        limits = self.row_limits if dim == 1 else self.column_limits
-        return negative if limits is None else negative & ~(values < limits.unsqueeze(dim))
+        return negative if self.limits is None else negative & ~(values < self.limits[1 - dim].unsqueeze(dim))
 
 
 class PowerSums(NamedTuple):
@@ -66,7 +67,7 @@ class Weights(NamedTuple):
     """What slopes by logits are made of, for each row, or for each column (n).
 
     Of a positive ``positive`` e^-(cost - nearest) - ``constant``, of a negative ``negative`` e^-(cost - nearest_negative) -
-    ``constant_negative``, None for 0. The costs are float64.
+    ``constant_negative``, None for 0. All are float64 at first.
     """
 
     nearest: Tensor
@@ -85,11 +86,40 @@ class Weights(NamedTuple):
         """Those of some rows."""
         return self.each(lambda x: x[some])
 
+    def rounded(self, dtype: torch.dtype) -> Weights:
+        """Those for a block of that dtype. Costs stay float64."""
+        return self.each(lambda x: x.to(dtype))._replace(nearest=self.nearest, nearest_negative=self.nearest_negative)
+
+
+def nothing(number: int, n: int, like: Tensor) -> Tensor:
+    """`PowerSums` over no pair (6 or 8, n)."""
+    sums = like.new_zeros(number, n, dtype=torch.float64)
+    sums[0], sums[4] = torch.inf, torch.inf
+    return sums
+
+
+def merged(one: Tensor, other: Tensor) -> Tensor:
+    """`PowerSums` over the pairs of both: (... 6 or 8, n)."""
+    parts = []
+    for some in (slice(0, 4), slice(4, None)):
+        sides = one[..., some, :], other[..., some, :]
+        nearest = torch.minimum(sides[0][..., 0, :], sides[1][..., 0, :])
+        origin, found = torch.where(nearest == torch.inf, 0, nearest), torch.zeros_like(sides[0])
+        found[..., 0, :] = nearest
+        for side in sides:
+            back = torch.where(side[..., 0, :] == torch.inf, 0, side[..., 0, :] - origin)
+            found[..., 1, :] += side[..., 1, :] * torch.exp(-back)
+            if side.shape[-2] > 2:
+                found[..., 2, :] += side[..., 2, :] + side[..., 3, :] * back
+                found[..., 3, :] += side[..., 3, :]
+        parts.append(found)
+    return torch.cat(parts, -2)
+
 
 def add_powers(values: Tensor, pairs: Pairs, rows: Tensor, columns: Tensor | None) -> None:
     """Take the distances (r w) of a block into the `PowerSums` of its rows (6 or 8, r) and, unless None, of its columns (w)."""
     costs = pairs.scale.double()[:, None] * values.double()
-    positive, negative = pairs.classes()
+    positive, negative = pairs.classes(values)
     for sums, dim in ((rows, 1), (columns, 0)):
         if sums is not None:
             found = PowerSums(*sums)
@@ -120,7 +150,7 @@ def add_sigmoid(values: Tensor, pairs: Pairs, bias: Tensor, losses: Tensor) -> N
 def _signed_logits(values: Tensor, pairs: Pairs, bias: Tensor) -> Tensor:
     """Logits of negatives, minus those of positives, and -inf where there is no pair."""
     logits = (bias.double() - pairs.scale.double()[:, None] * values.double()).to(values.dtype)
-    positive, negative = pairs.classes()
+    positive, negative = pairs.classes(values)
     return torch.where(positive, -logits, torch.where(negative, logits, -torch.inf))
 
 
@@ -129,7 +159,7 @@ def softmax_gradients(
 ) -> None:
     """Put dL / d distance into ``out`` (r w); add to ``sums`` (2 r) those of dL/dlogit times distance, and of dL/dlogit."""
     costs = pairs.scale.double()[:, None] * values.double()
-    positive, negative = pairs.classes()
+    positive, negative = pairs.classes(values)
     slopes = torch.zeros_like(values)
     for weights, dim in ((rows, 1), (columns, 0)):
         if weights is not None:
@@ -146,7 +176,7 @@ def softmax_gradients(
 def sigmoid_gradients(values: Tensor, pairs: Pairs, bias: Tensor, grad: Tensor, out: Tensor, sums: Tensor) -> None:
     """The same of the sigmoid loss, from the gradients of the losses of rows (r)."""
     slopes = torch.sigmoid(_signed_logits(values, pairs, bias)) * grad[:, None]
-    _put(torch.where(pairs.classes()[0], -slopes, slopes), values, pairs, out, sums)
+    _put(torch.where(pairs.classes(values)[0], -slopes, slopes), values, pairs, out, sums)
 
 
 def _put(slopes: Tensor, values: Tensor, pairs: Pairs, out: Tensor, sums: Tensor) -> None:

@@ -10,11 +10,9 @@ from hyperst_kernels.cpu.native import bindings
 
 def _block(values: Tensor, pairs: Pairs) -> tuple:
     """A block, as the functions in machine code take it."""
-    ids = pairs.query_ids, pairs.key_ids, pairs.exclude_ids, pairs.exclude_ids
-    sides = pairs.rows, pairs.columns, pairs.rows, pairs.columns
-    own = (None if x is None else x[some] for x, some in zip(ids, sides, strict=True))
-    block = values, values.stride(0), *values.shape, pairs.scale, pairs.rows.start, pairs.columns.start
-    return *block, *own, pairs.row_limits, pairs.column_limits
+    nothing = None, None
+    sides = [x for two in pairs[2:] for x in two or nothing]
+    return values, values.stride(0), *values.shape, pairs.scale, pairs.diagonal, *sides
 
 
 def add_powers(values: Tensor, pairs: Pairs, rows: Tensor, columns: Tensor | None) -> None:

@@ -304,14 +304,8 @@ def _sigmoid_gradients(block, diagonal, bias_ptr, grad_ptr, out_ptr, sums_ptr, s
 def _arguments(values: Tensor, pairs: Pairs) -> BlockOfPairs:
     """A block, as kernels take it."""
     nothing, (n, m) = values.new_empty(0, dtype=torch.int64), values.shape
-
-    def own(ids: Tensor | None, some: slice) -> Tensor:
-        return nothing if ids is None else ids[some]
-
-    rows, columns = own(pairs.query_ids, pairs.rows), own(pairs.key_ids, pairs.columns)
-    excluded = own(pairs.exclude_ids, pairs.rows), own(pairs.exclude_ids, pairs.columns)
-    limits = (values if limit is None else limit for limit in (pairs.row_limits, pairs.column_limits))
-    return BlockOfPairs(values, n, m, pairs.scale, rows, columns, *excluded, *limits)
+    ids, excluded = pairs.positives or (nothing, nothing), pairs.exclude_ids or (nothing, nothing)
+    return BlockOfPairs(values, n, m, pairs.scale, *ids, *excluded, *(pairs.limits or (values, values)))
 
 
 def _launch(
@@ -326,11 +320,11 @@ def _launch(
     """Launch a kernel whose programs own rows of a block (axis 1), or columns (axis 0)."""
     own, step = (OWNS_ROWS if axis == 1 else OWNS_COLUMNS)[values.element_size()]
     tile = (own, step) if axis == 1 else (step, own)
-    flags = (pairs.query_ids is not None, pairs.exclude_ids is not None, pairs.row_limits is not None, smooth)
+    flags = (pairs.positives is not None, pairs.exclude_ids is not None, pairs.limits is not None, smooth)
     kind = Kind(*flags, launch.triton_dtype(values.dtype), *tile)
     kernel[(triton.cdiv(values.shape[1 - axis], own),)](
         _arguments(values, pairs),
-        pairs.rows.start - pairs.columns.start,
+        pairs.diagonal,
         *arguments,
         KIND=kind,
         **constants,

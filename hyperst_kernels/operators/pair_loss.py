@@ -5,8 +5,11 @@ One code serves every device; in it run the kernels of the matrix of distances.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hyperst_kernels._constants import PRODUCTS
 from hyperst_kernels.blocked import pair_loss as blocked
@@ -49,9 +52,13 @@ def _inputs(
     precision,
     label_smoothing,
 ) -> blocked.Inputs:
-    numbers = (logit_scale, logit_bias, query_ids, key_ids, exclude_ids, debias, limits)
+    n, m = len(queries), len(keys)
+    ids = None if query_ids is None else (query_ids, key_ids)
+    excluded = None if exclude_ids is None else (exclude_ids[:n], exclude_ids)
+    # a key is the positive of the query beside it; those beyond have no loss
+    of_both = None if limits is None else (limits, F.pad(limits, (0, max(m - n, 0))))
     flags = (loss, Geometry(geometry, tangent, precision), symmetric, label_smoothing)
-    return blocked.Inputs(queries, keys, c, *numbers, *flags)
+    return blocked.Inputs(queries, keys, c, logit_scale, logit_bias, ids, excluded, of_both, debias, *flags)
 
 
 def _fake(*given):
@@ -139,29 +146,43 @@ def pair_losses(
 ) -> tuple[Tensor, Tensor]:
     """The operator behind ``reference.pair_loss.pair_losses``, with its arguments; features are of the geometry's dtype."""
     ids = (query_ids, key_ids, exclude_ids, debias)
-    limits = None if margin is None else _of_positives(queries, keys, c, geometry, tangent) - margin
+    limits = None if margin is None else limits_of(queries, keys, c, margin, geometry, tangent)
     if reference_in_use():
         given = (queries, keys, c, logit_scale, logit_bias, *ids, limits)
         options = (loss, geometry, input_name(tangent), symmetric, label_smoothing)
         return in_reverse("contrastive_loss", reference.pair_losses, *given, *options)
-    if geometry == "euclidean":
-        # distances are of degree 1: where vectors are of size 1, no square overflows or vanishes
-        size = common_scale(queries, keys)
-        queries, keys, logit_scale = queries * size, keys * size, logit_scale / size
-        limits = None if limits is None else limits * size.detach()
-    elif geometry == "cosine":
-        queries, keys = unit(queries), unit(keys)
+    (queries, keys), (logit_scale,), limits = of_moderate_size([queries, keys], [logit_scale], limits, geometry)
     tensors = (queries, keys, c, logit_scale, logit_bias, *ids, limits)
     flags = (loss, geometry, tangent, symmetric, precision, label_smoothing)
     return in_reverse("contrastive_loss", _forward, *tensors, *flags)[:2]
 
 
-def _of_positives(queries: Tensor, keys: Tensor, c: Tensor, geometry: str, tangent: bool) -> Tensor:
-    """How far queries are from the keys beside them, without a gradient: (n d), (m d) -> (n)."""
+def of_moderate_size(
+    vectors: Sequence[Tensor],
+    logit_scales: Sequence[Tensor],
+    limits: Tensor | None,
+    geometry: str,
+    shared: Callable[[Tensor], Tensor] = lambda unit: unit,
+) -> tuple[Sequence[Tensor], Sequence[Tensor], Tensor | None]:
+    """What blocks take in place of features, scales and limits; ``shared`` makes a power of two that of all ranks."""
+    if geometry == "euclidean":
+        # distances are of degree 1: where vectors are of size 1, no square overflows or vanishes
+        size = shared(common_scale(*vectors))
+        vectors, logit_scales = [x * size for x in vectors], [scale / size for scale in logit_scales]
+        limits = None if limits is None else limits * size.detach()
+    elif geometry == "cosine":
+        vectors = [unit(x) for x in vectors]
+    return vectors, logit_scales, limits
+
+
+def limits_of(queries: Tensor, keys: Tensor, c: Tensor, margin: float, geometry: str, tangent: bool) -> Tensor:
+    """Distances below which keys are no negatives, a margin before the positive, without a gradient: (n d), (m d) -> (n)."""
     given = queries.detach(), keys[: queries.shape[0]].detach(), c.detach()
     if geometry in PRODUCTS:
         parts = zip(*(x.chunk(len(c), 1) for x in given[:2]), c.detach(), strict=True)
-        return reference.combined([distance(*part, tangent) for part in parts], geometry)
-    if geometry in ("lorentz", "angle"):
-        return (distance if geometry == "lorentz" else exterior_angle)(*given, tangent)
-    return dissimilarity(*given, input_name(tangent), geometry, pairwise=False)
+        found = reference.combined([distance(*part, tangent) for part in parts], geometry)
+    elif geometry in ("lorentz", "angle"):
+        found = (distance if geometry == "lorentz" else exterior_angle)(*given, tangent)
+    else:
+        found = dissimilarity(*given, input_name(tangent), geometry, pairwise=False)
+    return found - margin

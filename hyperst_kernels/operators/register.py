@@ -140,15 +140,21 @@ def differentiate(operator: OpOverloadPacket, autograd: dict[str, Callable]) -> 
 
 
 def in_full_precision(kernel: Callable) -> Callable:
-    """Products inside a kernel go through the dispatcher again: neither autocast nor a global setting must round them."""
+    """Products inside a kernel go through the dispatcher again, which must not round them."""
 
     @functools.wraps(kernel)
     def called(first: Tensor | Sequence[Tensor], *rest):
-        device = (first if isinstance(first, Tensor) else first[0]).device
-        with torch.autocast(device.type, enabled=False), full_float32():
+        with full_precision((first if isinstance(first, Tensor) else first[0]).device):
             return kernel(first, *rest)
 
     return called
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Neither autocast nor a global setting rounds products."""
+    with torch.autocast(device.type, enabled=False), full_float32():
+        yield
 
 
 def raising(backward: OpOverloadPacket, name: str, remedy: str) -> Callable:

@@ -70,8 +70,9 @@ def pair_losses(
     logits = -(logit_scale[:, None] if logit_scale.ndim else logit_scale) * apart
     if logit_bias is not None:
         logits = logits + logit_bias
-    rows, columns = slice(0, logits.shape[0]), slice(0, logits.shape[1])
-    positive, negative = pairs_of(query_ids, key_ids, exclude_ids, rows, columns, logits)
+    excluded = None if exclude_ids is None else (exclude_ids[: len(queries)], exclude_ids)
+    ids = None if query_ids is None or key_ids is None else (query_ids, key_ids)
+    positive, negative = pairs_of(ids, excluded, logits)
     if loss == "sigmoid":
         each = softplus(torch.where(positive, -logits, logits))
         return torch.where(positive | negative, each, torch.zeros_like(each)).sum(1), logits[0, :0]
@@ -94,22 +95,23 @@ def combined(distances: list[Tensor], geometry: str) -> Tensor:
 
 
 def pairs_of(
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    exclude_ids: Tensor | None,
-    rows: slice,
-    columns: slice,
+    positives: tuple[Tensor, Tensor] | None,
+    exclude_ids: tuple[Tensor, Tensor] | None,
     like: Tensor,
+    diagonal: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Which pairs of a block are positives, and which negatives: (r w), (r w), on the device of ``like``."""
-    if query_ids is not None and key_ids is not None:
-        positive = query_ids[rows, None] == key_ids[columns]
+    """Which pairs are positives, and which negatives: (r w), (r w), as those of ``like``.
+
+    Both ids are those of rows (r) and of columns (w). Without ``positives`` that of row i is in column i + ``diagonal``.
+    """
+    if positives is not None:
+        positive = positives[0][:, None] == positives[1]
     else:
-        i, j = (torch.arange(some.start, some.stop, device=like.device) for some in (rows, columns))
-        positive = i[:, None] == j
+        i, j = (torch.arange(length, device=like.device) for length in like.shape)
+        positive = i[:, None] + diagonal == j
     if exclude_ids is None:
         return positive, ~positive
-    return positive, ~positive & (exclude_ids[rows, None] != exclude_ids[columns])
+    return positive, ~positive & (exclude_ids[0][:, None] != exclude_ids[1])
 
 
 def _softmax(

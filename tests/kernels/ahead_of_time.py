@@ -183,8 +183,7 @@ def blocks_of_pairs(dtype: torch.dtype, n: int = 256) -> None:
     values, each, ids = torch.zeros(n, n, dtype=dtype), torch.zeros(n, dtype=dtype), torch.zeros(n, dtype=torch.int64)
     wide = torch.zeros(len(PowerSums._fields), n, dtype=torch.float64)
     weights = Weights(wide[0], wide[1], each, each, each)
-    for by_id in ((ids, ids, None), (None, None, ids)):
-        block = Pairs(slice(0, n), slice(0, n), each, *by_id)
+    for block in (Pairs(each, positives=(ids, ids)), Pairs(each, exclude_ids=(ids, ids))):
         pair_loss.add_powers(values, block, wide[:-2], wide[:-2])
         pair_loss.add_sigmoid(values, block, _scalar(dtype), wide[0])
         pair_loss.softmax_gradients(values, block, weights, weights, values, wide)
@@ -195,8 +194,7 @@ def targets_of_pairs(dtype: torch.dtype, n: int = 256) -> None:
     """What blocks of distances add to softmax losses with smoothed targets: by ids, and with pairs left out by ids and limits."""
     values, each, ids = torch.zeros(n, n, dtype=dtype), torch.zeros(n, dtype=dtype), torch.zeros(n, dtype=torch.int64)
     wide = torch.zeros(len(PowerSums._fields), n, dtype=torch.float64)
-    for left_out in ((ids, ids, None), (None, None, ids, each, each)):
-        block = Pairs(slice(0, n), slice(0, n), each, *left_out)
+    for block in (Pairs(each, positives=(ids, ids)), Pairs(each, exclude_ids=(ids, ids), limits=(each, each))):
         pair_loss.add_powers(values, block, wide, wide)
         pair_loss.softmax_gradients(values, block, *[Weights(wide[0], wide[1], *[each] * 4)] * 2, values, wide)
 

@@ -14,7 +14,7 @@ from hyperst_kernels import HyperbolicContrastiveLoss, contrastive_loss
 from tests.kernels import ranks
 
 DIM = 5
-SHARDS = {2: (5, 3), 3: (4, 1, 6), 4: (2, 3, 1, 4)}
+SHARDS = {2: (5, 3), 3: (4, 1, 6), 4: (2, 3, 1, 4), 8: (1, 2, 1, 3, 1, 1, 2, 1)}
 NO_POSITIVE = 100  # an id of the last rank's queries that no key has
 
 
@@ -43,7 +43,9 @@ CASES = {
     "local, positives": Case(LOCAL, ("positives",)),
     "local, positives, weights": Case({**LOCAL, "directions": "rows"}, ("positives", "weights")),
     "local, sigmoid, positives": Case({**LOCAL, "loss": "sigmoid"}, ("positives",)),
-    "local, scales": Case({**LOCAL, "directions": "rows"}, ("scales",)),
+    "local, scales": Case(LOCAL, ("scales", "exclude_ids")),
+    "local, scales, rows": Case({**LOCAL, "directions": "rows"}, ("scales",)),
+    "local, scales, debiased": Case({**LOCAL, "geometry": "cosine", "debias": 0.3}, ("scales", "more keys")),
     "local, more keys": Case(LOCAL, ("more keys", "exclude_ids")),
     "local, more keys, positives": Case(LOCAL, ("more keys", "positives")),
     "global": Case(GLOBAL, ("exclude_ids",)),
@@ -56,7 +58,8 @@ CASES = {
     "global, sigmoid": Case({**GLOBAL, "loss": "sigmoid"}),
     "global, positives": Case(GLOBAL, ("positives",)),
     "global, angle": Case({**GLOBAL, "geometry": "angle"}),
-    "local, angle": Case({**LOCAL, "geometry": "angle", "directions": "rows"}),
+    "local, angle": Case({**LOCAL, "geometry": "angle"}),
+    "local, angle, rows": Case({**LOCAL, "geometry": "angle", "directions": "rows"}),
     "global, scales": Case(GLOBAL, ("scales",)),
     "global, more keys": Case(GLOBAL, ("more keys", "exclude_ids")),
     "ring": Case(RING),
@@ -66,6 +69,13 @@ CASES = {
     "ring, euclidean": Case({**RING, "geometry": "euclidean"}),
     "ring, cosine": Case({**RING, "geometry": "cosine"}),
     "ring, more keys": Case(RING, ("more keys", "exclude_ids")),
+    "ring, scales": Case(RING, ("scales", "more keys")),
+    "ring, smoothed": Case({**RING, "label_smoothing": 0.1}, ("exclude_ids",)),
+    "ring, debiased": Case(RING, ("debias", "more keys")),
+    "ring, margin": Case({**RING, "geometry": "euclidean", "margin": 0.2}, ("exclude_ids", "more keys")),
+    "ring, sigmoid": Case({**RING, "loss": "sigmoid"}, ("weights", "exclude_ids", "more keys", "bias")),
+    "ring, positives": Case(RING, ("positives", "more keys")),
+    "ring, angle": Case({**RING, "geometry": "angle", "label_smoothing": 0.1}),
     "ring, global": Case({**RING, "local_loss": False}, ("exclude_ids", "weights")),
     "global, plain": Case({"local_loss": False, "gather_with_grad": False}, ("exclude_ids",)),
     "local, plain": Case({"local_loss": True, "gather_with_grad": False}),
@@ -81,6 +91,8 @@ def inputs(case: Case, world_size: int) -> tuple[dict[str, torch.Tensor], list[i
     draw = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
     found = {"image": draw(n, DIM) / 2, "text": draw(m, DIM) / 2, "c": torch.tensor(0.7), "scale": torch.tensor(9.0)}
     found["scale"] = 5 + draw(n).abs() if "scales" in case.given else found["scale"]
+    if "bias" in case.given:
+        found["logit_bias"] = torch.tensor(-2.0)
     found = {name: x.double().requires_grad_() for name, x in found.items()}
     if "exclude_ids" in case.given:
         found["exclude_ids"] = torch.arange(m) % (m - 3)
@@ -98,7 +110,7 @@ def inputs(case: Case, world_size: int) -> tuple[dict[str, torch.Tensor], list[i
 
 
 def call(loss, found: dict[str, torch.Tensor], *features_and_numbers) -> torch.Tensor:
-    more = {name: found[name] for name in ("exclude_ids", "weights", "debias") if name in found}
+    more = {name: found[name] for name in ("exclude_ids", "weights", "debias", "logit_bias") if name in found}
     if "query_ids" in found:
         more["positives"] = (found["query_ids"], found["key_ids"])
     return loss(*features_and_numbers, **more)
@@ -167,7 +179,7 @@ def test_the_mean_over_ranks_is_that_of_one_process(found, name):
     for part in true:
         assert_close(joined(results[name], part), true[part])
     for result in results[name]:  # of numbers, every rank has the mean
-        for part in ("c",) if "scales" in CASES[name].given else ("c", "scale"):
+        for part in [part for part, x in true.items() if x.ndim == 0 and part != "loss"]:
             assert_close(result[part], true[part])
     if not CASES[name].options["local_loss"]:
         for result in results[name]:

@@ -43,9 +43,10 @@ FAULTS = {
     "gather": ({"gather_with_grad": False}, {}, "gather_with_grad must be the same on every rank"),
 }  # fmt: skip
 # what both ranks do
+PLAIN = {"gather_with_grad": False}
 WRONG_EVERYWHERE = {
-    "angles of keys": ({"geometry": "angle"}, {}, "rank 0: geometry must not be 'angle' for directions='both'"),
-    "scales of keys": ({}, {"logit_scale": torch.ones(3)}, "rank 0: logit_scale must be one number for directions='both'"),
+    "angles of keys": (PLAIN | {"geometry": "angle"}, {}, "rank 0: geometry must not be 'angle' for directions='both'"),
+    "scales of keys": (PLAIN, {"logit_scale": torch.ones(3)}, "rank 0: logit_scale must be one number for directions='both'"),
     "no positive": ({}, {"positives": (torch.arange(3), torch.arange(3, 6))}, "positives: no key has the id of a query"),
 }  # fmt: skip
 # weights of both ranks

@@ -37,12 +37,15 @@ def half(dtype: torch.dtype, rank: int, world_size: int) -> torch.Tensor:
     return x.grad
 
 
-def sent(dtype: torch.dtype, ids: bool, scheme: str, rank: int, world_size: int) -> list[tuple[str, int]]:
+def sent(
+    dtype: torch.dtype, ids: bool, scheme: str, rank: int, world_size: int, label_smoothing: float = 0.0
+) -> list[tuple[str, int]]:
     n = SHARDS["unequal"][rank]
     image, text = (torch.eye(n, DIM, dtype=dtype, requires_grad=True) for _ in range(2))
     loss = HyperbolicContrastiveLoss(
-        group=torch.distributed.group.WORLD, local_loss=True, gather_with_grad=True, scheme=scheme
-    )
+        group=torch.distributed.group.WORLD, local_loss=True, gather_with_grad=True, scheme=scheme,
+        label_smoothing=label_smoothing,
+    )  # fmt: skip
     with Traffic(world_size) as counted:
         loss(image, text, 9.0, exclude_ids=torch.arange(n) if ids else None).backward()
     return counted.found
@@ -68,6 +71,9 @@ def _found(tmp_path_factory):
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         for scheme in ("gather", "ring"):
             cases[f"bytes of {dtype}, {scheme}"] = functools.partial(sent, dtype, dtype == torch.float32, scheme)
+    for scheme in ("gather", "ring"):
+        smoothed = functools.partial(sent, torch.float32, True, scheme, label_smoothing=0.1)
+        cases[f"bytes of smoothed targets, {scheme}"] = smoothed
     cases |= {f"far out, {scheme}": functools.partial(far_out_gradients, scheme) for scheme in ("gather", "ring")}
     return ranks.run(WORLD, tmp_path_factory.mktemp("ranks"), cases)
 
@@ -116,6 +122,24 @@ def test_bytes_are_those_of_the_documented_formula(found, dtype):
             ("reduce-scatter", (WORLD - 1) * longest * DIM * wide),
             ("all-reduce", NUMBERS * 8),
         ]
+
+
+def test_bytes_of_smoothed_targets(found):
+    """8 sums of each column, and 6 numbers of its slopes; no factors."""
+    rows, longest = SHARDS["unequal"], max(SHARDS["unequal"])
+    for n, counted in zip(rows, found["bytes of smoothed targets, gather"], strict=True):
+        assert counted == [
+            ("all-gather", (WORLD - 1) * 5 * 8),
+            ("all-gather", (WORLD - 1) * longest * DIM * 4),
+            ("all-gather", (WORLD - 1) * longest * 8),
+            ("all-to-all", (WORLD - 1) * n * 8 * 8),
+            ("all-gather", (WORLD - 1) * longest * 6 * 8),
+            ("reduce-scatter", (WORLD - 1) * longest * DIM * 4),
+        ]
+    for n, counted in zip(rows, found["bytes of smoothed targets, ring"], strict=True):
+        others = sum(rows) - n
+        both_ways = others * 2 * (DIM * 4 + 8) + others * 6 * 8 + sum(rows) * (8 * 8 + DIM * 4)
+        assert sum(size for name, size in counted if name == "ring") == both_ways
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

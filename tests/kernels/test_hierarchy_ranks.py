@@ -20,6 +20,7 @@ CASES = {
     "ids": ({}, ("exclude_ids",)),
     "weights": ({}, ("weights",)),
     "cones alone": ({"contrastive": (), "entailment": CONES}, ("weights",)),
+    "angles": ({"geometry": "angle", "entailment": ()}, ("exclude_ids", "weights")),
     "no cones": ({"entailment": (), "geometry": "euclidean"}, ("exclude_ids",)),
 }
 

@@ -24,7 +24,7 @@ FILES = {  # of a job
     "calls": [f"test_{name}.py" for name in ("empty", "compile", "func", "launch", "tune")],
     "extreme_losses": ["test_extreme_losses.py"],
     "pair_blocks": ["test_pair_blocks.py"],
-    "rectangle": ["test_rectangle.py"],
+    "rectangle": ["test_rectangle.py", "test_pair_rectangle.py"],
     **{name: [f"triton/test_{name}.py"] for name in ("contrastive_kernel", "fused_arithmetic", "hierarchy", "smoke")},
     "ptx": ["ptx/test_arithmetic.py", "ptx/test_executor.py"],
     "ptx contrastive": ["ptx/test_contrastive.py"],

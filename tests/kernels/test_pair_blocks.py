@@ -55,36 +55,34 @@ class Problem:
         self.values = values.to(dtype)
         self.scale = (scale * (0.5 + torch.rand(n, generator=g, dtype=torch.float64))).to(dtype)
         ids = torch.randint(0, 5, (n + m,), generator=g)
-        self.ids = (ids[:n], ids[n:]) if kind == "ids" else (None, None)
-        self.excluded = torch.randint(0, 4, (max(n, m),), generator=g) if kind == "exclude" else None
+        self.ids = (ids[:n], ids[n:]) if kind == "ids" else None
+        excluded = torch.randint(0, 4, (max(n, m),), generator=g)
+        self.excluded = (excluded[:n], excluded[:m]) if kind == "exclude" else None
         self.costs = self.scale.double()[:, None] * self.values.double()
-        whole = slice(0, n), slice(0, m)
-        self.positive, self.negative = pairs_of(*self.ids, self.excluded, *whole, values)
+        self.positive, self.negative = pairs_of(self.ids, self.excluded, values)
         # some of the distances: those that are equal to one are not below it
-        self.limits = (
-            [self.values[:, m // 3].clone(), self.values[n // 3].clone()] if kind == "limits" else [None, None]
-        )
+        self.limits = (self.values[:, m // 3].clone(), self.values[n // 3].clone()) if kind == "limits" else None
         self.upstream = torch.randn(2, max(n, m), generator=g, dtype=torch.float64)
 
     def negatives(self, dim: int) -> Tensor:
         """Those of rows (1), or of columns (0)."""
-        limits = self.limits[1 - dim]
-        return self.negative if limits is None else self.negative & (self.values >= limits.unsqueeze(dim))
+        if self.limits is None:
+            return self.negative
+        return self.negative & (self.values >= self.limits[1 - dim].unsqueeze(dim))
 
     def blocks(self):
         backend, (n, m) = self.backend, self.shape
-        ids = [None if x is None else x.to(device(backend)) for x in (*self.ids, self.excluded)]
+
+        def moved(two, *some):
+            return two and tuple(x[part].to(device(backend)) for x, part in zip(two, some, strict=True))
+
         for top in range(0, n, 13):
             for left in range(0, m, 290):  # more than a chunk of the machine code, and than a tile
                 rows, columns = slice(top, min(top + 13, n)), slice(left, min(left + 290, m))
                 scale = self.scale[rows].to(device(backend))
-                pairs = Pairs(rows, columns, scale, *ids)
-                if self.kind == "limits":
-                    of_rows, of_columns = (
-                        x[some].to(device(backend)) for x, some in zip(self.limits, (rows, columns), strict=True)
-                    )
-                    pairs = pairs._replace(row_limits=of_rows, column_limits=of_columns)
-                yield self.values[rows, columns].contiguous().to(device(backend)), pairs
+                sides = (moved(x, rows, columns) for x in (self.ids, self.excluded, self.limits))
+                pairs = Pairs(scale, top - left, *sides)
+                yield rows, columns, self.values[rows, columns].contiguous().to(device(backend)), pairs
 
     @property
     def rounding(self) -> float:
@@ -119,11 +117,11 @@ def test_power_sums(backend, dtype, seed, n, m, kind, scale):
     """Log-sum-exps of both classes, the mean cost of positives and their number, of rows and of columns."""
     problem = Problem(backend, seed, n, m, kind, scale, dtype)
     counted = len(PowerSums._fields) if problem.smooth else len(PowerSums._fields) - 2
-    stats = torch.zeros(counted, n + m, dtype=torch.float64, device=device(backend))
-    stats[0] = stats[4] = torch.inf
-    for values, pairs in problem.blocks():
-        rows, columns = stats[:, :n][:, pairs.rows], stats[:, n:][:, pairs.columns]
-        functions(backend).add_powers(values, pairs, rows, columns)
+    both = torch.stack([portable.nothing(counted, n + m, torch.zeros((), device=device(backend)))] * 2)
+    for number, (rows, columns, values, pairs) in enumerate(problem.blocks()):
+        some = both[number % 2]  # as of two ranks
+        functions(backend).add_powers(values, pairs, some[:, :n][:, rows], some[:, n:][:, columns])
+    stats = portable.merged(*both)
     for found, dim in ((stats[:, :n], 1), (stats[:, n:], 0)):
         sums = PowerSums(*found.cpu())
         for part, nearest, total in (
@@ -158,8 +156,8 @@ def test_sigmoid_losses(backend, dtype, seed, n, m, kind, scale):
     problem = Problem(backend, seed, n, m, kind, scale, dtype)
     bias = torch.tensor(scale, dtype=dtype)
     losses = torch.zeros(n, dtype=torch.float64, device=device(backend))
-    for values, pairs in problem.blocks():
-        functions(backend).add_sigmoid(values, pairs, bias.to(device(backend)), losses[pairs.rows])
+    for rows, _, values, pairs in problem.blocks():
+        functions(backend).add_sigmoid(values, pairs, bias.to(device(backend)), losses[rows])
     logits = bias.double() - problem.costs
     signed = torch.where(problem.positive, -logits, logits)
     each = torch.where(problem.positive | problem.negative, F.softplus(signed, threshold=700), 0)
@@ -186,13 +184,11 @@ def test_softmax_gradients(backend, dtype, seed, n, m, kind, scale):
     for symmetric in (True, False):
         found = torch.full((n, m), torch.nan, dtype=dtype)
         sums = torch.zeros(2, n, dtype=torch.float64, device=device(backend))
-        for values, pairs in problem.blocks():
+        for rows, columns, values, pairs in problem.blocks():
             out = torch.empty_like(values)
-            columns = of_columns.of(pairs.columns) if symmetric else None
-            functions(backend).softmax_gradients(
-                values, pairs, of_rows.of(pairs.rows), columns, out, sums[:, pairs.rows]
-            )
-            found[pairs.rows, pairs.columns] = out.cpu()
+            own = of_columns.of(columns) if symmetric else None
+            functions(backend).softmax_gradients(values, pairs, of_rows.of(rows), own, out, sums[:, rows])
+            found[rows, columns] = out.cpu()
         slopes, size = torch.zeros(2, n, m, dtype=torch.float64)
         for weights, dim in list(zip(both, (1, 0), strict=True))[: 1 + symmetric]:
             none = torch.zeros_like(weights.constant)
@@ -214,10 +210,10 @@ def test_sigmoid_gradients(backend, dtype, seed, n, m, kind, scale):
     upstream = problem.upstream[0, :n].to(dtype)
     found = torch.full((n, m), torch.nan, dtype=dtype)
     sums = torch.zeros(2, n, dtype=torch.float64, device=device(backend))
-    for values, pairs in problem.blocks():
-        out, grad = torch.empty_like(values), upstream[pairs.rows].to(device(backend))
-        functions(backend).sigmoid_gradients(values, pairs, bias.to(device(backend)), grad, out, sums[:, pairs.rows])
-        found[pairs.rows, pairs.columns] = out.cpu()
+    for rows, columns, values, pairs in problem.blocks():
+        out, grad = torch.empty_like(values), upstream[rows].to(device(backend))
+        functions(backend).sigmoid_gradients(values, pairs, bias.to(device(backend)), grad, out, sums[:, rows])
+        found[rows, columns] = out.cpu()
     logits = bias.double() - problem.costs
     slopes = torch.where(problem.positive, -torch.sigmoid(-logits), torch.sigmoid(logits))
     slopes = torch.where(problem.positive | problem.negative, slopes, 0) * upstream.double()[:, None]

@@ -318,8 +318,8 @@ def test_no_tensor_grows_with_the_matrix(geometry, loss, label_smoothing, monkey
         q, k, c, s, _ = inputs_of(n, n, 4, 11, 1.0, False)
         ids = torch.arange(n) % 7
         flags = (loss, Geometry(geometry, True, "bf16x3"), True, label_smoothing)
-        debias, limits = (torch.tensor(0.1), torch.full((n,), 0.1).double()) if label_smoothing else (None, None)
-        given_ = pair_loss.Inputs(q, k, c, s, None, ids, ids, None, debias, limits, *flags)
+        debias, limits = (torch.tensor(0.1), (torch.full((n,), 0.1).double(),) * 2) if label_smoothing else (None, None)
+        given_ = pair_loss.Inputs(q, k, c, s, None, (ids, ids), None, limits, debias, *flags)
         with Largest() as largest:
             rows, columns, stats = pair_loss.forward(given_)
             pair_loss.backward(given_, torch.ones_like(rows), torch.ones_like(columns), stats)

@@ -180,7 +180,7 @@ def test_no_tensor_grows_with_the_matrix(name, monkeypatch):
     for n in (48, 96):
         q, k, c, s, _ = inputs_of(n, n, 2, 3, 11, 1.0)
         flags = ("softmax", Geometry(name, True, "bf16x3"), True)
-        given_ = pair_loss.Inputs(q, k, c, s, *(None,) * 6, *flags)
+        given_ = pair_loss.Inputs(q, k, c, s, *(None,) * 5, *flags)
         with Largest() as largest:
             rows, columns, stats = pair_loss.forward(given_)
             pair_loss.backward(given_, torch.ones_like(rows), torch.ones_like(columns), stats)

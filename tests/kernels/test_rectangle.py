@@ -17,74 +17,13 @@ from hyperst_kernels.reference import contrastive as reference
 from hyperst_kernels.reference.contrastive import Pairing
 from hyperst_kernels.schemes import Block
 from tests.kernels.backends import BACKENDS, INTERPRETED, device
+from tests.kernels.turns import OneOf, Turns
 
 D, SCALES = 6, (9.0, 4.0)
 HYPERST = [Pairing(0, 1, True), Pairing(2, 1, False), Pairing(3, 0, False)]
 ONE_WAY = [Pairing(0, 1, False), Pairing(1, 0, False)]
 # a logit of 50 rounds to 2^-19 in float32, which is then the relative error of a weight; some of them add up
 TOLERANCE = {torch.float32: 16 * 2.0**-19, torch.float64: 1e-11}
-
-
-class Turns:
-    """What ranks would exchange: each leaves it here, and finds that of the others once all had a turn."""
-
-    def __init__(self) -> None:
-        self.all_had_one = False
-        self.found: dict[str, dict[int, list[Tensor]]] = {"columns": {}, "stats": {}, "gradients": {}}
-
-
-class OneOf:
-    """The scheme of one rank: ``shards`` of keys by number and their ids, in one block or in a ring."""
-
-    def __init__(self, rank: int, shards: Sequence[Block], ring: bool, turns: Turns):
-        self.rank, self.ring, self.turns, self.ranks = rank, ring, turns, self
-        self.order = [(rank + step) % len(shards) for step in range(len(shards))]
-        self.shards = [shards[k]._replace(own=k == rank) for k in self.order]
-        if not ring:
-            keys = {k: torch.cat([shard.keys[k] for shard in self.shards]) for k in shards[0].keys}
-            ids = None if shards[0].ids is None else torch.cat([x.ids for x in self.shards if x.ids is not None])
-            self.shards = [Block(keys, ids, True)]
-        self.rows = [len(shards[k].keys[min(shards[k].keys)]) for k in self.order]
-
-    def blocks(self, keys):
-        return iter(self.shards)
-
-    def blocks_again(self, keys, stats):
-        if stats is None and self.turns.all_had_one:
-            return ((block, None) for block in self.shards)
-        self.turns.found["stats"].setdefault(self.rank, [stats])
-        if not self.turns.all_had_one:
-            return iter(())
-        of_all = [self.turns.found["stats"][k][0] for k in self.order]
-        return zip(self.shards, of_all if self.ring else [torch.cat(of_all, -1)], strict=True)
-
-    def columns(self):
-        return Returned(self, "columns", 1)
-
-    def gradients(self):
-        return Returned(self, "gradients", 0)
-
-    def mean(self, numbers: Tensor) -> Tensor:
-        return numbers / len(self.order)
-
-
-class Returned:
-    """Parts of every rank's keys, from this rank, and the own ones from all."""
-
-    def __init__(self, scheme: OneOf, name: str, dim: int):
-        self.scheme, self.found, self.dim, self.parts = scheme, scheme.turns.found[name], dim, []
-
-    def add(self, values: Tensor) -> None:
-        self.parts += [values] if self.scheme.ring else values.split(self.scheme.rows, self.dim)
-
-    def own(self) -> Tensor:
-        scheme = self.scheme
-        if self.parts:
-            self.found[scheme.rank] = [self.parts[scheme.order.index(k)] for k in range(len(scheme.order))]
-        own = [parts[scheme.rank] for parts in self.found.values()]
-        if not own:
-            return torch.zeros(scheme.rows[0], D * len(scheme.shards[0].keys))
-        return torch.logsumexp(torch.stack(own), 0) if self.dim else torch.stack(own).sum(0)
 
 
 class Problem:
@@ -116,7 +55,7 @@ def by_ranks(problem: Problem, backend: str, geometry: str, groups: list[list[in
     ]
     ids = [None] * len(own) if problem.ids is None else [move(x) for x in problem.ids.split(problem.rows)]
     keys = sorted({p.keys for p in problem.pairings})
-    shards = [Block({k: x[k] for k in keys}, i, False) for x, i in zip(own, ids, strict=True)]
+    shards = [Block({k: x[k] for k in keys}, [] if i is None else [i], False) for x, i in zip(own, ids, strict=True)]
     scales = [move(torch.tensor(s, dtype=problem.dtype)) for s in SCALES[: len(groups)]]
     c, factors = move(torch.tensor(0.8, dtype=problem.dtype)), move(problem.factors)
     turns, upstream = Turns(), [move(x) for x in problem.upstream]
@@ -128,7 +67,7 @@ def by_ranks(problem: Problem, backend: str, geometry: str, groups: list[list[in
     first = [r.sums(s) for r, s in zip(rectangles, schemes, strict=True)]
     sums = [x for x, _ in first]
     if any(p.symmetric for p in problem.pairings):  # now with the columns of all
-        columns = [s.columns().own()[:, : x.rows.shape[1]] for s, x in zip(schemes, sums, strict=True)]
+        columns = [s.columns(torch.logaddexp).own()[:, : x.rows.shape[1]] for s, x in zip(schemes, sums, strict=True)]
         sums = [x._replace(columns=y) for x, y in zip(sums, columns, strict=True)]
     grads = [[x.contiguous() for x in part] for part in zip(*(x.split(problem.rows, 1) for x in upstream), strict=True)]
     for turns.all_had_one in (False, True):
@@ -137,8 +76,7 @@ def by_ranks(problem: Problem, backend: str, geometry: str, groups: list[list[in
             for r, scheme, s, g, (_, saved) in zip(rectangles, schemes, sums, grads, first, strict=True)
         ]
     for rank, (gradients, _) in enumerate(found):  # what ranks of later turns add to this one's keys
-        late = [parts[rank] for other, parts in turns.found["gradients"].items() if other > rank]
-        for k, part in zip(keys, (sum(late).split(D, 1) if late else ()), strict=False):
+        for k, part in zip(keys, schemes[rank].of_later_turns(keys), strict=False):
             gradients[k] += part
     losses = [torch.cat(part, 1) for part in zip(*(s.losses(problem.dtype) for s in sums), strict=True)]
     features = [torch.cat(part) for part in zip(*(x for x, _ in found), strict=True)]

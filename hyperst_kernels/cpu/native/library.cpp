@@ -37,14 +37,14 @@ struct Chord {
     double of_x, of_y, r, of_sum, leftover;
 };
 
-// A block of distances of all pairs, where it begins in the matrix, and scales of its rows. Positives are pairs of equal ids, or
-// without ids those on the diagonal; pairs of equal excluded ids are left out, and so are negatives below a limit, null for none, of
+// A block of distances of all pairs, and scales of its rows. Positives are pairs of equal ids, or without ids those of row i and
+// column i + diagonal; pairs of equal excluded ids are left out, and so are negatives below a limit, null for none, of
 // the row or of the column that has the loss.
 struct PairBlock {
     const float *values;
     long stride, rows, columns;
     const float *scale;
-    long row, column;
+    long diagonal;
     const int64_t *row_ids, *column_ids, *excluded_rows, *excluded_columns;
     const float *row_limits, *column_limits;
 };
@@ -227,11 +227,11 @@ void hyperst_distances(const float *z, long n, float factor, float *out, float i
 }
 
 #define BLOCK                                                                                                            \
-    const float *values, long stride, long rows, long columns, const float *scale, long row, long column,                \
+    const float *values, long stride, long rows, long columns, const float *scale, long diagonal,                        \
         const int64_t *row_ids, const int64_t *column_ids, const int64_t *excluded_rows, const int64_t *excluded_columns,\
         const float *row_limits, const float *column_limits
 #define OF_BLOCK                                                                                                         \
-    values, stride, rows, columns, scale, row, column, row_ids, column_ids, excluded_rows, excluded_columns, row_limits, \
+    values, stride, rows, columns, scale, diagonal, row_ids, column_ids, excluded_rows, excluded_columns, row_limits,    \
         column_limits
 #define WEIGHTS(name)                                                                                                    \
     const double *name##_nearest, const double *name##_nearest_negative, const float *name##_positive,                   \

@@ -19,7 +19,7 @@ INLINE bool classes(const PairBlock &block, long i, long first, long width, floa
         }
     } else {
         for (long j = 0; j < width; j++) sign[j] = -1;
-        long diagonal = block.row + i - block.column - first;
+        long diagonal = block.diagonal + i - first;
         if (diagonal >= 0 && diagonal < width) most = sign[diagonal] = 1;
     }
     if (!block.excluded_columns) return most < 0;
