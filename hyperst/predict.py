@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from hyperst.closed_form import head_features
 from hyperst.data import (
     Section,
     SlideImage,
@@ -50,6 +51,7 @@ __all__ = [
     "prediction_path",
     "read_spots",
     "section_anndata",
+    "with_closed_form",
 ]
 
 UNITS = {
@@ -87,10 +89,8 @@ def predict_values(
             on_progress(done, section.n_spots)
 
     statistics = matching(run, section, stain)
-    found = over_spots(
-        run, section, lambda batch: {"prediction": run.model.predict(batch)}, count, batch_size, statistics
-    )
-    values = found["prediction"]
+    found = over_spots(run, section, run.model.predict_and_encode, count, batch_size, statistics)
+    values = with_closed_form(run, section, found)
     if not np.isfinite(values).all():
         raise FloatingPointError(
             f"the prediction for {section.name} is not finite; the run in {run.folder} is damaged, train again"
@@ -128,6 +128,20 @@ def over_spots(
                 parts.setdefault(name, []).append(value.float().cpu().numpy())
             on_batch(len(batch["spot"]))
     return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def with_closed_form(run: Run, section: Section, found: dict[str, np.ndarray]) -> np.ndarray:
+    """What the run predicts (spot gene), from the network's "prediction" and the "features" of all spots of a section."""
+    if run.mixture is not None:
+        features = head_features(section, found["features"], run.config.model.head_inputs)
+        return run.mixture(features, found["prediction"])
+    if run.config.model.head != "network":
+        warnings.warn(
+            f"the training of the run in {run.folder} has not ended, so the network predicts without the closed-form head; go on "
+            f"with hyperst train --resume --output {run.folder}",
+            stacklevel=3,
+        )
+    return found["prediction"]
 
 
 def predict_section(

@@ -15,7 +15,15 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from hyperst.checkpoint import load_checkpoint, require_genes, require_settings, stored_identity, weights_checksum
+from hyperst.checkpoint import (
+    load_checkpoint,
+    require_frozen,
+    require_genes,
+    require_settings,
+    stored_mixture,
+    take_weights,
+)
+from hyperst.closed_form import Mixture
 from hyperst.config import RunConfig, read_run_config
 from hyperst.data import Section, SpotDataset, attach_features, fingerprint, read_section
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
@@ -331,6 +339,8 @@ class Run:
         config, genes, split: what it was trained with; the model's outputs are in the order of ``genes``.
         model: in evaluation mode, on ``device``, with the weights of the best epoch.
         best_epoch: that epoch, counted from 1.
+        mixture: of the network and the head fitted in closed form; None where the network predicts alone, as it does until
+            training has ended.
     """
 
     folder: Path
@@ -340,6 +350,7 @@ class Run:
     model: HyperST
     device: torch.device
     best_epoch: int
+    mixture: Mixture | None = None
 
 
 def load_run(folder: str | Path, *, device: str | None = None) -> Run:
@@ -366,25 +377,15 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
         model = build_model(config, len(genes), weights["image_projectors.spot.weight"].shape[1], stored=True)
     except (RuntimeError, KeyError, IndexError) as error:
         raise ValueError(f"{place.best} does not fit {place.config}: {reason_of(error)}; {_AGAIN}") from error
-    expected = model.state_dict()
-    for name in sorted(expected.keys() & weights.keys()):
-        if expected[name].shape != weights[name].shape:
-            raise ValueError(
-                f"{place.best} does not fit {place.config}: {name} is {tuple(weights[name].shape)}, need "
-                f"{tuple(expected[name].shape)}; {_AGAIN}"
-            )
-    problems = model.load_state_dict(weights, strict=False)
     frozen = frozen_weights(model)
-    wrong = sorted({*problems.missing_keys, *problems.unexpected_keys} - frozen)
-    if wrong:
-        raise ValueError(f"{place.best} does not fit {place.config}: {', '.join(wrong[:3])} do not match; {_AGAIN}")
-    trained_on = stored_identity(checkpoint).get("frozen")
-    if trained_on is not None and trained_on != weights_checksum(model, frozen):
-        raise ValueError(
-            f"{config.model.weights} does not hold the weights that {place.path} was trained with; put back that file, or "
-            f"point model.weights in {place.config} to it"
-        )
-    return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, int(checkpoint["epoch"]) + 1)
+    try:
+        take_weights(model, weights, optional=frozen)
+        mixture = stored_mixture(checkpoint, len(genes)) if config.model.head != "network" else None
+    except ValueError as error:
+        raise ValueError(f"{place.best} does not fit {place.config}: {error}; {_AGAIN}") from error
+    require_frozen(checkpoint, model, frozen, config.model.weights, place.path, place.config)
+    best_epoch = int(checkpoint["epoch"]) + 1
+    return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, best_epoch, mixture)
 
 
 def as_trained(run: Run, section: Section) -> Section:

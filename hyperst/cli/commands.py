@@ -86,6 +86,9 @@ def train(
         str | None, typer.Option("--feature-key", help="obsm entries with precomputed image features.")
     ] = None,
     width: Annotated[int | None, typer.Option("--width", help="Width of the embeddings.")] = None,
+    head: Annotated[
+        str | None, typer.Option("--head", help="What predicts: network (the paper), closed-form or both.")
+    ] = None,
     image_size: Annotated[int | None, typer.Option("--image-size", help="Side of the crops, pixels.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Most passes over the spots.")] = None,
     patience: Annotated[
@@ -116,7 +119,7 @@ def train(
             "feature_key": feature_key,
         },
         "crop": {"image_size": image_size},
-        "model": {"backbone": backbone, "weights": weights, "width": width},
+        "model": {"backbone": backbone, "weights": weights, "width": width, "head": head},
         "training": {
             "epochs": epochs,
             "patience": patience,

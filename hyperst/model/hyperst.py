@@ -37,6 +37,8 @@ class ModelConfig:
         width: width of the features (1024 in the paper).
         dropout: probability of dropout inside the residual MLPs.
         head_inputs: levels that the prediction head sees, "spot", "niche" or both.
+        head: what predicts: the "network" as trained (the paper), a regression fitted in "closed-form" on the features of its
+            backbone once it is trained, or "both", mixed as validation spots say; see :mod:`hyperst.closed_form`.
     """
 
     backbone: str = "conv+stain"
@@ -48,6 +50,7 @@ class ModelConfig:
     width: Count = 256
     dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.1
     head_inputs: Annotated[tuple[Level, ...], Field(strict=False)] = LEVELS  # a list is welcome
+    head: Literal["network", "closed-form", "both"] = "both"
 
     def __post_init__(self) -> None:
         if not self.head_inputs:
@@ -142,7 +145,7 @@ class HyperST(nn.Module):
             self.output.bias.copy_(mean)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        outputs = self._image_features(batch)
+        outputs = self._image_features(self._raw_features(batch))
         outputs["prediction"] = self._predict(outputs)
         for level in LEVELS:
             if f"{level}_expression" in batch:
@@ -152,18 +155,28 @@ class HyperST(nn.Module):
 
     def predict(self, batch: dict[str, Tensor]) -> Tensor:
         """Expression (b n_genes) from images alone, on the scale the model was trained on."""
-        return self._predict(self._image_features(batch))
+        return self.predict_and_encode(batch)["prediction"]
+
+    def predict_and_encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """ "prediction" (b n_genes) and the backbone's "features" of spot and niche side by side (b 2 w)."""
+        raw = self._raw_features(batch)
+        return {
+            "prediction": self._predict(self._image_features(raw)),
+            "features": rearrange(raw, "level b width -> b (level width)"),
+        }
 
     def _predict(self, features: dict[str, Tensor]) -> Tensor:
         levels = [features[f"image_{level}"] for level in self.config.head_inputs]
         return self.output(self.head(rearrange(levels, "level b width -> b (level width)")))
 
-    def _image_features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _raw_features(self, batch: dict[str, Tensor]) -> Tensor:
         kind = "features" if "spot_features" in batch else "image"
         images = [batch[f"{level}_{kind}"] for level in LEVELS]
         # one backbone for both levels, in one call
         raw = self.backbone(rearrange(images, "level b ... -> (level b) ..."))
-        raw = rearrange(raw, "(level b) width -> level b width", level=len(LEVELS))
+        return rearrange(raw, "(level b) width -> level b width", level=len(LEVELS))
+
+    def _image_features(self, raw: Tensor) -> dict[str, Tensor]:
         return {
             f"image_{level}": self.image_projection(self.image_encoders[level](self.image_projectors[level](x)))
             for level, x in zip(LEVELS, raw, strict=True)

@@ -30,6 +30,7 @@ from hyperst.processes import started_processes
 from hyperst.run import RunFolder, Split, build_model, feature_width, section_indices
 from hyperst.train.batch_norm import synchronise_batch_norms
 from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
+from hyperst.train.head import add_closed_form
 from hyperst.train.interruption import InterruptibleLoop
 from hyperst.train.launch import launch
 from hyperst.train.loaders import Loaders, make_loaders
@@ -207,6 +208,8 @@ def _fit(
         stopped_early=recorder.exhausted and len(recorder.history) < config.training.epochs,
     )
     if first:
+        if config.model.head != "network":
+            add_closed_form(place, sections, validation_sections, str(trainer.strategy.root_device))
         write_json_atomic(place.summary, asdict(summary))
     return summary
 

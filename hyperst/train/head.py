@@ -1,0 +1,58 @@
+"""The closed-form head of a run, fitted when its network is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hyperst.checkpoint import MIXTURE, load_checkpoint
+from hyperst.closed_form import fit_mixture, head_features
+from hyperst.data import Section
+from hyperst.data.dataset import block_ids
+from hyperst.evaluation import measured_expression
+from hyperst.predict import over_spots
+from hyperst.run import RunFolder, load_run, section_indices
+from hyperst.train.checkpoints import AtomicCheckpoints
+
+__all__ = ["add_closed_form"]
+
+_MOST_SPOTS = 3000  # the kernel of all pairs is decomposed
+
+
+def add_closed_form(
+    place: RunFolder, sections: Sequence[Section], validation_sections: Sequence[Section], device: str
+) -> None:
+    """Fit the head to the best checkpoint's features and store it there. Of very many spots 3000 are drawn.
+
+    It is fitted to the spots that the network was trained on and mixed with the network as the validation spots say. Spots held out
+    of the training sections are then fitted too; those of validation sections are not.
+
+    Args:
+        sections, validation_sections: those of the run, without the spots that have too few counts.
+    """
+    run = load_run(place.path, device=device)
+    groups = (*sections, *validation_sections)
+    found = [over_spots(run, section, run.model.predict_and_encode, lambda _: None) for section in groups]
+    features = [
+        head_features(section, each["features"], run.config.model.head_inputs)
+        for section, each in zip(groups, found, strict=True)
+    ]
+    held_out = section_indices(groups, run.split.validation_spots, inside=True)
+    starts = np.cumsum([0, *(section.n_spots for section in groups)])
+    validation = np.arange(starts[-1]) >= starts[len(sections)]
+    validation[[starts[number] + spot for number, spot in held_out]] = True
+    chosen = np.random.default_rng(run.config.training.seed).permutation(len(validation))[:_MOST_SPOTS]
+    chosen = np.sort(chosen)
+    mixture = fit_mixture(
+        np.concatenate(features)[chosen],
+        np.concatenate([each["prediction"] for each in found])[chosen],
+        np.concatenate([measured_expression(run, section) for section in groups])[chosen],
+        np.concatenate([block_ids(section, number, pitches=3) for number, section in enumerate(groups)])[chosen],
+        validation[chosen],
+        refit=not validation_sections,
+        alone=run.config.model.head == "closed-form",
+    )
+    checkpoint = load_checkpoint(place.best)
+    checkpoint[MIXTURE] = mixture.as_tensors()
+    AtomicCheckpoints().save_checkpoint(checkpoint, place.best)
