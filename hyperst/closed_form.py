@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,10 +88,11 @@ class Mixture:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Mixture:
         """The mixture of :meth:`as_tensors`. Raises KeyError where a tensor is missing."""
-        head = {field.name: tensors[field.name].numpy() for field in fields(ClosedFormHead)}
-        own = {field.name: tensors[f"mixture.{field.name}"].numpy() for field in fields(cls) if field.name != "head"}
-        numbers = {name: float(own.pop(name)) for name in ("share", "strength")}
-        return cls(ClosedFormHead(**head | {"bandwidth": float(head["bandwidth"])}), **numbers, **own)
+        head: dict[str, Any] = {field.name: tensors[field.name].numpy() for field in fields(ClosedFormHead)}
+        head["bandwidth"] = float(head["bandwidth"])
+        own = {field.name: tensors[f"mixture.{field.name}"] for field in fields(cls) if field.name != "head"}
+        share, strength = (float(own[name]) for name in ("share", "strength"))
+        return cls(ClosedFormHead(**head), share, strength, own["mean"].numpy(), own["shrinkage"].numpy())
 
 
 def head_features(section: Section, features: np.ndarray, levels: Sequence[str]) -> np.ndarray:

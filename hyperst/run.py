@@ -339,8 +339,7 @@ class Run:
         config, genes, split: what it was trained with; the model's outputs are in the order of ``genes``.
         model: in evaluation mode, on ``device``, with the weights of the best epoch.
         best_epoch: that epoch, counted from 1.
-        mixture: of the network and the head fitted in closed form; None where the network predicts alone, as it does until
-            training has ended.
+        mixture: of the network and the closed-form head; None where the network predicts alone, as until training has ended.
     """
 
     folder: Path
