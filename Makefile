@@ -1,11 +1,11 @@
-# make demo | test | timm | loops | triton | torch | lint | bench | gpu | docs: each works from a clean clone.
+# make demo | test | timm | loops | exports | triton | torch | lint | bench | gpu | docs: each works from a clean clone.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL := -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
-.PHONY: demo test timm loops triton torch lint bench gpu docs clean
+.PHONY: demo test timm loops exports triton torch lint bench gpu docs clean
 
 $(STAMP): pyproject.toml .ci/torch_for_this_machine.py .ci/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,6 +32,10 @@ timm: build/with-timm/.installed
 # Training loops of open_clip and sentence-transformers, likewise.
 loops: build/with-loops/.installed
 	build/with-loops/bin/python -m pytest -q tests/kernels/test_open_clip.py tests/kernels/test_sentence_transformers.py
+
+# What opens exports, squidpy and spatialdata, likewise.
+exports: build/with-spatialdata/.installed
+	build/with-spatialdata/bin/python -m pytest -q tests/hyperst/test_export_readers.py
 
 # Under another version of Triton: every kernel compiled for every architecture, and the first tests in its interpreter.
 TRITON ?= 3.9.0

@@ -7,9 +7,10 @@ single genes, which a network's output layer goes on to learn.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +20,10 @@ from hyperst.data import Section
 from hyperst.data.niches import niche_members
 from hyperst.model.hyperst import LEVELS
 
-__all__ = ["ClosedFormHead", "Mixture", "fit_head", "fit_mixture", "head_features"]
+if TYPE_CHECKING:
+    from hyperst.run import Run
+
+__all__ = ["ClosedFormHead", "Mixture", "fit_head", "fit_mixture", "head_features", "with_closed_form"]
 
 _CLIP = 5.0  # standard deviations; features of another slide may lie anywhere
 _WIDTH = 4.0  # of the kernel, in median squared distances: nearly linear, with what bends saturating far out
@@ -108,6 +112,20 @@ def head_features(section: Section, features: np.ndarray, levels: Sequence[str])
     chosen = np.concatenate([halves[level] for level in levels], axis=1)
     members = niche_members(section)
     return np.concatenate([chosen, members @ chosen / members.sum(axis=1)[:, None]], axis=1)
+
+
+def with_closed_form(run: Run, section: Section, found: dict[str, np.ndarray]) -> np.ndarray:
+    """What the run predicts (spot gene), from the network's "prediction" and the "features" of all spots of a section."""
+    if run.mixture is not None:
+        features = head_features(section, found["features"], run.config.model.head_inputs)
+        return run.mixture(features, found["prediction"])
+    if run.config.model.head != "network":
+        warnings.warn(
+            f"the training of the run in {run.folder} has not ended, so the network predicts without the closed-form head; go on "
+            f"with hyperst train --resume --output {run.folder}",
+            stacklevel=3,
+        )
+    return found["prediction"]
 
 
 def fit_head(features: np.ndarray, targets: np.ndarray, blocks: np.ndarray, seed: int = 0) -> ClosedFormHead:

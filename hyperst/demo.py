@@ -60,12 +60,13 @@ def run_demo(
     config: RunConfig | None = None,
     on_step: Callable[[str], None] | None = None,
     on_epoch: Callable[[Epoch, int], None] | None = None,
+    on_crops: Callable[[int, int], None] | None = None,
 ) -> DemoResult:
     """Make four synthetic sections, train on three, evaluate and predict the fourth, and make the report.
 
     Args:
         folder: new or empty, or that of an earlier demonstration, which is then replaced.
-        on_step: called with one line before each step. on_epoch: see :func:`hyperst.train.fit.fit`.
+        on_step: called with one line before each step. on_epoch, on_crops: see :func:`hyperst.train.fit.fit`.
 
     Raises:
         FileExistsError: ``folder`` holds something else.
@@ -87,7 +88,7 @@ def run_demo(
 
     config = config or demo_config()
     tell(f"training on {', '.join(TRAINING_SECTIONS)}; blocks of their spots are held out to choose the best epoch")
-    training = fit(config, sections[:-1], folder / "run", on_epoch=on_epoch)
+    training = fit(config, sections[:-1], folder / "run", on_epoch=on_epoch, on_crops=on_crops)
 
     tell(f"evaluating on {TEST_SECTION}, which the model has not seen, beside simple competitors")
     run = load_run(folder / "run")

@@ -13,12 +13,13 @@ import pandas as pd
 from hyperst.baselines import MEAN, NETWORK, NULL, OURS, RIDGE_OWN, RIDGE_STAIN, ridge_floor, training_mean
 from hyperst.data import Section, align_genes, excluded_spots_message, fingerprint, transform, with_min_counts
 from hyperst.data.dataset import block_ids
-from hyperst.evaluation_images import Count, read_images
+from hyperst.evaluation_images import read_images
 from hyperst.evaluation_inputs import Missing, check_folder, check_inputs
 from hyperst.evaluation_record import gene_figures, write_evaluation
 from hyperst.files import write_json_atomic
 from hyperst.intervals import spot_intervals
 from hyperst.metrics import METRICS, per_gene_pearson, top_k_mean
+from hyperst.progress import Count
 from hyperst.run import Run
 from hyperst.stain import Stain, StainStatistics, matching
 

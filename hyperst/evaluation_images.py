@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from hyperst.closed_form import with_closed_form
 from hyperst.data import Section
 from hyperst.model import build_backbone
-from hyperst.predict import over_spots, with_closed_form
+from hyperst.predict import over_spots
+from hyperst.progress import Count
 from hyperst.run import Run
 from hyperst.stain import StainStatistics
 
-__all__ = ["Count", "read_images"]
-
-
-class Count:
-    """Adds up the spots of several sections for one progress bar."""
-
-    def __init__(self, tell: Callable[[int, int], None] | None, total: int) -> None:
-        self.tell, self.total, self.done = tell, total, 0
-
-    def add(self, spots: int) -> None:
-        """Count these spots too."""
-        self.done += spots
-        if self.tell is not None:
-            self.tell(self.done, self.total)
+__all__ = ["read_images"]
 
 
 def read_images(

@@ -15,10 +15,11 @@ import pandas as pd
 
 from hyperst.baselines import MEAN, OURS, RIDGE_OWN, RIDGE_STAIN
 from hyperst.data import Section
+from hyperst.export.held_out import COLUMNS as HELD_OUT
 from hyperst.files import atomic_path, write_h5ad_atomic, write_json_atomic
 from hyperst.intervals import Interval, gene_interval, mean_interval, resampled_correlations, spot_intervals
 from hyperst.metrics import per_gene_pearson
-from hyperst.predict import section_anndata
+from hyperst.predict import SHORT_UNITS, section_anndata
 from hyperst.run import Run
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def write_evaluation(
     with atomic_path(evaluation.folder / "per_gene.csv") as temporary:
         evaluation.per_gene.to_csv(temporary, float_format="%.6g")
     spots = section_anndata(run, section, prediction, kept)
+    spots.var = evaluation.per_gene.loc[list(kept), list(HELD_OUT)].rename(columns=HELD_OUT)
     spots.layers["measured"] = np.asarray(measured, dtype=np.float32)
     spots.uns["hyperst"]["content"] = "X predicted from the image; layers['measured'] measured, on the same scale"
     write_h5ad_atomic(spots, evaluation.folder / EXPRESSION)
@@ -126,4 +128,5 @@ def write_evaluation(
         "caveats": evaluation.caveats,
     }
     write_json_atomic(evaluation.folder / "metrics.json", record)
-    expression_figure(section, kept, prediction, measured, evaluation.figure, genes=list(genes))
+    units = SHORT_UNITS[evaluation.target]
+    expression_figure(section, kept, prediction, measured, evaluation.figure, units=units, genes=list(genes), dpi=200)

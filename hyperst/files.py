@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = [
+    "atomic_folder",
     "atomic_path",
     "distinct_file_names",
     "is_hidden",
@@ -72,13 +73,52 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        if (number := _full_disk(error)) is not None:
-            raise OSError(
-                number,
-                f"{_NO_SPACE[number]} while writing {path}; free some space or choose another place with --output "
-                "(a file that was already there has not been touched)",
-            ) from error
+        _raise_full_disk(error, path)
         raise
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` where a folder is to be made; when the block ends well it becomes ``path`` in one step.
+
+    On any failure, KeyboardInterrupt included, it is removed. Missing parent folders are made, and what a killed process left of
+    an earlier try is removed.
+
+    Raises:
+        FileExistsError: ``path`` exists; a folder is not replaced.
+        OSError: the disk or quota is full.
+    """
+    path = Path(path)
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists and is not overwritten; choose another --output, or remove it")
+    around: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        around = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{_mark(path)}{os.getpid()}.", suffix=path.suffix))
+        temporary = around / path.name
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as written:
+                    os.fsync(written.fileno())
+        os.rename(temporary, path)
+    except BaseException as error:
+        _raise_full_disk(error, path)
+        raise
+    finally:
+        if around is not None:
+            shutil.rmtree(around, ignore_errors=True)
+
+
+def _raise_full_disk(error: BaseException, path: Path) -> None:
+    """Raise OSError with the remedy where ``error`` came from a full disk."""
+    if (number := _full_disk(error)) is not None:
+        raise OSError(
+            number,
+            f"{_NO_SPACE[number]} while writing {path}; free some space or choose another place with --output "
+            "(a file that was already there has not been touched)",
+        ) from error
 
 
 def require_writable(path: str | Path) -> None:
@@ -205,7 +245,7 @@ def _remove_leftovers(path: Path) -> None:
         owner = entry.name[len(_mark(path)) :].partition(".")[0]
         with suppress(OSError):  # another process has removed it, or it may not be removed
             if owner.isdecimal() and not psutil.pid_exists(int(owner)) and time.time() - entry.stat().st_mtime > _OLD:
-                entry.unlink()
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _umask() -> int:

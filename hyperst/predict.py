@@ -16,17 +16,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hyperst.closed_form import head_features
+from hyperst.closed_form import with_closed_form
 from hyperst.data import (
     Section,
     SlideImage,
     attach_features,
     crop_widths_px,
+    find_tissue,
     image_section,
     open_image,
     read_section,
+    spot_window,
     tile_grid,
-    tissue_fractions,
 )
 from hyperst.data.check import require_placement
 from hyperst.data.images import DamagedTiles
@@ -35,6 +36,8 @@ from hyperst.data.readers import reader_of
 from hyperst.data.sections import image_name
 from hyperst.data.spots_csv import read_spots
 from hyperst.data.tiles import MIN_TISSUE
+from hyperst.export.held_out import held_out_figures
+from hyperst.progress import Count
 from hyperst.run import Run, RunFolder, as_trained, feature_width, load_run, spot_dataset
 from hyperst.stain import Stain, StainStatistics, match_stain, matching
 
@@ -51,13 +54,14 @@ __all__ = [
     "prediction_path",
     "read_spots",
     "section_anndata",
-    "with_closed_form",
 ]
 
 UNITS = {
     "log1p_cp10k": "ln(1 + 10000 * count / total count of the spot)",
     "log2": "log2(1 + count)",
 }
+SHORT_UNITS = {"log1p_cp10k": "ln(1 + CP10k)", "log2": "log2(1 + count)"}
+"""The same for a colour bar; CP10k: counts per 10000 of the spot."""
 _THUMBNAIL_PX = 1000
 
 
@@ -74,21 +78,14 @@ def predict_values(
     Args:
         section: with its image (or the precomputed features the run uses); counts are not looked at.
         stain: "match" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`.
-        on_progress: called with (spots done, spots in all) after each batch.
+        on_progress: called with (spots done, spots in all) before the first batch and after each.
 
     Raises:
         ValueError: the crops the run was trained with cannot be sized on this image (um/px unknown), or there is no stain to
             match.
     """
-    done = 0
-
-    def count(spots: int) -> None:
-        nonlocal done
-        done += spots
-        if on_progress is not None:
-            on_progress(done, section.n_spots)
-
     statistics = matching(run, section, stain)
+    count = Count(on_progress, section.n_spots).add
     found = over_spots(run, section, run.model.predict_and_encode, count, batch_size, statistics)
     values = with_closed_form(run, section, found)
     if not np.isfinite(values).all():
@@ -130,20 +127,6 @@ def over_spots(
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def with_closed_form(run: Run, section: Section, found: dict[str, np.ndarray]) -> np.ndarray:
-    """What the run predicts (spot gene), from the network's "prediction" and the "features" of all spots of a section."""
-    if run.mixture is not None:
-        features = head_features(section, found["features"], run.config.model.head_inputs)
-        return run.mixture(features, found["prediction"])
-    if run.config.model.head != "network":
-        warnings.warn(
-            f"the training of the run in {run.folder} has not ended, so the network predicts without the closed-form head; go on "
-            f"with hyperst train --resume --output {run.folder}",
-            stacklevel=3,
-        )
-    return found["prediction"]
-
-
 def predict_section(
     run: Run,
     section: Section,
@@ -168,8 +151,10 @@ def predict_section(
             f"pixels, so {section.image_path} must have the pixel size of the training images",
             stacklevel=2,
         )
+    held_out, evaluated = held_out_figures(run.folder, run.genes, run.best_epoch, stain)
     predicted = section_anndata(run, section, predict_values(run, section, stain=stain, on_progress=on_progress))
-    predicted.uns["hyperst"]["stain"] = stain
+    predicted.var = predicted.var.join(held_out)
+    predicted.uns["hyperst"] |= {"stain": stain, "held_out_sections": ", ".join(evaluated)}
     if section.damaged is not None and section.image_path is not None:
         seen = as_trained(run, section)
         _, niche = crop_widths_px(seen.grid, seen.spot_diameter_px, run.config.crop)
@@ -212,8 +197,9 @@ def predict_image(
     Returns:
         AnnData with X float32 (spot gene) on the run's target scale, ``obsm['spatial']`` in full-resolution pixels,
         ``obs['tissue_fraction']`` (the share of a square of one pitch around the spot that is tissue, see
-        :func:`hyperst.data.find_tissue`), ``uns['spatial']`` with a thumbnail (so that scanpy and squidpy can plot it) and
-        ``uns['hyperst']`` with units and origin.
+        :func:`hyperst.data.find_tissue`), ``var`` with what the run's evaluations found of each gene (see
+        :func:`hyperst.export.held_out_figures`), ``uns['spatial']`` with a thumbnail (so that scanpy and squidpy can plot it) and
+        ``uns['hyperst']`` with units, origin and the area of all tissue on the image (``tissue_mm2``, where um/px are known).
 
     Raises:
         FileNotFoundError: no image or no spots file.
@@ -361,7 +347,11 @@ def section_anndata(run: Run, section: Section, values: np.ndarray, genes: Seque
     if section.image_path is not None:
         with section.open_image() as opened:
             adata.uns["spatial"] = {section.name: _picture(section, opened)}
-            adata.obs["tissue_fraction"] = tissue_fractions(section, opened)
+            tissue = find_tissue(opened, side := spot_window(section))
+            adata.obs["tissue_fraction"] = tissue.fraction(section.spot_px, side)
+            if (um_per_px := section.grid.um_per_px) is not None:
+                area = tissue.share * opened.width * opened.height * um_per_px**2 / 1e6
+                adata.uns["hyperst"]["tissue_mm2"] = area
     return adata
 
 

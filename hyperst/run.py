@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -291,6 +291,7 @@ def spot_dataset(
     augment: bool = False,
     indices: Sequence[tuple[int, int]] | None = None,
     keep: bool = False,
+    on_crops: Callable[[int], None] | None = None,
 ) -> SpotDataset:
     """Spots as a run sees them; without ``genes`` images alone. Crops are kept in memory only where they ``keep`` serving."""
     return SpotDataset(
@@ -303,6 +304,7 @@ def spot_dataset(
         indices=indices,
         cache_bytes=int(config.data.cache_gib * 2**30) if keep else 0,
         counts=len(genes) > 0,
+        on_crops=on_crops,
     )
 
 
@@ -370,8 +372,7 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     require_genes(checkpoint, genes, place.best, place.genes)
     require_settings(checkpoint, config, place.best, place.config)
     copy = "averaged.module." if config.training.averaging else "model."
-    stored = checkpoint["state_dict"].items()
-    weights = {name.removeprefix(copy): value for name, value in stored if name.startswith(copy)}
+    weights = {key.removeprefix(copy): value for key, value in checkpoint["state_dict"].items() if key.startswith(copy)}
     try:
         model = build_model(config, len(genes), weights["image_projectors.spot.weight"].shape[1], stored=True)
     except (RuntimeError, KeyError, IndexError) as error:
@@ -383,8 +384,7 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     except ValueError as error:
         raise ValueError(f"{place.best} does not fit {place.config}: {error}; {_AGAIN}") from error
     require_frozen(checkpoint, model, frozen, config.model.weights, place.path, place.config)
-    best_epoch = int(checkpoint["epoch"]) + 1
-    return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, best_epoch, mixture)
+    return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, checkpoint["epoch"] + 1, mixture)
 
 
 def as_trained(run: Run, section: Section) -> Section:

@@ -25,6 +25,7 @@ __all__ = ["make_tissue", "write_tissue"]
 PITCH_UM, SPOT_UM = 100.0, 55.0  # Visium
 _BIOLOGY_SEED = 20251121
 _N_TYPES, _N_NICHES, _N_REGIONS = 5, 6, 3
+_DOMINANCE = 20.0  # times as likely as without
 # per cell type: nuclei per 100 um square, radius in um, nucleus colour, colour of what surrounds it
 _DENSITY = np.array([50.0, 22.0, 10.0, 30.0, 14.0])
 _RADIUS_UM = np.array([3.2, 5.2, 3.6, 2.4, 6.5])
@@ -39,9 +40,14 @@ def make_tissue(
     n_cols: int = 16,
     n_genes: int = 120,
     um_per_px: float = 1.4,
+    dominant: int | None = None,
     name: str | None = None,
 ) -> tuple[AnnData, np.ndarray]:
     """One section: AnnData of raw counts on a hexagonal grid, and its image, uint8 (height width 3).
+
+    Args:
+        dominant: a cell type, 0 to 4, of which there are more than of others everywhere, for slides of different kinds; type 3
+            has the smallest nuclei, 4 the largest.
 
     >>> adata, image = make_tissue(1, n_rows=4, n_cols=4)
     >>> adata.shape, image.dtype
@@ -58,7 +64,7 @@ def make_tissue(
     spots = np.stack([margin + array_col * pitch / 2, margin + row * pitch * 3**0.5 / 2], axis=1)
     width, height = (int(np.ceil(side)) for side in spots.max(axis=0) + margin)
 
-    cells, types = _cells(random, width, height, um_per_px)
+    cells, types = _cells(random, width, height, um_per_px, dominant)
     image = _draw(random, cells, types, width, height, um_per_px)
     counts = _counts(random, spots, cells, types, n_genes, SPOT_UM / um_per_px)
     ids = [f"{name}_{r}x{c}" for r, c in zip(row, array_col, strict=True)]
@@ -79,7 +85,7 @@ def make_tissue(
 
 
 def write_tissue(
-    folder: str | Path, seed: int, name: str | None = None, patient: str | None = None, **options: float
+    folder: str | Path, seed: int, name: str | None = None, patient: str | None = None, **options: float | None
 ) -> Path:
     """Write a section to ``folder/NAME.h5ad``, its image to ``folder/images/NAME.png``, and return the first path."""
     from PIL import Image
@@ -108,10 +114,15 @@ def _smooth_labels(
     return labels[nearest]
 
 
-def _cells(random: np.random.Generator, width: int, height: int, um_per_px: float) -> tuple[np.ndarray, np.ndarray]:
+def _cells(
+    random: np.random.Generator, width: int, height: int, um_per_px: float, dominant: int | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Positions (cell 2) and types (cell,): candidates at the highest density, thinned to that of their niche's type."""
     biology = np.random.default_rng(_BIOLOGY_SEED)
     mixtures = biology.dirichlet(np.full(_N_TYPES, 0.35), (_N_REGIONS, _N_NICHES))
+    if dominant is not None:
+        mixtures[..., dominant] *= _DOMINANCE
+        mixtures /= mixtures.sum(axis=-1, keepdims=True)
     pitch = PITCH_UM / um_per_px
     n = round(_DENSITY.max() * width * height / pitch**2)
     points = random.uniform(0, (width, height), (n, 2))

@@ -9,5 +9,6 @@ LOSS_GEOMETRIES = (*GEOMETRIES, "angle")  # the last blockwise only
 PRODUCTS = ("l1-product", "l2-product")  # of hyperbolic spaces, for contrastive losses; blockwise
 
 # Of the machine code for a CPU.
+INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")  # compiled code knows one by its place; NEON is the baseline of ARM
 CHUNK = 256  # columns of a tile that a thread takes at a time
-SIGNATURES = 12  # counts changes of its functions' arguments: a library built from other sources must not be called
+SIGNATURES = 13  # counts changes of its functions' arguments: a library built from other sources must not be called

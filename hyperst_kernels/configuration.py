@@ -17,7 +17,8 @@ from hyperst_kernels.operators.register import INTERPRETED, reference_in_use
 def show_config() -> str:
     """Return what computes here, a line each: native code, instruction set, threads, Triton, device, limits.
 
-    For reports of faults, and to see whether a wheel was built without a compiler.
+    For reports of faults, and to see whether a wheel was built without a compiler. The environment variable HYPERST_INSTRUCTION_SET
+    limits machine code to "AVX2" or the "baseline" of the architecture (SSE2, or NEON on ARM).
 
     >>> show_config().splitlines()[0].split()[0]
     'hyperst_kernels'
@@ -38,8 +39,7 @@ def show_config() -> str:
 def _cpu() -> str:
     if bindings.library() is None:
         return "PyTorch calls: the package was installed without a C++ compiler, or its library does not load"
-    wide = "AVX2" if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else "baseline instructions"
-    return f"machine code for float32 and half precision, {wide}; float64 in PyTorch calls"
+    return f"machine code for float32 and half precision, {bindings.instruction_set()}; float64 in PyTorch calls"
 
 
 def _triton() -> str:

@@ -242,7 +242,7 @@ class Shard:
         ]
 
     def _rectangle(self) -> tuple[Tensor, Tensor]:
-        """Losses of the own queries and of their positives' columns (t n)."""
+        """Of plain losses: those of the own queries and of their positives' columns (t n)."""
         from hyperst_kernels.rectangle import Terms, losses  # what it needs of torch.compile takes a second to import
 
         vectors, factors, c, scales, pairings, options = self.prepared
@@ -261,7 +261,7 @@ class Shard:
         return losses(vectors, factors, c, [scales[t] for t, *_ in groups], terms, scheme)
 
     def _pair_rectangle(self) -> tuple[Tensor, Tensor]:
-        """Losses of the own queries (t n), and of the own keys (t m)."""
+        """Of any losses: those of the own queries (t n), and of the own keys (t m)."""
         from hyperst_kernels import pair_rectangle  # likewise
 
         vectors, factors, c, scales, pairings, options = self.prepared
@@ -269,25 +269,21 @@ class Shard:
         bias = None
         if options.loss == "sigmoid" and options.logit_bias is not None:
             bias = torch.as_tensor(options.logit_bias, dtype=c.dtype, device=c.device).reshape(())
-        of_all = [None if self.scale_per_query else scale for scale in scales]
-        c, bias, factors, *shared = ranks.shared(c, bias, factors, *of_all)
-        scales = [one if two is None else two for one, two in zip(scales, shared, strict=True)]
-        if self.scale_per_query:  # of a single query, too
-            scales = [scale.reshape(-1) for scale in scales]
+        n, m = self.query_rows[ranks.rank], self.key_rows[ranks.rank]
+        if self.scale_per_query and n == 1:  # its shape does not tell
+            scales = [scale.reshape(1) for scale in scales]
+        c, bias, factors, *of_all = ranks.shared(c, bias, factors, *(None if s.ndim else s for s in scales))
+        scales = [own if shared is None else shared for own, shared in zip(scales, of_all, strict=True)]
         if factors is not None:
             vectors = [x.to(c.dtype) * factor for x, factor in zip(vectors, factors, strict=True)]
         elif geometry == "cosine":
             vectors = [x.to(c.dtype) for x in vectors]
-        n, m = self.query_rows[ranks.rank], self.key_rows[ranks.rank]
         limits = None
         if options.margin is not None:
-            wide_vectors = [x.to(c.dtype) for x in vectors]
-            each = [
-                limits_of(wide_vectors[p.queries], wide_vectors[p.keys], c, options.margin, geometry, tangent)
-                for p in pairings
-            ]
-            limits = F.pad(torch.stack(each), (0, m - n))
-        features, scales_, limits = of_moderate_size(vectors, scales, limits, geometry, ranks.least)
+            sides = [(vectors[p.queries].to(c.dtype), vectors[p.keys].to(c.dtype)) for p in pairings]
+            limits = torch.stack([limits_of(x, y, c, options.margin, geometry, tangent) for x, y in sides])
+            limits = F.pad(limits, (0, m - n))
+        features, scales_of_size, limits = of_moderate_size(vectors, scales, limits, geometry, ranks.least)
         debias = options.debias  # 1 less it must not be rounded away
         debias = None if debias is None else torch.as_tensor(debias, dtype=wide(c), device=c.device)
         ids = None if options.exclude_ids is None else options.exclude_ids.to(torch.int64)
@@ -297,7 +293,7 @@ class Shard:
         )
         keys = [features[k] for k in sorted({p.keys for p in pairings})]
         scheme = scheme_of(self.scheme, self.gather, self.key_rows, terms.travelling, keys)
-        return pair_rectangle.losses(features, c, scales_, bias, terms, scheme)
+        return pair_rectangle.losses(features, c, scales_of_size, bias, terms, scheme)
 
     def _both_ways(self, forth: list[Term], back: list[Term]) -> list[Tensor]:
         """Losses (n,) of the own queries, and of the own keys."""

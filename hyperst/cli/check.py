@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hyperst.cli.console import make_console
+from hyperst.cli.console import SpotProgress, make_console
 from hyperst.cli.options import BinUm, GeneNames, Image, Images, MinCounts, Mpp, Sections
 
 __all__ = ["check"]
@@ -39,7 +39,8 @@ def check(
     if output is not None:
         require_writable(output / "NAME_spots.png")
     least = MIN_COUNTS if min_counts is None else min_counts
-    reports = examine_all(sections, image, images, mpp, bin_um, gene_names, least)
+    with SpotProgress(console, "sections are looked at") as progress:
+        reports = examine_all(sections, image, images, mpp, bin_um, gene_names, least, progress)
     print_reports(console, reports, together := foretell_training(reports, least))
     draw_reports(console, reports, output)
     usable = sum(report.usable for report in reports)

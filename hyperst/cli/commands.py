@@ -1,4 +1,4 @@
-"""The ``hyperst`` command: demo, train, evaluate, predict, check, cv, report."""
+"""The ``hyperst`` command: demo, train, evaluate, predict, check, cv, report, plot."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from hyperst.cli.console import (
     print_evaluation,
     print_sections,
     print_training,
+    working,
 )
 from hyperst.cli.cross_validation import cv
 from hyperst.cli.demonstration import demo
+from hyperst.cli.exports import Exports, print_next, write_exports
 from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
 from hyperst.cli.options import BinUm, Device, Devices, GeneNames, Image, Images, MinCounts, Mpp, Sections, StainOption
-from hyperst.cli.predict_manifest import Options, predict_listed
+from hyperst.cli.plot import plot
+from hyperst.cli.predict_manifest import Again, Engine, Workers, predict_listed, refuse_for_one
 from hyperst.cli.report import report
 from hyperst.processes import is_first
 
@@ -187,6 +190,7 @@ def train(
                 validation_sections=validation,
                 resume=resume,
                 on_epoch=progress,
+                on_crops=progress.crops,
                 devices=devices,
             )
     except KeyboardInterrupt as error:
@@ -247,7 +251,7 @@ def evaluate_command(
     print_sections(console, test, "sections to evaluate")
     results = []
     for section in test:
-        with SpotProgress(console, f"{section.name}: image features") as progress:
+        with SpotProgress(console, f"{section.name}: image features", after=f"{section.name}: scores") as progress:
             results.append(
                 evaluate(
                     run,
@@ -312,21 +316,36 @@ def predict(
             "predictions.",
         ),
     ] = None,
+    export: Exports = None,
     device: Device = None,
+    workers: Workers = None,
+    engine: Engine = "local",
+    again: Again = False,
 ) -> None:
-    """Predict expression from an image, at given spots or on a grid over the tissue, and write an .h5ad."""
-    console = make_console()
+    """Predict expression from an image, at given spots or on a grid over the tissue, and write an .h5ad.
+
+    Of a manifest one for each slide, a table of them (cohort.csv) and the mean expression of each (cohort.h5ad); the same command
+    goes on where it was interrupted.
+    """
+    console = make_console(quiet=not is_first())
+    formats = tuple(dict.fromkeys(each.value for each in export or ()))
     from hyperst.data.manifest import is_manifest
 
     if is_manifest(image):
+        from hyperst.cohort import Options
+
         if spots is not None:
             raise typer.BadParameter("a manifest names the sections whose spots are predicted", param_hint="--spots")
-        options = Options(mpp, features, niche_features, skip_damaged, stain)
-        predict_listed(console, run_folder, image, options, output, device)
+        place: dict[str, Any] = {"workers": workers, "engine": engine, "device": device, "again": again}
+        options = Options(mpp, features, niche_features, skip_damaged, stain, min_tissue, formats)
+        predict_listed(console, run_folder, image, output, options, **place)
         return
+    refuse_for_one(workers, engine, again)
     if output is not None and output.suffix != ".h5ad":
         raise typer.BadParameter(f"{output} must end in .h5ad", param_hint="--output")
     from hyperst.cli.reports import print_notes
+    from hyperst.data import SectionSource
+    from hyperst.export import check_exports
     from hyperst.files import require_writable, write_h5ad_atomic
     from hyperst.predict import check_output, predict_image, prediction_path
     from hyperst.run import RunFolder, load_run
@@ -335,8 +354,10 @@ def predict(
     path = output or prediction_path(run_folder, image)
     check_output(path, [image, spots, features, niche_features])
     require_writable(path)
-    run = load_run(run_folder, device=device)
-    with SpotProgress(console, "spots") as progress:
+    check_exports(path, formats, RunFolder(run_folder).read_genes())
+    with working(console, "the run is loaded"):
+        run = load_run(run_folder, device=device)
+    with SpotProgress(console, "spots", before="tissue is found", after="tissue around each spot") as progress:
         predicted = predict_image(
             run,
             image,
@@ -353,15 +374,17 @@ def predict(
     print_notes(console, predicted)
     console.print(
         f"{predicted.n_obs} spots x {predicted.n_vars} genes predicted as {predicted.uns['hyperst']['units']}\n"
-        f"written: {path}\n"
-        "next: adata = scanpy.read_h5ad(...); scanpy.pl.spatial(adata, color=adata.var_names[0])",
+        f"written: {path}",
         soft_wrap=True,
     )
+    write_exports(console, predicted, path, formats, SectionSource(image, mpp=mpp), skip_damaged=skip_damaged)
+    print_next(console, run_folder, predicted, path)
 
 
 app.command()(check)
 app.command()(cv)
 app.command()(report)
+app.command()(plot)
 
 
 def main() -> None:

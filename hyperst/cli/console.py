@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +37,7 @@ __all__ = [
     "print_evaluation",
     "print_sections",
     "print_training",
+    "working",
 ]
 
 _WIDTH_OF_LOGS = 120
@@ -94,14 +106,15 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
 class EpochProgress:
     """Progress of a training: call it with each epoch's row and the best epoch so far, close it at the end.
 
-    On a terminal a bar, which appears with the first epoch; else about ten lines in all.
+    On a terminal a bar, which appears when crops are read or with the first epoch; else about ten lines in all.
     """
 
     def __init__(self, console: Console, epochs: int) -> None:
         self.console = console
         self.epochs = epochs
         self.bar = _bar(console)
-        self.task = self.bar.add_task("", total=epochs)
+        self.reading = self.bar.add_task("crops are read", total=None, visible=False)
+        self.task = self.bar.add_task("first epoch", total=epochs, visible=False)
 
     def __enter__(self) -> EpochProgress:
         return self
@@ -113,6 +126,13 @@ class EpochProgress:
         """Leave the bar as it is."""
         self.bar.stop()
 
+    def crops(self, done: int, total: int) -> None:
+        """Show how many crops are read; then the first epoch begins."""
+        self.bar.update(self.reading, completed=done, total=total, visible=done < total)
+        if done >= total:
+            self.bar.reset(self.task, visible=True)
+        self.bar.start()
+
     def __call__(self, row: Epoch, best_epoch: int) -> None:
         """Show one finished epoch."""
         epoch = int(row["epoch"])
@@ -120,41 +140,70 @@ class EpochProgress:
             f"validation MSE {row['validation_mse']:.4f}, mean PCC {row['validation_pcc']:+.3f}; "
             f"training MSE {row['training_mse']:.4f}; best epoch {best_epoch}"
         )
-        if self.console.is_terminal:
+        if not self.bar.disable:
+            self.bar.update(self.task, completed=epoch, description=line, visible=True)
             self.bar.start()
-            self.bar.update(self.task, completed=epoch, description=line)
         elif epoch == 1 or epoch % max(1, self.epochs // 10) == 0:
             self.console.print(f"  epoch {epoch} of at most {self.epochs}: {line}")
 
 
 class SpotProgress:
-    """Progress over spots as a context manager; call it with (done, total)."""
+    """Progress over spots, or other things, as a context manager; call it with (done, total).
 
-    def __init__(self, console: Console, description: str) -> None:
-        self.console = console
+    Args:
+        before, after: what is done before the first call, and after the last thing; default the same.
+    """
+
+    def __init__(self, console: Console, description: str, *, before: str = "", after: str = "") -> None:
+        self.description, self.after = description, after or description
         self.bar = _bar(console)
-        self.task = self.bar.add_task(description, total=None)
+        self.task = self.bar.add_task(before or description, total=None)
 
     def __enter__(self) -> SpotProgress:
-        if self.console.is_terminal:
-            self.bar.start()
+        self.bar.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
-        """Show how many spots are done."""
-        self.bar.update(self.task, completed=done, total=total)
+        """Show how many are done."""
+        if done == 0:
+            self.bar.reset(self.task)  # the time left is that of the spots, not of what came before
+        description = self.description if done < total else self.after
+        self.bar.update(self.task, completed=done, total=total, description=description)
+
+
+@contextmanager
+def working(console: Console, what: str) -> Iterator[None]:
+    """Show on a terminal that something is done whose length nobody knows."""
+    with SpotProgress(console, what):
+        yield
+
+
+class _Done(MofNCompleteColumn):
+    """How many of how many, once that is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
+
+
+class _Left(TimeRemainingColumn):
+    """The time left, once the number is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else Text.assemble(super().render(task), (" left", "progress.remaining"))
 
 
 def _bar(console: Console) -> Progress:
+    """A bar with the time that has passed and the time left; nothing where no one looks on: no terminal, or CI."""
     return Progress(
         SpinnerColumn(),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        _Done(),
         TimeElapsedColumn(),
+        _Left(),
         TextColumn("{task.description}", markup=False),
         console=console,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or bool(os.environ.get("CI")),
     )

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hyperst.cli.console import make_console, print_error, print_sections
+from hyperst.cli.console import SpotProgress, make_console, print_error, print_sections
 from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, read_sections
 from hyperst.cli.options import BinUm, GeneNames, Images, MinCounts, Mpp, Sections
+from hyperst.cli.predict_manifest import Engine
 
 if TYPE_CHECKING:
     from hyperst.config import RunConfig
@@ -54,11 +55,15 @@ def cv(
         ),
     ] = None,
     workers: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--workers", min=0, help="Trainings at a time, each in its own process; 0: one by one in this one."
+            "--workers",
+            min=0,
+            help="Trainings at a time, each in its own process; 0: one by one in this one. Default 1; of Ray one for each GPU, or "
+            "machine.",
         ),
-    ] = 1,
+    ] = None,
+    engine: Engine = "local",
     target: Annotated[str | None, typer.Option("--target", help="log1p_cp10k or log2.")] = None,
     n_genes: Annotated[int | None, typer.Option("--n-genes", help="Genes to predict.")] = None,
     min_counts: MinCounts = None,
@@ -97,12 +102,18 @@ def cv(
     def tell(cell: Cell, error: str | None, number: int, total: int) -> None:
         nonlocal done
         done = number
+        progress(number, total)
         line = f"[{number}/{total}] {cell.row}, fold {cell.fold.name}, seed {cell.seed}"
         failed = Text() if error is None else Text.assemble(": ", ("failed", "red"), f", {error}")
         console.print(Text.assemble(line, failed), soft_wrap=True)
 
+    progress = SpotProgress(console, "cells")
+    progress(0, len(made) * seeds * len(rows))
     try:
-        found = cross_validate(read, rows, made, range(seeds), output, against=against, workers=workers, on_cell=tell)
+        with progress:
+            found = cross_validate(
+                read, rows, made, range(seeds), output, against=against, workers=workers, engine=engine, on_cell=tell
+            )
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"interrupted; {done} cells are done, and the same command goes on with the others"

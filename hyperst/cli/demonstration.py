@@ -30,7 +30,7 @@ def demo(
             progress.close()
             console.print(Text.assemble((">", "bold cyan"), " ", line))
 
-        result = run_demo(output, config=config, on_step=tell, on_epoch=progress)
+        result = run_demo(output, config=config, on_step=tell, on_epoch=progress, on_crops=progress.crops)
     print_training(console, result.training)
     print_evaluation(console, result.evaluation)
     shown = (
@@ -50,6 +50,7 @@ def demo(
         f"  hyperst train {' '.join(map(str, result.sections[:-1]))} --n-genes 60 --output runs/mine\n"
         f"  hyperst evaluate runs/mine {result.sections[-1]}\n"
         f"  hyperst predict {result.run} {result.image} --mpp {result.um_per_px:.3g} --output predicted.h5ad\n"
-        f"  hyperst report {result.run} {result.prediction}",
+        f"  hyperst report {result.run} {result.prediction}\n"
+        f"  hyperst plot {result.run}",
         soft_wrap=True,
     )

@@ -1,95 +1,115 @@
-"""``hyperst predict`` on a table of sections or images: one .h5ad for each."""
+"""``hyperst predict`` on a table of slides: one .h5ad for each, a table, and the mean of each."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from hyperst.cli.console import SpotProgress
+from hyperst.processes import refuse_several
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    from hyperst.cohort import Options, SlideResult
 
-    from hyperst.data import SectionSource
-    from hyperst.run import Run
+__all__ = ["Again", "Engine", "Workers", "predict_listed", "refuse_for_one"]
 
-__all__ = ["Options", "predict_listed"]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=0,
+        help="Slides of a manifest at a time, each in a process of its own, which share the threads; 0: one by one in this "
+        "process. Default: one for each GPU, or 1; in each process of torchrun or srun 0.",
+    ),
+]
+Engine = Annotated[
+    Literal["local", "ray"],
+    typer.Option("--engine", help="Workers are processes of this machine (local) or of a Ray cluster (ray)."),
+]
+Again = Annotated[
+    bool, typer.Option("--again", help="Predict slides of a manifest once more whose prediction is there.")
+]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What goes for every row of a manifest; ``features`` and ``niche_features`` are folders with NAME.h5."""
+def refuse_for_one(workers: int | None, engine: str, again: bool) -> None:
+    """Refuse options of a manifest, and several processes, where one image is predicted.
 
-    mpp: float | None = None
-    features: Path | None = None
-    niche_features: Path | None = None
-    skip_damaged: bool = False
-    stain: Literal["none", "match"] = "none"
+    Raises:
+        typer.BadParameter, ValueError: there are some.
+    """
+    for given, option in ((workers is not None, "--workers"), (engine != "local", "--engine"), (again, "--again")):
+        if given:
+            raise typer.BadParameter("is for a manifest (.csv) of slides; this is one image", param_hint=option)
+    refuse_several("a prediction of one image")
 
 
 def predict_listed(
-    console: Console, run_folder: Path, manifest: Path, options: Options, output: Path | None, device: str | None
+    console: Console,
+    run_folder: Path,
+    manifest: Path,
+    output: Path | None,
+    options: Options,
+    **place: Any,
 ) -> None:
     """Predict each row of a manifest, at the spots of a section or on a grid over the tissue of an image, into one folder.
 
+    ``place`` is what :func:`hyperst.cohort.predict_cohort` takes beside ``options``.
+
     Raises:
-        FileExistsError: a file that would be written exists; said before the work, as all that can be said then.
+        typer.Exit: 1 when slides have failed. Other errors: see :func:`hyperst.cohort.predict_cohort`.
     """
     if output is not None and output.suffix == ".h5ad":
         raise typer.BadParameter("a manifest makes one .h5ad for each row: give a folder", param_hint="--output")
-    from hyperst.cli.reports import print_notes
-    from hyperst.data import distinct_names, read_manifest
-    from hyperst.data.readers.features import find_features
-    from hyperst.files import require_writable, write_h5ad_atomic
-    from hyperst.predict import check_options
-    from hyperst.run import load_run
+    from hyperst.cli.reports import print_note
+    from hyperst.cohort import predict_cohort
+    from hyperst.data import read_manifest
 
-    run = load_run(run_folder, device=device)
-    check_options(run, options.mpp, options.features, options.niche_features)
-    folder = output or run_folder / "predictions"
-    sources = distinct_names(read_manifest(manifest))
-    for given, option in ((options.features, "--features"), (options.niche_features, "--niche-features")):
-        if given is not None and given.is_file() and len(sources) > 1:
-            raise typer.BadParameter(
-                f"{given} is one file for {len(sources)} rows; give a folder with NAME.h5 for each", param_hint=option
+    done = 0
+
+    def tell(result: SlideResult, number: int, total: int) -> None:
+        nonlocal done
+        done = number
+        progress(number, total)
+        words: list[Any] = [f"[{number}/{total}] {result.slide}: "]
+        if result.status == "failed":
+            words += [("failed", "red"), f", {result.error}"]
+        elif result.status == "kept":
+            words.append(f"{result.spots} spots, predicted before")
+        else:
+            words.append(f"{result.spots} spots in {result.seconds:.1f} s")
+        console.print(Text.assemble(*words), soft_wrap=True)
+        for note in result.notes:
+            print_note(console, note, about=result.slide)
+
+    sources = read_manifest(manifest)
+    try:
+        with SpotProgress(console, "slides") as progress:
+            found = predict_cohort(
+                run_folder,
+                sources,
+                output or run_folder / "predictions",
+                options,
+                on_slide=tell,
+                **place,
             )
-    files = []
-    for source in sources:
-        if os.path.lexists(path := folder / f"{source.name}.h5ad"):
-            raise FileExistsError(f"{path} exists and is not overwritten; choose another --output, or remove it")
-        found = [
-            None if given is None else find_features(given, str(source.name))
-            for given in (options.features, options.niche_features)
-        ]
-        files.append(replace(options, features=found[0], niche_features=found[1]))
-    require_writable(folder / "NAME.h5ad")
-    for source, each in zip(sources, files, strict=True):
-        with SpotProgress(console, str(source.name)) as progress:
-            predicted = _predict(run, source, each, progress)
-        path = write_h5ad_atomic(predicted, folder / f"{source.name}.h5ad")
-        print_notes(console, predicted)
-        console.print(f"{source.name}: {predicted.n_obs} spots x {predicted.n_vars} genes: {path}", soft_wrap=True)
-
-
-def _predict(run: Run, source: SectionSource, options: Options, progress: SpotProgress) -> AnnData:
-    from hyperst.data.images import IMAGE_SUFFIXES
-    from hyperst.predict import predict_image, predict_section
-
-    common: dict[str, Any] = {
-        "features": options.features,
-        "niche_features": options.niche_features,
-        "skip_damaged": options.skip_damaged,
-        "stain": options.stain,
-        "on_progress": progress,
-    }
-    if source.path.suffix.lower() in IMAGE_SUFFIXES:
-        um_per_px = source.mpp if source.mpp is not None else options.mpp
-        return predict_image(run, source.path, mpp=um_per_px, **common)
-    need_image = run.config.data.feature_key is None
-    section = source.read(mpp=options.mpp, require_counts=False, require_image=need_image)
-    return predict_section(run, section, **common)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            f"interrupted; {done} of {len(sources)} slides are done, and the same command goes on with the others"
+        ) from error
+    if not found.results:  # one of several processes, of which the first speaks
+        return
+    for name, reason in found.failures.items():
+        console.print(Text.assemble(("failed", "red"), f" {name}: {reason}"), soft_wrap=True)
+    console.print(
+        f"{len(found.results) - len(found.failures)} of {len(found.results)} slides predicted: {found.folder}",
+        soft_wrap=True,
+    )
+    if found.failures:
+        console.print(
+            "the same command tries those that failed once more; logs/NAME.txt says where each did", soft_wrap=True
+        )
+        raise typer.Exit(1)

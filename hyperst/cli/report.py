@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hyperst.cli.console import make_console
+from hyperst.cli.console import make_console, working
 
 __all__ = ["report"]
 
@@ -32,5 +32,7 @@ def report(
     """One HTML file that opens anywhere without a network: whether to believe a run, its scores, maps and provenance."""
     from hyperst.report import write_report
 
-    path = write_report(run_folder, predictions or (), output)
-    make_console().print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser", soft_wrap=True)
+    console = make_console()
+    with working(console, "the page is made"):
+        path = write_report(run_folder, predictions or (), output)
+    console.print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser", soft_wrap=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hyperst.data.check import Finding, Report
 
-__all__ = ["draw_reports", "examine_all", "foretell_training", "print_notes", "print_reports"]
+__all__ = ["draw_reports", "examine_all", "foretell_training", "print_note", "print_notes", "print_reports"]
 
 _COLOURS = {"error": "red", "warning": "yellow", "ok": "green"}
 
@@ -30,8 +30,12 @@ def examine_all(
     bin_um: int | None,
     gene_names: str | None,
     min_counts: int,
+    on_section: Callable[[int, int], None],
 ) -> list[Report]:
-    """A report of every section that ``paths`` hold, folders standing for the sections in them; errors are findings."""
+    """A report of every section that ``paths`` hold, folders standing for the sections in them; errors are findings.
+
+    ``on_section`` is called with (sections done, sections in all).
+    """
     from hyperst.data import distinct_names, list_sections
     from hyperst.data.check import Finding, Report, examine_section
 
@@ -44,10 +48,12 @@ def examine_all(
         sources = distinct_names(sources)
     except (OSError, ValueError) as error:  # each is examined under its own name all the same
         clash = error
-    reports = [
-        examine_section(source, image=image, images_dir=images, mpp=mpp, gene_names=gene_names, min_counts=min_counts)
-        for source in sources
-    ]
+    reports = []
+    on_section(0, len(sources))
+    for source in sources:
+        options: dict[str, Any] = {"image": image, "images_dir": images, "mpp": mpp, "gene_names": gene_names}
+        reports.append(examine_section(source, min_counts=min_counts, **options))
+        on_section(len(reports), len(sources))
     said = {finding.message for report in reports for finding in report.findings}
     if clash is not None and str(clash) not in said:
         refused.append((paths[0], clash))
@@ -114,17 +120,16 @@ def draw_reports(console: Console, reports: Sequence[Report], output: Path | Non
 
 
 def print_notes(console: Console, predicted: AnnData) -> None:
-    """What one has to know of a prediction: damaged tiles left white, spots on background."""
-    notes = []
-    if damaged := predicted.uns["hyperst"].get("damaged_tiles"):
-        touched = int(predicted.obs["on_damaged_tile"].sum())
-        notes.append(
-            f"damaged tiles of the image left white: {damaged}; spots on or beside them, see obs['on_damaged_tile']: {touched}"
-        )
-    if "tissue_fraction" in predicted.obs and (n := int((predicted.obs["tissue_fraction"] < 0.05).sum())):
-        notes.append(f"{n} spots lie on background: obs['tissue_fraction'] tells which")
-    for note in notes:
-        console.print(Text.assemble(("note", "yellow"), " ", note), soft_wrap=True)
+    """What one has to know of a prediction, see :func:`hyperst.prediction_notes.prediction_notes`."""
+    from hyperst.prediction_notes import prediction_notes
+
+    for note in prediction_notes(predicted):
+        print_note(console, note)
+
+
+def print_note(console: Console, note: str, about: str = "") -> None:
+    """One note, and what it is about."""
+    console.print(Text.assemble(("note", "yellow"), f" {about}: {note}" if about else f" {note}"), soft_wrap=True)
 
 
 def _table(reports: Sequence[Report]) -> Table:

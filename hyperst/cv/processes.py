@@ -7,27 +7,40 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Literal
 
 from hyperst.cv.cells import Cell, run_cell
+from hyperst.on_ray import run_on_ray
+from hyperst.pool import Ended, end_with_parent
 
 __all__ = ["run_cells"]
 
 _LONGEST = 4000  # characters of an error: a pipe that nobody reads yet holds 64 KiB
 
 
-def run_cells(cells: Sequence[Cell], workers: int) -> Iterator[tuple[Cell, str | None]]:
+def run_cells(
+    cells: Sequence[Cell], workers: int | None, engine: Literal["local", "ray"] = "local"
+) -> Iterator[tuple[Cell, str | None]]:
     """Run cells, ``workers`` at a time, and yield each as it ends, with None or what went wrong in one line.
 
     The processes share the processor's cores. What a cell says stands in ``logs/CELL.txt`` beside the folder of the cells. With 0
-    ``workers`` the cells run one after another in this process.
+    ``workers`` the cells run one after another in this process. ``engine`` "ray": processes of a Ray cluster, see
+    :func:`hyperst.on_ray.run_on_ray`, also for None ``workers``, which is 1 here.
 
     KeyboardInterrupt, or closing the iterator, ends the processes; what they have finished of a cell is gone on with later.
     """
+    if engine == "ray":
+        placed = [replace(cell, cells=cell.cells.absolute()) for cell in cells]  # a process may have another folder
+        for cell, outcome in run_on_ray(placed, _logged_attempts, workers) if placed else ():
+            yield cell, outcome.reason if isinstance(outcome, Ended) else outcome
+        return
+    workers = 1 if workers is None else workers
     if workers == 0:
         for cell in cells:
             yield cell, _attempt(cell)
@@ -69,21 +82,22 @@ def _in_process(cell: Cell, threads: int, sender: Connection) -> None:
     """What a process does: the cell, its output in a log, and what went wrong sent back."""
     import torch
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    try:
+        sender.send(_logged_attempt(cell))
+    except KeyboardInterrupt:  # the process that started this one says so
+        sys.exit(1)
+
+
+def _logged_attempt(cell: Cell) -> str | None:
     with _log(cell).open("w", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
-        try:
-            sender.send(_attempt(cell))
-        except KeyboardInterrupt:  # the process that started this one says so
-            sys.exit(1)
+        return _attempt(cell)
 
 
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone: killed itself, it ends no other, and may be started again."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _logged_attempts() -> Callable[[Cell], str | None]:
+    """What does cells in a process of Ray."""
+    return _logged_attempt
 
 
 def _outcome(cell: Cell, exitcode: int | None, receiver: Connection) -> str | None:

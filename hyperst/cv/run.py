@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -56,7 +57,8 @@ def cross_validate(
     output: str | Path,
     *,
     against: str | None = None,
-    workers: int = 0,
+    workers: int | None = 0,
+    engine: Literal["local", "ray"] = "local",
     on_cell: Callable[[Cell, str | None, int, int], None] | None = None,
 ) -> CrossValidation:
     """Train and score every row on every fold with every seed, and compare the rows.
@@ -71,7 +73,9 @@ def cross_validate(
         folds: see :func:`hyperst.cv.folds.make_folds`.
         seeds: of `training.seed`.
         against: the row that others are compared with; default the first of ``rows``.
-        workers: cells at a time, each in a process of its own; 0 runs one after another in this process.
+        workers: cells at a time, each in a process of its own; 0 runs one after another in this process. None is 1, or of Ray
+            one for each GPU or machine.
+        engine: "local" for processes of this machine, "ray" for those of a Ray cluster, see :mod:`hyperst.on_ray`.
         on_cell: called as each cell ends with the cell, what went wrong or None, and (cells done, cells in all).
 
     Raises:
@@ -79,10 +83,13 @@ def cross_validate(
             several processes that torchrun or srun has started.
         FileExistsError: ``output`` holds cells of another configuration, of other folds, or on other data.
         RuntimeError: no cell could be finished.
+        ImportError: no Ray where it is asked for.
         KeyboardInterrupt: interrupted; the same call goes on.
     """
     refuse_several("a cross-validation, which has processes of its own (workers),")
     output = Path(output)
+    if engine not in ("local", "ray"):
+        raise ValueError(f"engine (--engine): got {engine!r}, need local or ray")
     reference = _check(rows, folds, seeds, against)
     if unread := [section.name for section in sections if section.path is None]:
         raise ValueError(f"section {', '.join(unread)} was not read from a file, so a process cannot read it again")
@@ -107,7 +114,7 @@ def cross_validate(
     require_same(cells)
     waiting = sorted((cell for cell in cells if finished(cell) is None), key=lambda cell: cell.seed)
     failures = {}
-    for number, (cell, error) in enumerate(run_cells(waiting, workers), start=len(cells) - len(waiting) + 1):
+    for number, (cell, error) in enumerate(run_cells(waiting, workers, engine), start=len(cells) - len(waiting) + 1):
         if error is not None:
             failures[cell.name] = error
         if on_cell is not None:

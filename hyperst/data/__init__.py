@@ -23,7 +23,7 @@ from hyperst.data.splits import (
 )
 from hyperst.data.targets import Target, transform
 from hyperst.data.tiles import tile_grid
-from hyperst.data.tissue import TissueMap, find_tissue, tissue_fractions
+from hyperst.data.tissue import TissueMap, find_tissue, spot_window
 
 __all__ = [
     "CropConfig",
@@ -65,8 +65,8 @@ __all__ = [
     "same_section",
     "select_genes",
     "spot_validation_split",
+    "spot_window",
     "tile_grid",
-    "tissue_fractions",
     "transform",
     "with_min_counts",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class SpotDataset(Dataset):
         indices: (section, spot) pairs to keep, in this order; default all.
         cache_bytes: crops are read once and kept as uint8 if they fit into this much memory; else each item reads its own
             two regions, which for JPEG and PNG means keeping whole decoded images (at most 4) in memory.
+        on_crops: called with the number of spots whose crops have just been read to be kept.
         counts: False leaves the expression entries out (prediction; ``genes`` may be empty).
 
     Items are dicts:
@@ -71,6 +72,7 @@ class SpotDataset(Dataset):
         indices: Sequence[tuple[int, int]] | np.ndarray | None = None,
         cache_bytes: int = 2 << 30,
         counts: bool = True,
+        on_crops: Callable[[int], None] | None = None,
     ) -> None:
         if not sections:
             raise ValueError("sections: got none, need at least one")
@@ -93,7 +95,7 @@ class SpotDataset(Dataset):
                 crop_widths_px(section.grid, section.spot_diameter_px, self.crop) for section in self.sections
             ]
             if len(self.indices) * 2 * 3 * self.crop.image_size**2 <= cache_bytes:
-                self._cache = self._read_all()
+                self._cache = self._read_all(on_crops)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -134,7 +136,7 @@ class SpotDataset(Dataset):
         niche = transform(mean[:, columns].toarray(), mean_library.astype(np.float32), self.target)
         return spot, niche
 
-    def _read_all(self) -> np.ndarray:
+    def _read_all(self, on_crops: Callable[[int], None] | None) -> np.ndarray:
         size = self.crop.image_size
         cache = np.empty((len(self.indices), 2, size, size, 3), dtype=np.uint8)
         for number in np.unique(self.indices[:, 0]):
@@ -142,6 +144,8 @@ class SpotDataset(Dataset):
             crops = read_crops(self.sections[number], self.crop, self.indices[items, 1])
             for item, (_, both) in zip(items, crops, strict=True):
                 cache[item] = both
+                if on_crops is not None:
+                    on_crops(1)
         return cache
 
     def _read_one(self, number: int, spot: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 
 from hyperst.data.sections import Section
 
-__all__ = ["Fingerprint", "check_distinct", "fingerprint", "same_section"]
+__all__ = ["Fingerprint", "check_distinct", "fingerprint", "same_section", "sampled_hash"]
 
 _KEPT = 64
 _FEWEST_GENES = 5  # spots with fewer expressed genes are alike by chance
@@ -62,7 +62,7 @@ def fingerprint(section: Section) -> Fingerprint:
     True
     """
     x, y = np.rint(section.spot_px).astype(np.int64).astype(np.uint64).T
-    image = None if section.image_path is None else _image_hash(Path(section.image_path))
+    image = None if section.image_path is None else sampled_hash(Path(section.image_path))
     positions = _smallest(_mix(_mix(x) + y))
     return Fingerprint(_smallest(_count_hashes(section)), positions, image, _smallest(_gene_hashes(section)))
 
@@ -126,7 +126,8 @@ def _text_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _image_hash(path: Path) -> str:
+def sampled_hash(path: Path) -> str:
+    """Hash of a file's size and of three pieces of it, as hexadecimal digits: of a slide of gigabytes in no time."""
     size = path.stat().st_size
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     with path.open("rb") as file:

@@ -14,7 +14,7 @@ from hyperst.data.images import SlideImage
 if TYPE_CHECKING:
     from hyperst.data.sections import Section
 
-__all__ = ["TissueMap", "find_tissue", "spot_window", "tissue_fractions", "tissue_mask"]
+__all__ = ["TissueMap", "find_tissue", "spot_window", "tissue_mask"]
 
 _PIXELS_PER_PITCH = 16  # of the thumbnail that is looked at
 _LONGEST_SIDE = 3000
@@ -133,12 +133,6 @@ def spot_window(section: Section) -> float:
     return (
         2 * section.spot_diameter_px if section.spot_diameter_px else max(1.0, float(section.spot_px.max()) / _PITCHES)
     )
-
-
-def tissue_fractions(section: Section, image: SlideImage) -> np.ndarray:
-    """Share of tissue, float64 (spot,), in the square around each spot whose side is :func:`spot_window`."""
-    side = spot_window(section)
-    return find_tissue(image, side).fraction(section.spot_px, side)
 
 
 def _glass(rgb: np.ndarray) -> np.ndarray:

@@ -7,14 +7,17 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from hyperst.validation import reason_of
 
-__all__ = ["SpotMap", "read_spot_map"]
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["SpotMap", "read_prediction", "read_spot_map"]
 
 _JPEG_QUALITY = 82
 _BACKGROUND = 0.05  # as `hyperst predict` notes it
@@ -55,8 +58,8 @@ class SpotMap:
     facts: dict[str, str]
 
 
-def read_spot_map(path: str | Path, genes: Sequence[str]) -> SpotMap:
-    """Read a prediction of a run whose genes are ``genes``.
+def read_prediction(path: str | Path, genes: Sequence[str]) -> AnnData:
+    """Read a prediction of a run whose genes are ``genes``; expressions are float32 (spot gene), and not sparse.
 
     Raises:
         FileNotFoundError: no such file.
@@ -76,16 +79,24 @@ def read_spot_map(path: str | Path, genes: Sequence[str]) -> SpotMap:
         raise ValueError(
             f"{path} is no prediction (no units in uns['hyperst'], or no spots); give an .h5ad that `hyperst predict` has written"
         )
-    positions = np.asarray(stored.obsm["spatial"], dtype=np.float32)
     unknown = sorted(set(stored.var_names) - set(genes))
     if unknown:
         raise ValueError(
             f"{path} is no prediction of this run: it has {unknown[0]}, which is none of the run's {len(genes)} genes"
         )
-    layers = [
-        _finite(stored.X, path),
-        _finite(stored.layers["measured"], path) if "measured" in stored.layers else None,
-    ]
+    stored.X = _finite(stored.X, path)
+    if "measured" in stored.layers:
+        stored.layers["measured"] = _finite(stored.layers["measured"], path)
+    return stored
+
+
+def read_spot_map(path: str | Path, genes: Sequence[str]) -> SpotMap:
+    """The map of a prediction; arguments and errors: see :func:`read_prediction`."""
+    path = Path(path)
+    stored = read_prediction(path, genes)
+    facts = stored.uns["hyperst"]
+    positions = np.asarray(stored.obsm["spatial"], dtype=np.float32)
+    measured = stored.layers.get("measured")
     name, entry = next(iter(stored.uns.get("spatial", {}).items()), (path.stem, None))
     picture, extent = _picture(entry, positions)
     tissue = stored.obs.get("tissue_fraction")
@@ -95,18 +106,17 @@ def read_spot_map(path: str | Path, genes: Sequence[str]) -> SpotMap:
         diameter = float(entry["scalefactors"]["spot_diameter_fullres"])
     else:
         diameter = float(np.ptp(positions, axis=0).max()) / max(10.0, 2 * np.sqrt(len(positions)))
-    assert layers[0] is not None
     return SpotMap(
         name=str(name),
         title=f"{name}: predicted and measured"
-        if layers[1] is not None
+        if measured is not None
         else f"{name}: predicted only, nothing was measured",
         units=str(facts["units"]),
         genes=list(map(str, stored.var_names)),
         spot_ids=list(map(str, stored.obs_names)),
         positions=positions,
-        predicted=layers[0],
-        measured=layers[1],
+        predicted=np.asarray(stored.X),
+        measured=None if measured is None else np.asarray(measured),
         picture=picture,
         extent=extent,
         um_per_px=None if scale is None else float(scale),

@@ -15,7 +15,7 @@ from hyperst.config import RunConfig, read_run_config
 from hyperst.evaluation_record import EXPRESSION
 from hyperst.run import RunFolder, Split
 
-__all__ = ["RunSummary", "SectionScores", "collect"]
+__all__ = ["RunSummary", "SectionScores", "collect", "read_evaluations"]
 
 _CURVES = ("epoch", "training_mse", "validation_mse", "validation_pcc")
 _AGAIN = "evaluate the section again with `hyperst evaluate`, or remove the folder"
@@ -32,6 +32,7 @@ class SectionScores:
         per_gene: a row per gene, by falling correlation.
         caveats: what the numbers do not say.
         excluded_spots: ids of those left out for fewer counts than ``min_counts``, which is None where it is not recorded.
+        best_epoch: of the weights that predicted; None where it is not recorded.
         expression: file with predicted and measured expression of the spots; None in evaluations of earlier versions.
     """
 
@@ -47,6 +48,7 @@ class SectionScores:
     min_counts: int | None
     missing_genes: tuple[str, ...]
     stain: str
+    best_epoch: int | None
     expression: Path | None
 
 
@@ -82,7 +84,6 @@ def collect(folder: str | Path) -> RunSummary:
     """
     place = RunFolder(folder)
     place.require()
-    results = sorted((place.path / "evaluation").glob("*/metrics.json"))
     files = [path for path in (place.config, place.genes, place.split, place.best) if path.is_file()]
     return RunSummary(
         folder=place.path,
@@ -94,9 +95,18 @@ def collect(folder: str | Path) -> RunSummary:
         curves=_table(place.metrics, _CURVES, "restore it, or train again into another folder")
         if place.metrics.is_file()
         else pd.DataFrame(),
-        evaluations=tuple(_scores(path) for path in results),
+        evaluations=read_evaluations(folder),
         checksums={path.relative_to(place.path).as_posix(): _sha256(path) for path in files},
     )
+
+
+def read_evaluations(folder: str | Path) -> tuple[SectionScores, ...]:
+    """What `hyperst evaluate` left in ``evaluation`` of a run folder, by section.
+
+    Raises:
+        ValueError: a file of an evaluation is damaged.
+    """
+    return tuple(_scores(path) for path in sorted((Path(folder) / "evaluation").glob("*/metrics.json")))
 
 
 def _scores(path: Path) -> SectionScores:
@@ -125,6 +135,7 @@ def _scores(path: Path) -> SectionScores:
             min_counts=stored.get("min_counts"),
             missing_genes=tuple(map(str, stored.get("missing_genes", ()))),
             stain=str(stored.get("stain", "none")),
+            best_epoch=stored.get("best_epoch"),
             expression=expression if expression.is_file() else None,
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -70,6 +70,7 @@ def fit(
     validation_sections: Sequence[Section] = (),
     resume: bool = False,
     on_epoch: Callable[[Epoch, int], None] | None = None,
+    on_crops: Callable[[int, int], None] | None = None,
     devices: int | None = None,
 ) -> TrainingSummary:
     """Train on ``sections`` and keep everything that prediction needs in ``folder``.
@@ -85,6 +86,7 @@ def fit(
             genes and split are used.
         on_epoch: called after each epoch with its row of ``metrics.csv`` and the best epoch so far; in one of several processes
             that torchrun or srun has started only on rank 0.
+        on_crops: called with (spots, spots in all) while their crops are read, in one process.
         devices: processes to start on this machine, one for each GPU, or that many on a CPU; they end before this function
             does. A script must then call it under ``if __name__ == "__main__":``. None: as many as torchrun or srun has
             started, each of which calls this function alike, else one. The batch is divided among them, so that the run is that
@@ -105,7 +107,7 @@ def fit(
     if devices is not None and devices > 1 and not started_processes():
         return _fit_in_processes(devices, train, on_epoch)
     with joined() as processes:
-        return train(on_epoch, processes)
+        return train(on_epoch, processes, on_crops if processes.size == 1 else None)
 
 
 def _check_devices(config: RunConfig, devices: int | None) -> None:
@@ -156,6 +158,7 @@ def _fit(
     resume: bool,
     on_epoch: Callable[[Epoch, int], None] | None,
     processes: Processes,
+    on_crops: Callable[[int, int], None] | None = None,
 ) -> TrainingSummary:
     """Train as one of ``processes``; the first of them alone writes."""
     place = RunFolder(folder)
@@ -170,7 +173,7 @@ def _fit(
     def load() -> Loaders:
         if not first:
             check_same_sections(split, sections, validation_sections, f"rank {processes.rank} cannot join")
-        return make_loaders(config, genes, split, sections, validation_sections, processes)
+        return make_loaders(config, genes, split, sections, validation_sections, processes, on_crops)
 
     loaders = processes.each(load)
     width = feature_width(config, [*sections, *validation_sections])

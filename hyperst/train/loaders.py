@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from hyperst.config import RunConfig
 from hyperst.data import Section
+from hyperst.progress import Count
 from hyperst.run import Split, section_indices, spot_dataset
 from hyperst.train.together import ALONE, Processes
 
@@ -90,8 +91,11 @@ def make_loaders(
     sections: Sequence[Section],
     validation_sections: Sequence[Section],
     processes: Processes = ALONE,
+    on_crops: Callable[[int, int], None] | None = None,
 ) -> Loaders:
     """Augmented training spots in random order, validation spots as they are.
+
+    ``on_crops`` is called with (spots read, spots in all) while crops are read.
 
     Raises:
         ValueError: fewer spots in a step than processes, or crops that cannot be read.
@@ -106,9 +110,12 @@ def make_loaders(
             f"spots) cannot be divided among {processes.size} processes: each needs at least one"
         )
     order = EpochOrder(len(inner), size, settings.seed, processes)
-    training = spot_dataset(config, sections, genes, augment=True, indices=inner, keep=True)
     own = _deal(held_out, processes)
-    validation = spot_dataset(config, validation_sections or sections, genes, indices=own, keep=True)
+    progress = Count(on_crops, len(inner) + len(own))
+    kept: dict[str, Any] = {"keep": True, "on_crops": progress.add}
+    training = spot_dataset(config, sections, genes, augment=True, indices=inner, **kept)
+    validation = spot_dataset(config, validation_sections or sections, genes, indices=own, **kept)
+    progress.finish()
     common: dict[str, Any] = {"num_workers": settings.workers, "pin_memory": torch.cuda.is_available()}
     return Loaders(
         DataLoader(training, order.own, sampler=order, generator=order.generator, **common),

@@ -1,8 +1,9 @@
-"""Small synthetic sections and one small trained run, shared by the tests of training and what comes after."""
+"""Small synthetic sections, one small trained run, its evaluation and a prediction, shared by the tests of what comes after."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,3 +58,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_config, sections) -> 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     fit(tiny_config, sections[:2], folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated(trained, sections, tmp_path_factory) -> Path:
+    """Folder of a run with the evaluation of S3."""
+    from hyperst.evaluation import evaluate
+    from hyperst.run import load_run
+
+    folder = tmp_path_factory.mktemp("report") / "run"
+    shutil.copytree(trained, folder)
+    evaluate(load_run(folder, device="cpu"), sections[2], training_sections=sections[:2])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def predicted(evaluated, section_paths) -> Path:
+    """A prediction from an image alone."""
+    from hyperst.files import write_h5ad_atomic
+    from hyperst.predict import predict_image
+    from hyperst.run import load_run
+
+    image = section_paths[2].parent / "images" / "S3.png"
+    mpp = load_run(evaluated, device="cpu").split.sections[0].um_per_px
+    return write_h5ad_atomic(predict_image(load_run(evaluated, device="cpu"), image, mpp=mpp), evaluated / "alone.h5ad")

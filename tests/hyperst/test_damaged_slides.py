@@ -77,6 +77,7 @@ def test_the_command_says_how_many(trained, slide, sections, tmp_path):
     assert "damaged tiles of the image left white: 1;" in told.output
     (tmp_path / "slides.csv").write_text(f"section,name,mpp\n{slide[0]},first,{sections[2].grid.um_per_px}\n")
     command = ["predict", str(trained), str(tmp_path / "slides.csv"), "--device", "cpu", "-o", str(tmp_path / "all")]
+    command += ["--workers", "0"]
     assert CliRunner().invoke(app, command).exit_code == 1
     told = CliRunner().invoke(app, [*command, "--skip-damaged"])
     assert "damaged tiles of the image left white: 1;" in told.output

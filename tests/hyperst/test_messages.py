@@ -114,13 +114,13 @@ def test_a_manifest_names_sections_patients_and_images(copied, tmp_path):
     assert (tmp_path / "run" / "evaluation" / "third" / "metrics.json").is_file()
 
     (tmp_path / "predict.csv").write_text("section,name,mpp\nP2/slide.h5ad,spots,\nP2/slide.png,tiles,1.4\n")
-    result = call("predict", tmp_path / "run", tmp_path / "predict.csv", "-o", tmp_path / "predicted")
-    assert result.exit_code == 0, result.output
+    arguments = ("predict", tmp_path / "run", tmp_path / "predict.csv", "-o", tmp_path / "predicted", "--workers", 0)
+    assert (result := call(*arguments)).exit_code == 0, result.output
     spots, tiles = (anndata.read_h5ad(tmp_path / "predicted" / f"{name}.h5ad") for name in ("spots", "tiles"))
     assert list(spots.obs_names) == list(anndata.read_h5ad(paths[2]).obs_names)
     assert tiles.n_obs > 10
-    message = failure("predict", tmp_path / "run", tmp_path / "predict.csv", "-o", tmp_path / "predicted")
-    assert "spots.h5ad exists" in message
+    assert "spots: 81 spots, predicted before" in call(*arguments).output
+    assert "spots.h5ad exists" in failure(*arguments, "--stain", "match")
 
 
 def test_a_section_of_a_run_is_read_again_as_it_was_read(tmp_path):

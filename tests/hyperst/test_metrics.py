@@ -49,22 +49,6 @@ def test_ridge_recovers_a_linear_relation_and_the_mean_does_not():
     assert np.isnan(per_gene_pearson(training_mean(features @ weights, 50), test @ weights)).all()
 
 
-def test_figure_shows_the_chosen_genes(tmp_path, sections):
-    from PIL import Image
-
-    from hyperst.plots import expression_figure
-
-    section = sections[0]
-    names = list(section.genes[:4])
-    measured = section.counts[:, :4].toarray()
-    path = expression_figure(section, names, measured + 1, measured, tmp_path / "f.png", genes=[names[3]], n_best=1)
-    with Image.open(path) as picture:
-        assert min(picture.size) > 300
-        assert len(picture.convert("P").getcolors()) > 50
-    with pytest.raises(ValueError, match="NOT_A_GENE"):
-        expression_figure(section, names, measured, measured, tmp_path / "g.png", genes=["NOT_A_GENE"])
-
-
 def test_another_metric_is_one_entry(monkeypatch):
     monkeypatch.setitem(METRICS, "worst", lambda prediction, measured: float(abs(prediction - measured).max()))
     measured = np.array([[0.0, 1.0], [1.0, 3.0], [2.0, 2.0]])

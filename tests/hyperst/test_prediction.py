@@ -119,11 +119,8 @@ def test_a_run_without_scale_follows_the_spot_grid(run, test_section):
     assert as_trained(run, test_section) is test_section
 
 
-def test_scanpy_reads_and_plots_the_written_file(predicted, run, test_section, tmp_path):
+def test_scanpy_reads_the_written_file(predicted, run, test_section, tmp_path):
     scanpy = pytest.importorskip("scanpy")
-    import matplotlib
-
-    matplotlib.use("Agg")
     path = write_h5ad_atomic(predicted, tmp_path / "predicted.h5ad")
     again = scanpy.read_h5ad(path)
     np.testing.assert_array_equal(again.X, predicted.X)
@@ -133,14 +130,9 @@ def test_scanpy_reads_and_plots_the_written_file(predicted, run, test_section, t
     assert notes["target"] == run.config.data.target
     assert "count" in notes["units"]
     assert notes["training_sections"] == "S1, S2"
-    figures = scanpy.pl.spatial(again, color=run.genes[:2], show=False)
-    assert len(figures) == 2
-    offsets = figures[0].collections[0]
     scale = again.uns["spatial"]["S3"]["scalefactors"]["tissue_hires_scalef"]
     height, width, _ = again.uns["spatial"]["S3"]["images"]["hires"].shape
-    assert offsets is not None
     assert (again.obsm["spatial"] * scale <= [width, height]).all()
-    matplotlib.pyplot.close("all")
 
 
 def test_the_file_opens_without_this_library(predicted, tmp_path):

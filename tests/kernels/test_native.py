@@ -14,7 +14,10 @@ from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.operators.register import ops
 from hyperst_kernels.reference import contrastive as reference
 
-pytestmark = pytest.mark.skipif(bindings.library() is None, reason="the package was installed without a compiler")
+pytestmark = [
+    pytest.mark.skipif(bindings.library() is None, reason="the package was installed without a compiler"),
+    pytest.mark.usefixtures("instruction_set"),
+]
 EPS = torch.finfo(torch.float32).eps
 
 

@@ -16,7 +16,7 @@ from hyperst.data.images.scale import RecordedScale
 __all__ = ["SlideImage"]
 
 _WHITE = 255
-_THUMBNAIL_PIXELS = 1 << 25  # read at a time for a thumbnail: 100 MB
+_BAND_PIXELS = 1 << 25  # read at a time: 100 MB
 
 
 class SlideImage(ABC):
@@ -92,15 +92,19 @@ class SlideImage(ABC):
         """The whole image as uint8 (h w 3), at most ``longest_side`` pixels long (never enlarged)."""
         scale = min(1.0, longest_side / max(self.width, self.height))
         height, width = max(1, round(self.height * scale)), max(1, round(self.width * scale))
-        # In bands, so that a whole slide of one resolution is never in memory.
-        factor = max(each for each in self._levels() if each <= max(1.0, min(self.width / width, self.height / height)))
-        bands = max(1, math.ceil(self.width * self.height / factor**2 / _THUMBNAIL_PIXELS))
-        rows = np.linspace(0, height, min(bands, height) + 1).round().astype(int)
-        step = self.height / height
+        return self.read_in_bands(0, 0, self.width, self.height, (height, width))
+
+    def read_in_bands(self, x0: float, y0: float, width: float, height: float, size: tuple[int, int]) -> np.ndarray:
+        """A region as :meth:`read` returns it; in bands, so that a whole slide of one resolution is never in memory."""
+        rows, columns = size
+        factor = max(each for each in self._levels() if each <= max(1.0, min(width / columns, height / rows)))
+        bands = max(1, math.ceil(width * height / factor**2 / _BAND_PIXELS))
+        edges = np.linspace(0, rows, min(bands, rows) + 1).round().astype(int)
+        step = height / rows
         return np.concatenate(
             [
-                self.read(0, upper * step, self.width, (lower - upper) * step, size=(int(lower - upper), width))
-                for upper, lower in itertools.pairwise(rows)
+                self.read(x0, y0 + upper * step, width, (lower - upper) * step, size=(int(lower - upper), columns))
+                for upper, lower in itertools.pairwise(edges)
             ]
         )
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import os
 import warnings
 
 import torch
 from torch import Tensor
 
-from hyperst_kernels._constants import SIGNATURES
+from hyperst_kernels._constants import INSTRUCTION_SETS, SIGNATURES
 
 MAPS = ("exp_map0", "log_map0", "exp_map", "log_map")
 
@@ -69,7 +70,21 @@ def library() -> ctypes.CDLL | None:
     for name, arguments in _SIGNATURES.items():
         getattr(loaded, name).argtypes = arguments
         getattr(loaded, name).restype = None
+    loaded.hyperst_instruction_set(_number(os.environ.get("HYPERST_INSTRUCTION_SET", INSTRUCTION_SETS[-1])))
     return loaded
+
+
+def instruction_set(limit: str | None = None) -> str:
+    """What the machine code, which is there, uses; with a limit, from now on the last one up to it that the processor has."""
+    loaded = library()
+    assert loaded is not None
+    return INSTRUCTION_SETS[loaded.hyperst_instruction_set(-1 if limit is None else _number(limit))]
+
+
+def _number(name: str) -> int:
+    if name not in INSTRUCTION_SETS:
+        raise ValueError(f"HYPERST_INSTRUCTION_SET must be one of {', '.join(INSTRUCTION_SETS)}, got {name!r}")
+    return INSTRUCTION_SETS.index(name)
 
 
 def usable(x: Tensor) -> bool:

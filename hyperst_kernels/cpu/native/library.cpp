@@ -131,11 +131,23 @@ namespace avx2 {
 #include "tile.h"
 }
 #pragma GCC pop_options
-static const Kernels &kernels =
-    __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2::kernels : baseline::kernels;
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")
+namespace avx512 {
+#include "tile.h"
+}
+#pragma GCC pop_options
+static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+static const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+// In the order of INSTRUCTION_SETS, null where the processor has none.
+static const Kernels *const sets[] = {&baseline::kernels, has_avx2 ? &avx2::kernels : nullptr,
+                                      has_avx512 ? &avx512::kernels : nullptr};
 #else
-static const Kernels &kernels = baseline::kernels;
+static const Kernels *const sets[] = {&baseline::kernels, nullptr, nullptr};
 #endif
+static int in_use = 0;
+static Kernels kernels = baseline::kernels;
 
 #include "operands.h"
 #include "rows.h"
@@ -184,6 +196,15 @@ static void slopes_of_rows(Map slopes, const float *x, long x_stride, const floa
 extern "C" {
 
 int hyperst_signatures() { return SIGNATURES; }
+
+// Use the last instruction set up to a limit that the processor has, or with a limit of -1 what is in use; returns its number.
+int hyperst_instruction_set(int limit) {
+    if (limit >= 0) {
+        for (in_use = limit; !sets[in_use];) in_use--;
+        kernels = *sets[in_use];
+    }
+    return in_use;
+}
 
 void hyperst_minima(const float *z, long stride, long rows, long columns, float *smallest, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)

@@ -30,6 +30,7 @@ from hyperst.data.genes import align_genes
 from hyperst.intervals import Interval
 from hyperst.metrics import mse
 from hyperst.model.alignment import ABLATION_FIELDS
+from hyperst.pool import Ended
 from hyperst.run import SectionRecord
 
 from .ends import end_as_told
@@ -218,6 +219,22 @@ def test_a_process_that_is_killed_ends_no_other(monkeypatch, tmp_path):
     assert "ended with exit code 9 before the cell was done" in outcome["killed"]
 
 
+def test_cells_on_ray_keep_logs_and_those_whose_process_ends_have_failed(rows, monkeypatch, tmp_path):
+    def on_cluster(cells, maker, workers):
+        assert workers is None
+        assert all(cell.folder.is_absolute() for cell in cells)
+        do = maker()
+        yield cells[0], do(cells[0])
+        yield cells[1], Ended("out of memory")
+
+    monkeypatch.setattr(hyperst.cv.processes, "run_on_ray", on_cluster)
+    monkeypatch.setattr(hyperst.cv.processes, "run_cell", lambda cell: print("said on the way"))
+    monkeypatch.chdir(tmp_path)
+    cells = [Cell(fold, "full", rows["full"], (), Path("cells")) for fold in FOLDS]
+    assert [error for _, error in run_cells(cells, None, "ray")] == [None, "out of memory"]
+    assert (tmp_path / "logs" / "a__full__seed0.txt").read_text() == "said on the way\n"
+
+
 def test_a_process_sends_what_went_wrong_and_keeps_a_log(rows, monkeypatch, tmp_path):
     def broken(cell):
         print("said on the way")
@@ -266,6 +283,7 @@ def test_rows_that_cannot_be_compared(rows, sections, tmp_path):
         ),
         ({"rows": {"ridge_own": other}}, "a row is called ridge_own"),
         ({"rows": {}}, "rows: got none"),
+        ({"engine": "slurm"}, r"engine \(--engine\): got 'slurm'"),
         ({"seeds": (1, 1)}, "need numbers that differ"),
         (
             {"against": "noise_ceiling"},

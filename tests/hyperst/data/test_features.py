@@ -364,12 +364,12 @@ def test_the_command_line_from_files_to_prediction(section_paths, folder, tmp_pa
     assert "those trained on features of the niche itself; give them" in output
     rows = f"section,name\n{section_paths[2]},S3\n"
     (tmp_path / "all.csv").write_text(rows)
-    code, output = call("predict", run, tmp_path / "all.csv", *files, "-o", tmp_path / "all")
+    code, output = call("predict", run, tmp_path / "all.csv", *files, "-o", tmp_path / "all", "--workers", 0)
     assert code == 0, output
     one, listed = (anndata.read_h5ad(tmp_path / name) for name in ("p.h5ad", "all/S3.h5ad"))
     np.testing.assert_array_equal(listed.X, one.X)
     (tmp_path / "all.csv").write_text(f"{rows}{section_paths[1]},nobody\n")
-    code, output = call("predict", run, tmp_path / "all.csv", *files, "-o", tmp_path / "none")
+    code, output = call("predict", run, tmp_path / "all.csv", *files, "-o", tmp_path / "none", "--workers", 0)
     assert (code, (tmp_path / "none").exists()) == (1, False)
     assert "no features of section nobody" in output
     code, output = call("train", *section_paths[:2], "-o", tmp_path / "other", "--features", folder / "S1.h5")

@@ -220,7 +220,7 @@ def test_thumbnails_of_one_resolution_never_hold_the_slide(tmp_path, monkeypatch
     with open_image(path) as image:
         whole = image.thumbnail(100)
         read, largest = image._read_level, []
-        monkeypatch.setattr(base, "_THUMBNAIL_PIXELS", formats.WIDTH * 64)
+        monkeypatch.setattr(base, "_BAND_PIXELS", formats.WIDTH * 64)
         monkeypatch.setattr(
             image,
             "_read_level",

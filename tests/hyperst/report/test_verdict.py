@@ -55,6 +55,7 @@ def scored(better: int = 163, worse: int = 5, n: int = 200) -> SectionScores:
         min_counts=200,
         missing_genes=(),
         stain="none",
+        best_epoch=1,
         expression=None,
     )
 

@@ -1,0 +1,72 @@
+"""``--export``: a prediction in other formats, beside its .h5ad."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from hyperst.cli.console import working
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from hyperst.data import SectionSource
+
+__all__ = ["Exports", "print_next", "write_exports"]
+
+
+class Export(Enum):
+    """The formats, as typer takes several of a choice."""
+
+    csv = "csv"
+    geojson = "geojson"
+    zarr = "zarr"
+
+
+Exports = Annotated[
+    list[Export] | None,
+    typer.Option(
+        "--export",
+        help="Write it beside the .h5ad as this too; repeat for more. csv: a table; geojson: detections for QuPath; zarr: "
+        "SpatialData with the image, for napari and Vitessce.",
+    ),
+]
+
+
+def write_exports(
+    console: Console,
+    predicted: AnnData,
+    path: Path,
+    formats: Sequence[str],
+    source: SectionSource,
+    *,
+    skip_damaged: bool,
+) -> None:
+    """Write the exports of a prediction whose .h5ad is ``path``, and say where; ``source`` is what it was predicted from."""
+    from hyperst.data.images import IMAGE_SUFFIXES
+    from hyperst.export import export_path, write_export
+
+    for ending in formats:
+        with working(console, f".{ending} is written"):
+            image = None
+            if ending == "zarr":
+                is_image = source.path.suffix.lower() in IMAGE_SUFFIXES
+                section = None if is_image else source.read(require_counts=False, require_image=False)
+                image = source.path if section is None else section.image_path
+            written = write_export(predicted, export_path(path, ending), image=image, skip_damaged=skip_damaged)
+        console.print(f"written: {written}", soft_wrap=True)
+
+
+def print_next(console: Console, run_folder: Path, predicted: AnnData, path: Path) -> None:
+    """What to do with a prediction."""
+    shape = "" if "spatial" in predicted.uns else ", shape=None"
+    console.print(
+        f"next: hyperst plot {run_folder} {path}\n"
+        f"or in Python: adata = scanpy.read_h5ad(...); squidpy.pl.spatial_scatter(adata, color=adata.var_names[0]{shape})",
+        soft_wrap=True,
+    )

@@ -1,0 +1,284 @@
+"""One slide of a cohort: what it is predicted from and with, whether that is done, and doing it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import traceback
+import warnings
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from hyperst.data import SectionSource
+from hyperst.data.identity import sampled_hash
+from hyperst.data.images import IMAGE_SUFFIXES
+from hyperst.export import export_path, write_export
+from hyperst.files import write_h5ad_atomic, write_text_atomic
+from hyperst.predict import predict_image, predict_section
+from hyperst.prediction_notes import prediction_notes
+from hyperst.run import Run, RunFolder, load_run
+from hyperst_kernels import __version__
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["Options", "Slide", "SlideResult", "SlideWorker", "run_checksum", "stored_result"]
+
+_LONGEST = 4000  # characters of an error
+
+
+@dataclass(frozen=True)
+class Options:
+    """How slides are predicted, see :func:`hyperst.predict.predict_image`; of a cohort, ``features`` are folders with NAME.h5.
+
+    ``mpp`` is for slides whose row of the table names none, ``min_tissue`` for those that are images; ``exports`` are endings of
+    files beside each prediction, see :func:`hyperst.export.write_export`.
+    """
+
+    mpp: float | None = None
+    features: Path | None = None
+    niche_features: Path | None = None
+    skip_damaged: bool = False
+    stain: Literal["none", "match"] = "none"
+    min_tissue: float | None = None
+    exports: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Slide:
+    """What one prediction is made of.
+
+    Attributes:
+        source: with a name; paths are absolute.
+        options: with the files of this slide's features.
+        output: the .h5ad.
+        run: checksum of the run.
+        identity: hash of all that is known of the prediction before the slide is opened.
+        stored: the prediction is there, and exports are not.
+    """
+
+    source: SectionSource
+    options: Options
+    output: Path
+    run: str
+    identity: str
+    stored: bool = False
+
+    @classmethod
+    def of(cls, source: SectionSource, options: Options, output: Path, run: str) -> Slide:
+        """The slide of a row of a table, in the folder ``output``."""
+        facts = [
+            run,
+            __version__,
+            [str(source.name), source.mpp, source.kind],
+            [_content(path) for path in (source.path, source.image, options.features, options.niche_features)],
+            [options.mpp, options.skip_damaged, options.stain, options.min_tissue],
+        ]
+        identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return cls(source, options, output / f"{source.name}.h5ad", run, identity)
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return str(self.source.name)
+
+    @property
+    def exports(self) -> list[Path]:
+        """Where they go."""
+        return [export_path(self.output, ending) for ending in self.options.exports]
+
+    @property
+    def log(self) -> Path:
+        """Where a failure is described."""
+        return self.output.parent / "logs" / f"{self.name}.txt"
+
+
+@dataclass(frozen=True)
+class SlideResult:
+    """What came of a slide.
+
+    Attributes:
+        status: "predicted"; "kept", from an earlier call; or "failed".
+        spots: how many were predicted.
+        tissue_mm2: area of tissue on its image, None where um/px or image are unknown.
+        seconds: that the prediction took, None of one that was kept.
+        error: why it failed, in one line.
+        notes: what one has to know of the prediction.
+    """
+
+    slide: str
+    status: Literal["predicted", "kept", "failed"]
+    spots: int | None = None
+    tissue_mm2: float | None = None
+    seconds: float | None = None
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def run_checksum(folder: Path) -> str:
+    """SHA-256 of all that a run predicts with: weights, configuration, genes, sections."""
+    place, digest = RunFolder(folder), hashlib.sha256()
+    for path in (place.best, place.config, place.genes, place.split):
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def stored_result(slide: Slide, *, again: bool = False) -> SlideResult | None:
+    """The result of a slide that was predicted before; None if it has to be predicted, as all are ``again``.
+
+    Raises:
+        FileExistsError: the file is another one: not of a cohort, or of another run, other options or other input.
+    """
+    if not os.path.lexists(slide.output):
+        return None
+    facts = _stored_facts(slide.output)
+    if facts is None:
+        raise FileExistsError(
+            f"{slide.output} exists, is no prediction of a cohort or damaged, and is not overwritten; choose another --output, "
+            "or remove it"
+        )
+    if again:
+        return None
+    image = facts.get("image_place")
+    same_image = image is None or _same_image(slide.source.path.parent / image, facts["image_checksum"])
+    if facts["identity"] != slide.identity or not same_image:
+        raise FileExistsError(
+            f"{slide.output} exists: predicted by another run or version, with other options, or from other files than now. Choose "
+            "another --output, remove it, or predict all slides once more with --again"
+        )
+    return SlideResult(slide.name, "kept", int(facts["spots"]), facts.get("tissue_mm2"))
+
+
+class SlideWorker:
+    """Predicts one slide after another with a run, which it loads for the first one; its errors are results.
+
+    Args:
+        device: as of :func:`hyperst.run.load_run`.
+        checksum: of the run; another one is an error, as of a run that is trained on meanwhile.
+    """
+
+    def __init__(self, folder: Path, device: str | None, checksum: str) -> None:
+        self.folder, self.device, self.checksum = folder, device, checksum
+        self.run: Run | None = None
+
+    def __call__(self, slide: Slide) -> SlideResult:
+        started = time.perf_counter()
+        with warnings.catch_warnings(record=True) as warned:
+            try:
+                predicted = self._predict(slide)
+            except Exception as error:  # one slide's failure, of any kind, stops no other
+                return _failed(slide, error, time.perf_counter() - started)
+        for each in warned:
+            if each.category is not UserWarning:  # of a library, not about the slide
+                warnings.showwarning(each.message, each.category, each.filename, each.lineno)
+        said = dict.fromkeys(str(each.message) for each in warned if each.category is UserWarning)
+        with suppress(FileNotFoundError):
+            slide.log.unlink()
+        return SlideResult(
+            slide.name,
+            "kept" if slide.stored else "predicted",
+            predicted.n_obs,
+            predicted.uns["hyperst"].get("tissue_mm2"),
+            time.perf_counter() - started,
+            notes=(*said, *prediction_notes(predicted)),
+        )
+
+    def _predict(self, slide: Slide) -> AnnData:
+        if self.run is None:
+            if run_checksum(self.folder) != self.checksum:
+                raise ValueError(f"the run in {self.folder} has changed since the cohort began; begin again")
+            self.run = load_run(self.folder, device=self.device)
+        if slide.stored:
+            import anndata
+
+            predicted = anndata.read_h5ad(slide.output)
+            _write_exports(slide, predicted)
+            return predicted
+        predicted, image = _predicted(self.run, slide)
+        facts = predicted.uns["hyperst"]
+        facts.pop("created", None)  # the same slide gives the same file
+        facts |= {"identity": slide.identity, "run_checksum": slide.run, "spots": predicted.n_obs}
+        facts |= {"predicted_with": __version__, "predicted_with_torch": str(torch.__version__)}
+        if image is not None:
+            place = Path(os.path.relpath(image, slide.source.path.parent))
+            facts |= {"image_place": place.as_posix(), "image_checksum": sampled_hash(image)}
+        write_h5ad_atomic(predicted, slide.output)
+        for path in slide.exports:  # of a prediction that is replaced
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        _write_exports(slide, predicted)
+        return predicted
+
+
+def _write_exports(slide: Slide, predicted: AnnData) -> None:
+    """Those that are not there."""
+    for path in slide.exports:
+        if not os.path.lexists(path):
+            image = _image_of(slide) if path.suffix == ".zarr" else None
+            write_export(predicted, path, image=image, skip_damaged=slide.options.skip_damaged)
+
+
+def _image_of(slide: Slide) -> Path | None:
+    if slide.source.path.suffix.lower() in IMAGE_SUFFIXES:
+        return slide.source.path
+    return slide.source.read(require_counts=False, require_image=False).image_path
+
+
+def _predicted(run: Run, slide: Slide) -> tuple[AnnData, Path | None]:
+    """The prediction of a slide, and its image."""
+    source = slide.source
+    common = asdict(slide.options)
+    mpp, min_tissue, _ = (common.pop(name) for name in ("mpp", "min_tissue", "exports"))
+    if source.path.suffix.lower() in IMAGE_SUFFIXES:
+        um_per_px = source.mpp if source.mpp is not None else mpp
+        return predict_image(run, source.path, mpp=um_per_px, min_tissue=min_tissue, **common), source.path
+    need_image = run.config.data.feature_key is None
+    section = source.read(mpp=mpp, require_counts=False, require_image=need_image)
+    return predict_section(run, section, **common), section.image_path
+
+
+def _failed(slide: Slide, error: Exception, seconds: float) -> SlideResult:
+    with suppress(OSError):  # of a full disk: the error is told all the same
+        write_text_atomic(slide.log, "".join(traceback.format_exception(error)))
+    message = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
+    return SlideResult(slide.name, "failed", seconds=seconds, error=message)
+
+
+def _content(path: Path | None) -> Any:
+    """What tells that a file, or the names and sizes in a folder, are the same."""
+    try:
+        if path is None or path.is_file():
+            return path and sampled_hash(path)
+        files = sorted(each for each in path.rglob("*") if each.is_file())
+        return [[each.relative_to(path).as_posix(), each.stat().st_size] for each in files]
+    except OSError as error:
+        return str(error)  # which predicting the slide meets as well
+
+
+def _same_image(path: Path, checksum: str) -> bool:
+    return path.is_file() and sampled_hash(path) == checksum
+
+
+def _stored_facts(path: Path) -> dict[str, Any] | None:
+    """What a prediction of a cohort records; None of any other file."""
+    import anndata
+    import h5py
+
+    elements: Any = getattr(anndata, "io", None) or anndata.experimental  # the latter before 0.11
+    try:
+        with h5py.File(path) as file:
+            facts = elements.read_elem(file["uns/hyperst"])
+    except (OSError, KeyError, RuntimeError):
+        return None
+    return facts if isinstance(facts, dict) and {"identity", "run_checksum"} <= facts.keys() else None

@@ -1,0 +1,108 @@
+"""What a cohort is told by: a line for each slide, and the mean predicted expression of each (pseudo-bulk)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from hyperst.cohort.slides import Slide, SlideResult
+from hyperst.files import atomic_path, write_h5ad_atomic
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["COLUMNS", "PSEUDO_BULK", "TABLE", "pseudo_bulk", "require_own_tables", "result_table", "write_tables"]
+
+TABLE, PSEUDO_BULK = "cohort.csv", "cohort.h5ad"
+COLUMNS = ("slide", "status", "spots", "tissue_mm2", "seconds", "error")
+_CONTENT = "pseudo-bulk of predictions: the mean over the spots of each slide; not measured"
+_SHARED = ("target", "units", "run", "best_epoch", "training_sections", "run_checksum")
+
+
+def result_table(results: Sequence[SlideResult]) -> pd.DataFrame:
+    """A line for each slide, with the columns :data:`COLUMNS`.
+
+    >>> result_table([SlideResult("A", "failed", error="no such tile")]).to_dict("records")[0]["error"]
+    'no such tile'
+    """
+    table = pd.DataFrame([[getattr(result, name) for name in COLUMNS] for result in results], columns=list(COLUMNS))
+    return table.astype({"spots": "Int64", "tissue_mm2": "float64", "seconds": "float64"})
+
+
+def pseudo_bulk(slides: Sequence[Slide]) -> AnnData:
+    """The mean over the spots of each slide's stored prediction, float32 (slide gene), on the run's target scale.
+
+    Returns:
+        AnnData with one observation per slide, its ``n_spots`` and, where they are known, ``tissue_mm2`` and ``patient`` in obs;
+        genes as in the predictions.
+    """
+    import anndata
+
+    means, rows, first = [], [], None
+    for slide in slides:
+        stored = anndata.read_h5ad(slide.output)
+        first = stored if first is None else first
+        facts = stored.uns["hyperst"]
+        means.append(np.asarray(stored.X).mean(axis=0, dtype=np.float64).astype(np.float32))
+        rows.append(
+            {"n_spots": stored.n_obs, "tissue_mm2": facts.get("tissue_mm2", np.nan), "patient": slide.source.patient}
+        )
+    if first is None:
+        raise ValueError("slides: got none, need at least one that was predicted")
+    obs = pd.DataFrame(rows, index=pd.Index([slide.name for slide in slides], name="slide"))
+    unknown = [name for name in ("tissue_mm2", "patient") if obs[name].isna().all()]
+    obs = obs.drop(columns=unknown)
+    if "patient" in obs:
+        obs["patient"] = pd.Categorical(obs["patient"])  # which holds an unknown one
+    result = anndata.AnnData(np.stack(means), obs=obs, var=first.var.copy())
+    facts = first.uns["hyperst"]
+    result.uns["hyperst"] = {"content": _CONTENT, **{name: facts[name] for name in _SHARED if name in facts}}
+    return result
+
+
+def write_tables(folder: Path, slides: Sequence[Slide], results: Sequence[SlideResult]) -> None:
+    """Write :data:`TABLE` and, of the slides that did not fail, :data:`PSEUDO_BULK`; without any, one of before is removed."""
+    with atomic_path(folder / TABLE) as temporary:
+        result_table(results).to_csv(temporary, index=False, float_format="%.6g")
+    done = [slide for slide, result in zip(slides, results, strict=True) if result.status != "failed"]
+    if done:
+        write_h5ad_atomic(pseudo_bulk(done), folder / PSEUDO_BULK)
+    else:
+        (folder / PSEUDO_BULK).unlink(missing_ok=True)
+
+
+def require_own_tables(folder: Path, slides: Sequence[Slide]) -> None:
+    """Raise where writing the tables would replace a file that is none of them.
+
+    Raises:
+        FileExistsError: one of them is another file.
+        ValueError: a slide has the name of one.
+    """
+    if any(slide.output.name == PSEUDO_BULK for slide in slides):
+        raise ValueError(f"a slide is called {Path(PSEUDO_BULK).stem}, as the tables of a cohort; give it another name")
+    for name, is_own in ((TABLE, _is_table), (PSEUDO_BULK, _is_pseudo_bulk)):
+        path = folder / name
+        if path.exists() and not is_own(path):
+            raise FileExistsError(
+                f"{path} exists, is no table of a cohort, and is not overwritten; choose another --output, or remove it"
+            )
+
+
+def _is_table(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.readline().strip() == ",".join(COLUMNS).encode()
+
+
+def _is_pseudo_bulk(path: Path) -> bool:
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            content: Any = file["uns/hyperst/content"][()]
+    except (OSError, KeyError, RuntimeError, TypeError):
+        return False
+    return content == _CONTENT.encode()

@@ -1,0 +1,129 @@
+"""Each export in the program that it is for. `make test` is without squidpy and spatialdata; `make exports` runs these tests."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pytest
+
+from hyperst.data import open_image
+from hyperst.export import write_export
+from hyperst.export.spots import spots_of
+
+from .test_cli import call
+
+
+def reader(name):
+    return pytest.importorskip(name, reason=f"{name} is not installed; `make exports` runs these tests with it")
+
+
+@pytest.fixture(scope="module")
+def adata(predicted):
+    return anndata.read_h5ad(predicted)
+
+
+@pytest.fixture(scope="module")
+def image(section_paths):
+    return section_paths[2].parent / "images" / "S3.png"
+
+
+@pytest.fixture(scope="module")
+def written(adata, image, tmp_path_factory):
+    """The .zarr, read."""
+    spatialdata = reader("spatialdata")
+    path = write_export(adata, tmp_path_factory.mktemp("zarr") / "p.zarr", image=image)
+    return spatialdata.read_zarr(path)
+
+
+def test_squidpy_draws_what_is_printed(evaluated, section_paths, tmp_path):
+    squidpy = reader("squidpy")
+    import matplotlib
+    import scanpy
+
+    matplotlib.use("Agg")
+    result = call("predict", evaluated, section_paths[2], "-o", tmp_path / "p.h5ad")
+    (line,) = [line for line in result.output.splitlines() if line.startswith("or in Python: ")]
+    program = line.removeprefix("or in Python: ").replace("...", repr(str(tmp_path / "p.h5ad")))
+    names = {"scanpy": scanpy, "squidpy": squidpy}
+    exec(program, names)
+    axis = matplotlib.pyplot.gca()
+    assert axis.get_title() == names["adata"].var_names[0]
+    assert len(axis.collections[0].get_paths()) == names["adata"].n_obs
+    matplotlib.pyplot.close("all")
+
+
+def test_spots_and_table_of_spatialdata_belong_together(written, adata):
+    spatialdata = reader("spatialdata")
+    assert set(written.coordinate_systems) == {"global"}
+    spots, table = spatialdata.join_spatialelement_table(
+        sdata=written, spatial_element_names="spots", table_name="table", match_rows="left"
+    )
+    assert list(table.obs_names) == list(adata.obs_names) == list(spots["spots"].index)
+    np.testing.assert_array_equal(table.X, adata.X)
+    np.testing.assert_array_equal(table.obsm["spatial"], adata.obsm["spatial"])
+    np.testing.assert_array_equal(spots["spots"].geometry.x, adata.obsm["spatial"][:, 0])
+    np.testing.assert_allclose(spots["spots"]["radius"], spots_of(adata).diameter_px / 2)
+    assert table.uns["hyperst"]["units"] == adata.uns["hyperst"]["units"]
+    assert list(table.var.columns) == list(adata.var.columns)
+    assert "spatial" in adata.uns  # what is exported stays as it was
+
+
+def test_the_pyramid_is_the_image(written, image):
+    levels = [np.asarray(written["image"][name]["image"]) for name in written["image"].children]
+    assert len(levels) > 1
+    with open_image(image) as slide:
+        assert levels[0].shape == (3, slide.height, slide.width)
+        for number, pixels in enumerate(levels):
+            rows, columns = pixels.shape[1:]
+            whole = slide.read(0, 0, columns * 2**number, rows * 2**number, size=(rows, columns))
+            np.testing.assert_array_equal(np.moveaxis(pixels, 0, -1), whole)
+
+
+@pytest.mark.parametrize("with_image", [True, False])
+def test_a_smaller_picture_lies_where_the_slide_does(with_image, adata, image, tmp_path, monkeypatch):
+    """Of a slide that is too large, and of the thumbnail."""
+    spatialdata = reader("spatialdata")
+    monkeypatch.setattr("hyperst.export.spatial_data._LONGEST_SIDE", 600)
+    path = write_export(adata, tmp_path / "p.zarr", image=image if with_image else None)
+    stored = spatialdata.read_zarr(path)
+    box = spatialdata.get_extent(stored["image"])
+    with open_image(image) as slide:
+        longest = max(stored["image"]["scale0"]["image"].shape)
+        assert longest == 600 if with_image else longest <= 1000
+        pixel = max(slide.width, slide.height) / longest
+        np.testing.assert_allclose(box["x"], (0, slide.width), atol=pixel)
+        np.testing.assert_allclose(box["y"], (0, slide.height), atol=pixel)
+
+
+def test_another_image_is_refused_and_nothing_left(adata, image, tmp_path):
+    reader("spatialdata")
+    from PIL import Image
+
+    with Image.open(image) as picture:
+        picture.resize((300, 200)).save(tmp_path / "other.png")
+    with pytest.raises(ValueError, match=r"other\.png has 300 x 200 px.*give the image that was predicted"):
+        write_export(adata, tmp_path / "p.zarr", image=tmp_path / "other.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["other.png"]
+
+
+def test_the_command_line_takes_the_image_of_a_section(evaluated, section_paths, image, tmp_path, recwarn):
+    spatialdata = reader("spatialdata")
+    result = call("predict", evaluated, section_paths[2], "-o", tmp_path / "p.h5ad", "--export", "zarr")
+    assert result.exit_code == 0, result.output
+    assert not [each for each in recwarn if "autosharding" in str(each.message)]
+    with open_image(image) as slide:
+        stored = spatialdata.read_zarr(tmp_path / "p.zarr")
+        assert stored["image"]["scale0"]["image"].shape == (3, slide.height, slide.width)
+
+
+def test_geopandas_reads_the_detections(adata, tmp_path):
+    geopandas = reader("geopandas")
+    shapes = geopandas.read_file(write_export(adata, tmp_path / "p.geojson"))
+    assert len(shapes) == adata.n_obs
+    assert shapes.geometry.is_valid.all()
+    assert (shapes["objectType"] == "detection").all()
+    centres = np.stack(
+        [shapes.geometry.bounds[["minx", "maxx"]].mean(axis=1), shapes.geometry.bounds[["miny", "maxy"]].mean(axis=1)],
+        1,
+    )
+    np.testing.assert_allclose(centres, adata.obsm["spatial"], atol=0.01)
