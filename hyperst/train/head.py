@@ -17,13 +17,13 @@ from hyperst.train.checkpoints import AtomicCheckpoints
 
 __all__ = ["add_closed_form"]
 
-_MOST_SPOTS = 3000  # the kernel of all pairs is decomposed
+_MOST = (3000, 1000)  # training and validation spots: the kernel of all pairs is decomposed
 
 
 def add_closed_form(
     place: RunFolder, sections: Sequence[Section], validation_sections: Sequence[Section], device: str
 ) -> None:
-    """Fit the head to the best checkpoint's features and store it there. Of very many spots 3000 are drawn.
+    """Fit the head to the best checkpoint's features and store it there. Of very many spots 3000 and 1000 for validation are drawn.
 
     It is fitted to the spots that the network was trained on and mixed with the network as the validation spots say. Spots held out
     of the training sections are then fitted too; those of validation sections are not.
@@ -42,8 +42,9 @@ def add_closed_form(
     starts = np.cumsum([0, *(section.n_spots for section in groups)])
     validation = np.arange(starts[-1]) >= starts[len(sections)]
     validation[[starts[number] + spot for number, spot in held_out]] = True
-    chosen = np.random.default_rng(run.config.training.seed).permutation(len(validation))[:_MOST_SPOTS]
-    chosen = np.sort(chosen)
+    random = np.random.default_rng(run.config.training.seed)
+    sides = zip((~validation, validation), _MOST, strict=True)
+    chosen = np.sort(np.concatenate([random.permutation(np.flatnonzero(side))[:most] for side, most in sides]))
     mixture = fit_mixture(
         np.concatenate(features)[chosen],
         np.concatenate([each["prediction"] for each in found])[chosen],

@@ -16,6 +16,7 @@ from hyperst.metrics import mse
 from hyperst.predict import over_spots, predict_values
 from hyperst.run import RunFolder, load_run
 from hyperst.train import fit
+from hyperst.train.head import add_closed_form
 
 WIDTH, GENES = 6, 10
 
@@ -184,6 +185,15 @@ def test_heads_of_the_configuration(tiny_config, sections, tmp_path):
     mixture = load_run(tmp_path / "closed-form", device="cpu").mixture
     assert mixture is not None
     assert (mixture.share, len(mixture.head.points)) == (1.0, sections[0].n_spots)
+
+
+def test_of_very_many_spots_some_of_each_side_are_drawn(trained, sections, tmp_path, monkeypatch):
+    monkeypatch.setattr("hyperst.train.head._MOST", (20, 5))
+    place = RunFolder(shutil.copytree(trained, tmp_path / "run"))
+    add_closed_form(place, sections[:2], (), "cpu")
+    mixture = load_run(place.path, device="cpu").mixture
+    assert mixture is not None
+    assert len(mixture.head.points) == 25
 
 
 @pytest.mark.parametrize(
