@@ -1,11 +1,11 @@
-# make demo | test | timm | loops | exports | triton | torch | lint | bench | gpu | docs: each works from a clean clone.
+# make demo | test | browser | timm | loops | exports | triton | torch | lint | bench | gpu | docs: each works from a clean clone.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL := -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 
-.PHONY: demo test timm loops exports triton torch lint bench gpu docs clean
+.PHONY: demo test browser timm loops exports triton torch lint bench gpu docs clean
 
 $(STAMP): pyproject.toml .ci/torch_for_this_machine.py .ci/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,6 +24,10 @@ test: $(STAMP)
 build/with-%/.installed: $(STAMP) .ci/on_top.py
 	$(BIN)/python .ci/on_top.py $(@D) $*
 	touch $@
+
+# What tests of the report in a browser need and skip without: Playwright, and Chromium from the system's packages.
+browser: $(STAMP)
+	$(BIN)/python .ci/browser.py
 
 # Backbones of timm, which `make test` leaves out.
 timm: build/with-timm/.installed

@@ -17,6 +17,7 @@ from hyperst.config import RunConfig
 from hyperst.validation import reason_of
 
 __all__ = [
+    "frozen_weights",
     "load_checkpoint",
     "require_frozen",
     "require_genes",
@@ -125,6 +126,11 @@ def require_settings(checkpoint: dict[str, Any], config: RunConfig, checkpoint_p
             f"{config_path} is not the configuration that {checkpoint_path} was trained with: {said}. Put back the file of this "
             "run, or train again"
         )
+
+
+def frozen_weights(model: nn.Module) -> set[str]:
+    """Names of the parameters that training does not change."""
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
 def require_frozen(

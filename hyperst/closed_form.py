@@ -177,7 +177,6 @@ def fit_mixture(
     blocks: np.ndarray,
     validation: np.ndarray,
     *,
-    refit: bool,
     alone: bool = False,
 ) -> Mixture:
     """Fit a head to the spots that are not ``validation``, and choose on those that are how it is mixed with the network.
@@ -189,7 +188,6 @@ def fit_mixture(
     Args:
         features: (spot width). network: its output (spot gene). targets: (spot gene). blocks: see :func:`fit_head`.
         validation: bool (spot,), at least one of them and two others.
-        refit: whether the head is fitted again in the end, to all spots.
         alone: whether the closed form has the whole share.
     """
     targets, network = targets.astype(np.float64), network.astype(np.float64)
@@ -200,7 +198,7 @@ def fit_mixture(
     ours, theirs = head(features[validation]) - mean, (network[validation] - mean) @ shrinkage
     share = 1.0 if alone else _best_part(ours - theirs, known - theirs)
     strength = _best_part(share * ours + (1 - share) * theirs, known)
-    return Mixture(fit_head(features, targets, blocks) if refit else head, share, strength, mean, shrinkage)
+    return Mixture(head, share, strength, mean, shrinkage)
 
 
 def _shrinkage(targets: np.ndarray, network: np.ndarray, validation: np.ndarray) -> np.ndarray:

@@ -13,9 +13,11 @@ import pandas as pd
 from hyperst.baselines import MEAN, NETWORK, NULL, OURS, RIDGE_OWN, RIDGE_STAIN, ridge_floor, training_mean
 from hyperst.data import Section, align_genes, excluded_spots_message, fingerprint, transform, with_min_counts
 from hyperst.data.dataset import block_ids
+from hyperst.evaluation_doubt import doubt_of
 from hyperst.evaluation_images import read_images
 from hyperst.evaluation_inputs import Missing, check_folder, check_inputs
 from hyperst.evaluation_record import gene_figures, write_evaluation
+from hyperst.evaluation_space import write_space
 from hyperst.files import write_json_atomic
 from hyperst.intervals import spot_intervals
 from hyperst.metrics import METRICS, per_gene_pearson, top_k_mean
@@ -174,18 +176,20 @@ def evaluate(
     scores[NULL] = _null_scores(test["prediction"], measured, run.config.training.seed)
     blocks, seed = block_ids(section, 0, pitches=3), run.config.training.seed
     per_gene, intervals = gene_figures(kept, predictions, measured, blocks, seed)
+    doubt = doubt_of(run, section, kept, test["prediction"], measured, test["own"])
     evaluation = Evaluation(
         section=section.name,
         n_spots=section.n_spots,
         target=run.config.data.target,
         scores=scores,
-        per_gene=per_gene,
+        per_gene=per_gene.join(doubt.columns),
         caveats=[
             *_spot_caveats(section, min_counts),
             *_stain_caveats(section, stains),
             *_gene_caveats(run, section, absent, missing),
             *_caveats(run, section, scores),
             *_comparisons(section, predictions, measured, scores),
+            *doubt.caveats(section.name),
         ],
         folder=folder,
         figure=folder / "expression.png",
@@ -197,8 +201,10 @@ def evaluate(
         "min_counts": min_counts,
         "stain": stain,
         "intervals": intervals,
+        "doubt": doubt.record,
     }
-    write_evaluation(run, section, evaluation, kept, test["prediction"], measured, genes, settings)
+    write_evaluation(run, section, evaluation, kept, test["prediction"], measured, genes, settings, doubt)
+    write_space(run, section, folder, stains)
     return evaluation
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from hyperst.closed_form import with_closed_form
 from hyperst.data import Section
 from hyperst.model import build_backbone
-from hyperst.predict import over_spots
 from hyperst.progress import Count
 from hyperst.run import Run
+from hyperst.spot_values import encode, over_spots
 from hyperst.stain import StainStatistics
 
 __all__ = ["read_images"]
@@ -32,7 +32,7 @@ def read_images(
     stain = build_backbone("stain").to(run.device) if run.config.data.feature_key is None else None
 
     def compute(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = run.model.predict_and_encode(batch)
+        found = encode(run, batch)
         if stain is not None:
             found["stain"] = torch.cat([stain(batch[level]) for level in ("spot_image", "niche_image")], 1)
         return found

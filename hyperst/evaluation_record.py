@@ -15,6 +15,7 @@ import pandas as pd
 
 from hyperst.baselines import MEAN, OURS, RIDGE_OWN, RIDGE_STAIN
 from hyperst.data import Section
+from hyperst.evaluation_doubt import Doubt
 from hyperst.export.held_out import COLUMNS as HELD_OUT
 from hyperst.files import atomic_path, write_h5ad_atomic, write_json_atomic
 from hyperst.intervals import Interval, gene_interval, mean_interval, resampled_correlations, spot_intervals
@@ -96,6 +97,7 @@ def write_evaluation(
     measured: np.ndarray,
     genes: Iterable[str],
     settings: Mapping[str, Any],
+    doubt: Doubt,
 ) -> None:
     """Write metrics.json, per_gene.csv, expression.h5ad and the figure of ``genes`` into the evaluation's folder.
 
@@ -110,6 +112,7 @@ def write_evaluation(
     spots = section_anndata(run, section, prediction, kept)
     spots.var = evaluation.per_gene.loc[list(kept), list(HELD_OUT)].rename(columns=HELD_OUT)
     spots.layers["measured"] = np.asarray(measured, dtype=np.float32)
+    doubt.add_to(spots)
     spots.uns["hyperst"]["content"] = "X predicted from the image; layers['measured'] measured, on the same scale"
     write_h5ad_atomic(spots, evaluation.folder / EXPRESSION)
     record = {

@@ -26,6 +26,7 @@ __all__ = [
     "distinct_file_names",
     "is_hidden",
     "require_writable",
+    "sha256",
     "write_h5ad_atomic",
     "write_json_atomic",
     "write_text_atomic",
@@ -140,6 +141,15 @@ def require_writable(path: str | Path) -> None:
         raise OSError(
             error.errno, f"{path} cannot be written: {folder}: {reason}; choose another place with --output"
         ) from error
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def is_hidden(path: Path) -> bool:

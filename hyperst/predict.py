@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
 
-from hyperst.closed_form import with_closed_form
+from hyperst.calibration import read_calibration
 from hyperst.data import (
     Section,
     SlideImage,
@@ -36,10 +33,11 @@ from hyperst.data.readers import reader_of
 from hyperst.data.sections import image_name
 from hyperst.data.spots_csv import read_spots
 from hyperst.data.tiles import MIN_TISSUE
+from hyperst.doubt import add_doubt
 from hyperst.export.held_out import held_out_figures
-from hyperst.progress import Count
-from hyperst.run import Run, RunFolder, as_trained, feature_width, load_run, spot_dataset
-from hyperst.stain import Stain, StainStatistics, match_stain, matching
+from hyperst.run import Run, RunFolder, as_trained, load_run
+from hyperst.spot_values import over_spots, predict_values, predict_with_features
+from hyperst.stain import Stain
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -63,68 +61,6 @@ UNITS = {
 SHORT_UNITS = {"log1p_cp10k": "ln(1 + CP10k)", "log2": "log2(1 + count)"}
 """The same for a colour bar; CP10k: counts per 10000 of the spot."""
 _THUMBNAIL_PX = 1000
-
-
-def predict_values(
-    run: Run,
-    section: Section,
-    *,
-    batch_size: int = 64,
-    stain: Stain = "none",
-    on_progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """Predicted expression of a section's spots, float32 (spot gene), on the run's target scale.
-
-    Args:
-        section: with its image (or the precomputed features the run uses); counts are not looked at.
-        stain: "match" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`.
-        on_progress: called with (spots done, spots in all) before the first batch and after each.
-
-    Raises:
-        ValueError: the crops the run was trained with cannot be sized on this image (um/px unknown), or there is no stain to
-            match.
-    """
-    statistics = matching(run, section, stain)
-    count = Count(on_progress, section.n_spots).add
-    found = over_spots(run, section, run.model.predict_and_encode, count, batch_size, statistics)
-    values = with_closed_form(run, section, found)
-    if not np.isfinite(values).all():
-        raise FloatingPointError(
-            f"the prediction for {section.name} is not finite; the run in {run.folder} is damaged, train again"
-        )
-    return values
-
-
-def over_spots(
-    run: Run,
-    section: Section,
-    compute: Callable[[dict[str, Tensor]], dict[str, Tensor]],
-    on_batch: Callable[[int], None],
-    batch_size: int = 64,
-    stains: tuple[StainStatistics, StainStatistics] | None = None,
-) -> dict[str, np.ndarray]:
-    """Collect what ``compute`` makes of each batch of a section's images, float32 (spot ...); counts are not looked at.
-
-    ``on_batch`` is called with the number of spots of each batch. ``stains`` are those of the section and of the training tissue,
-    which it is then matched to; see :func:`hyperst.stain.matching`.
-    """
-    parts: dict[str, list[np.ndarray]] = {}
-    width = feature_width(run.config, [section], run.split.role("training")[0].own_niche)
-    if width is not None and width != run.model.backbone.width:
-        raise ValueError(
-            f"section {section.name} has {width} features per spot, the run in {run.folder} was trained on "
-            f"{run.model.backbone.width}; take features of the same encoder"
-        )
-    with torch.inference_mode():
-        for batch in DataLoader(spot_dataset(run.config, [as_trained(run, section)]), batch_size):
-            batch = {name: value.to(run.device) for name, value in batch.items()}
-            if stains is not None:
-                batch |= {name: match_stain(batch[name], *stains) for name in ("spot_image", "niche_image")}
-            found = compute(batch)
-            for name, value in found.items():
-                parts.setdefault(name, []).append(value.float().cpu().numpy())
-            on_batch(len(batch["spot"]))
-    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def predict_section(
@@ -152,9 +88,13 @@ def predict_section(
             stacklevel=2,
         )
     held_out, evaluated = held_out_figures(run.folder, run.genes, run.best_epoch, stain)
-    predicted = section_anndata(run, section, predict_values(run, section, stain=stain, on_progress=on_progress))
+    calibration = read_calibration(run)
+    distances = None if calibration is None else calibration.tissue.distances
+    values, far = predict_with_features(run, section, distances, stain=stain, on_progress=on_progress)
+    predicted = section_anndata(run, section, values)
     predicted.var = predicted.var.join(held_out)
     predicted.uns["hyperst"] |= {"stain": stain, "held_out_sections": ", ".join(evaluated)}
+    add_doubt(predicted, calibration, run.genes, far)
     if section.damaged is not None and section.image_path is not None:
         seen = as_trained(run, section)
         _, niche = crop_widths_px(seen.grid, seen.spot_diameter_px, run.config.crop)
@@ -195,7 +135,8 @@ def predict_image(
             ``uns['hyperst']``.
 
     Returns:
-        AnnData with X float32 (spot gene) on the run's target scale, ``obsm['spatial']`` in full-resolution pixels,
+        AnnData with X float32 (spot gene) on the run's target scale, half-widths of intervals and the applicability of
+        spots and slide (see :func:`hyperst.doubt.add_doubt`), ``obsm['spatial']`` in full-resolution pixels,
         ``obs['tissue_fraction']`` (the share of a square of one pitch around the spot that is tissue, see
         :func:`hyperst.data.find_tissue`), ``var`` with what the run's evaluations found of each gene (see
         :func:`hyperst.export.held_out_figures`), ``uns['spatial']`` with a thumbnail (so that scanpy and squidpy can plot it) and
@@ -364,6 +305,7 @@ def _provenance(run: Run, section: Section) -> dict[str, Any]:
         "units": UNITS[run.config.data.target],
         "run": run.folder.resolve().name,
         "best_epoch": run.best_epoch,
+        "checkpoint": run.checkpoint,
         "training_sections": ", ".join(record.name for record in run.split.role("training")),
         "image": section.image_path.name if section.image_path is not None else "",
         "um_per_px": section.grid.um_per_px,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hyperst.doubt import HALF_WIDTH, doubt_words
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -13,8 +15,12 @@ _BACKGROUND = 0.05  # of a spot's square that is tissue
 
 
 def prediction_notes(predicted: AnnData) -> list[str]:
-    """Sentences about damaged tiles that were left white, and spots on background; of what :func:`predict_image` returns."""
-    notes = []
+    """Sentences about likeness to the training tissue, damaged tiles that were left white, and spots on background.
+
+    Args:
+        predicted: what :func:`hyperst.predict.predict_image` returns.
+    """
+    notes = doubt_words(predicted.uns["hyperst"], with_intervals=HALF_WIDTH in predicted.var)
     if damaged := predicted.uns["hyperst"].get("damaged_tiles"):
         touched = int(predicted.obs["on_damaged_tile"].sum())
         notes.append(

@@ -16,6 +16,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from hyperst.checkpoint import (
+    frozen_weights,
     load_checkpoint,
     require_frozen,
     require_genes,
@@ -29,7 +30,7 @@ from hyperst.data import Section, SpotDataset, attach_features, fingerprint, rea
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from hyperst.data.features import has_niche_features
 from hyperst.device import choose_device
-from hyperst.files import write_json_atomic, write_text_atomic
+from hyperst.files import sha256, write_json_atomic, write_text_atomic
 from hyperst.model import HyperST
 from hyperst.model.backbones import is_pretrained
 from hyperst.validation import reason_of
@@ -165,6 +166,7 @@ class RunFolder:
         self.versions = self.path / "versions.json"
         self.metrics = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
+        self.calibration = self.path / "calibration.npz"
         self.best = self.path / "checkpoints" / "best.ckpt"
         self.last = self.path / "checkpoints" / "last.ckpt"
 
@@ -247,8 +249,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    found = _read_json(path)
-    if not isinstance(found, dict):
+    if not isinstance(found := _read_json(path), dict):
         raise ValueError(f"{path} is damaged (it holds no table of names and values); {_AGAIN}")
     return found
 
@@ -276,11 +277,6 @@ def build_model(config: RunConfig, n_genes: int, backbone_width: int | None = No
     return HyperST(
         n_genes, model, backbone_width=backbone_width, image_size=config.crop.image_size, strict_weights=not old
     )
-
-
-def frozen_weights(model: HyperST) -> set[str]:
-    """Names of the parameters that training does not change."""
-    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
 def spot_dataset(
@@ -341,6 +337,7 @@ class Run:
         config, genes, split: what it was trained with; the model's outputs are in the order of ``genes``.
         model: in evaluation mode, on ``device``, with the weights of the best epoch.
         best_epoch: that epoch, counted from 1.
+        checkpoint: SHA-256 of the file with the weights.
         mixture: of the network and the closed-form head; None where the network predicts alone, as until training has ended.
     """
 
@@ -351,6 +348,7 @@ class Run:
     model: HyperST
     device: torch.device
     best_epoch: int
+    checkpoint: str
     mixture: Mixture | None = None
 
 
@@ -384,7 +382,8 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     except ValueError as error:
         raise ValueError(f"{place.best} does not fit {place.config}: {error}; {_AGAIN}") from error
     require_frozen(checkpoint, model, frozen, config.model.weights, place.path, place.config)
-    return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, checkpoint["epoch"] + 1, mixture)
+    model, epoch = model.eval().to(chosen), checkpoint["epoch"] + 1
+    return Run(place.path, config, genes, split, model, chosen, epoch, sha256(place.best), mixture)
 
 
 def as_trained(run: Run, section: Section) -> Section:

@@ -145,7 +145,7 @@ class HyperST(nn.Module):
             self.output.bias.copy_(mean)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        outputs = self._image_features(self._raw_features(batch))
+        outputs = self._image_features(self._raw(batch))
         outputs["prediction"] = self._predict(outputs)
         for level in LEVELS:
             if f"{level}_expression" in batch:
@@ -155,21 +155,19 @@ class HyperST(nn.Module):
 
     def predict(self, batch: dict[str, Tensor]) -> Tensor:
         """Expression (b n_genes) from images alone, on the scale the model was trained on."""
-        return self.predict_and_encode(batch)["prediction"]
+        return self._predict(self._image_features(self._raw(batch)))
 
-    def predict_and_encode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """ "prediction" (b n_genes) and the backbone's "features" of spot and niche side by side (b 2 w)."""
-        raw = self._raw_features(batch)
-        return {
-            "prediction": self._predict(self._image_features(raw)),
-            "features": rearrange(raw, "level b width -> b (level width)"),
-        }
+    def predict_with_features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What :meth:`predict` gives, and the backbone's features of spot and niche side by side, (b 2*width)."""
+        raw = self._raw(batch)
+        return self._predict(self._image_features(raw)), rearrange(raw, "level b width -> b (level width)")
 
     def _predict(self, features: dict[str, Tensor]) -> Tensor:
         levels = [features[f"image_{level}"] for level in self.config.head_inputs]
         return self.output(self.head(rearrange(levels, "level b width -> b (level width)")))
 
-    def _raw_features(self, batch: dict[str, Tensor]) -> Tensor:
+    def _raw(self, batch: dict[str, Tensor]) -> Tensor:
+        """The backbone's features (level b width)."""
         kind = "features" if "spot_features" in batch else "image"
         images = [batch[f"{level}_{kind}"] for level in LEVELS]
         # one backbone for both levels, in one call

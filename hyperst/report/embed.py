@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hyperst.applicability import UNLIKE
 from hyperst.metrics import per_gene_pearson
 from hyperst.report.spots import SpotMap
 
@@ -37,6 +38,8 @@ def embed(spots: SpotMap, budget: int) -> dict[str, Any]:
     Returns:
         "genes": of each gene its name, ``r`` (correlation over the spots of the whole numbers, None where undefined or not
         measured) and "predicted" and "measured" as :func:`quantise` gives them; "n_genes": how many the file has;
+        "applicability" as :func:`quantise` gives it, and "unlike", a byte for each spot, 1 where it is unlike the training tissue;
+        both None where that is not recorded; "half_width" of each gene, None likewise;
         "positions": little-endian float32 (spot 2) as base64; and what else a map needs.
     """
     correlation = np.full(len(spots.genes), np.nan)
@@ -44,7 +47,9 @@ def embed(spots: SpotMap, budget: int) -> dict[str, Any]:
         correlation = np.asarray(per_gene_pearson(spots.predicted, spots.measured), dtype=np.float64)
     positions = base64.b64encode(spots.positions.astype("<f4").tobytes()).decode("ascii")
     left = budget - len(positions) - sum(len(name.encode()) + 3 for name in spots.spot_ids)
-    each = (4 * (len(spots.positions) // 3 + 1) + 60) * (1 if spots.measured is None else 2) + 100
+    like = None if spots.applicability is None else quantise(spots.applicability)
+    left -= 0 if like is None else 2 * len(like[0])
+    each = (4 * (len(spots.positions) // 3 + 1) + 60) * (1 if spots.measured is None else 2) + 130
     held = np.argsort(-np.nan_to_num(correlation, nan=-2.0), kind="stable")[: max(1, left // each)]
     genes = []
     for column in held:
@@ -55,6 +60,7 @@ def embed(spots: SpotMap, budget: int) -> dict[str, Any]:
         }
         gene["predicted"] = quantise(spots.predicted[:, column])
         gene["measured"] = None if spots.measured is None else quantise(spots.measured[:, column])
+        gene["half_width"] = None if spots.half_widths is None else round(float(spots.half_widths[column]), 4)
         genes.append(gene)
     return {
         "name": spots.name,
@@ -66,6 +72,12 @@ def embed(spots: SpotMap, budget: int) -> dict[str, Any]:
         "extent": spots.extent,
         "um_per_px": spots.um_per_px,
         "diameter_px": spots.diameter_px,
+        "applicability": like,
+        "unlike": None if spots.applicability is None else _mask(spots.applicability <= UNLIKE),
         "n_genes": len(spots.genes),
         "genes": genes,
     }
+
+
+def _mask(marked: np.ndarray) -> str:
+    return base64.b64encode(np.asarray(marked, dtype=np.uint8).tobytes()).decode("ascii")

@@ -73,6 +73,8 @@ function chooseMap(number) {
   state.view = null;
   state.x = Float32Array.from(map.spots, (_, spot) => places[2 * spot] * scale);
   state.y = Float32Array.from(map.spots, (_, spot) => places[2 * spot + 1] * scale);
+  state.unlike = map.applicability && Array.from(bytes(map.unlike));
+  element("unlike").closest("label").hidden = !map.applicability;
   element("gene-names").replaceChildren(...map.genes.map((gene) => new Option(gene.name, gene.name)));
   const same = map.genes.findIndex((gene) => gene.name === state.gene?.name);
   chooseGene(Math.max(same, 0));
@@ -89,7 +91,8 @@ function tellGene() {
   const { map, gene } = state;
   const measured = gene.measured === null ? "; predicted only: nothing was measured here" : gene.r === null ? "; r is not defined" : `; r = ${gene.r.toFixed(2)}`;
   const held = map.genes.length < map.n_genes ? ` This page holds ${map.genes.length} of the file's ${map.n_genes} genes, for reasons of size.` : "";
-  element("message").textContent = `${gene.name} on ${map.name}${measured}.${held}`;
+  const within = gene.half_width === null ? "" : ` 90 % interval: prediction ± ${shown(gene.half_width)}.`;
+  element("message").textContent = `${gene.name} on ${map.name}${measured}.${within}${held}`;
 }
 
 /** What each panel shows: title, values, colours and their range. */
@@ -118,6 +121,12 @@ function domain(number, count) {
   return { x: [0, 1], y: [top - 0.78 / count, top - 0.06 / count] };
 }
 
+/** Rings around spots unlike the training tissue, where they are asked for. */
+function ringed() {
+  if (!state.unlike || !element("unlike").checked) return { width: 0 };
+  return { color: "#d55e00", width: state.unlike.map((is) => (is ? 2 : 0)) };
+}
+
 function wholeImage() {
   const scale = state.map.um_per_px ?? 1;
   const margin = 1.5 * state.map.diameter_px * scale;
@@ -136,7 +145,8 @@ function draw() {
   const share = Math.abs((state.view.y[1] - state.view.y[0]) / (state.view.x[1] - state.view.x[0]));
   const panel = Math.min(narrow() ? width : width / Math.max(count, 2), 640);
   const height = narrow() ? count * (panel * Math.min(share, 1.3) / 0.72) : Math.min(Math.max(panel * share, 260), 560) / 0.79;
-  const layout = { width, height, margin: { l: 4, r: 4, t: 6, b: 6 }, showlegend: false, dragmode: touch ? false : "pan", images: [], annotations: [], shapes: state.bar ? [state.bar.line] : [] };
+  const buttons = touch ? 32 : 0; // where the buttons are always there, they have a place of their own
+  const layout = { width, height: height + buttons, margin: { l: 4, r: 4, t: 6 + buttons, b: 6 }, showlegend: false, dragmode: touch ? false : "pan", images: [], annotations: [], shapes: state.bar ? [state.bar.line] : [] };
   const traces = state.panels.map((part, number) => {
     const suffix = number === 0 ? "" : String(number + 1);
     const place = domain(number, count === 1 && !narrow() ? 2 : count);
@@ -151,7 +161,7 @@ function draw() {
     return {
       type: SPOTS, mode: "markers", x: state.x, y: state.y, xaxis: `x${suffix}`, yaxis: `y${suffix}`,
       customdata: map.spots, hovertemplate: `%{customdata}: %{marker.color:.3g}<extra>${part.title}</extra>`,
-      marker: { color: part.values, colorscale: part.colours, cmin: part.bounds[0], cmax: part.bounds[1], colorbar: bar, size: state.size, opacity: Number(element("opacity").value), line: { width: 0 } },
+      marker: { color: part.values, colorscale: part.colours, cmin: part.bounds[0], cmax: part.bounds[1], colorbar: bar, size: state.size, opacity: Number(element("opacity").value), line: ringed() },
     };
   });
   if (state.bar) layout.annotations.push(state.bar.text);
@@ -189,7 +199,11 @@ function followView() {
 function tellSpot(event) {
   const spot = event.points[0].pointNumber;
   const values = state.panels.map((part) => `${part.title} ${shown(part.values[spot])}`);
-  element("spot").textContent = `${state.map.spots[spot]}, ${state.gene.name}: ${values.join(", ")} (${state.map.units})`;
+  const half = state.gene.half_width;
+  const predicted = state.panels[0].values[spot];
+  if (half !== null) values[0] += ` [${shown(predicted - half)}, ${shown(predicted + half)}]`;
+  const like = state.map.applicability ? `; applicability ${shown(expand(state.map.applicability)[spot])}${state.unlike[spot] ? ": unlike the training tissue" : ""}` : "";
+  element("spot").textContent = `${state.map.spots[spot]}, ${state.gene.name}: ${values.join(", ")} (${state.map.units})${like}`;
 }
 
 function drawScatter() {
@@ -222,7 +236,7 @@ function startMaps() {
   element("next").addEventListener("click", () => step(1));
   element("gene").addEventListener("change", () => searchGene(element("gene").value));
   element("gene").addEventListener("focus", () => element("gene").select());
-  for (const id of ["scale", "opacity", "tissue"]) element(id).addEventListener("change", draw);
+  for (const id of ["scale", "opacity", "tissue", "unlike"]) element(id).addEventListener("change", draw);
   element("reset").addEventListener("click", () => { state.view = null; draw(); });
   for (const button of document.querySelectorAll(".show")) button.addEventListener("click", () => showFromTable(button));
   chooseMap(0);
@@ -284,11 +298,13 @@ async function unpackPlotly() {
 
 function drawAll() {
   if (data.maps.length) draw();
+  if (data.spaces.length) { drawDisk(); drawRadii(); }
   drawCurves();
 }
 
 unpackPlotly().then(() => {
   if (data.maps.length) startMaps();
+  if (data.spaces.length) startSpace();
   drawCurves();
   window.addEventListener("resize", drawAll);
   for (const [event, value] of [["beforeprint", true], ["afterprint", false]]) {

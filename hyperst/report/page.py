@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from hyperst.evaluation_record import COLUMNS
 from hyperst.files import write_text_atomic
 from hyperst.predict import UNITS
 from hyperst.report.embed import DATA_BYTES, embed
+from hyperst.report.origin import origin_warnings, require_origin
 from hyperst.report.spots import SpotMap, read_spot_map
 from hyperst.report.summary import RunSummary, SectionScores, collect
 from hyperst.report.verdict import figure, strongest_ridge, verdicts
@@ -27,8 +30,13 @@ __all__ = ["render", "require_report", "write_report"]
 
 _PARTS = Path(__file__).parent
 _MARK = '<meta name="generator" content="hyperst report">'
+_KINDS = {
+    f"{of}_{level}": f"{of.replace('gene', 'genes')} of the {level}"
+    for of in ("image", "gene")
+    for level in ("spot", "niche")
+}
 _MOST_ROWS = 800  # of all tables of genes together, about 700 kB
-_MOST_MAPS = 12  # their pictures take up to 400 kB each
+_MOST_MAPS = 12  # their pictures take up to 400 kB each; and most pictures of hyperbolic space
 
 
 def require_report() -> None:
@@ -52,7 +60,7 @@ def write_report(folder: str | Path, predictions: Sequence[str | Path] = (), out
 
     Raises:
         FileNotFoundError: no run, or no such prediction.
-        ValueError: a damaged file, a prediction of other genes, or more predictions than a page holds.
+        ValueError: a damaged file, a prediction of other genes or of other weights, or more predictions than a page holds.
         FileExistsError: ``output`` is a file that is no report.
         ImportError: the extra `report` is not installed.
     """
@@ -67,7 +75,12 @@ def write_report(folder: str | Path, predictions: Sequence[str | Path] = (), out
     if room < 0:
         raise ValueError(f"got {len(predictions)} predictions, a page holds {_MOST_MAPS}; make several with --output")
     evaluated = [scores.expression for scores in summary.evaluations if scores.expression is not None]
-    maps = [read_spot_map(file, summary.genes) for file in (*evaluated[:room], *predictions)]
+    maps = [read_spot_map(file, summary.genes) for file in evaluated[:room]]
+    for file in map(Path, predictions):
+        spots = read_spot_map(file, summary.genes)
+        require_origin(spots, file, summary)
+        twice = spots.title in {each.title for each in maps}
+        maps.append(replace(spots, title=f"{spots.title} ({file.name})") if twice else spots)
     command = shlex.join(["hyperst", "report", str(folder), *map(str, predictions)])
     return write_text_atomic(path, render(summary, maps, command, unmapped=len(evaluated[room:])))
 
@@ -91,9 +104,11 @@ def render(summary: RunSummary, maps: Sequence[SpotMap], command: str, unmapped:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {"figure": figure, "signed": lambda value: f"{value:+.3f}"}
+    environment.filters |= {"figure": figure, "signed": lambda value: f"{value:+.3f}", "percent": "{:.0%}".format}
     pictures = sum(len(each.picture or "") for each in maps)
-    budget = (DATA_BYTES - pictures) // max(1, len(maps))
+    shown = [scores for scores in summary.evaluations if scores.space is not None][:_MOST_MAPS]
+    spaces = [{"name": scores.section, **(scores.space or {})} for scores in shown]
+    budget = (DATA_BYTES - pictures - len(json.dumps(spaces))) // max(1, len(maps))
     overs = [_ridge_columns(scores) for scores in summary.evaluations]
     most_rows = max(1, _MOST_ROWS // max(1, len(overs)))
     curves = [{str(key): float(value) for key, value in row.items()} for row in summary.curves.to_dict("records")]
@@ -102,6 +117,10 @@ def render(summary: RunSummary, maps: Sequence[SpotMap], command: str, unmapped:
         summary=summary,
         units=UNITS[summary.config.data.target],
         verdicts=verdicts(summary),
+        coverages={scores.section: scores.doubt.get("coverage") for scores in summary.evaluations},
+        kinds=_KINDS,
+        warnings=origin_warnings(maps, summary),
+        spaces=spaces,
         columns=[_score_columns(scores) for scores in summary.evaluations],
         overs=overs,
         rows=[_rows(scores, over, most_rows) for scores, over in zip(summary.evaluations, overs, strict=True)],
@@ -116,11 +135,12 @@ def render(summary: RunSummary, maps: Sequence[SpotMap], command: str, unmapped:
         command=command,
         data={
             "maps": [embed(each, budget) for each in maps],
+            "spaces": spaces,
             "curves": curves,
             "best_epoch": None if summary.training is None else summary.training.get("best_epoch"),
         },
         style=Markup((_PARTS / "page.css").read_text(encoding="utf-8")),
-        script=Markup((_PARTS / "page.js").read_text(encoding="utf-8")),
+        script=Markup("".join((_PARTS / name).read_text(encoding="utf-8") for name in ("page.js", "space.js"))),
         plotly=base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode("ascii"),
     )
 

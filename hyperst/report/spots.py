@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from hyperst.doubt import HALF_WIDTH, doubt_words
 from hyperst.validation import reason_of
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ class SpotMap:
         tissue_fraction: float32 (spot,), or None.
         n_background, n_damaged: spots on background and beside damaged tiles; None where it is not recorded.
         facts: what else the file says of itself.
+        checkpoint: SHA-256 of the weights that predicted; None where it is not recorded.
+        half_widths: float64 (gene,), of the intervals; applicability: float32 (spot,); None where they are not recorded.
+        doubt: what both say of the slide, in words.
     """
 
     name: str
@@ -56,6 +60,10 @@ class SpotMap:
     n_background: int | None
     n_damaged: int | None
     facts: dict[str, str]
+    checkpoint: str | None
+    half_widths: np.ndarray | None
+    applicability: np.ndarray | None
+    doubt: tuple[str, ...]
 
 
 def read_prediction(path: str | Path, genes: Sequence[str]) -> AnnData:
@@ -101,6 +109,7 @@ def read_spot_map(path: str | Path, genes: Sequence[str]) -> SpotMap:
     picture, extent = _picture(entry, positions)
     tissue = stored.obs.get("tissue_fraction")
     damaged = stored.obs.get("on_damaged_tile")
+    widths, applicability = stored.var.get(HALF_WIDTH), stored.obs.get("applicability")
     scale = facts.get("um_per_px")
     if entry is not None:
         diameter = float(entry["scalefactors"]["spot_diameter_fullres"])
@@ -125,6 +134,10 @@ def read_spot_map(path: str | Path, genes: Sequence[str]) -> SpotMap:
         n_background=None if tissue is None else int((np.asarray(tissue) < _BACKGROUND).sum()),
         n_damaged=None if damaged is None else int(np.asarray(damaged).sum()),
         facts={str(key): str(value) for key, value in facts.items()},
+        checkpoint=None if facts.get("checkpoint") is None else str(facts["checkpoint"]),
+        half_widths=None if widths is None else np.asarray(widths, dtype=np.float64),
+        applicability=None if applicability is None else np.asarray(applicability, dtype=np.float32),
+        doubt=tuple(doubt_words(facts, with_intervals=widths is not None)),
     )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import pandas as pd
 from hyperst.baselines import OURS
 from hyperst.config import RunConfig, read_run_config
 from hyperst.evaluation_record import EXPRESSION
+from hyperst.evaluation_space import read_space
+from hyperst.files import sha256
 from hyperst.run import RunFolder, Split
 
 __all__ = ["RunSummary", "SectionScores", "collect", "read_evaluations"]
@@ -33,6 +34,9 @@ class SectionScores:
         caveats: what the numbers do not say.
         excluded_spots: ids of those left out for fewer counts than ``min_counts``, which is None where it is not recorded.
         best_epoch: of the weights that predicted; None where it is not recorded.
+        doubt: mean noise ceiling ("noise_ceiling") and "coverage" of the intervals, "nominal_coverage"; empty in evaluations of
+            earlier versions.
+        space: see :func:`hyperst.evaluation_space.hyperbolic_space`; None where there is none.
         expression: file with predicted and measured expression of the spots; None in evaluations of earlier versions.
     """
 
@@ -50,6 +54,8 @@ class SectionScores:
     stain: str
     best_epoch: int | None
     expression: Path | None
+    doubt: dict[str, float | None] = field(default_factory=dict)
+    space: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def collect(folder: str | Path) -> RunSummary:
         if place.metrics.is_file()
         else pd.DataFrame(),
         evaluations=read_evaluations(folder),
-        checksums={path.relative_to(place.path).as_posix(): _sha256(path) for path in files},
+        checksums={path.relative_to(place.path).as_posix(): sha256(path) for path in files},
     )
 
 
@@ -137,6 +143,8 @@ def _scores(path: Path) -> SectionScores:
             stain=str(stored.get("stain", "none")),
             best_epoch=stored.get("best_epoch"),
             expression=expression if expression.is_file() else None,
+            doubt=dict(stored.get("doubt", {})),
+            space=read_space(path.parent),
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {_AGAIN}") from error
@@ -152,11 +160,3 @@ def _table(path: Path, needed: tuple[str, ...], remedy: str) -> pd.DataFrame:
     if missing := [name for name in needed if name not in table]:
         raise ValueError(f"{path} is damaged (it has no column {missing[0]}); {remedy}")
     return table
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

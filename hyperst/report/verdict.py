@@ -74,6 +74,13 @@ def section_verdict(scores: SectionScores, command: str = "hyperst evaluate RUN 
     if scores.expression is None:
         missing.append(f"Predicted and measured expression of the spots, for the maps: {command}")
     pcc = "no gene has a correlation" if ours["pcc"] is None else f"mean PCC {_with_ends(ours['pcc'], interval)}"
+    ceiling = scores.doubt.get("noise_ceiling")
+    if ceiling is not None:
+        pcc += f"; noise ceiling {figure(ceiling)}"
+    else:
+        missing.append(f"The noise ceiling: {command}")
+    if scores.doubt.get("coverage") is None:
+        missing.append(f"Whether intervals hold what they say: {command}, of a run that has intervals")
     unknown = "not compared with ridge" if ridge is None else "not shown whether it is better than ridge"
     points += _null_points(scores)
     for name, difference in (scores.intervals or {}).get("differences", {}).items():

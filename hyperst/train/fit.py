@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+from hyperst.calibration import calibrate
 from hyperst.checkpoint import load_checkpoint, require_genes
 from hyperst.config import RunConfig
 from hyperst.data import Section, align_genes, transform
 from hyperst.files import write_json_atomic
 from hyperst.model import Alignment
 from hyperst.processes import started_processes
-from hyperst.run import RunFolder, Split, build_model, feature_width, section_indices
+from hyperst.run import RunFolder, Split, build_model, feature_width, load_run, section_indices
 from hyperst.train.batch_norm import synchronise_batch_norms
 from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
 from hyperst.train.head import add_closed_form
@@ -210,11 +211,24 @@ def _fit(
         seconds=time.perf_counter() - started,
         stopped_early=recorder.exhausted and len(recorder.history) < config.training.epochs,
     )
-    if first:
-        if config.model.head != "network":
-            add_closed_form(place, sections, validation_sections, str(trainer.strategy.root_device))
-        write_json_atomic(place.summary, asdict(summary))
+    processes.from_first(partial(_finish, config, place, sections, validation_sections, summary))
     return summary
+
+
+def _finish(
+    config: RunConfig,
+    place: RunFolder,
+    sections: Sequence[Section],
+    validation_sections: Sequence[Section],
+    summary: TrainingSummary,
+) -> None:
+    """Write what is measured on the finished weights, then the summary: a run that has one is complete."""
+    device = "cpu" if config.training.accelerator == "cpu" else None
+    # before it is fitted to the held-out spots too: of what it has seen its errors are too small
+    before = None if config.model.head == "network" else add_closed_form(place, sections, validation_sections, device)
+    run = replace(load_run(place.path, device=device), mixture=before)
+    calibrate(run, sections, validation_sections).write(place.calibration)
+    write_json_atomic(place.summary, asdict(summary))
 
 
 def _stored_summary(stored: dict[str, Any], place: RunFolder) -> TrainingSummary:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from hyperst.checkpoint import MIXTURE, load_checkpoint
-from hyperst.closed_form import fit_mixture, head_features
+from hyperst.closed_form import Mixture, fit_head, fit_mixture, head_features
 from hyperst.data import Section
 from hyperst.data.dataset import block_ids
 from hyperst.evaluation import measured_expression
-from hyperst.predict import over_spots
 from hyperst.run import RunFolder, load_run, section_indices
+from hyperst.spot_values import encode, over_spots
 from hyperst.train.checkpoints import AtomicCheckpoints
 
 __all__ = ["add_closed_form"]
@@ -21,8 +23,8 @@ _MOST = (3000, 1000)  # training and validation spots: the kernel of all pairs i
 
 
 def add_closed_form(
-    place: RunFolder, sections: Sequence[Section], validation_sections: Sequence[Section], device: str
-) -> None:
+    place: RunFolder, sections: Sequence[Section], validation_sections: Sequence[Section], device: str | None
+) -> Mixture:
     """Fit the head to the best checkpoint's features and store it there. Of very many spots 3000 and 1000 for validation are drawn.
 
     It is fitted to the spots that the network was trained on and mixed with the network as the validation spots say. Spots held out
@@ -30,10 +32,13 @@ def add_closed_form(
 
     Args:
         sections, validation_sections: those of the run, without the spots that have too few counts.
+
+    Returns:
+        The mixture before the held-out spots are fitted, for what is to be measured on them.
     """
     run = load_run(place.path, device=device)
     groups = (*sections, *validation_sections)
-    found = [over_spots(run, section, run.model.predict_and_encode, lambda _: None) for section in groups]
+    found = [over_spots(run, section, partial(encode, run), lambda _: None) for section in groups]
     features = [
         head_features(section, each["features"], run.config.model.head_inputs)
         for section, each in zip(groups, found, strict=True)
@@ -45,15 +50,14 @@ def add_closed_form(
     random = np.random.default_rng(run.config.training.seed)
     sides = zip((~validation, validation), _MOST, strict=True)
     chosen = np.sort(np.concatenate([random.permutation(np.flatnonzero(side))[:most] for side, most in sides]))
-    mixture = fit_mixture(
-        np.concatenate(features)[chosen],
-        np.concatenate([each["prediction"] for each in found])[chosen],
-        np.concatenate([measured_expression(run, section) for section in groups])[chosen],
-        np.concatenate([block_ids(section, number, pitches=3) for number, section in enumerate(groups)])[chosen],
-        validation[chosen],
-        refit=not validation_sections,
-        alone=run.config.model.head == "closed-form",
-    )
+    seen = np.concatenate(features)[chosen]
+    network = np.concatenate([each["prediction"] for each in found])[chosen]
+    targets = np.concatenate([measured_expression(run, section) for section in groups])[chosen]
+    blocks = np.concatenate([block_ids(section, number, pitches=3) for number, section in enumerate(groups)])[chosen]
+    alone = run.config.model.head == "closed-form"
+    mixture = fit_mixture(seen, network, targets, blocks, validation[chosen], alone=alone)
+    final = mixture if validation_sections else replace(mixture, head=fit_head(seen, targets, blocks))
     checkpoint = load_checkpoint(place.best)
-    checkpoint[MIXTURE] = mixture.as_tensors()
+    checkpoint[MIXTURE] = final.as_tensors()
     AtomicCheckpoints().save_checkpoint(checkpoint, place.best)
+    return mixture

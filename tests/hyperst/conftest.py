@@ -62,13 +62,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_config, sections) -> 
 
 @pytest.fixture(scope="session")
 def evaluated(trained, sections, tmp_path_factory) -> Path:
-    """Folder of a run with the evaluation of S3."""
+    """Folder of a run with the evaluation of S3, and with intervals, which the few spots that it has held out cannot give."""
+    from hyperst.calibration import calibrate
     from hyperst.evaluation import evaluate
-    from hyperst.run import load_run
+    from hyperst.run import RunFolder, load_run
 
     folder = tmp_path_factory.mktemp("report") / "run"
     shutil.copytree(trained, folder)
-    evaluate(load_run(folder, device="cpu"), sections[2], training_sections=sections[:2])
+    run = load_run(folder, device="cpu")
+    calibrate(run, sections[:2], sections[1:2]).write(RunFolder(folder).calibration)
+    evaluate(run, sections[2], training_sections=sections[:2])
     return folder
 
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 from hyperst.cli import app
 from hyperst.data import read_section
 from hyperst.evaluation import MEAN, NULL, OURS, RIDGE_STAIN, evaluate
+from hyperst.predict import predict_section
 from hyperst.run import load_run
 
 SHORT = ["--image-size", "48", "--width", "64", "--epochs", "6", "--n-genes", "60"]
@@ -49,20 +50,38 @@ def test_mob_image_without_spots(mob_run, real_data, tmp_path):
     assert np.isfinite(tiles.X).all()
 
 
-def test_her2st_and_its_low_resolution_section(real_data, tmp_path):
-    """Train on C2 at its scale, predict A1, whose image has 3.19 instead of 0.69 um/px."""
-    h5ad = real_data / "her2st" / "h5ad"
-    result = call("train", h5ad / "C2.h5ad", "--output", tmp_path / "run", *SHORT[:4], "--epochs", 1, "--n-genes", 40)
+@pytest.fixture(scope="module")
+def her2st_run(real_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("her2st") / "run"
+    sections = [real_data / "her2st" / "h5ad" / f"{name}.h5ad" for name in ("C2", "C3")]
+    result = call("train", *sections, "--output", folder, *SHORT[:4], "--epochs", 1, "--n-genes", 40)
     assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_her2st_and_its_low_resolution_section(her2st_run, real_data, tmp_path):
+    """Train on C2 and C3 at their scale, predict A1, whose image has 3.19 instead of 0.69 um/px."""
+    h5ad = real_data / "her2st" / "h5ad"
     image = real_data / "her2st" / "images" / "A1.png"
-    result = call("predict", tmp_path / "run", image, "--spots", h5ad / "A1.h5ad", "-o", tmp_path / "a1.h5ad")
+    result = call("predict", her2st_run, image, "--spots", h5ad / "A1.h5ad", "-o", tmp_path / "a1.h5ad")
     assert result.exit_code == 0, result.output
     predicted = anndata.read_h5ad(tmp_path / "a1.h5ad")
     assert predicted.shape == (346, 40)
     assert np.isfinite(predicted.X).all()
-    result = call("evaluate", tmp_path / "run", h5ad / "A1.h5ad", "--output", tmp_path / "evaluation")
+    result = call("evaluate", her2st_run, h5ad / "A1.h5ad", "--output", tmp_path / "evaluation")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "evaluation" / "A1" / "metrics.json").is_file()
+
+
+def test_another_organ_is_flagged_and_the_next_section_is_not(her2st_run, real_data):
+    """Olfactory bulb of a mouse, at the um/px that its 200 um pitch would have, for a run on breast cancer; and C4."""
+    run = load_run(her2st_run, device="cpu")
+    bulb = read_section(real_data / "mob" / "h5ad" / "MOB1.h5ad", mpp=6.25)
+    next_one = read_section(real_data / "her2st" / "h5ad" / "C4.h5ad")
+    bulb_facts, next_facts = (predict_section(run, section).uns["hyperst"] for section in (bulb, next_one))
+    assert bulb_facts["unlike_slide"]
+    assert not next_facts["unlike_slide"]
+    assert bulb_facts["unlike_share"] > 3 * next_facts["unlike_share"]
 
 
 @pytest.mark.parametrize("species", ["her2st", "mob"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 
@@ -53,6 +54,9 @@ def page(chromium, address, request):
     context.close()
 
 
+LAPTOP = pytest.mark.parametrize("page", [(1366, 768)], ids=["laptop"], indirect=True)
+
+
 def panels(page, script: str):
     return page.evaluate(f"(() => {{ const plot = document.getElementById('panels'); return {script}; }})()")
 
@@ -68,6 +72,7 @@ def test_the_page_fits_its_window(page):
     assert not any("hare" in title or "cloud" in title.lower() for title in buttons)  # Plotly would upload the chart
 
 
+@LAPTOP
 def test_a_gene_is_found_by_the_keyboard(page):
     names = page.evaluate("data.maps[0].genes.map((gene) => gene.name)")
     before = panels(page, "Array.from(plot.data[0].marker.color)")
@@ -106,6 +111,7 @@ def test_panels_zoom_together_and_spots_keep_their_size(page):
     assert panels(page, "plot.layout.annotations.at(-1).text").endswith(" µm")
 
 
+@LAPTOP
 def test_one_scale_for_both(page):
     ends = "plot.data.slice(0, 2).map((trace) => [trace.marker.cmin, trace.marker.cmax])"
     own = panels(page, ends)
@@ -116,6 +122,7 @@ def test_one_scale_for_both(page):
     assert panels(page, "plot.data[2].marker.cmin + plot.data[2].marker.cmax") == 0
 
 
+@LAPTOP
 def test_without_measurements_there_is_one_panel(page):
     page.locator("#map").select_option("1")
     assert panels(page, "plot.data.length") == 1
@@ -123,11 +130,13 @@ def test_without_measurements_there_is_one_panel(page):
     assert page.locator("#scatter").is_hidden()
 
 
+@LAPTOP
 def test_genes_are_sorted_and_searched(page):
     header = page.locator("#genes-1 thead th", has_text="MSE")
     header.locator("button").click()
     assert header.get_attribute("aria-sort") == "descending"
-    values = [float(text) for text in page.locator("#genes-1 tbody td:nth-child(7)").all_inner_texts()]
+    column = header.evaluate("(each) => each.cellIndex + 1")
+    values = [float(text) for text in page.locator(f"#genes-1 tbody td:nth-child({column})").all_inner_texts()]
     assert values == sorted(values, reverse=True)
     name = page.locator("#genes-1 tbody th").nth(3).inner_text()
     page.locator(".filter").fill(name)
@@ -137,6 +146,78 @@ def test_genes_are_sorted_and_searched(page):
     assert page.locator("#gene").input_value() == name
 
 
+@LAPTOP
+def test_a_click_reads_the_interval_and_the_applicability(page):
+    page.evaluate("tellSpot({points: [{pointNumber: 3}]})")
+    said = page.locator("#spot").inner_text()
+    low, high = page.evaluate(
+        "[-1, 1].map((sign) => shown(expand(state.gene.predicted)[3] + sign * state.gene.half_width))"
+    )
+    assert f"[{low}, {high}], measured" in said
+    assert "; applicability " in said
+
+
+@LAPTOP
+def test_spots_unlike_the_training_are_ringed(page):
+    page.evaluate("state.unlike = state.unlike.map((_, spot) => (spot === 4 ? 1 : 0))")
+    rings = "plot.data[0].marker.line.width"
+    assert panels(page, rings) == 0
+    page.locator("#unlike").check()
+    assert panels(page, f"{rings}.indexOf(2)") == 4
+    assert panels(page, f"{rings}.filter((each) => each).length") == 1
+
+
+def test_the_disk_has_four_points_and_the_cones_of_a_spot(page):
+    disk = "document.getElementById('disk').data"
+    n = page.evaluate("data.spaces[0].spots.length")
+    assert page.evaluate(f"{disk}.slice(0, 4).map((trace) => trace.x.length)") == [n] * 4
+    assert page.evaluate(f"{disk}.length") == 4 + 2 + 1  # image_spot is the parent in two relations
+    page.locator("#space-kind").select_option("gene_niche")
+    assert page.evaluate(f"{disk}.length") == 4 + 1
+    assert "no cone: nothing is below it" in page.locator("#cone").inner_text()
+    page.locator("#space-spot").select_option("7")
+    assert page.locator("#cone").inner_text().startswith(page.evaluate("data.spaces[0].spots[7]"))
+    page.locator("#space-colour").select_option("cluster")
+    colours = page.evaluate(f"{disk}[0].marker.color")
+    assert len(set(colours)) == page.evaluate("new Set(data.spaces[0].cluster).size")
+
+
+@LAPTOP
+def test_the_cone_follows_the_mouse(page):
+    page.evaluate("choosePoint(7, 'gene_niche'); element('space').scrollIntoView()")
+    page.wait_for_function("window.scrollY > 0")
+    place = page.evaluate("""(() => {
+      const [x, y] = space.data.kinds.image_niche.places[2];
+      const [box, axes] = [element("disk").getBoundingClientRect(), element("disk")._fullLayout];
+      return [box.left + axes.xaxis._offset + axes.xaxis.d2p(x), box.top + axes.yaxis._offset + axes.yaxis.d2p(y)];
+    })()""")
+    page.mouse.move(place[0] - 2, place[1] - 2)
+    page.mouse.move(*place)
+    page.wait_for_function("space.kind !== 'gene_niche'")  # or a point that lies on this one
+    wanted, found = page.evaluate("[space.data.kinds.image_niche.places[2], placesOf(space.kind)[space.spot]]")
+    assert math.dist(wanted, found) < 0.05
+
+
+@LAPTOP
+def test_a_drawn_cone_is_the_cone(page):
+    """Its outline leaves the apex at the half-aperture and is of geodesics: they meet the rim at right angles."""
+    apex, half = [0.3, 0.4], 0.5
+    outline = page.evaluate(f"cone({apex}, {half})")
+    assert outline[0] == pytest.approx(apex)
+    outward = math.atan2(apex[1], apex[0])
+    for one, sign in (
+        (page.evaluate(f"along({apex}, {outward - half}, 1e-6)"), -1),
+        (page.evaluate(f"along({apex}, {outward + half}, 1e-6)"), 1),
+    ):
+        assert math.atan2(one[1] - apex[1], one[0] - apex[0]) - outward == pytest.approx(sign * half, abs=1e-4)
+    near, rim = page.evaluate(f"[along({apex}, {outward + half}, 1 - 1e-5), along({apex}, {outward + half}, 1)]")
+    assert math.hypot(*rim) == pytest.approx(1)
+    along = math.atan2(rim[1] - near[1], rim[0] - near[0])
+    assert along == pytest.approx(math.atan2(rim[1], rim[0]), abs=1e-3)
+    assert all(math.hypot(*point) <= 1 + 1e-9 for point in outline)
+
+
+@LAPTOP
 def test_a_print_has_the_width_of_paper(page):
     width = panels(page, "plot.layout.width")
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")

@@ -92,14 +92,14 @@ def test_nothing_is_fetched(page):
     policies = [each["content"] for _, each in page.elements if each.get("http-equiv") == "Content-Security-Policy"]
     assert policies[0].startswith("default-src 'none';")
     assert "http" not in policies[0]
-    for part in ("page.css", "page.js"):
+    for part in ("page.css", "page.js", "space.js"):
         assert "//" not in (Path(report.__file__).parent / part).read_text().replace("// ", "")
     assert all(each["picture"].startswith("data:image/jpeg;base64,") for each in data_of(page)["maps"])
 
 
 def test_figures_are_labelled_for_those_who_do_not_see_them(page):
     plots = [attributes for tag, attributes in page.elements if attributes.get("class") == "plot"]
-    assert len(plots) == 3
+    assert len(plots) == 5
     assert all(each["role"] == "img" and each["aria-label"] for each in plots)
 
 
@@ -138,6 +138,53 @@ def test_a_prediction_without_measurements_says_so(page):
     assert all(gene["measured"] is None and gene["r"] is None for gene in alone["genes"])
 
 
+def test_doubt_is_on_the_page(evaluated, predicted, page):
+    stored = anndata.read_h5ad(predicted)
+    measured, alone = data_of(page)["maps"]
+    for each in (measured, alone):
+        widths = {gene["name"]: gene["half_width"] for gene in each["genes"]}
+        assert widths == pytest.approx(dict(stored.var["half_width_90"]), abs=1e-4)
+    packed, low, high = alone["applicability"]
+    steps = np.frombuffer(base64.b64decode(packed), np.uint8)
+    expected = stored.obs["applicability"].to_numpy()
+    np.testing.assert_allclose(low + steps / 255 * (high - low), expected, atol=(high - low) / 510 * (1 + 1e-5))
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(alone["unlike"]), np.uint8), expected <= 0.05)
+    doubt = json.loads((evaluated / "evaluation" / "S3" / "metrics.json").read_text())["doubt"]
+    assert f"noise ceiling {report.verdict.figure(doubt['noise_ceiling'])}" in page.words
+    assert f"{doubt['coverage']:.0%}" in page.words
+    assert "this slide is like the training tissue" in page.words
+    assert "Do not use these values" not in page.words
+
+
+def test_a_slide_unlike_the_training_is_said_first(evaluated, predicted):
+    spots = read_spot_map(predicted, collect(evaluated).genes)
+    words = "this slide is unlike the training tissue: half"
+    other = replace(spots, facts={**spots.facts, "unlike_slide": "True"}, doubt=(words,))
+    assert words not in render(collect(evaluated), [spots], "")
+    page = Page(render(collect(evaluated), [other], ""))
+    verdict = page.words.index("Verdict\n")
+    assert verdict < page.words.index(words) < page.words.index("mean PCC", verdict)
+
+
+def test_predictions_of_other_weights_are_refused(evaluated, predicted, tmp_path):
+    """And those that do not say are shown with a warning, as are evaluations that a longer training has left behind."""
+    stored = anndata.read_h5ad(predicted)
+    own = stored.uns["hyperst"]["checkpoint"]
+    stored.uns["hyperst"]["checkpoint"] = "0" * 64
+    stored.write_h5ad(tmp_path / "other.h5ad")
+    message = failure("report", evaluated, tmp_path / "other.h5ad", "-o", tmp_path / "page.html")
+    assert "other.h5ad was not predicted by the run in" in message
+    assert "SHA-256 000000000000..., this one " + own[:12] in message
+    del stored.uns["hyperst"]["checkpoint"]
+    stored.write_h5ad(tmp_path / "old.h5ad")
+    text = report.write_report(evaluated, [tmp_path / "old.h5ad"], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "does not say which weights made it" in Page(text).words
+    summary = collect(evaluated)
+    summary = replace(summary, checksums={**summary.checksums, "checkpoints/best.ckpt": "1" * 64})
+    words = Page(render(summary, [read_spot_map(predicted, summary.genes)], "")).words
+    assert "made with other weights than the run has now" in words
+
+
 def test_the_script_is_plotlys_own(page):
     from plotly.offline import get_plotlyjs
 
@@ -155,12 +202,22 @@ def test_names_cannot_break_out(evaluated, predicted):
     """A gene, a section, a spot, a patient and a caveat that are markup stay text."""
     summary = collect(evaluated)
     (scores,) = summary.evaluations
+    space = {**scores.space, "spots": [EVIL] * len(scores.space["spots"])}
     genes = [EVIL, *summary.genes[1:]]
     per_gene = scores.per_gene.rename(index={summary.genes[0]: EVIL})
-    scores = replace(scores, section=EVIL, patient=EVIL, per_gene=per_gene, caveats=(EVIL,), excluded_spots=(EVIL,))
+    scores = replace(
+        scores, section=EVIL, patient=EVIL, per_gene=per_gene, caveats=(EVIL,), excluded_spots=(EVIL,), space=space
+    )
     spots = read_spot_map(predicted, summary.genes)
     spots = replace(
-        spots, name=EVIL, title=EVIL, genes=genes, spot_ids=[EVIL] * len(spots.spot_ids), facts={EVIL: EVIL}
+        spots,
+        name=EVIL,
+        title=EVIL,
+        genes=genes,
+        spot_ids=[EVIL] * len(spots.spot_ids),
+        facts={EVIL: EVIL},
+        doubt=(EVIL,),
+        checkpoint=None,
     )
     page = Page(render(replace(summary, genes=genes, evaluations=(scores,)), [spots], EVIL))
     assert [tag for tag, _ in page.elements if tag in {"script", "img"}] == ["script"] * 3
@@ -183,6 +240,8 @@ def test_20000_spots_stay_under_15_mb(evaluated, predicted, n_genes):
         measured=values
         + np.linspace(3, 0, n_genes, dtype=np.float32) * random.normal(size=values.shape).astype(np.float32),
         picture="data:image/jpeg;base64," + "A" * 400_000,
+        half_widths=np.ones(n_genes),
+        applicability=random.uniform(size=20_000).astype(np.float32),
     )
     text = render(collect(evaluated), [spots], "hyperst report")
     assert len(text.encode()) < LIMIT
@@ -196,7 +255,8 @@ def test_the_script_is_javascript():
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
-    subprocess.run([node, "--check", Path(report.__file__).parent / "page.js"], check=True)
+    for part in ("page.js", "space.js"):
+        subprocess.run([node, "--check", Path(report.__file__).parent / part], check=True)
 
 
 def test_the_command_writes_and_replaces_its_own_page_only(evaluated, predicted, tmp_path):

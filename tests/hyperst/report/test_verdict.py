@@ -57,12 +57,16 @@ def scored(better: int = 163, worse: int = 5, n: int = 200) -> SectionScores:
         stain="none",
         best_epoch=1,
         expression=None,
+        doubt={"noise_ceiling": 0.7, "coverage": 0.88, "nominal_coverage": 0.9},
     )
 
 
 def test_the_headline_counts_genes_whose_interval_shows_it():
     found = section_verdict(scored())
-    assert found.headline == f"S4: better than {RIDGE_OWN} on 163 of 200 genes and worse on 5, mean PCC .37 [.34, .40]."
+    assert (
+        found.headline
+        == f"S4: better than {RIDGE_OWN} on 163 of 200 genes and worse on 5, mean PCC .37 [.34, .40]; noise ceiling .70."
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,30 +99,39 @@ def test_a_difference_without_an_interval_shows_nothing():
         "differences": {RIDGE_OWN: {"pcc": {"mean": 0.4, "low": None, "high": None}}},
     }
     found = section_verdict(replace(scored(0, 0), intervals=alone))
-    assert found.headline.endswith("mean PCC .37 (no interval).")
+    assert found.headline.endswith("mean PCC .37 (no interval); noise ceiling .70.")
     assert found.points[-1] == f"Mean PCC less that of {RIDGE_OWN}: +0.400: not shown to be better or worse."
 
 
 def test_an_earlier_evaluation_says_what_it_lacks():
     per_gene = scored().per_gene[["pcc", "pcc_ridge_own"]]
-    found = section_verdict(replace(scored(), per_gene=per_gene, intervals=None), "hyperst evaluate runs/a SECTION")
+    found = section_verdict(
+        replace(scored(), per_gene=per_gene, intervals=None, doubt={}), "hyperst evaluate runs/a SECTION"
+    )
     assert found.headline == "S4: not shown whether it is better than ridge, mean PCC .37 (no interval)."
-    assert [line.endswith(": hyperst evaluate runs/a SECTION") for line in found.missing] == [True, True]
-    assert found.missing[0].startswith("Intervals of single genes")
+    assert [line.partition(":")[0] for line in found.missing] == [
+        "Intervals of single genes, which this evaluation by an earlier version has not",
+        "Predicted and measured expression of the spots, for the maps",
+        "The noise ceiling",
+        "Whether intervals hold what they say",
+    ]
+    assert all("hyperst evaluate runs/a SECTION" in line for line in found.missing)
 
 
 def test_without_training_sections_there_is_no_ridge():
     scores = scored()
     methods = {name: scores.methods[name] for name in (OURS, NULL)}
     found = section_verdict(replace(scores, methods=methods))
-    assert found.headline == "S4: not compared with ridge, mean PCC .37 [.34, .40]."
+    assert found.headline == "S4: not compared with ridge, mean PCC .37 [.34, .40]; noise ceiling .70."
     assert found.missing[0].startswith("Ridge regression and the training mean, which need the files of the training")
 
 
 def test_no_correlation_is_said():
     scores = scored(0, 0)
     methods = {**scores.methods, OURS: {"pcc": None, "mse": 1.0}}
-    assert section_verdict(replace(scores, methods=methods)).headline.endswith("no gene has a correlation.")
+    assert section_verdict(replace(scores, methods=methods)).headline.endswith(
+        "no gene has a correlation; noise ceiling .70."
+    )
 
 
 def test_figures():
