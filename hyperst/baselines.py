@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["MEAN", "NULL", "OURS", "RIDGE_OWN", "RIDGE_STAIN", "ridge_floor", "training_mean"]
+__all__ = ["MEAN", "NETWORK", "NULL", "OURS", "RIDGE_OWN", "RIDGE_STAIN", "ridge_floor", "training_mean"]
 
 OURS, NULL, MEAN = "HyperST (this run)", "null: images shuffled between spots", "training mean"
+NETWORK = "its network alone"
 RIDGE_OWN, RIDGE_STAIN = "ridge on this run's image features", "ridge on stain and texture features"
 
 _COMPONENTS = 64

@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from hyperst.applicability import TissueModel, fit_tissue, left_out_distances
+from hyperst.closed_form import with_closed_form
 from hyperst.data import Section
 from hyperst.data.dataset import block_ids, collate
 from hyperst.files import atomic_path
 from hyperst.run import Run, RunFolder, section_indices, spot_dataset
+from hyperst.spot_values import encode, over_spots
 from hyperst.validation import reason_of
 
 __all__ = ["COVERAGE", "Calibration", "calibrate", "half_widths", "read_calibration"]
@@ -99,6 +102,8 @@ def calibrate(run: Run, sections: Sequence[Section], validation_sections: Sequen
     _, features, _ = _see(run, sections, own, lambda values: values, measured=False)
     tissue = fit_tissue(features)
     prediction, held_out_distances, measured = _see(run, places, held_out, tissue.distances)
+    if run.mixture is not None:
+        prediction = _mixed(run, places, held_out)
     if not np.isfinite(prediction).all():
         raise FloatingPointError(f"the predictions of the run in {run.folder} are not finite; train again")
     blocks = {number: block_ids(section, number, pitches=3) for number, section in enumerate(places)}
@@ -173,6 +178,13 @@ def _see(
                 part.append(values)
     prediction, summary, target = (np.concatenate(part) for part in parts)
     return prediction, summary, target
+
+
+def _mixed(run: Run, sections: Sequence[Section], indices: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Prediction (spot gene) with the closed-form head, which sees a spot's neighbours too."""
+    encoded = [over_spots(run, section, partial(encode, run), lambda _: None) for section in sections]
+    values = [with_closed_form(run, section, found) for section, found in zip(sections, encoded, strict=True)]
+    return np.stack([values[number][spot] for number, spot in indices]).astype(np.float64)
 
 
 def _groups(run: Run, sections: Sequence[Section], owners: np.ndarray) -> tuple[str, list[np.ndarray]]:

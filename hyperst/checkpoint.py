@@ -12,14 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hyperst.closed_form import Mixture
 from hyperst.config import RunConfig
 from hyperst.validation import reason_of
 
 __all__ = [
+    "frozen_weights",
     "load_checkpoint",
+    "require_frozen",
     "require_genes",
     "require_settings",
     "stored_identity",
+    "stored_mixture",
+    "take_weights",
     "trained_settings",
     "weights_checksum",
 ]
@@ -27,6 +32,9 @@ __all__ = [
 IDENTITY = "hyperst"
 """Entry of a checkpoint with what it belongs to: "genes", the names in order, "frozen", the :func:`weights_checksum`, and
 "settings", the :func:`trained_settings`."""
+
+MIXTURE = "closed_form"
+"""Entry of a checkpoint with the tensors of :class:`hyperst.closed_form.Mixture`, once training has ended."""
 
 _SAMPLES = 64  # values of each tensor that a checksum covers
 
@@ -118,6 +126,54 @@ def require_settings(checkpoint: dict[str, Any], config: RunConfig, checkpoint_p
             f"{config_path} is not the configuration that {checkpoint_path} was trained with: {said}. Put back the file of this "
             "run, or train again"
         )
+
+
+def frozen_weights(model: nn.Module) -> set[str]:
+    """Names of the parameters that training does not change."""
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+def require_frozen(
+    checkpoint: dict[str, Any],
+    model: nn.Module,
+    names: Collection[str],
+    weights: str | None,
+    folder: Path,
+    config_path: Path,
+) -> None:
+    """Raise ValueError unless the frozen parameters called ``names``, from the file ``weights``, are those trained with."""
+    trained_on = stored_identity(checkpoint).get("frozen")
+    if trained_on is not None and trained_on != weights_checksum(model, names):
+        raise ValueError(
+            f"{weights} does not hold the weights that {folder} was trained with; put back that file, or point model.weights in "
+            f"{config_path} to it"
+        )
+
+
+def take_weights(model: nn.Module, weights: dict[str, Tensor], optional: Collection[str]) -> None:
+    """Load ``weights`` into ``model``. Raises ValueError where shapes differ, or names that are not ``optional``."""
+    expected = model.state_dict()
+    for name in sorted(expected.keys() & weights.keys()):
+        if expected[name].shape != weights[name].shape:
+            raise ValueError(f"{name} is {tuple(weights[name].shape)}, need {tuple(expected[name].shape)}")
+    problems = model.load_state_dict(weights, strict=False)
+    wrong = sorted({*problems.missing_keys, *problems.unexpected_keys} - set(optional))
+    if wrong:
+        raise ValueError(f"{', '.join(wrong[:3])} do not match")
+
+
+def stored_mixture(checkpoint: dict[str, Any], n_genes: int) -> Mixture | None:
+    """The mixture that a checkpoint holds, None without one. Raises ValueError where it is incomplete or of other genes."""
+    stored = checkpoint.get(MIXTURE)
+    if stored is None:
+        return None
+    try:
+        mixture = Mixture.from_tensors(stored)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"its closed-form head is incomplete ({reason_of(error)})") from error
+    if mixture.mean.shape != (n_genes,):
+        raise ValueError(f"its closed-form head predicts {mixture.mean.size} genes, need {n_genes}")
+    return mixture
 
 
 def _is_checkpoint(checkpoint: Any) -> bool:

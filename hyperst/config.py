@@ -138,7 +138,7 @@ def _paper() -> RunConfig:
     return RunConfig(
         data=DataConfig(target="log2"),
         crop=CropConfig(image_size=224),
-        model=ModelConfig(backbone="uni", tune="lora", width=1024, dropout=0.1),
+        model=ModelConfig(backbone="uni", tune="lora", width=1024, dropout=0.1, head="network"),
         training=TrainingConfig(
             epochs=200,
             batch_size=128,
@@ -171,7 +171,7 @@ def preset(name: str) -> RunConfig:
 
 
 def with_ablation(config: RunConfig, name: str) -> RunConfig:
-    """``config`` with what a row of the paper's ablation is about, and everything else as it was.
+    """``config`` with what a row of the paper's ablation is about, the network alone as head, and everything else as it was.
 
     Raises:
         ValueError: no such row, or one that does not go with the rest of the alignment.
@@ -185,7 +185,7 @@ def with_ablation(config: RunConfig, name: str) -> RunConfig:
     return replace(
         config,
         alignment=replace(config.alignment, **alignment),
-        model=replace(config.model, head_inputs=head_inputs),
+        model=replace(config.model, head_inputs=head_inputs, head="network"),
     )
 
 
@@ -214,8 +214,11 @@ def read_config(path: str | Path, base: RunConfig | None = None) -> RunConfig:
 
 
 def read_run_config(path: str | Path) -> RunConfig:
-    """Read a run's ``config.yaml``. One without ``min_counts`` is of an older version, which used every spot: it goes on so."""
-    return read_config(path, RunConfig(data=DataConfig(min_counts=0)))
+    """Read a run's ``config.yaml``.
+
+    One without ``min_counts`` or ``head`` is of an older version, which used every spot and the network alone: it goes on so.
+    """
+    return read_config(path, RunConfig(data=DataConfig(min_counts=0), model=ModelConfig(head="network")))
 
 
 def write_config(config: RunConfig, path: str | Path) -> Path:

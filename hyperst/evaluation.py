@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from hyperst.baselines import MEAN, NULL, OURS, RIDGE_OWN, RIDGE_STAIN, ridge_floor, training_mean
+from hyperst.baselines import MEAN, NETWORK, NULL, OURS, RIDGE_OWN, RIDGE_STAIN, ridge_floor, training_mean
 from hyperst.data import Section, align_genes, excluded_spots_message, fingerprint, transform, with_min_counts
 from hyperst.data.dataset import block_ids
 from hyperst.evaluation_doubt import doubt_of
@@ -162,6 +162,8 @@ def evaluate(
     test = read_images(run, section, progress, stains)
     test["prediction"] = np.ascontiguousarray(test["prediction"][:, columns])
     predictions = {OURS: test["prediction"]}
+    if run.mixture is not None:
+        predictions[NETWORK] = np.ascontiguousarray(test["network"][:, columns])
     if training_sections:
         train = [read_images(run, each, progress) for each in training_sections]
         targets = np.concatenate([measured_expression(run, each) for each in training_sections])

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hyperst.closed_form import with_closed_form
 from hyperst.data import Section
 from hyperst.model import build_backbone
-from hyperst.predict import over_spots
 from hyperst.progress import Count
 from hyperst.run import Run
+from hyperst.spot_values import encode, over_spots
 from hyperst.stain import StainStatistics
 
 __all__ = ["read_images"]
@@ -22,20 +23,20 @@ def read_images(
     progress: Count | None = None,
     stains: tuple[StainStatistics, StainStatistics] | None = None,
 ) -> dict[str, np.ndarray]:
-    """One pass over a section's crops: "prediction" (spot gene), "own" and "stain" features (spot width).
+    """One pass over a section's crops: "prediction" and "network" (spot gene), "own" and "stain" features (spot width).
 
+    "network" is the prediction without the closed-form head.
     Features of the crops of all levels stand side by side. Stain features need crops, so they are missing with
     precomputed features. ``stains``: see :func:`hyperst.predict.over_spots`.
     """
-    crops = run.config.data.feature_key is None
-    kind = "image" if crops else "features"
-    levels = [f"{level}_{kind}" for level in run.model.levels]
-    encoders = {"own": run.model.backbone}
-    if crops:
-        encoders["stain"] = build_backbone("stain").to(run.device)
+    stain = build_backbone("stain").to(run.device) if run.config.data.feature_key is None else None
 
     def compute(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        features = {name: torch.cat([encode(batch[level]) for level in levels], 1) for name, encode in encoders.items()}
-        return {"prediction": run.model.predict(batch), **features}
+        found = encode(run, batch)
+        if stain is not None:
+            found["stain"] = torch.cat([stain(batch[f"{level}_image"]) for level in run.model.levels], 1)
+        return found
 
-    return over_spots(run, section, compute, (progress or Count(None, 0)).add, stains=stains)
+    found = over_spots(run, section, compute, (progress or Count(None, 0)).add, stains=stains)
+    prediction = with_closed_form(run, section, found)
+    return {**found, "prediction": prediction, "network": found["prediction"], "own": found.pop("features")}

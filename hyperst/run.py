@@ -15,7 +15,16 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from hyperst.checkpoint import load_checkpoint, require_genes, require_settings, stored_identity, weights_checksum
+from hyperst.checkpoint import (
+    frozen_weights,
+    load_checkpoint,
+    require_frozen,
+    require_genes,
+    require_settings,
+    stored_mixture,
+    take_weights,
+)
+from hyperst.closed_form import Mixture
 from hyperst.config import RunConfig, read_run_config
 from hyperst.data import Section, SpotDataset
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
@@ -173,11 +182,6 @@ def build_model(config: RunConfig, n_genes: int, backbone_width: int | None = No
     )
 
 
-def frozen_weights(model: HyperST) -> set[str]:
-    """Names of the parameters that training does not change."""
-    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-
-
 def spot_dataset(
     config: RunConfig,
     sections: Sequence[Section],
@@ -213,6 +217,7 @@ class Run:
         model: in evaluation mode, on ``device``, with the weights of the best epoch.
         best_epoch: that epoch, counted from 1.
         checkpoint: SHA-256 of the file with the weights.
+        mixture: of the network and the closed-form head; None where the network predicts alone, as until training has ended.
     """
 
     folder: Path
@@ -223,6 +228,7 @@ class Run:
     device: torch.device
     best_epoch: int
     checkpoint: str
+    mixture: Mixture | None = None
 
 
 def load_run(folder: str | Path, *, device: str | None = None) -> Run:
@@ -243,7 +249,7 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     require_genes(checkpoint, genes, place.best, place.genes)
     require_settings(checkpoint, config, place.best, place.config)
     copy = "averaged.module." if config.training.averaging else "model."
-    weights = {k.removeprefix(copy): value for k, value in checkpoint["state_dict"].items() if k.startswith(copy)}
+    weights = {key.removeprefix(copy): value for key, value in checkpoint["state_dict"].items() if key.startswith(copy)}
     try:
         # all of an encoder that was trained as a whole is in the checkpoint
         own = replace(config.model, weights=None) if config.model.tune == "full" else config.model
@@ -252,22 +258,15 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
         )
     except (RuntimeError, KeyError, IndexError) as error:
         raise ValueError(f"{place.best} does not fit {place.config}: {reason_of(error)}; {_AGAIN}") from error
-    for name, expected in sorted(model.state_dict().items()):
-        if name in weights and expected.shape != weights[name].shape:
-            raise ValueError(
-                f"{place.best} does not fit {place.config}: {name} is {tuple(weights[name].shape)}, need "
-                f"{tuple(expected.shape)}; {_AGAIN}"
-            )
-    problems = model.load_state_dict(weights, strict=False)
-    if wrong := sorted({*problems.missing_keys, *problems.unexpected_keys} - (frozen := frozen_weights(model))):
-        raise ValueError(f"{place.best} does not fit {place.config}: {', '.join(wrong[:3])} do not match; {_AGAIN}")
-    if stored_identity(checkpoint).get("frozen") not in (None, weights_checksum(model, frozen)):
-        raise ValueError(
-            f"{config.model.weights} does not hold the weights that {place.path} was trained with; put back that file, or "
-            f"point model.weights in {place.config} to it"
-        )
-    best_epoch = checkpoint["epoch"] + 1
-    return Run(place.path, config, genes, split, model.eval().to(chosen), chosen, best_epoch, sha256(place.best))
+    frozen = frozen_weights(model)
+    try:
+        take_weights(model, weights, optional=frozen)
+        mixture = stored_mixture(checkpoint, len(genes)) if config.model.head != "network" else None
+    except ValueError as error:
+        raise ValueError(f"{place.best} does not fit {place.config}: {error}; {_AGAIN}") from error
+    require_frozen(checkpoint, model, frozen, config.model.weights, place.path, place.config)
+    model, epoch = model.eval().to(chosen), checkpoint["epoch"] + 1
+    return Run(place.path, config, genes, split, model, chosen, epoch, sha256(place.best), mixture)
 
 
 def has_scale(run: Run) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from hyperst.closed_form import with_closed_form
 from hyperst.data import Section
 from hyperst.data.dataset import collate
 from hyperst.feature_check import feature_width, require_same_encoder
@@ -16,7 +17,7 @@ from hyperst.progress import Count
 from hyperst.run import Run, as_trained, spot_dataset
 from hyperst.stain import Stain, StainStatistics, match_stain, matching
 
-__all__ = ["over_spots", "predict_values", "predict_with_features"]
+__all__ = ["encode", "over_spots", "predict_values", "predict_with_features"]
 
 
 def predict_values(
@@ -53,19 +54,25 @@ def predict_with_features(
     statistics = matching(run, section, stain)
 
     def compute(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        prediction, features = run.model.predict_with_features(batch)
-        if summarise is None:
-            return {"prediction": prediction}
-        return {"prediction": prediction, "summary": torch.from_numpy(summarise(features.double().cpu().numpy()))}
+        found = encode(run, batch)
+        if summarise is not None:
+            found["summary"] = torch.from_numpy(summarise(found["features"].double().cpu().numpy()))
+        return found
 
     count = Count(on_progress, section.n_spots).add
     found = over_spots(run, section, compute, count, batch_size, statistics)
-    values = found["prediction"]
+    values = with_closed_form(run, section, found)
     if not np.isfinite(values).all():
         raise FloatingPointError(
             f"the prediction for {section.name} is not finite; the run in {run.folder} is damaged, train again"
         )
     return values, found.get("summary")
+
+
+def encode(run: Run, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The network's "prediction" (b gene), and the image "features" (b width) of spot and niche, which the closed form sees."""
+    prediction, features = run.model.predict_with_features(batch)
+    return {"prediction": prediction, "features": features}
 
 
 def over_spots(

@@ -94,6 +94,9 @@ def train(
     ] = None,
     width: Annotated[int | None, typer.Option("--width", help="Width of the embeddings.")] = None,
     levels: Levels = None,
+    head: Annotated[
+        str | None, typer.Option("--head", help="What predicts: network (the paper), closed-form or both.")
+    ] = None,
     image_size: Annotated[int | None, typer.Option("--image-size", help="Side of the crops, pixels.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Most passes over the spots.")] = None,
     patience: Annotated[
@@ -125,7 +128,7 @@ def train(
             "feature_key": feature_key,
         },
         "crop": {"image_size": image_size, "wider_um": level_widths(levels)},
-        "model": {"backbone": backbone, "weights": weights, "tune": tune, "width": width},
+        "model": {"backbone": backbone, "weights": weights, "tune": tune, "width": width, "head": head},
         "training": {
             "epochs": epochs,
             "patience": patience,

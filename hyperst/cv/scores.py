@@ -20,7 +20,7 @@ from hyperst.run import Run
 
 __all__ = ["METHODS", "MeasuredSection", "fold_scores", "method_scores", "null_scores"]
 
-METHODS = ("model", "stain_match", "ridge_own", "ridge_stain", "training_mean", "noise_ceiling")
+METHODS = ("model", "network", "stain_match", "ridge_own", "ridge_stain", "training_mean", "noise_ceiling")
 _N_SHUFFLES = 20
 _OF_SECTIONS = ("rvd", "jsd", "moran_pcc", "moran_mae")
 Scores = dict[str, float | None]
@@ -56,6 +56,8 @@ def fold_scores(
     seen = [read_images(run, section) for section in test]
     learnt = [read_images(run, section) for section in training]
     predictions = {"model": [each["prediction"][:, columns] for each in seen]}
+    if run.mixture is not None:
+        predictions["network"] = [each["network"][:, columns] for each in seen]
     if run.config.data.stain_mean is not None:
         predictions["stain_match"] = [predict_values(run, section, stain="match")[:, columns] for section in test]
     for name in ("own", "stain"):

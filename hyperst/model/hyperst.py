@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from einops import rearrange
@@ -39,6 +39,8 @@ class ModelConfig:
         width: width of the features (1024 in the paper).
         dropout: probability of dropout inside the residual MLPs.
         head_inputs: levels that the prediction head sees, "spot", "niche" or wider ones; None: all levels.
+        head: what predicts: the "network" as trained (the paper), a regression fitted in "closed-form" on the features of its
+            backbone once it is trained, or "both", mixed as validation spots say; see :mod:`hyperst.closed_form`.
     """
 
     backbone: str = "conv+stain"
@@ -50,6 +52,7 @@ class ModelConfig:
     width: Count = 256
     dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.1
     head_inputs: Annotated[tuple[str, ...], Field(strict=False)] | None = None  # a list is welcome
+    head: Literal["network", "closed-form", "both"] = "both"
 
     def __post_init__(self) -> None:
         if self.tune != "frozen" and not is_pretrained(self.backbone):

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from hyperst.processes import started_processes
 from hyperst.run import RunFolder, Split, build_model, load_run, section_indices
 from hyperst.train.batch_norm import synchronise_batch_norms
 from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
+from hyperst.train.head import add_closed_form
 from hyperst.train.interruption import InterruptibleLoop
 from hyperst.train.launch import launch
 from hyperst.train.loaders import Loaders, make_loaders
@@ -224,7 +225,10 @@ def _finish(
 ) -> None:
     """Write what is measured on the finished weights, then the summary: a run that has one is complete."""
     device = "cpu" if config.training.accelerator == "cpu" else None
-    calibrate(load_run(place.path, device=device), sections, validation_sections).write(place.calibration)
+    # before it is fitted to the held-out spots too: of what it has seen its errors are too small
+    before = None if config.model.head == "network" else add_closed_form(place, sections, validation_sections, device)
+    run = replace(load_run(place.path, device=device), mixture=before)
+    calibrate(run, sections, validation_sections).write(place.calibration)
     write_json_atomic(place.summary, asdict(summary))
 
 

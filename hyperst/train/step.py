@@ -11,11 +11,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from hyperst.checkpoint import IDENTITY, trained_settings, weights_checksum
+from hyperst.checkpoint import IDENTITY, frozen_weights, trained_settings, weights_checksum
 from hyperst.config import RunConfig
 from hyperst.metrics import per_gene_pearson
 from hyperst.model import Alignment, HyperST
-from hyperst.run import frozen_weights
 from hyperst.train.augmentation import jitter_stain
 from hyperst.train.checkpoints import not_finite
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperst.config import PRESETS, RunConfig, preset, read_config, update, with_ablation, write_config
+from hyperst.config import PRESETS, RunConfig, preset, read_config, read_run_config, update, with_ablation, write_config
 
 ABLATIONS = (
     "full",
@@ -190,6 +190,16 @@ def test_a_run_of_an_older_version_is_read(tmp_path):
     assert config.training == replace(RunConfig().training, learning_rate=1e-5)
 
 
+def test_a_run_without_a_head_in_its_configuration_predicts_with_its_network(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(OLD_RUN)
+    assert (read_run_config(path).model.head, RunConfig().model.head, preset("paper").model.head) == (
+        "network",
+        "both",
+        "network",
+    )
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
         read_config(tmp_path / "absent.yaml")
@@ -210,7 +220,7 @@ def test_update_leaves_the_original_alone():
 def test_every_ablation_is_selectable_and_survives_yaml(tmp_path, name):
     config = with_ablation(RunConfig(), name)
     assert read_config(write_config(config, tmp_path / "config.yaml")) == config
-    assert (config == RunConfig()) == (name == "full")
+    assert (config == update(RunConfig(), {"model": {"head": "network"}})) == (name == "full")
 
 
 def test_head_ablations_choose_the_heads_input():
@@ -243,7 +253,8 @@ def test_an_ablation_changes_its_own_fields_only(name):
     )
     changed = with_ablation(theirs, name)
     heads = {"full": None, "spot_head": ("spot",)}
-    assert changed == update(theirs, {"alignment": ROWS[name], "model": {"head_inputs": heads.get(name, ("niche",))}})
+    model = {"head_inputs": heads.get(name, ("niche",)), "head": "network"}
+    assert changed == update(theirs, {"alignment": ROWS[name], "model": model})
 
 
 def test_an_ablation_on_the_command_line_keeps_the_alignment_of_the_file(section_paths, tmp_path):

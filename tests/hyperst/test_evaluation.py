@@ -12,6 +12,7 @@ import pytest
 
 from hyperst.evaluation import (
     MEAN,
+    NETWORK,
     NULL,
     OURS,
     RIDGE_OWN,
@@ -61,7 +62,7 @@ def test_a_constant_prediction_has_no_correlation():
 
 
 def test_every_competitor_stands_beside_the_run(evaluation):
-    assert list(evaluation.scores) == [OURS, RIDGE_OWN, RIDGE_STAIN, MEAN, NULL]
+    assert list(evaluation.scores) == [OURS, NETWORK, RIDGE_OWN, RIDGE_STAIN, MEAN, NULL]
     assert evaluation.scores[MEAN].pcc is None
     assert all(np.isfinite([entry.mse, entry.mae]).all() for entry in evaluation.scores.values())
 
@@ -149,7 +150,7 @@ def test_unknown_patients_and_depth_are_said(run, sections, tmp_path):
     text = " ".join(found.caveats)
     assert "not recorded" in text
     assert "total count" in text
-    assert list(found.scores) == [OURS, NULL]  # without training sections there is nothing to fit ridge on
+    assert list(found.scores) == [OURS, NETWORK, NULL]  # without training sections there is nothing to fit ridge on
 
 
 def test_training_sections_are_no_test(run, sections):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import ceil, floor
 
+import numpy as np
 import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
@@ -55,7 +57,7 @@ class Stain(Backbone):
     def forward(self, x: Tensor) -> Tensor:
         density = -torch.log((x.float() * self.std + self.mean).clamp(0.02, 1))
         flat = rearrange(density, "b c h w -> b c (h w)")
-        quantiles = torch.quantile(flat, flat.new_tensor([0.05, 0.25, 0.5, 0.75, 0.95]), dim=2)  # q b c
+        quantiles = _quantiles(flat, (0.05, 0.25, 0.5, 0.75, 0.95))
         parts = [flat.mean(2), flat.std(2), *quantiles]
         for scale in self._SCALES:
             pooled = F.avg_pool2d(density, scale)
@@ -63,8 +65,17 @@ class Stain(Backbone):
             parts += [rearrange(pooled, "b c h w -> b c (h w)").std(2), slopes[0] + slopes[1]]
         darkness = reduce(density, "b c h w -> b (h w)", "mean")
         bins = (darkness / 2 * self._BINS).long().clamp(0, self._BINS - 1)
-        parts.append(reduce(F.one_hot(bins, self._BINS).float(), "b pixel bin -> b bin", "mean"))
+        counts = darkness.new_zeros(len(darkness), self._BINS).scatter_add_(1, bins, torch.ones_like(darkness))
+        parts.append(counts / darkness.shape[1])
         return torch.cat(parts, dim=1)
+
+
+def _quantiles(x: Tensor, levels: tuple[float, ...]) -> list[Tensor]:
+    """Quantiles (b c) of ``x`` (b c n), each between its neighbours in order; what torch.quantile gives, but sooner."""
+    # on a CPU NumPy sorts many times as fast
+    ordered = torch.from_numpy(np.sort(x.numpy(), axis=2)) if x.device.type == "cpu" else x.sort(dim=2).values
+    places = [level * (x.shape[2] - 1) for level in levels]
+    return [torch.lerp(ordered[..., floor(place)], ordered[..., ceil(place)], place % 1) for place in places]
 
 
 class ConvolutionalAndStain(Backbone):

@@ -73,7 +73,7 @@ def test_every_fold_seed_and_row_has_a_line_for_every_metric(found):
         assert set(lines["metric"]) == expected
         assert lines.groupby("metric").size().eq(4).all()
     assert list(scores["row"].unique()) == [
-        "full", "no_hca_hea", "stain_match", "ridge_own", "ridge_stain", "training_mean", "noise_ceiling",
+        "full", "no_hca_hea", "network", "stain_match", "ridge_own", "ridge_stain", "training_mean", "noise_ceiling",
     ]  # fmt: skip
     each = pd.read_csv(found.folder / "sections.csv").query(
         "row == 'full' and metric == 'pcc' and fold == 'b' and seed == 1"
@@ -112,7 +112,7 @@ def test_the_report_says_better_only_where_the_interval_does(found):
     assert {(each.row, each.metric) for each in found.comparisons} == {
         *(
             (row, metric)
-            for row in ("no_hca_hea", "stain_match", "ridge_own", "ridge_stain")
+            for row in ("no_hca_hea", "network", "stain_match", "ridge_own", "ridge_stain")
             for metric in ("pcc", "mse")
         ),
         ("training_mean", "mse"),
@@ -287,7 +287,7 @@ def test_rows_that_cannot_be_compared(rows, sections, tmp_path):
         ({"seeds": (1, 1)}, "need numbers that differ"),
         (
             {"against": "noise_ceiling"},
-            "no row is called 'noise_ceiling'; choose one of full, no_hca_hea, stain_match, ridge_own",
+            "no row is called 'noise_ceiling'; choose one of full, no_hca_hea, network, stain_match, ridge_own",
         ),
         ({"folds": [FOLDS[0], replace(FOLDS[1], name="a")]}, "two cells would both be called a__full__seed0"),
         ({"sections": [replace(sections[0], path=None)]}, "S1 was not read from a file"),
