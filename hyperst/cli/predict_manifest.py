@@ -109,7 +109,7 @@ def predict_listed(
         soft_wrap=True,
     )
     if found.failures:
-        console.print(
-            "the same command tries those that failed once more; logs/NAME.txt says where each did", soft_wrap=True
-        )
+        described = any((found.folder / "logs" / f"{name}.txt").exists() for name in found.failures)
+        where = "; logs/NAME.txt says where they did" if described else ""  # none of a process that was killed
+        console.print(f"the same command tries those that failed once more{where}", soft_wrap=True)
         raise typer.Exit(1)

@@ -185,7 +185,7 @@ class SlideWorker:
             if each.category is not UserWarning:  # of a library, not about the slide
                 warnings.showwarning(each.message, each.category, each.filename, each.lineno)
         said = dict.fromkeys(str(each.message) for each in warned if each.category is UserWarning)
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # there is none, of most
             slide.log.unlink()
         return SlideResult(
             slide.name,
@@ -249,7 +249,10 @@ def _predicted(run: Run, slide: Slide) -> tuple[AnnData, Path | None]:
         return predict_image(run, source.path, mpp=um_per_px, min_tissue=min_tissue, **common), source.path
     need_image = run.config.data.feature_key is None
     section = source.read(mpp=mpp, require_counts=False, require_image=need_image)
-    return predict_section(run, section, **common), section.image_path
+    predicted = predict_section(run, section, **common)
+    if section.patient is not None:
+        predicted.uns["hyperst"]["patient"] = str(section.patient)
+    return predicted, section.image_path
 
 
 def _failed(slide: Slide, error: Exception, seconds: float) -> SlideResult:

@@ -44,12 +44,21 @@ def pseudo_bulk(slides: Sequence[Slide]) -> AnnData:
 
     means, rows, first = [], [], None
     for slide in slides:
-        stored = anndata.read_h5ad(slide.output)
+        try:
+            stored = anndata.read_h5ad(slide.output)
+        except Exception as error:  # whatever the library raises of a damaged file
+            raise ValueError(
+                f"{slide.output} is damaged ({error}); remove it, and the same command predicts it again"
+            ) from error
         first = stored if first is None else first
         facts = stored.uns["hyperst"]
         means.append(np.asarray(stored.X).mean(axis=0, dtype=np.float64).astype(np.float32))
         rows.append(
-            {"n_spots": stored.n_obs, "tissue_mm2": facts.get("tissue_mm2", np.nan), "patient": slide.source.patient}
+            {
+                "n_spots": stored.n_obs,
+                "tissue_mm2": facts.get("tissue_mm2", np.nan),
+                "patient": slide.source.patient or facts.get("patient"),
+            }
         )
     if first is None:
         raise ValueError("slides: got none, need at least one that was predicted")
@@ -79,9 +88,11 @@ def require_own_tables(folder: Path, slides: Sequence[Slide]) -> None:
     """Raise where writing the tables would replace a file that is none of them.
 
     Raises:
-        FileExistsError: one of them is another file.
+        FileExistsError: one of them, or the folder of logs, is another file.
         ValueError: a slide has the name of one.
     """
+    if (folder / "logs").exists() and not (folder / "logs").is_dir():
+        raise FileExistsError(f"{folder / 'logs'} is a file; logs of slides go into a folder of that name, move it")
     if any(slide.output.name == PSEUDO_BULK for slide in slides):
         raise ValueError(f"a slide is called {Path(PSEUDO_BULK).stem}, as the tables of a cohort; give it another name")
     for name, is_own in ((TABLE, _is_table), (PSEUDO_BULK, _is_pseudo_bulk)):

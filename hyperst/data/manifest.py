@@ -6,6 +6,7 @@ import csv
 import difflib
 from pathlib import Path
 
+from hyperst.data.images.scale import PLAUSIBLE_UM_PER_PX
 from hyperst.data.readers import READERS
 from hyperst.data.sources import SectionSource
 
@@ -119,12 +120,16 @@ def _existing(cell: str, folder: Path, where: str) -> Path:
 
 
 def _mpp(cell: str, where: str) -> float:
+    least, most = PLAUSIBLE_UM_PER_PX
     try:
-        return float(cell.replace(",", "."))  # a spreadsheet may write a decimal comma
+        found = float(cell.replace(",", "."))  # a spreadsheet may write a decimal comma
     except ValueError:
         raise ValueError(
             f"{where}: mpp is {cell!r}; need the um per pixel as a number such as 0.5, or nothing"
         ) from None
+    if not least <= found <= most:
+        raise ValueError(f"{where}: mpp is {cell!r}; histology images have {least} to {most:g} um per pixel")
+    return found
 
 
 def _check_distinct(sources: list[SectionSource], path: Path) -> None:

@@ -13,18 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
 
 from hyperst.cohort import Options, predict_cohort
-from hyperst.data import find_tissue, open_image, read_manifest
+from hyperst.data import SectionSource, find_tissue, open_image, read_manifest
 from hyperst.predict import predict_image
 from hyperst.run import load_run
+from hyperst.synthetic import write_tissue
 
 from ..test_cli import call, failure
-from .conftest import DAMAGED
+from .conftest import DAMAGED, SIZE
 
 REASON = r"images/T07\.png is no readable image"
 
@@ -224,9 +226,26 @@ def test_other_files_are_not_overwritten(manifest, run, tmp_path):
         with pytest.raises(FileExistsError, match=rf"{name} exists, is no table of a cohort"):
             predict_cohort(run, slides, tmp_path, workers=0)
         (tmp_path / name).unlink()
+    (tmp_path / "logs").write_text("mine")
+    with pytest.raises(FileExistsError, match="logs is a file"):
+        predict_cohort(run, slides, tmp_path, workers=0)
+    (tmp_path / "logs").unlink()
     with pytest.raises(ValueError, match="a slide is called cohort"):
         predict_cohort(run, [replace(slides[0], name="cohort")], tmp_path, workers=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stored_prediction_that_is_damaged_is_named(manifest, run, begun):
+    with h5py.File(begun / "T01.h5ad", "r+") as file:
+        del file["obs"]
+    with pytest.raises(ValueError, match=r"T01\.h5ad is damaged .*; remove it"):
+        predict_cohort(run, read_manifest(manifest)[:2], begun, workers=0)
+
+
+def test_a_patient_that_only_the_section_names(manifest, run, tmp_path):
+    path = write_tissue(tmp_path, seed=5, name="A", patient="PAT1", **SIZE)
+    predict_cohort(run, [SectionSource(path)], tmp_path / "out", workers=0)
+    assert list(anndata.read_h5ad(tmp_path / "out" / "cohort.h5ad").obs["patient"]) == ["PAT1"]
 
 
 def test_where_all_fail_no_mean_is_left(found, manifest, run, tmp_path):

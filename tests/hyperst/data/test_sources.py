@@ -70,6 +70,8 @@ def test_a_name_of_a_manifest_stays(one, tmp_path):
         ("", "no column section, its first line is empty"),
         ("section,pateint\nP1/A.h5ad,P1\n", "unknown column 'pateint', did you mean 'patient'"),
         ("section,mpp\nP1/A.h5ad,half\n", "row 2: mpp is 'half'"),
+        ("section,mpp\nP1/A.h5ad,nan\n", "row 2: mpp is 'nan'; histology images have 0.05 to 20 um per pixel"),
+        ("section,mpp\nP1/A.h5ad,-1\n", "row 2: mpp is '-1'; histology"),
         ("section\nP1/A.h5ad\nP9/A.h5ad\n", "row 3: section P9/A.h5ad does not exist"),
         ("section,image\nP1/A.h5ad,none.tif\n", "row 2: image none.tif does not exist"),
         ("section,patient\n,P1\n", "row 2: no section"),
