@@ -31,7 +31,7 @@ browser: $(STAMP)
 
 # Backbones of timm, which `make test` leaves out.
 timm: build/with-timm/.installed
-	build/with-timm/bin/python -m pytest -q $(addprefix tests/hyperst/test_,timm.py encoders.py encoder_weights.py)
+	build/with-timm/bin/python -m pytest -q $(addprefix tests/hyperst/test_,timm.py encoders.py encoder_weights.py imagenet_weights.py)
 
 # Training loops of open_clip and sentence-transformers, likewise.
 loops: build/with-loops/.installed

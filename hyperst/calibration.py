@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from hyperst.applicability import TissueModel, fit_tissue, left_out_distances
 from hyperst.closed_form import with_closed_form
 from hyperst.data import Section
-from hyperst.data.dataset import block_ids
+from hyperst.data.dataset import block_ids, collate
 from hyperst.files import atomic_path
 from hyperst.run import Run, RunFolder, section_indices, spot_dataset
 from hyperst.spot_values import encode, over_spots
@@ -169,7 +169,7 @@ def _see(
     genes = run.genes if measured else ()
     parts: tuple[list[np.ndarray], ...] = ([], [], [])
     with torch.inference_mode():
-        for batch in DataLoader(spot_dataset(run.config, sections, genes, indices=indices), 64):
+        for batch in DataLoader(spot_dataset(run.config, sections, genes, indices=indices), 64, collate_fn=collate):
             moved = {name: value.to(run.device) for name, value in batch.items()}
             target = batch["target"] if measured else torch.zeros(len(batch["spot"]), 0)
             seen = (*run.model.predict_with_features(moved), target)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from hyperst.data import Section
 from hyperst.data.niches import niche_members
-from hyperst.model.hyperst import LEVELS
 
 if TYPE_CHECKING:
     from hyperst.run import Run
@@ -99,17 +98,18 @@ class Mixture:
         return cls(ClosedFormHead(**head), share, strength, own["mean"].numpy(), own["shrinkage"].numpy())
 
 
-def head_features(section: Section, features: np.ndarray, levels: Sequence[str]) -> np.ndarray:
-    """What the head sees of each spot: image features of the ``levels``, and their mean over the spot and its neighbours.
+def head_features(section: Section, features: np.ndarray, levels: Sequence[str], seen: Sequence[str]) -> np.ndarray:
+    """What the head sees of each spot: image features of some levels, and their mean over the spot and its neighbours.
 
     Args:
-        features: (spot 2w), of all spots of the section, the spot's beside the niche's. levels: "spot", "niche" or both.
+        features: (spot width), of all spots of the section, those of each level side by side.
+        levels: all of the model, from narrow to wide. seen: some of them.
 
     Returns:
         float32 (spot width).
     """
-    halves = dict(zip(LEVELS, np.split(features, len(LEVELS), axis=1), strict=True))
-    chosen = np.concatenate([halves[level] for level in levels], axis=1)
+    of_each = dict(zip(levels, np.split(features, len(levels), axis=1), strict=True))
+    chosen = np.concatenate([of_each[level] for level in seen], axis=1)
     members = niche_members(section)
     return np.concatenate([chosen, members @ chosen / members.sum(axis=1)[:, None]], axis=1)
 
@@ -117,7 +117,7 @@ def head_features(section: Section, features: np.ndarray, levels: Sequence[str])
 def with_closed_form(run: Run, section: Section, found: dict[str, np.ndarray]) -> np.ndarray:
     """What the run predicts (spot gene), from the network's "prediction" and the "features" of all spots of a section."""
     if run.mixture is not None:
-        features = head_features(section, found["features"], run.config.model.head_inputs)
+        features = head_features(section, found["features"], run.model.levels, run.model.head_levels)
         return run.mixture(features, found["prediction"])
     if run.config.model.head != "network":
         warnings.warn(

@@ -122,6 +122,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
+        self.model.head_levels(self.crop.levels)
         if (self.model.backbone == "precomputed") != (self.data.feature_key is not None):
             raise ValueError(
                 f"model.backbone is {self.model.backbone!r} and data.feature_key is {self.data.feature_key!r}: "
@@ -137,7 +138,7 @@ def _paper() -> RunConfig:
     return RunConfig(
         data=DataConfig(target="log2"),
         crop=CropConfig(image_size=224),
-        model=ModelConfig(backbone="uni", lora=True, width=1024, dropout=0.1, head="network"),
+        model=ModelConfig(backbone="uni", tune="lora", width=1024, dropout=0.1, head="network"),
         training=TrainingConfig(
             epochs=200,
             batch_size=128,
@@ -239,7 +240,7 @@ def update(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
         raise TypeError(f"the configuration must be a mapping of keys to values, got {changes!r}")
     known = asdict(config)
     changed = {
-        name: {**known[name], **section} if name in known and isinstance(section, Mapping) else section
+        name: {**known[name], **_of_today(name, section)} if name in known and isinstance(section, Mapping) else section
         for name, section in changes.items()
     }
     try:
@@ -247,6 +248,16 @@ def update(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
         return _RUN_CONFIG.validate_json(json.dumps({**known, **changed}, default=str))
     except ValidationError as error:
         raise friendly(error, known) from error
+
+
+def _of_today(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section of a configuration as it is written now: ``model.lora`` of older ones is ``model.tune``."""
+    section = dict(section)
+    if name == "model" and (lora := section.pop("lora", False)) is not False:
+        if lora is not True:
+            raise TypeError(f"model.lora is {lora!r}, need true or false; model.tune takes its place")
+        section.setdefault("tune", "lora")
+    return section
 
 
 def _require_known(what: str, name: str, known: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ def read_images(
     """One pass over a section's crops: "prediction" and "network" (spot gene), "own" and "stain" features (spot width).
 
     "network" is the prediction without the closed-form head.
-    Features of the spot and of the niche crop stand side by side. Stain features need crops, so they are missing with
+    Features of the crops of all levels stand side by side. Stain features need crops, so they are missing with
     precomputed features. ``stains``: see :func:`hyperst.predict.over_spots`.
     """
     stain = build_backbone("stain").to(run.device) if run.config.data.feature_key is None else None
@@ -34,7 +34,7 @@ def read_images(
     def compute(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         found = encode(run, batch)
         if stain is not None:
-            found["stain"] = torch.cat([stain(batch[level]) for level in ("spot_image", "niche_image")], 1)
+            found["stain"] = torch.cat([stain(batch[f"{level}_image"]) for level in run.model.levels], 1)
         return found
 
     found = over_spots(run, section, compute, (progress or Count(None, 0)).add, stains=stains)

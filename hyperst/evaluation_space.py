@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from hyperst.checkpoint import load_checkpoint
 from hyperst.data import Section
+from hyperst.data.dataset import collate
 from hyperst.files import write_json_atomic
 from hyperst.model import Alignment
 from hyperst.poincare import disk_layout
@@ -61,10 +62,12 @@ def hyperbolic_space(
     whole = spot_dataset(run.config, [as_trained(run, section)], run.genes, indices=[(0, int(i)) for i in chosen])
     parts: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
     with torch.inference_mode():
-        for batch in DataLoader(whole, 64):
+        for batch in DataLoader(whole, 64, collate_fn=collate):
             batch = {name: value.to(run.device) for name, value in batch.items()}
             if stains is not None:
-                batch |= {name: match_stain(batch[name], *stains) for name in ("spot_image", "niche_image")}
+                batch |= {
+                    name: match_stain(batch[name], *stains) for name in [f"{level}_image" for level in run.model.levels]
+                }
             outputs = run.model(batch)
             for kind in KINDS:
                 parts[kind].append(alignment.lift(outputs[kind].float(), kind.split("_")[0]).double().cpu())

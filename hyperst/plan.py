@@ -23,11 +23,12 @@ from hyperst.data.check import Finding
 from hyperst.data.crops import CropConfig
 from hyperst.data.genes import TooFewGenesError
 from hyperst.data.quality import MIN_COUNTS
+from hyperst.feature_check import require_same_encoder
 from hyperst.files import require_writable
 from hyperst.model.backbones import declared_normalisation, require_weights
 from hyperst.run import RunFolder, SectionRecord, Split, section_indices
 
-__all__ = ["Plan", "foretell", "plan_run", "require_new"]
+__all__ = ["Plan", "common_crop", "foretell", "plan_run", "require_new"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def plan_run(config: RunConfig, sections: Sequence[Section], validation_sections
     if declared is not None:
         config = replace(config, model=replace(config.model, image_mean=declared[0], image_std=declared[1]))
     if config.data.feature_key is None:
-        config = replace(config, crop=_common_crop(config, sections))
+        config = replace(config, crop=common_crop(config, sections))
         for section in (*sections, *validation_sections):
             _widths(section, config.crop)
     held_out: dict[str, list[str]] = {}
@@ -87,9 +88,11 @@ def plan_run(config: RunConfig, sections: Sequence[Section], validation_sections
             f"{chosen_on} spot of {', '.join(names)} is left to choose the checkpoint on, over which no correlation is defined; "
             "give larger or more sections (--validation-sections)"
         )
-    key = config.data.feature_key
-    records = [SectionRecord.of(section, "training", key) for section in sections]
-    records += [SectionRecord.of(section, "validation", key) for section in validation_sections]
+    seen = (config.data.feature_key, config.crop)
+    records = [SectionRecord.of(section, "training", *seen) for section in sections]
+    records += [SectionRecord.of(section, "validation", *seen) for section in validation_sections]
+    for section in (*sections[1:], *validation_sections):
+        require_same_encoder(config, section, records[0].feature_sources, names[0])
     return Plan(config, Split(tuple(records), held_out), [str(gene) for gene in genes], sections, validation_sections)
 
 
@@ -135,8 +138,8 @@ def foretell(sections: Sequence[Section], min_counts: int = MIN_COUNTS) -> list[
     return findings
 
 
-def _common_crop(config: RunConfig, sections: Sequence[Section]) -> CropConfig:
-    """One pair of crop widths in um for all sections (their median), where all have a known scale."""
+def common_crop(config: RunConfig, sections: Sequence[Section]) -> CropConfig:
+    """One width of each crop in um for all sections (their median), where all have a known scale."""
     known = [section for section in sections if section.grid.um_per_px is not None]
     if not known:
         return config.crop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -35,7 +35,7 @@ from hyperst.data.spots_csv import read_spots
 from hyperst.data.tiles import MIN_TISSUE
 from hyperst.doubt import add_doubt
 from hyperst.export.held_out import held_out_figures
-from hyperst.run import Run, RunFolder, as_trained, load_run
+from hyperst.run import Run, RunFolder, as_trained, has_scale, load_run
 from hyperst.spot_values import over_spots, predict_values, predict_with_features
 from hyperst.stain import Stain
 
@@ -70,13 +70,14 @@ def predict_section(
     skip_damaged: bool = False,
     features: str | Path | None = None,
     niche_features: str | Path | None = None,
+    wider_features: Mapping[str, str | Path] | None = None,
     stain: Stain = "none",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Predict a section's spots and return them as AnnData; see :func:`predict_image` for what it holds, and the arguments."""
     key = run.config.data.feature_key
     if key is not None and features is not None:
-        section = attach_features(section, features, niche_features, key=key)
+        section = attach_features(section, features, niche_features, wider_features=wider_features, key=key)
     if skip_damaged and section.damaged is None:
         section = replace(section, damaged=DamagedTiles())
     if key is None and section.path is not None:  # measured spots; positions of a user's choice may be anywhere
@@ -97,8 +98,8 @@ def predict_section(
     add_doubt(predicted, calibration, run.genes, far)
     if section.damaged is not None and section.image_path is not None:
         seen = as_trained(run, section)
-        _, niche = crop_widths_px(seen.grid, seen.spot_diameter_px, run.config.crop)
-        predicted.obs["on_damaged_tile"] = section.damaged.touched(section.spot_px, niche)
+        *_, widest = crop_widths_px(seen.grid, seen.spot_diameter_px, run.config.crop)
+        predicted.obs["on_damaged_tile"] = section.damaged.touched(section.spot_px, widest)
         predicted.uns["hyperst"]["damaged_tiles"] = len(section.damaged)
     return predicted
 
@@ -112,6 +113,7 @@ def predict_image(
     skip_damaged: bool = False,
     features: str | Path | None = None,
     niche_features: str | Path | None = None,
+    wider_features: Mapping[str, str | Path] | None = None,
     min_tissue: float | None = None,
     stain: Stain = "none",
     on_progress: Callable[[int, int], None] | None = None,
@@ -128,7 +130,7 @@ def predict_image(
             ``damaged_tiles`` in ``uns['hyperst']``, and ``obs['on_damaged_tile']`` tells the spots whose niche they touch. By
             default such a tile is an error.
         features, niche_features: files of precomputed features, for a run that was trained on such; spots without are left
-            out, see :func:`hyperst.data.attach_features`.
+            out, see :func:`hyperst.data.attach_features`; ``wider_features`` likewise.
         min_tissue: share (0 to 1) of a square of the grid that must be tissue, default 0.15; 0 predicts on the whole image,
             glass included. Spots that are given are all predicted.
         stain: "match" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`; it is recorded in
@@ -154,6 +156,7 @@ def predict_image(
         replace(section, damaged=damaged),
         features=features,
         niche_features=niche_features,
+        wider_features=wider_features,
         stain=stain,
         on_progress=on_progress,
     )
@@ -255,7 +258,7 @@ def _tiled(run: Run, image: Path, mpp: float | None, min_tissue: float, damaged:
     record = run.split.role("training")[0]
     if record.pitch_px is None:
         raise ValueError("the run was trained on scattered spots without a spacing; give the positions with --spots")
-    if run.config.crop.niche_um is None:
+    if not has_scale(run):
         pitch_px, diameter_px = record.pitch_px, record.spot_diameter_px
     else:
         with open_image(image) as opened:

@@ -26,13 +26,13 @@ from hyperst.checkpoint import (
 )
 from hyperst.closed_form import Mixture
 from hyperst.config import RunConfig, read_run_config
-from hyperst.data import Section, SpotDataset, attach_features, fingerprint, read_section
+from hyperst.data import Section, SpotDataset
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
-from hyperst.data.features import has_niche_features
 from hyperst.device import choose_device
 from hyperst.files import sha256, write_json_atomic, write_text_atomic
 from hyperst.model import HyperST
 from hyperst.model.backbones import is_pretrained
+from hyperst.records import SectionRecord, Split
 from hyperst.validation import reason_of
 from hyperst.versions import code_versions
 
@@ -47,108 +47,6 @@ __all__ = [
     "load_checkpoint",
     "load_run",
 ]
-
-
-@dataclass(frozen=True)
-class SectionRecord:
-    """Where a section of a run came from and at which scale it was seen, enough to read it again.
-
-    Attributes:
-        role: ``"training"`` or ``"validation"``.
-        path, image: absolute paths of the file or folder with the counts and of the full-resolution image.
-        um_per_px, pitch_px, spot_diameter_px: scale of the image and of the spot grid; None where unknown.
-        features, niche_features: absolute paths of the files with precomputed features, None where there are none.
-        own_niche: whether niches have precomputed features of their own, not the mean over their spots; None where unknown.
-        gene_names, kind: how it was read, see :func:`hyperst.data.read_section`; None for the usual.
-        excluded_spots: ids of those with fewer counts than `data.min_counts`, which are none of the ``n_spots``.
-        fingerprint: of its content, to know it again under another name; None in runs of earlier versions.
-    """
-
-    name: str
-    patient: str | None
-    role: str
-    path: str | None
-    image: str | None
-    n_spots: int
-    um_per_px: float | None
-    pitch_px: float | None
-    spot_diameter_px: float | None
-    features: str | None = None
-    niche_features: str | None = None
-    own_niche: bool | None = None
-    gene_names: str | None = None
-    kind: str | None = None
-    fingerprint: dict[str, Any] | None = None
-    excluded_spots: tuple[str, ...] = ()
-
-    def read(self, feature_key: str | None = None) -> Section:
-        """Read the section again, with its precomputed features as ``feature_key``.
-
-        Errors: see :func:`hyperst.data.read_section` and :func:`hyperst.data.attach_features`.
-        """
-        if self.path is None:
-            raise ValueError(f"section {self.name} was not read from a file, so it cannot be read again")
-        section = read_section(
-            self.path,
-            image=self.image,
-            mpp=self.um_per_px,
-            name=self.name,
-            patient=self.patient,
-            gene_names=self.gene_names,
-            kind=self.kind,
-            require_image=self.image is not None,
-        )
-        if self.features is None or feature_key is None:
-            return section
-        return attach_features(section, self.features, self.niche_features, key=feature_key)
-
-    @classmethod
-    def of(cls, section: Section, role: str, feature_key: str | None = None) -> SectionRecord:
-        """The record of ``section`` in its role, in a run on the precomputed features ``feature_key``."""
-        return cls(
-            name=section.name,
-            patient=section.patient,
-            role=role,
-            path=_absolute(section.path),
-            image=_absolute(section.image_path),
-            n_spots=section.n_spots,
-            um_per_px=section.grid.um_per_px,
-            pitch_px=section.grid.pitch_px,
-            spot_diameter_px=section.spot_diameter_px,
-            features=_absolute(section.features_path),
-            niche_features=_absolute(section.niche_features_path),
-            own_niche=None if feature_key is None else has_niche_features(section, feature_key),
-            gene_names=section.gene_names,
-            kind=section.kind,
-            fingerprint=asdict(fingerprint(section)),
-            excluded_spots=section.excluded_spots,
-        )
-
-
-def _absolute(path: Path | None) -> str | None:
-    return None if path is None else str(Path(path).resolve())
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which spots teach and which choose the checkpoint.
-
-    Attributes:
-        sections: every section of the run.
-        validation_spots: per training section the ids of the spots held out; empty with whole validation sections.
-    """
-
-    sections: tuple[SectionRecord, ...]
-    validation_spots: dict[str, list[str]]
-
-    def role(self, role: str) -> list[SectionRecord]:
-        """Records of the sections in ``role``."""
-        return [record for record in self.sections if record.role == role]
-
-    @property
-    def patients(self) -> set[str]:
-        """Known patients of all sections, training and validation."""
-        return {record.patient for record in self.sections if record.patient is not None}
 
 
 class RunFolder:
@@ -275,7 +173,12 @@ def build_model(config: RunConfig, n_genes: int, backbone_width: int | None = No
     if old:
         model = replace(model, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD)
     return HyperST(
-        n_genes, model, backbone_width=backbone_width, image_size=config.crop.image_size, strict_weights=not old
+        n_genes,
+        model,
+        levels=config.crop.levels,
+        backbone_width=backbone_width,
+        image_size=config.crop.image_size,
+        strict_weights=not old,
     )
 
 
@@ -302,30 +205,6 @@ def spot_dataset(
         counts=len(genes) > 0,
         on_crops=on_crops,
     )
-
-
-def feature_width(config: RunConfig, sections: Sequence[Section], own_niche: bool | None = None) -> int | None:
-    """Width of the precomputed features, the same in all sections; None where crops are used.
-
-    Args:
-        own_niche: whether niches must have features of their own; None: as in the first section.
-
-    Raises:
-        ValueError: the widths differ, a section has no such features, or its niches' are of another kind.
-    """
-    key = config.data.feature_key
-    if key is None:
-        return None
-    width = len(spot_dataset(config, sections, indices=[(0, 0)])[0]["spot_features"])
-    own_niche = has_niche_features(sections[0], key) if own_niche is None else own_niche
-    for section in sections:
-        if has_niche_features(section, key) != own_niche:
-            kinds = ("the mean over the niche's spots", "features of the niche itself")
-            raise ValueError(
-                f"section {section.name}: the niches' features are {kinds[not own_niche]}, those trained on {kinds[own_niche]}; "
-                f"{'give them' if own_niche else 'leave them out'} ({key}_niche in obsm, or --niche-features)"
-            )
-    return width
 
 
 @dataclass(frozen=True)
@@ -372,7 +251,11 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     copy = "averaged.module." if config.training.averaging else "model."
     weights = {key.removeprefix(copy): value for key, value in checkpoint["state_dict"].items() if key.startswith(copy)}
     try:
-        model = build_model(config, len(genes), weights["image_projectors.spot.weight"].shape[1], stored=True)
+        # all of an encoder that was trained as a whole is in the checkpoint
+        own = replace(config.model, weights=None) if config.model.tune == "full" else config.model
+        model = build_model(
+            replace(config, model=own), len(genes), weights["image_projectors.spot.weight"].shape[1], stored=True
+        )
     except (RuntimeError, KeyError, IndexError) as error:
         raise ValueError(f"{place.best} does not fit {place.config}: {reason_of(error)}; {_AGAIN}") from error
     frozen = frozen_weights(model)
@@ -386,9 +269,16 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     return Run(place.path, config, genes, split, model, chosen, epoch, sha256(place.best), mixture)
 
 
+def has_scale(run: Run) -> bool:
+    """Whether the run knows um/px: those of its crops, or of the sections whose precomputed features it was trained on."""
+    if run.config.data.feature_key is None:
+        return run.config.crop.niche_um is not None
+    return run.split.role("training")[0].um_per_px is not None
+
+
 def as_trained(run: Run, section: Section) -> Section:
     """``section`` with its scale left out, and a warning, if the run was trained without one: then widths follow the spot grid."""
-    if run.config.crop.niche_um is not None or section.grid.um_per_px is None:
+    if has_scale(run) or section.grid.um_per_px is None:
         return section
     if run.config.data.feature_key is None:  # crops are cut
         warnings.warn(

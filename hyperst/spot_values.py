@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader
 
 from hyperst.closed_form import with_closed_form
 from hyperst.data import Section
+from hyperst.data.dataset import collate
+from hyperst.feature_check import feature_width, require_same_encoder
 from hyperst.progress import Count
-from hyperst.run import Run, as_trained, feature_width, spot_dataset
+from hyperst.run import Run, as_trained, spot_dataset
 from hyperst.stain import Stain, StainStatistics, match_stain, matching
 
 __all__ = ["encode", "over_spots", "predict_values", "predict_with_features"]
@@ -87,17 +89,20 @@ def over_spots(
     which it is then matched to; see :func:`hyperst.stain.matching`.
     """
     parts: dict[str, list[np.ndarray]] = {}
-    width = feature_width(run.config, [section], run.split.role("training")[0].own_niche)
+    trained_on = run.split.role("training")[0]
+    width = feature_width(run.config, [section], trained_on.own_levels())
     if width is not None and width != run.model.backbone.width:
         raise ValueError(
             f"section {section.name} has {width} features per spot, the run in {run.folder} was trained on "
             f"{run.model.backbone.width}; take features of the same encoder"
         )
+    require_same_encoder(run.config, section, trained_on.feature_sources, f"the run in {run.folder}")
+    names = [f"{level}_image" for level in run.model.levels]
     with torch.inference_mode():
-        for batch in DataLoader(spot_dataset(run.config, [as_trained(run, section)]), batch_size):
+        for batch in DataLoader(spot_dataset(run.config, [as_trained(run, section)]), batch_size, collate_fn=collate):
             batch = {name: value.to(run.device) for name, value in batch.items()}
             if stains is not None:
-                batch |= {name: match_stain(batch[name], *stains) for name in ("spot_image", "niche_image")}
+                batch |= {name: match_stain(batch[name], *stains) for name in names}
             found = compute(batch)
             for name, value in found.items():
                 parts.setdefault(name, []).append(value.float().cpu().numpy())

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from hyperst.config import RunConfig
 from hyperst.data import Section
-from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
+from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD, collate
 from hyperst.run import Run, as_trained, spot_dataset
 
 __all__ = ["Stain", "StainStatistics", "match_stain", "matching", "stain_statistics", "with_training_stain"]
@@ -52,7 +52,7 @@ def stain_statistics(config: RunConfig, section: Section) -> StainStatistics:
     spots = np.unique(np.linspace(0, section.n_spots - 1, _SPOTS).round().astype(int))
     dataset = spot_dataset(config, [section], indices=[(0, int(spot)) for spot in spots])
     pixels = []
-    for batch in DataLoader(dataset, 16):
+    for batch in DataLoader(dataset, 16, collate_fn=collate):
         density = rearrange(_densities(batch["niche_image"]), "b rgb h w -> (b h w) rgb")
         pixels.append(density[density[:, 1] > _LEAST_DENSITY])
     tissue = torch.cat(pixels).double()

@@ -60,7 +60,7 @@ def _explain(ranks: Ranks, error: Exception | None, facts: Mapping[str, object])
         (rank, name)
         for rank, (_, other) in enumerate(others, 1)
         for name in (*first, *other)
-        if first.get(name) != other.get(name)
+        if repr(first.get(name)) != repr(other.get(name))  # as in the digest
     )
     raise ValueError(
         f"{name} must be the same on every rank, got {first.get(name)} on rank 0 and {everything[rank][1].get(name)} on rank "

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hyperst_kernels.blocked import epilogue, pair_loss
 from hyperst_kernels.blocked.blocks import Geometry
@@ -18,6 +17,7 @@ from hyperst_kernels.blocked.epilogue import Targets
 from hyperst_kernels.blocked.pair_loss import Inputs
 from hyperst_kernels.blocked.pairs import PowerSums, Weights, merged, nothing
 from hyperst_kernels.operators.register import full_precision
+from hyperst_kernels.rectangle import without_derivative
 from hyperst_kernels.reference.contrastive import Pairing
 from hyperst_kernels.schemes import Block, Features, Scheme, joined
 
@@ -72,13 +72,13 @@ class _Losses(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         c, bias, *tensors, rows, columns = ctx.saved_tensors
-        own = Rectangle(ctx.terms, c, bias, tensors)
-        with full_precision(c.device):
+        with torch.no_grad(), full_precision(c.device):
+            own = Rectangle(ctx.terms, c, bias, tensors)
             dc, d_bias, d_scales, d_vectors = own.gradients(ctx.scheme, rows, columns, grads, ctx.largest)
-        return None, None, dc, None if bias is None else d_bias, *d_scales, *d_vectors
+        found = [dc, None if bias is None else d_bias, *d_scales, *d_vectors]
+        return None, None, *without_derivative(found, [*grads, c, bias, *tensors])
 
 
 class Rectangle:

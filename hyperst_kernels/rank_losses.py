@@ -79,9 +79,10 @@ class Call(NamedTuple):
             name: None if getattr(options, name) is None else "a value"
             for name in ("exclude_ids", "weights", "positives", "logit_bias")
         }
-        alike = ("loss", "input", "geometry", "precision", "deterministic", "label_smoothing", "margin")
+        alike = ("loss", "input", "geometry", "precision", "deterministic")
         directions = sorted({term.directions for term in self.terms})
         return {
+            "being inside use_reference()": reference_in_use(),
             "the features' d": vectors[0].shape[1],
             "the features' dtype": vectors[0].dtype,
             **{f"requires_grad of {name}": _differentiable(*tensors) for name, tensors in learnt},
@@ -89,6 +90,8 @@ class Call(NamedTuple):
             "debias": _kind(options.debias),
             "weights' dtype": None if options.weights is None else self.weights_dtype(options.weights),
             **{name: getattr(options, name) for name in alike},
+            "label_smoothing": float(options.label_smoothing),
+            "margin": None if options.margin is None else float(options.margin),
             "directions": directions[0] if len(directions) == 1 else directions,
         }
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from hyperst_kernels.cpu.online_softmax import wide
@@ -65,14 +64,37 @@ class _Losses(torch.autograd.Function):
         return sums.losses(c.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         factors, c, *rest = ctx.saved_tensors
         tensors, kept = rest[: ctx.number], rest[ctx.number :]
-        own, number = Rectangle(ctx.terms, factors, c, tensors), len(Sums._fields)
-        gradients, numbers = own.gradients(ctx.scheme, Sums(*kept[:number]), grads, iter(kept[number:]))
-        dc, d_scales, d_factors = numbers.to(c.dtype).split([1, len(own.scales), len(own.vectors)])
-        return None, None, None if factors is None else d_factors, dc[0], *d_scales, *gradients
+        with torch.no_grad():
+            own, number = Rectangle(ctx.terms, factors, c, tensors), len(Sums._fields)
+            gradients, numbers = own.gradients(ctx.scheme, Sums(*kept[:number]), grads, iter(kept[number:]))
+            dc, d_scales, d_factors = numbers.to(c.dtype).split([1, len(own.scales), len(own.vectors)])
+        found = [None if factors is None else d_factors, dc[0], *d_scales, *gradients]
+        return None, None, *without_derivative(found, [*grads, factors, c, *tensors])
+
+
+def without_derivative(gradients: Sequence[Tensor | None], given: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Gradients whose own gradient by what they were made of is an error, where autograd may ask for it."""
+    if not torch.is_grad_enabled():
+        return list(gradients)
+    tensors = [x for x in gradients if x is not None]
+    found = iter(_NotTwice.apply(len(tensors), *tensors, *(x for x in given if x is not None)))
+    return [None if x is None else next(found) for x in gradients]
+
+
+class _NotTwice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, number: int, *tensors):
+        return tuple(x.view_as(x) for x in tensors[:number])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise NotImplementedError(
+            "contrastive_loss has no second derivative: call backward without create_graph=True, or compute the loss under "
+            "hyperst_kernels.use_reference() where the batch is small"
+        )
 
 
 class Sums(NamedTuple):

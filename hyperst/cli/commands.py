@@ -1,4 +1,4 @@
-"""The ``hyperst`` command: demo, train, evaluate, predict, check, cv, report, plot."""
+"""The ``hyperst`` command: demo, train, evaluate, predict, check, features, cv, report, plot."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from hyperst.cli.console import (
     print_evaluation,
     print_sections,
     print_training,
-    working,
 )
 from hyperst.cli.cross_validation import cv
 from hyperst.cli.demonstration import demo
-from hyperst.cli.exports import Exports, print_next, write_exports
+from hyperst.cli.encode import features as features_command
 from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, one_image, read_run_sections, read_sections, training_sections
+from hyperst.cli.levels import LevelFeatures, Levels, level_widths, wider_features
 from hyperst.cli.options import BinUm, Device, Devices, GeneNames, Image, Images, MinCounts, Mpp, Sections, StainOption
 from hyperst.cli.plot import plot
-from hyperst.cli.predict_manifest import Again, Engine, Workers, predict_listed, refuse_for_one
+from hyperst.cli.prediction import predict
 from hyperst.cli.report import report
 from hyperst.processes import is_first
 
@@ -81,14 +81,19 @@ def train(
         typer.Option(
             "--backbone",
             help="conv, stain, conv+stain, precomputed; with --weights: uni, uni2-h, conch, virchow2, h-optimus-0, gigapath, "
-            "phikon-v2, resnet50, or timm:NAME.",
+            "phikon-v2, resnet50, efficientnet-lite0, or timm:NAME.",
         ),
     ] = None,
     weights: Annotated[str | None, typer.Option("--weights", help="Local file with the backbone's weights.")] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option("--tune", help="What of an encoder with weights is trained: frozen, last-block, lora or full."),
+    ] = None,
     feature_key: Annotated[
         str | None, typer.Option("--feature-key", help="obsm entries with precomputed image features.")
     ] = None,
     width: Annotated[int | None, typer.Option("--width", help="Width of the embeddings.")] = None,
+    levels: Levels = None,
     head: Annotated[
         str | None, typer.Option("--head", help="What predicts: network (the paper), closed-form or both.")
     ] = None,
@@ -110,6 +115,7 @@ def train(
     gene_names: GeneNames = None,
     features: Features = None,
     niche_features: NicheFeatures = None,
+    level_features: LevelFeatures = None,
 ) -> None:
     """Train on sections with counts and images; the best checkpoint by validation error is kept."""
     console = make_console(quiet=not is_first())
@@ -121,8 +127,8 @@ def train(
             "min_counts": min_counts,
             "feature_key": feature_key,
         },
-        "crop": {"image_size": image_size},
-        "model": {"backbone": backbone, "weights": weights, "width": width, "head": head},
+        "crop": {"image_size": image_size, "wider_um": level_widths(levels)},
+        "model": {"backbone": backbone, "weights": weights, "tune": tune, "width": width, "head": head},
         "training": {
             "epochs": epochs,
             "patience": patience,
@@ -138,7 +144,7 @@ def train(
         for part, keys in options.items()
         if (given := {key: value for key, value in keys.items() if value is not None})
     }
-    if resume and (changes or config_file or preset_name or ablation or features or niche_features):
+    if resume and (changes or config_file or preset_name or ablation or features or niche_features or level_features):
         raise typer.BadParameter(
             "a resumed run keeps its configuration; leave out every option but --output and --devices",
             param_hint="--resume",
@@ -148,7 +154,8 @@ def train(
     if features is not None and feature_key is None:
         changes.setdefault("data", {})["feature_key"] = "file"
     if feature_key is not None or features is not None:
-        changes.setdefault("model", {}).setdefault("backbone", "precomputed")
+        # a preset's tuning is of the encoder whose place the features take
+        changes["model"] = {"backbone": "precomputed", "tune": "frozen", **changes.get("model", {})}
 
     from hyperst.config import preset, read_config, update, with_ablation
     from hyperst.model.backbones import require_weights
@@ -173,13 +180,16 @@ def train(
         training = read_sections(groups[0], image=image, **read)
         validation = read_sections(groups[1], **read)
         key = config.data.feature_key
-        training, validation = (with_features(each, features, niche_features, key) for each in (training, validation))
+        wider = wider_features(level_features)
+        training, validation = (
+            with_features(each, features, niche_features, key, wider) for each in (training, validation)
+        )
     print_sections(console, training, "training sections")
     if validation:
         print_sections(console, validation, "validation sections")
     console.print(
         f"{config.data.n_genes} genes, target {config.data.target}, backbone {config.model.backbone}, "
-        f"at most {config.training.epochs} epochs; reading the crops first"
+        f"at most {config.training.epochs} epochs{'; reading the crops first' if config.data.feature_key is None else ''}"
     )
     try:
         with EpochProgress(console, config.training.epochs) as progress:
@@ -226,6 +236,7 @@ def evaluate_command(
     gene_names: GeneNames = None,
     features: Features = None,
     niche_features: NicheFeatures = None,
+    level_features: LevelFeatures = None,
     stain: StainOption = "none",
     device: Device = None,
 ) -> None:
@@ -241,7 +252,7 @@ def evaluate_command(
     one_image(listed, image)
     key = run.config.data.feature_key
     test = read_sections(listed, images=images, image=image, mpp=mpp, gene_names=gene_names, require_image=key is None)
-    test = with_features(test, features, niche_features, key)
+    test = with_features(test, features, niche_features, key, wider_features(level_features))
     for section in test:  # all that can be refused is refused before the first hour of work
         check_inputs(run, section, missing=missing, genes=genes or ())
         with_min_counts(section, run.config.data.min_counts if min_counts is None else min_counts)
@@ -275,113 +286,9 @@ def evaluate_command(
         console.print(f"next: hyperst report {run_folder}", soft_wrap=True)
 
 
-@app.command()
-def predict(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")],
-    image: Annotated[
-        Path,
-        typer.Argument(
-            metavar="IMAGE", help="Full-resolution H&E image, a section with one, or a manifest (.csv) of them."
-        ),
-    ],
-    spots: Annotated[
-        Path | None,
-        typer.Option(
-            "--spots", help="Where to predict: a section, or a .csv with columns x, y. Default: a grid over the tissue."
-        ),
-    ] = None,
-    mpp: Mpp = None,
-    skip_damaged: Annotated[
-        bool,
-        typer.Option("--skip-damaged", help="Leave tiles of the image that cannot be decoded white, and count them."),
-    ] = False,
-    features: Features = None,
-    niche_features: NicheFeatures = None,
-    stain: StainOption = "none",
-    min_tissue: Annotated[
-        float | None,
-        typer.Option(
-            "--min-tissue",
-            min=0.0,
-            max=1.0,
-            help="Least share of tissue, 0 to 1, in a square of the grid; 0 takes all. Default 0.15.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="The .h5ad to write, which must not exist, default RUN/predictions/IMAGE.h5ad; of a manifest the folder of its "
-            "predictions.",
-        ),
-    ] = None,
-    export: Exports = None,
-    device: Device = None,
-    workers: Workers = None,
-    engine: Engine = "local",
-    again: Again = False,
-) -> None:
-    """Predict expression from an image, at given spots or on a grid over the tissue, and write an .h5ad.
-
-    Of a manifest one for each slide, a table of them (cohort.csv) and the mean expression of each (cohort.h5ad); the same command
-    goes on where it was interrupted.
-    """
-    console = make_console(quiet=not is_first())
-    formats = tuple(dict.fromkeys(each.value for each in export or ()))
-    from hyperst.data.manifest import is_manifest
-
-    if is_manifest(image):
-        from hyperst.cohort import Options
-
-        if spots is not None:
-            raise typer.BadParameter("a manifest names the sections whose spots are predicted", param_hint="--spots")
-        place: dict[str, Any] = {"workers": workers, "engine": engine, "device": device, "again": again}
-        options = Options(mpp, features, niche_features, skip_damaged, stain, min_tissue, formats)
-        predict_listed(console, run_folder, image, output, options, **place)
-        return
-    refuse_for_one(workers, engine, again)
-    if output is not None and output.suffix != ".h5ad":
-        raise typer.BadParameter(f"{output} must end in .h5ad", param_hint="--output")
-    from hyperst.cli.reports import print_notes
-    from hyperst.data import SectionSource
-    from hyperst.export import check_exports
-    from hyperst.files import require_writable, write_h5ad_atomic
-    from hyperst.predict import check_output, predict_image, prediction_path
-    from hyperst.run import RunFolder, load_run
-
-    RunFolder(run_folder).require()
-    path = output or prediction_path(run_folder, image)
-    check_output(path, [image, spots, features, niche_features])
-    require_writable(path)
-    check_exports(path, formats, RunFolder(run_folder).read_genes())
-    with working(console, "the run is loaded"):
-        run = load_run(run_folder, device=device)
-    with SpotProgress(console, "spots", before="tissue is found", after="tissue around each spot") as progress:
-        predicted = predict_image(
-            run,
-            image,
-            spots=spots,
-            mpp=mpp,
-            min_tissue=min_tissue,
-            skip_damaged=skip_damaged,
-            features=features,
-            niche_features=niche_features,
-            stain=stain,
-            on_progress=progress,
-        )
-    write_h5ad_atomic(predicted, path)
-    print_notes(console, predicted)
-    console.print(
-        f"{predicted.n_obs} spots x {predicted.n_vars} genes predicted as {predicted.uns['hyperst']['units']}\n"
-        f"written: {path}",
-        soft_wrap=True,
-    )
-    write_exports(console, predicted, path, formats, SectionSource(image, mpp=mpp), skip_damaged=skip_damaged)
-    print_next(console, run_folder, predicted, path)
-
-
+app.command()(predict)
 app.command()(check)
+app.command(name="features")(features_command)
 app.command()(cv)
 app.command()(report)
 app.command()(plot)

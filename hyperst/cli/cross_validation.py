@@ -13,6 +13,7 @@ from rich.text import Text
 from hyperst.cli.console import SpotProgress, make_console, print_error, print_sections
 from hyperst.cli.features import Features, NicheFeatures, with_features
 from hyperst.cli.inputs import list_groups, read_sections
+from hyperst.cli.levels import LevelFeatures, wider_features
 from hyperst.cli.options import BinUm, GeneNames, Images, MinCounts, Mpp, Sections
 from hyperst.cli.predict_manifest import Engine
 
@@ -77,6 +78,7 @@ def cv(
     gene_names: GeneNames = None,
     features: Features = None,
     niche_features: NicheFeatures = None,
+    level_features: LevelFeatures = None,
 ) -> None:
     """Cross-validate: folds x seeds x configurations or ablations, with intervals; goes on where it was interrupted."""
     console = make_console()
@@ -93,7 +95,7 @@ def cv(
     key = next(iter(rows.values())).data.feature_key
     (listed,) = list_groups([sections], bin_um)
     read = read_sections(listed, images=images, mpp=mpp, gene_names=gene_names, require_image=key is None)
-    read = with_features(read, features, niche_features, key)
+    read = with_features(read, features, niche_features, key, wider_features(level_features))
     print_sections(console, read, "sections")
     made = make_folds(folds, read)
     console.print(f"{len(made)} folds x {seeds} seeds x {len(rows)} rows: {', '.join(rows)}", soft_wrap=True)

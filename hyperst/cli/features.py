@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,9 +27,13 @@ NicheFeatures = Annotated[
 
 
 def with_features(
-    sections: list[Section], features: Path | None, niche_features: Path | None, key: str | None
+    sections: list[Section],
+    features: Path | None,
+    niche_features: Path | None,
+    key: str | None,
+    wider: Mapping[str, Path] | None = None,
 ) -> list[Section]:
-    """Sections with the features that are given, as ``key``.
+    """Sections with the features that are given, as ``key``; ``wider`` those of levels wider than the niche, by name.
 
     Raises:
         typer.BadParameter: the options do not go together.
@@ -36,16 +41,18 @@ def with_features(
     """
     from hyperst.data import attach_features
 
+    wider = wider or {}
     if features is None:
-        if niche_features is not None:
-            raise typer.BadParameter("goes with --features", param_hint="--niche-features")
+        for given, option in ((niche_features, "--niche-features"), (wider, "--level-features")):
+            if given:
+                raise typer.BadParameter("goes with --features", param_hint=option)
         return sections
     if key is None:
         raise typer.BadParameter("the run was trained on crops of the image", param_hint="--features")
-    for given in (features, niche_features):
-        if given is not None and given.is_file() and len(sections) > 1:
+    for place in (features, niche_features, *wider.values()):
+        if place is not None and place.is_file() and len(sections) > 1:
             raise typer.BadParameter(
-                f"{given} is one file for {len(sections)} sections; give a folder with a file per section",
+                f"{place} is one file for {len(sections)} sections; give a folder with a file per section",
                 param_hint="--features",
             )
-    return [attach_features(section, features, niche_features, key=key) for section in sections]
+    return [attach_features(section, features, niche_features, wider_features=wider, key=key) for section in sections]

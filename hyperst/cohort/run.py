@@ -137,6 +137,11 @@ def _plan(
             options,
             features=_features_of(options.features, "--features", source, len(sources)),
             niche_features=_features_of(options.niche_features, "--niche-features", source, len(sources)),
+            wider_features={
+                level: found
+                for level, given in options.wider_features.items()
+                if (found := _features_of(given, "--level-features", source, len(sources))) is not None
+            },
         )
         slides.append(Slide.of(place, own, output, checksum))
     require_own_tables(output, slides)

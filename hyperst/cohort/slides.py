@@ -9,8 +9,9 @@ import shutil
 import time
 import traceback
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,6 +50,7 @@ class Options:
     stain: Literal["none", "match"] = "none"
     min_tissue: float | None = None
     exports: tuple[str, ...] = ()
+    wider_features: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,15 @@ class Slide:
     @classmethod
     def of(cls, source: SectionSource, options: Options, output: Path, run: str) -> Slide:
         """The slide of a row of a table, in the folder ``output``."""
-        facts = [
+        facts: list[Any] = [
             run,
             __version__,
             [str(source.name), source.mpp, source.kind],
             [_content(path) for path in (source.path, source.image, options.features, options.niche_features)],
             [options.mpp, options.skip_damaged, options.stain, options.min_tissue],
         ]
+        if options.wider_features:
+            facts.append({level: _content(path) for level, path in options.wider_features.items()})
         identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         return cls(source, options, output / f"{source.name}.h5ad", run, identity)
 

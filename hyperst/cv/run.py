@@ -97,8 +97,10 @@ def cross_validate(
     require_writable(output / "scores.csv")
     for config in rows.values():
         require_weights(config.model.backbone, config.model.weights, config.crop.image_size)
-    key = next(iter(rows.values())).data.feature_key
-    records = {section.name: SectionRecord.of(section, "section", key) for section in sections}
+    config = next(iter(rows.values()))
+    records = {
+        section.name: SectionRecord.of(section, "section", config.data.feature_key, config.crop) for section in sections
+    }
     cells = [
         Cell(
             fold,

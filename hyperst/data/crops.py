@@ -1,9 +1,11 @@
-"""Two square crops per spot with one centre: the spot itself, and its niche (the spot with its neighbours)."""
+"""Square crops with one centre per spot: the spot itself, its niche (the spot with its neighbours), and wider ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import field, replace
+from itertools import pairwise
 from typing import Annotated
 
 import numpy as np
@@ -17,27 +19,53 @@ from hyperst.validation import STRICT, Positive
 
 __all__ = ["CropConfig", "crop_widths_px", "read_crops", "resolve_crops"]
 
+LEVELS = ("spot", "niche")
+"""Levels that every model has, from narrow to wide."""
+
+_LEVEL_NAME = re.compile(r"[a-z][a-z0-9]*")
 _SMALLEST_SPOT_UM = 112.0  # 224 px at 0.5 um/px: what the common histology backbones were trained on
 
 
 @dataclass(frozen=True, config=STRICT)
 class CropConfig:
-    """Widths of the two crops and the side to which both are resized.
+    """Widths of the crops of a spot, and the side to which all are resized.
 
     Attributes:
         spot_um: width of the spot crop in um; None = the larger of the spot's diameter and 112 um.
         niche_um: width of the niche crop in um; None = 2 pitches + 1 diameter (Visium 255, legacy ST 500 um), and at
             least twice the spot crop where spots are smaller than that (Visium HD bins).
-        image_size: side of both crops in pixels after resizing.
+        wider_um: levels wider than the niche, from narrow to wide: name and width in um, such as ``{region: 616.0}``.
+        image_size: side of the crops in pixels after resizing.
     """
 
     spot_um: Positive | None = None
     niche_um: Positive | None = None
+    wider_um: dict[str, Positive] = field(default_factory=dict)
     image_size: Annotated[int, Field(ge=8)] = 224
 
+    def __post_init__(self) -> None:
+        for name in self.wider_um:
+            if name in LEVELS or not _LEVEL_NAME.fullmatch(name):
+                raise ValueError(
+                    f"crop.wider_um: {name!r} cannot be the name of a level; it needs small letters and digits, and other than "
+                    "'spot' and 'niche'"
+                )
+        widths = [*([] if self.niche_um is None else [self.niche_um]), *self.wider_um.values()]
+        if any(wide <= narrow for narrow, wide in pairwise(widths)):
+            raise ValueError(f"crop.wider_um: levels go from narrow to wide, from the niche on; got {widths} um")
 
-def crop_widths_px(grid: Grid, spot_diameter_px: float | None, config: CropConfig) -> tuple[float, float]:
-    """Widths (spot, niche) of the crops in full-resolution pixels.
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Names of the levels, from narrow to wide.
+
+        >>> CropConfig(wider_um={"region": 616.0}).levels
+        ('spot', 'niche', 'region')
+        """
+        return (*LEVELS, *self.wider_um)
+
+
+def crop_widths_px(grid: Grid, spot_diameter_px: float | None, config: CropConfig) -> tuple[float, ...]:
+    """Widths of the crops in full-resolution pixels: spot, niche, and those of ``config.wider_um``.
 
     Without a known scale the widths are in units of the grid: spot = max(diameter, pitch), niche = 2 pitches + diameter.
 
@@ -49,10 +77,10 @@ def crop_widths_px(grid: Grid, spot_diameter_px: float | None, config: CropConfi
     (224.0, 1000.0)
     """
     um_per_px = grid.um_per_px
-    if um_per_px is None and (config.spot_um is not None or config.niche_um is not None):
+    if um_per_px is None and (config.spot_um is not None or config.niche_um is not None or config.wider_um):
         raise ValueError(
             "crop widths are in um, but the um/px of the image are unknown; give mpp=... (--mpp), "
-            "or leave spot_um and niche_um empty so that widths follow the spot grid"
+            "or leave spot_um, niche_um and wider_um empty so that widths follow the spot grid"
         )
     if grid.pitch_px is None and (config.niche_um is None or (config.spot_um is None and um_per_px is None)):
         raise ValueError(
@@ -65,7 +93,14 @@ def crop_widths_px(grid: Grid, spot_diameter_px: float | None, config: CropConfi
         return max(diameter, pitch), 2 * pitch + diameter
     spot = max(diameter, _SMALLEST_SPOT_UM / um_per_px) if config.spot_um is None else config.spot_um / um_per_px
     niche = max(2 * pitch + diameter, 2 * spot) if config.niche_um is None else config.niche_um / um_per_px
-    return spot, niche
+    wider = [width / um_per_px for width in config.wider_um.values()]
+    if wider and wider[0] <= niche:
+        name, width = next(iter(config.wider_um.items()))
+        raise ValueError(
+            f"crop.wider_um: level {name!r} of {width:g} um is no wider than the niche, {niche * um_per_px:g} um; levels go from "
+            "narrow to wide"
+        )
+    return spot, niche, *wider
 
 
 def resolve_crops(section: Section, config: CropConfig) -> CropConfig:
@@ -76,12 +111,12 @@ def resolve_crops(section: Section, config: CropConfig) -> CropConfig:
     """
     if section.grid.um_per_px is None:
         return config
-    spot, niche = crop_widths_px(section.grid, section.spot_diameter_px, config)
+    spot, niche, *_ = crop_widths_px(section.grid, section.spot_diameter_px, config)
     return replace(config, spot_um=spot * section.grid.um_per_px, niche_um=niche * section.grid.um_per_px)
 
 
-def read_spot_crops(image: SlideImage, center: np.ndarray, widths: tuple[float, float], size: int) -> np.ndarray:
-    """Spot and niche crop around ``center`` (x, y px) as uint8 (2 size size 3); white outside the image."""
+def read_spot_crops(image: SlideImage, center: np.ndarray, widths: Sequence[float], size: int) -> np.ndarray:
+    """Crops of each width around ``center`` (x, y px) as uint8 (level size size 3); white outside the image."""
     x, y = float(center[0]), float(center[1])
     return np.stack([image.read(x - width / 2, y - width / 2, width, width, size=size) for width in widths])
 
@@ -96,7 +131,7 @@ def read_crops(
         image: an already open image; else the section's is opened, and closed at the end.
 
     Yields:
-        (spot index, uint8 (2 size size 3)): spot crop first, then niche crop.
+        (spot index, uint8 (level size size 3)): spot crop first, then niche crop, then wider ones.
 
     Raises:
         FileNotFoundError, ValueError: no image, or unknown widths (see :func:`crop_widths_px`).

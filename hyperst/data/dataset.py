@@ -1,4 +1,4 @@
-"""Sections as a PyTorch dataset: the two crops of each spot, and its expression at both levels."""
+"""Sections as a PyTorch dataset: the crops of each spot, or its features, and its expression, at every level."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
+from scipy import sparse
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from hyperst.data.crops import CropConfig, crop_widths_px, read_crops, read_spot_crops
-from hyperst.data.features import spot_and_niche_features
+from hyperst.data.feature_rows import FeatureTable, in_memory
+from hyperst.data.features import common_width, level_features
 from hyperst.data.genes import align_genes, gene_columns
 from hyperst.data.images import SlideImage
-from hyperst.data.niches import niche_counts, niche_members
+from hyperst.data.niches import level_members, mean_counts
 from hyperst.data.sections import Section
 from hyperst.data.targets import TARGETS, Target, transform
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "SpotDataset", "block_ids", "normalise_image"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "SpotDataset", "block_ids", "collate", "normalise_image"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,22 +37,24 @@ class SpotDataset(Dataset):
         genes: names of the genes to predict; each must be in every section.
         crop: widths and side of the crops.
         target: scale of the expression, see :mod:`hyperst.data.targets`.
-        augment: turn and mirror both crops by one random element of the square's symmetry group (torch's generator).
+        augment: turn and mirror all crops of a spot by one random element of the square's symmetry group (torch's generator).
         feature_key: use precomputed image features instead of crops: ``KEY_spot`` and ``KEY_niche`` of obsm or of
             :func:`hyperst.data.attach_features`; if there is only ``KEY``, it is the spot's and the niche's is its mean over
-            the niche's spots.
+            the niche's spots. Wider levels likewise.
         indices: (section, spot) pairs to keep, in this order; default all.
         cache_bytes: crops are read once and kept as uint8 if they fit into this much memory; else each item reads its own
-            two regions, which for JPEG and PNG means keeping whole decoded images (at most 4) in memory.
+            regions, which for JPEG and PNG means keeping whole decoded images (at most 4) in memory. Features likewise: those
+            that do not fit are read from their file batch by batch.
         on_crops: called with the number of spots whose crops have just been read to be kept.
         counts: False leaves the expression entries out (prediction; ``genes`` may be empty).
 
     Items are dicts:
 
     - spot_image, niche_image: float32 (3 s s), ImageNet-normalised; or, with ``feature_key``, spot_features (w,) and
-      niche_features (w,) float32.
+      niche_features (w,) float32. The same for each level of ``crop.wider_um``.
     - spot_expression, niche_expression: float32 (gene,) on the target scale; the niche's is the transform of mean raw
-      counts (and mean library size) over its present spots. target: the same as spot_expression.
+      counts (and mean library size) over its present spots, a wider level's over the spots in its crop. target: the same as
+      spot_expression.
     - section, spot: int64, position in ``sections`` and in the section.
     - block_id: int64, shared by spots of the same block of 2 x 2 pitches of one section: false negatives of each other.
 
@@ -87,63 +91,91 @@ class SpotDataset(Dataset):
         self.indices = _checked_indices(self.sections, indices)
         self._blocks = [block_ids(section, number) for number, section in enumerate(self.sections)]
         self._expression = [self._expressions(section) for section in self.sections] if counts else None
-        self._features = None if feature_key is None else _feature_tables(self.sections, feature_key)
+        self._features = None
+        if feature_key is not None:
+            self._features = _feature_tables(self.sections, feature_key, self.crop, cache_bytes)
         self._images: OrderedDict[int, SlideImage] = OrderedDict()
         self._cache: np.ndarray | None = None
         if feature_key is None:
             self._widths = [
                 crop_widths_px(section.grid, section.spot_diameter_px, self.crop) for section in self.sections
             ]
-            if len(self.indices) * 2 * 3 * self.crop.image_size**2 <= cache_bytes:
+            if len(self.indices) * len(self.crop.levels) * 3 * self.crop.image_size**2 <= cache_bytes:
                 self._cache = self._read_all(on_crops)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, item: int) -> dict[str, Tensor]:
+        if self._features is not None:
+            return {name: values[0] for name, values in self._batch([item]).items()}
         number, spot = (int(value) for value in self.indices[item])
         out: dict[str, Tensor] = {
             "section": torch.tensor(number),
             "spot": torch.tensor(spot),
             "block_id": torch.tensor(int(self._blocks[number][spot])),
         }
-        if self._features is not None:
-            spot_features, niche_features = self._features[number]
-            out["spot_features"] = torch.from_numpy(spot_features[spot])
-            out["niche_features"] = torch.from_numpy(niche_features[spot])
-        else:
-            crops = self._cache[item] if self._cache is not None else self._read_one(number, spot)
-            if self.augment:
-                crops = _dihedral(crops, int(torch.randint(8, ())))
-            out["spot_image"], out["niche_image"] = normalise_image(crops)
+        crops = self._cache[item] if self._cache is not None else self._read_one(number, spot)
+        if self.augment:
+            crops = _dihedral(crops, int(torch.randint(8, ())))
+        for level, crop in zip(self.crop.levels, normalise_image(crops), strict=True):
+            out[f"{level}_image"] = crop
         if self._expression is not None:
-            spot_expression, niche_expression = self._expression[number]
-            out["spot_expression"] = out["target"] = torch.from_numpy(spot_expression[spot])
-            out["niche_expression"] = torch.from_numpy(niche_expression[spot])
+            for level, values in self._expression[number].items():
+                out[f"{level}_expression"] = torch.from_numpy(values[spot])
+            out["target"] = out["spot_expression"]
+        return out
+
+    def __getitems__(self, items: list[int]) -> list[dict[str, Tensor]] | dict[str, Tensor]:
+        """What a DataLoader asks for: one dict of the whole batch where there is nothing to decode, see :func:`collate`."""
+        return [self[item] for item in items] if self._features is None else self._batch(items)
+
+    def _batch(self, items: list[int]) -> dict[str, Tensor]:
+        """Features and expression of several spots, each (item, ...)."""
+        assert self._features is not None
+        numbers, spots = self.indices[items].T
+        tables: dict[str, list[Any]] = {
+            "block_id": self._blocks,
+            **{f"{level}_features": [of[level].read for of in self._features] for level in self.crop.levels},
+        }
+        if self._expression is not None:
+            for level in self.crop.levels:
+                tables[f"{level}_expression"] = [of[level] for of in self._expression]
+        out = {"section": torch.from_numpy(numbers.copy()), "spot": torch.from_numpy(spots.copy())}
+        order = np.argsort(numbers, kind="stable")
+        places = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+        for name, of_sections in tables.items():
+            parts = [_read(of_sections[numbers[place[0]]], spots[place]) for place in places]
+            values = np.empty((len(items), *parts[0].shape[1:]), parts[0].dtype)
+            values[order] = np.concatenate(parts)
+            out[name] = torch.from_numpy(values)
+        if self._expression is not None:
+            out["target"] = out["spot_expression"]
         return out
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without open images: a DataLoader worker opens its own."""
         return {**self.__dict__, "_images": OrderedDict()}
 
-    def _expressions(self, section: Section) -> tuple[np.ndarray, np.ndarray]:
-        """(spot, niche) expression on the target scale, float32 (spot gene) each."""
-        columns = gene_columns(section, self.genes)
-        members = niche_members(section)
-        mean, _ = niche_counts(section)
-        mean_library = (members @ section.library_size) / np.diff(members.indptr)
-        spot = transform(align_genes(section, self.genes), section.library_size, self.target)
-        niche = transform(mean[:, columns].toarray(), mean_library.astype(np.float32), self.target)
-        return spot, niche
+    def _expressions(self, section: Section) -> dict[str, np.ndarray]:
+        """Expression of each level on the target scale, float32 (spot gene)."""
+        counts = sparse.csr_array(section.counts[:, gene_columns(section, self.genes)])
+        found = {"spot": transform(align_genes(section, self.genes), section.library_size, self.target)}
+        for level in self.crop.levels[1:]:
+            members = level_members(section, level, self.crop)
+            mean = mean_counts(members, counts)
+            mean_library = (members @ section.library_size) / np.diff(members.indptr)
+            found[level] = transform(mean.toarray(), mean_library.astype(np.float32), self.target)
+        return found
 
     def _read_all(self, on_crops: Callable[[int], None] | None) -> np.ndarray:
         size = self.crop.image_size
-        cache = np.empty((len(self.indices), 2, size, size, 3), dtype=np.uint8)
+        cache = np.empty((len(self.indices), len(self.crop.levels), size, size, 3), dtype=np.uint8)
         for number in np.unique(self.indices[:, 0]):
             items = np.flatnonzero(self.indices[:, 0] == number)
             crops = read_crops(self.sections[number], self.crop, self.indices[items, 1])
-            for item, (_, both) in zip(items, crops, strict=True):
-                cache[item] = both
+            for item, (_, of_spot) in zip(items, crops, strict=True):
+                cache[item] = of_spot
                 if on_crops is not None:
                     on_crops(1)
         return cache
@@ -175,8 +207,13 @@ def block_ids(section: Section, number: int, pitches: int = 2) -> np.ndarray:
     return (np.int64(number) << 40) + (block[:, 1] << 20) + block[:, 0]
 
 
+def collate(items: list[dict[str, Tensor]] | dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a DataLoader makes of the items of a :class:`SpotDataset`: each entry (item, ...)."""
+    return items if isinstance(items, dict) else default_collate(items)
+
+
 def _dihedral(crops: np.ndarray, element: int) -> np.ndarray:
-    """Element 0..7 of the square's symmetry group applied to (2 s s 3): quarter turns, then a mirror."""
+    """Element 0..7 of the square's symmetry group applied to (level s s 3): quarter turns, then a mirror."""
     turned = np.rot90(crops, element % 4, axes=(1, 2))
     return turned[:, :, ::-1] if element >= 4 else turned
 
@@ -194,11 +231,17 @@ def _checked_indices(sections: list[Section], indices: Sequence[tuple[int, int]]
     return np.asarray(pairs, dtype=np.int64)
 
 
-def _feature_tables(sections: list[Section], key: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Features of spots and niches of each section; all of one width."""
-    tables = [spot_and_niche_features(section, key) for section in sections]
-    widths = {section.name: spot.shape[1] for section, (spot, _) in zip(sections, tables, strict=True)}
-    if len(set(widths.values())) > 1:
-        each = ", ".join(f"{name} has {width}" for name, width in widths.items())
-        raise ValueError(f"features {key!r} differ in width: {each} numbers per spot; take them from one encoder")
-    return tables
+def _feature_tables(
+    sections: list[Section], key: str, crop: CropConfig, cache_bytes: int
+) -> list[dict[str, FeatureTable]]:
+    """Features of each section at each level, all of one width; in memory if all of them fit into ``cache_bytes``."""
+    tables = [level_features(section, key, crop) for section in sections]
+    common_width(sections, tables)
+    size = sum(4 * table.shape[0] * table.shape[1] for levels in tables for table in levels.values())
+    if size > cache_bytes:
+        return tables
+    return [{level: in_memory(table) for level, table in levels.items()} for levels in tables]
+
+
+def _read(table: Any, spots: np.ndarray) -> np.ndarray:
+    return table(spots) if callable(table) else table[spots]

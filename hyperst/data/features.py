@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from scipy.spatial import cKDTree
 
-from hyperst.data.niches import niche_members
+from hyperst.data.crops import CropConfig
+from hyperst.data.feature_rows import FeatureRows, FeatureTable, MemberMeans
+from hyperst.data.feature_source import FeatureSource
+from hyperst.data.niches import level_members
 from hyperst.data.quality import take_spots
 from hyperst.data.readers.features import PatchFeatures, find_features, read_patch_features
 from hyperst.data.sections import Section
 
-__all__ = ["FILE_KEY", "attach_features", "has_niche_features", "match_patches", "spot_and_niche_features"]
+__all__ = [
+    "FILE_KEY",
+    "attach_features",
+    "common_width",
+    "feature_sources",
+    "level_features",
+    "match_patches",
+    "own_levels",
+]
 
 FILE_KEY = "file"
 """`data.feature_key` of a run whose features come from files."""
 
 _HALF, _NEARLY_ALL = 0.5, 0.9  # shares of the spots
+_PLURAL = {"niche": "niches"}
+_ROWS_AT_ONCE = 8192
 _DOWNSAMPLED = (2, 4, 8, 16, 32)
 _OTHER_SECTION = "It is the file of another section, whose barcodes are the same"
 
 
 def attach_features(
-    section: Section, features: str | Path, niche_features: str | Path | None = None, *, key: str = FILE_KEY
+    section: Section,
+    features: str | Path,
+    niche_features: str | Path | None = None,
+    *,
+    wider_features: Mapping[str, str | Path] | None = None,
+    key: str = FILE_KEY,
 ) -> Section:
     """``section`` with precomputed features from HDF5 files, see :func:`hyperst.data.readers.features.read_patch_features`.
 
@@ -38,6 +56,7 @@ def attach_features(
     Args:
         features: file of the spots' features, or a folder with NAME.h5 for a section called NAME.
         niche_features: the same for the niches; None: a niche's feature is the mean over its spots.
+        wider_features: the same for levels wider than the niche, by name; those left out are means over spots too.
         key: name that a run knows the features by (`data.feature_key`).
 
     Raises:
@@ -57,22 +76,25 @@ def attach_features(
     array([6., 7.], dtype=float32)
     """
     files = {"spot" if niche_features is not None else None: find_features(features, section.name)}
-    if niche_features is not None:
-        files["niche"] = find_features(niche_features, section.name)
+    given = {**({} if niche_features is None else {"niche": niche_features}), **(wider_features or {})}
+    files |= {level: find_features(place, section.name) for level, place in given.items()}
     patches = {level: read_patch_features(file) for level, file in files.items()}
     found = {level: match_patches(section, each) for level, each in patches.items()}
     keep = np.all([rows >= 0 for rows in found.values()], axis=0)
     _tell_left_out(section, keep, list(files.values()))
-    values = {}
+    values, sources = {}, {}
     for level, each in patches.items():
-        values[key if level is None else f"{key}_{level}"] = each.values[found[level][keep]]
-        _require_finite(each, found[level], section.spot_ids, keep)
+        name = key if level is None else f"{key}_{level}"
+        values[name], sources[name] = FeatureRows(each.values, found[level][keep]), each.source
+        _require_finite(each.path, values[name], section.spot_ids[keep])
     kept = take_spots(section, keep)
     return replace(
         kept,
         features={**kept.features, **values},
+        feature_sources={**kept.feature_sources, **sources},
         features_path=next(iter(files.values())),
         niche_features_path=files.get("niche"),
+        wider_features_paths={level: files[level] for level in wider_features or {}},
     )
 
 
@@ -102,35 +124,68 @@ def match_patches(section: Section, patches: PatchFeatures) -> np.ndarray:
     return rows
 
 
-def spot_and_niche_features(section: Section, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Features of spots and niches, float32 (spot width) each: ``KEY_spot`` and ``KEY_niche``, or ``KEY`` and its niche means.
+def level_features(section: Section, key: str, crop: CropConfig) -> dict[str, FeatureTable]:
+    """Features of the spots at each level of ``crop``, of one width, by the level's name.
+
+    Those of the spot are ``KEY_spot`` where there is ``KEY_niche``, else ``KEY``. Those of another level are ``KEY_LEVEL``, and
+    where there are none the mean over the spots of the level.
 
     Raises:
         ValueError: the section has no such features; the message names those it has. They are not finite, or of two widths.
     """
-    names = section.feature_keys()
-    if has_niche_features(section, key):
-        spot, niche = section.load_features(f"{key}_spot"), section.load_features(f"{key}_niche")
-        if spot.shape[1] != niche.shape[1]:
-            raise ValueError(
-                f"section {section.name}: features of spots have {spot.shape[1]} numbers and those of niches "
-                f"{niche.shape[1]}; both must come from one encoder"
-            )
-        return spot, niche
-    if key not in names:
-        held = ", ".join(names) or "none"
+    levels = own_levels(section, key, crop)
+    own = f"{key}_spot" if "niche" in levels else key
+    if own not in section.feature_keys():
+        held = ", ".join(section.feature_keys()) or "none"
         raise ValueError(
             f"section {section.name} has no features {key!r}, nor {key + '_spot'!r} with {key + '_niche'!r}; features found: "
             f"{held}. Choose one with --feature-key (data.feature_key), or give a file of features with --features"
         )
-    spot = section.load_features(key)
-    members = niche_members(section)
-    return spot, ((members @ spot) / np.diff(members.indptr)[:, None]).astype(np.float32)
+    spot = _rows(section, own)
+    found: dict[str, FeatureTable] = {"spot": spot}
+    for level in crop.levels[1:]:
+        if level not in levels:
+            found[level] = MemberMeans(spot, level_members(section, level, crop))
+            continue
+        found[level] = _rows(section, f"{key}_{level}")
+        if found[level].shape[1] != spot.shape[1]:
+            raise ValueError(
+                f"section {section.name}: features of spots have {spot.shape[1]} numbers and those of {_PLURAL.get(level, level)} "
+                f"{found[level].shape[1]}; both must come from one encoder"
+            )
+    return found
 
 
-def has_niche_features(section: Section, key: str) -> bool:
-    """Whether niches have features of their own, ``KEY_niche`` beside ``KEY_spot``, and not the mean over their spots."""
-    return {f"{key}_spot", f"{key}_niche"} <= set(section.feature_keys())
+def common_width(sections: Sequence[Section], tables: Sequence[Mapping[str, FeatureTable]]) -> int:
+    """Width of the features of all sections, which :func:`level_features` has found. Raises ValueError where they differ."""
+    widths = {section.name: table["spot"].shape[1] for section, table in zip(sections, tables, strict=True)}
+    if len(set(widths.values())) > 1:
+        each = ", ".join(f"{name} has {width}" for name, width in widths.items())
+        raise ValueError(
+            f"the features of the sections differ in width: {each} numbers per spot; take them from one encoder"
+        )
+    return next(iter(widths.values()))
+
+
+def own_levels(section: Section, key: str, crop: CropConfig) -> set[str]:
+    """Levels that have features of their own, ``KEY_LEVEL``, and not the mean over their spots; a niche beside ``KEY_spot``."""
+    names = set(section.feature_keys())
+    found = {level for level in crop.levels[1:] if f"{key}_{level}" in names}
+    return found if f"{key}_spot" in names else found - {"niche"}
+
+
+def feature_sources(section: Section, key: str, crop: CropConfig) -> dict[str, FeatureSource]:
+    """What files say of the features of the spot, and of each level that has its own."""
+    own = own_levels(section, key, crop)
+    names = {"spot": f"{key}_spot" if "niche" in own else key, **{level: f"{key}_{level}" for level in own}}
+    return {level: section.feature_sources[name] for level, name in names.items() if name in section.feature_sources}
+
+
+def _rows(section: Section, key: str) -> FeatureRows:
+    """Features by their key; those in a file of their own are not read yet."""
+    held = section.features.get(key)
+    values = section.load_features(key) if held is None else held
+    return values if isinstance(values, FeatureRows) else FeatureRows(values, np.arange(len(values)))
 
 
 def _by_barcode(section: Section, path: Path, barcodes: np.ndarray) -> np.ndarray:
@@ -223,11 +278,13 @@ def _tell_left_out(section: Section, keep: np.ndarray, files: Sequence[Path]) ->
     )
 
 
-def _require_finite(patches: PatchFeatures, rows: np.ndarray, spot_ids: np.ndarray, keep: np.ndarray) -> None:
-    broken = ~np.isfinite(patches.values[rows]).all(axis=1) & keep
+def _require_finite(path: Path, values: FeatureRows, spot_ids: np.ndarray) -> None:
+    """Raise where features are not finite; a file larger than the memory is read in pieces."""
+    pieces = np.array_split(np.arange(len(spot_ids)), -(-len(spot_ids) // _ROWS_AT_ONCE))
+    broken = np.concatenate([~np.isfinite(values.read(piece)).all(axis=1) for piece in pieces])
     if broken.any():
         raise ValueError(
-            f"{patches.path}: features of {int(broken.sum())} spots are NaN or infinite ({_some(spot_ids[broken])}); compute "
+            f"{path}: features of {int(broken.sum())} spots are NaN or infinite ({_some(spot_ids[broken])}); compute "
             "them again"
         )
 

@@ -15,9 +15,10 @@ from scipy.spatial import cKDTree
 from hyperst.data.grid import fit_lattice
 
 if TYPE_CHECKING:
+    from hyperst.data.crops import CropConfig
     from hyperst.data.sections import Section
 
-__all__ = ["niche_counts", "niche_members", "niche_size"]
+__all__ = ["level_members", "mean_counts", "niche_counts", "niche_members", "niche_size"]
 
 _SQUARE = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
 _DIAGONAL = [(0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)]
@@ -55,6 +56,31 @@ def niche_members(section: Section) -> sparse.csr_array:
     return sparse.csr_array((ones, (rows, columns)), shape=(n_spots, n_spots))
 
 
+def level_members(section: Section, level: str, crop: CropConfig) -> sparse.csr_array:
+    """Which spots the expression of a level is the mean of: those of the niche; of a wider level those in its crop.
+
+    Returns:
+        csr_array float32 (spot spot), 1 where column is a member of the level of row; the spot itself is always one.
+
+    Raises:
+        ValueError: a wider level, and the um/px of the section are unknown.
+    """
+    if level == "niche":
+        return niche_members(section)
+    um_per_px = section.grid.um_per_px
+    if um_per_px is None:
+        raise ValueError(
+            f"section {section.name}: level {level!r} has a width in um (crop.wider_um), but the um/px of the image are unknown; "
+            "give mpp=... (--mpp)"
+        )
+    tree = cKDTree(section.spot_px)
+    found = tree.query_ball_point(section.spot_px, crop.wider_um[level] / um_per_px / 2, p=np.inf, return_sorted=True)
+    size = np.array([len(members) for members in found])
+    columns = np.concatenate([np.asarray(members, dtype=np.int64) for members in found])
+    ones = np.ones(len(columns), dtype=np.float32)
+    return sparse.csr_array((ones, columns, np.concatenate([[0], np.cumsum(size)])), shape=(len(size), len(size)))
+
+
 def niche_counts(section: Section) -> tuple[sparse.csr_array, np.ndarray]:
     """Mean raw counts over the present members of each niche.
 
@@ -63,9 +89,15 @@ def niche_counts(section: Section) -> tuple[sparse.csr_array, np.ndarray]:
         places as the niche of spot i has members, so ``mask.sum(1)`` is the number of spots averaged.
     """
     members = niche_members(section)
+    return mean_counts(members, section.counts), np.arange(niche_size(section.grid.kind)) < np.diff(members.indptr)[
+        :, None
+    ]
+
+
+def mean_counts(members: sparse.csr_array, counts: sparse.csr_array) -> sparse.csr_array:
+    """Mean of ``counts`` (spot gene) over the ``members`` (spot spot) of each spot: float32 csr (spot gene)."""
     size = np.diff(members.indptr)
-    mean = sparse.csr_array(sparse.diags_array((1.0 / size).astype(np.float32)) @ members @ section.counts)
-    return mean, np.arange(niche_size(section.grid.kind)) < size[:, None]
+    return sparse.csr_array(sparse.diags_array((1.0 / size).astype(np.float32)) @ members @ counts)
 
 
 def _from_array(array_index: np.ndarray, spot_px: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,11 @@ def take_spots(section: Section, keep: np.ndarray) -> Section:
     """``section`` with the spots where ``keep``, bool (spot,), is True; its grid stays that of all spots."""
     values: dict[str, Any] = {name: getattr(section, name) for name in _PER_SPOT}
     kept: dict[str, Any] = {name: None if value is None else value[keep] for name, value in values.items()}
-    return replace(section, **kept, features={name: value[keep] for name, value in section.features.items()})
+    features = {
+        name: value[keep] if isinstance(value, np.ndarray) else value.take(keep)
+        for name, value in section.features.items()
+    }
+    return replace(section, **kept, features=features)
 
 
 def with_min_counts(section: Section, min_counts: int) -> Section:

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
+from hyperst.data.feature_rows import FeatureRows
+from hyperst.data.feature_source import FeatureSource
 from hyperst.data.grid import Grid, contradicting_spots, detect_grid
 from hyperst.data.image_files import find_image, image_stem
 from hyperst.data.images import IMAGE_SUFFIXES, DamagedTiles, SlideImage, open_image
@@ -27,10 +29,8 @@ from hyperst.data.readers.table import SpotTable, check_positions, empty_counts,
 __all__ = ["Section", "image_name", "image_section", "read_section"]
 
 _MPP_REMEDY = "Give the um/px of the image that the spot positions refer to with mpp=... (--mpp), or correct the file"
-_SIDE_PX, _SIDE_SHARE = (
-    2.0,
-    0.01,
-)  # by which the sides of a downscaled image may be off: rounding of them or of the factor
+# by which the sides of a downscaled image may be off: rounding of them or of the factor
+_SIDE_PX, _SIDE_SHARE = 2.0, 0.01
 _SAME_MPP = 0.02  # two numbers that somebody wrote down may be rounded
 
 
@@ -48,12 +48,13 @@ class Section:
         spot_diameter_px: physical diameter of a spot in full-resolution pixels (Visium: 55 um), or None.
         grid: kind of grid, pitch, and um/px.
         library_size: float32 (spot,), total count over ALL measured genes.
-        features: obsm key -> float32 (spot width), for precomputed backbones; filled by :meth:`load_features`.
+        features: obsm key -> float32 (spot width), for precomputed backbones, or rows of a file; see :meth:`load_features`.
         path: the file or folder the section was read from, or None.
         symbols: str (gene,), symbols of the genes where ``genes`` are other identifiers and the file tells, or None.
         gene_names, kind: what :func:`read_section` was given, to read the section again; None for the usual.
         damaged: takes down tiles of the image that cannot be decoded, which are then white; None makes such a tile an error.
-        features_path, niche_features_path: files that ``features`` came from, see :func:`hyperst.data.attach_features`.
+        features_path, niche_features_path, wider_features_paths: files of ``features``, see :func:`hyperst.data.attach_features`.
+        feature_sources: key of ``features`` -> what its file says of the encoder.
         excluded_spots: ids of spots left out by :func:`hyperst.data.with_min_counts`.
     """
 
@@ -68,7 +69,7 @@ class Section:
     spot_diameter_px: float | None
     grid: Grid
     library_size: np.ndarray
-    features: dict[str, np.ndarray] = field(default_factory=dict)
+    features: dict[str, np.ndarray | FeatureRows] = field(default_factory=dict)
     path: Path | None = None
     symbols: np.ndarray | None = None
     gene_names: str | None = None
@@ -76,6 +77,8 @@ class Section:
     damaged: DamagedTiles | None = None
     features_path: Path | None = None
     niche_features_path: Path | None = None
+    wider_features_paths: dict[str, Path] = field(default_factory=dict)
+    feature_sources: dict[str, FeatureSource] = field(default_factory=dict)
     excluded_spots: tuple[str, ...] = ()
 
     @property
@@ -92,20 +95,20 @@ class Section:
         return open_image(self.image_path, damaged=self.damaged)
 
     def feature_keys(self) -> list[str]:
-        """Names that :meth:`load_features` takes: features in memory, and ``obsm`` entries of an .h5ad file."""
+        """Names that :meth:`load_features` takes: ``features``, and ``obsm`` entries of an .h5ad file."""
         path = self.path
         in_file = obsm_keys(path) if path is not None and path.suffix.lower() == ".h5ad" and path.is_file() else []
         return sorted({*self.features, *in_file})
 
     def load_features(self, key: str) -> np.ndarray:
-        """``obsm[key]`` of the section's .h5ad file as float32 (spot width); read once, then kept in ``features``.
+        """``features[key]``, or ``obsm[key]`` of the section's .h5ad file, as float32 (spot width), which is read once and kept.
 
         Raises:
             ValueError: the section has no such features (the message names those it has), or they are not finite
                 (spot width).
         """
         if key in self.features:
-            return self.features[key]
+            return np.asarray(self.features[key])
         if key not in self.feature_keys():
             raise ValueError(
                 f"section {self.name} has no features {key!r}; features found: {', '.join(self.feature_keys()) or 'none'}. "

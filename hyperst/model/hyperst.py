@@ -1,9 +1,10 @@
-"""HyperST: spot- and niche-level image and gene features, and the prediction head (Zhang et al. 2025, section 3)."""
+"""HyperST: image and gene features of spot, niche and wider levels, and the prediction head (Zhang et al. 2025, section 3)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 from einops import rearrange
@@ -11,13 +12,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from hyperst.model.backbones import Normalisation, build_backbone
+from hyperst.data.crops import LEVELS
+from hyperst.model.backbones import Normalisation, Tune, build_backbone, is_pretrained
 from hyperst.validation import STRICT, Count, Positive, Real
 
 __all__ = ["HyperST", "ModelConfig"]
 
-Level = Literal["spot", "niche"]
-LEVELS: tuple[Level, ...] = get_args(Level)
 Channels = Annotated[tuple[Real, Real, Real], Field(strict=False)]  # a list is welcome
 
 
@@ -27,16 +27,18 @@ class ModelConfig:
 
     Attributes:
         backbone: "conv", "stain", "conv+stain", "precomputed", a published encoder ("uni", "uni2-h", "conch", "virchow2",
-            "h-optimus-0", "gigapath", "phikon-v2", "resnet50") or "timm:NAME"; see :func:`hyperst.model.backbones.build_backbone`.
+            "h-optimus-0", "gigapath", "phikon-v2", "resnet50", "efficientnet-lite0") or "timm:NAME"; see
+            :func:`hyperst.model.backbones.build_backbone`.
         weights: local file of the weights (.bin, .pt, .pth, .safetensors) that a published encoder and "timm:NAME" need.
         timm_kwargs: keyword arguments of "timm:NAME", such as ``{init_values: 1.0e-05}``; layers by name (``SwiGLUPacked``).
         image_mean: mean per colour channel of the images that the encoder was trained on, of pixels in 0..1; None: what the
             encoder declares. A run records it.
         image_std: standard deviation of the same, given together with it.
-        lora: whether to train a vision transformer through low-rank adapters.
+        tune: what of an encoder with weights is trained: "frozen", nothing; "last-block", its last block or stage and what
+            follows; "lora", low-rank adapters in a vision transformer; "full", all of it. Other backbones take none of it.
         width: width of the features (1024 in the paper).
         dropout: probability of dropout inside the residual MLPs.
-        head_inputs: levels that the prediction head sees, "spot", "niche" or both.
+        head_inputs: levels that the prediction head sees, "spot", "niche" or wider ones; None: all levels.
         head: what predicts: the "network" as trained (the paper), a regression fitted in "closed-form" on the features of its
             backbone once it is trained, or "both", mixed as validation spots say; see :mod:`hyperst.closed_form`.
     """
@@ -46,17 +48,38 @@ class ModelConfig:
     timm_kwargs: dict[str, Any] = field(default_factory=dict)
     image_mean: Channels | None = None
     image_std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] | None = None
-    lora: bool = False
+    tune: Tune = "frozen"
     width: Count = 256
     dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.1
-    head_inputs: Annotated[tuple[Level, ...], Field(strict=False)] = LEVELS  # a list is welcome
+    head_inputs: Annotated[tuple[str, ...], Field(strict=False)] | None = None  # a list is welcome
     head: Literal["network", "closed-form", "both"] = "both"
 
     def __post_init__(self) -> None:
-        if not self.head_inputs:
-            raise ValueError("model.head_inputs must name 'spot', 'niche' or both, got none")
+        if self.tune != "frozen" and not is_pretrained(self.backbone):
+            raise ValueError(
+                f"model.tune is {self.tune!r}, which goes with an encoder that has weights, and model.backbone is "
+                f"{self.backbone!r}; leave --tune out"
+            )
         if (self.image_mean is None) != (self.image_std is None):
             raise ValueError("model.image_mean and model.image_std go together: give both, or neither")
+
+    def head_levels(self, levels: Sequence[str]) -> tuple[str, ...]:
+        """Which of ``levels``, those of the model, the prediction head sees.
+
+        Raises:
+            ValueError: ``head_inputs`` names none, or what is no level.
+        """
+        if self.head_inputs is None:
+            return tuple(levels)
+        known = ", ".join(map(repr, levels))
+        if not self.head_inputs:
+            raise ValueError(f"model.head_inputs must name at least one of {known}, got none")
+        for number, level in enumerate(self.head_inputs):
+            if level not in levels:
+                raise ValueError(
+                    f"model.head_inputs.{number} is {level!r}; need one of {known} (crop.wider_um adds levels)"
+                )
+        return self.head_inputs
 
     @property
     def normalisation(self) -> Normalisation | None:
@@ -96,11 +119,12 @@ def _shared_projection(d: int) -> nn.Linear:
 
 
 class HyperST(nn.Module):
-    """Image and gene features of spot and niche, and expression predicted from the image alone.
+    """Image and gene features of each level, and expression predicted from the image alone.
 
     ``forward(batch)`` takes "spot_image", "niche_image" (b 3 h w) (or "spot_features", "niche_features" (b w)) and, for
     training, "spot_expression", "niche_expression" (b n_genes). Returns "image_spot", "image_niche", "gene_spot",
-    "gene_niche" (b width; Euclidean, not yet lifted) and "prediction" (b n_genes).
+    "gene_niche" (b width; Euclidean, not yet lifted) and "prediction" (b n_genes). ``levels`` from narrow to wide; those of
+    the paper are spot and niche, and each further one has its own projectors and encoders.
 
     >>> model = HyperST(5, ModelConfig(backbone="precomputed", width=8), backbone_width=12)
     >>> model.predict({"spot_features": torch.randn(2, 12), "niche_features": torch.randn(2, 12)}).shape
@@ -112,6 +136,7 @@ class HyperST(nn.Module):
         n_genes: int,
         config: ModelConfig,
         *,
+        levels: Sequence[str] = LEVELS,
         backbone_width: int | None = None,
         image_size: int = 224,
         strict_weights: bool = True,
@@ -120,23 +145,24 @@ class HyperST(nn.Module):
         if n_genes < 1:
             raise ValueError(f"n_genes must be at least 1, got {n_genes}")
         d = config.width
-        self.config = config
+        self.config, self.levels = config, tuple(levels)
+        self.head_levels = config.head_levels(self.levels)
         self.backbone = build_backbone(
             config.backbone,
             weights=config.weights,
-            lora=config.lora,
+            tune=config.tune,
             image_size=image_size,
             width=backbone_width,
             timm_kwargs=config.timm_kwargs,
             normalisation=config.normalisation,
             strict=strict_weights,
         )
-        self.image_projectors = nn.ModuleDict({level: nn.Linear(self.backbone.width, d) for level in LEVELS})
-        self.gene_projectors = nn.ModuleDict({level: nn.Linear(n_genes, d) for level in LEVELS})
-        self.image_encoders = nn.ModuleDict({level: _encoder(d, d, config.dropout) for level in LEVELS})
-        self.gene_encoders = nn.ModuleDict({level: _encoder(d, d, config.dropout) for level in LEVELS})
+        self.image_projectors = nn.ModuleDict({level: nn.Linear(self.backbone.width, d) for level in self.levels})
+        self.gene_projectors = nn.ModuleDict({level: nn.Linear(n_genes, d) for level in self.levels})
+        self.image_encoders = nn.ModuleDict({level: _encoder(d, d, config.dropout) for level in self.levels})
+        self.gene_encoders = nn.ModuleDict({level: _encoder(d, d, config.dropout) for level in self.levels})
         self.image_projection, self.gene_projection = _shared_projection(d), _shared_projection(d)
-        self.head = _encoder(len(config.head_inputs) * d, d, config.dropout)
+        self.head = _encoder(len(self.head_levels) * d, d, config.dropout)
         self.output = nn.Linear(d, n_genes)
 
     def initialise_output(self, mean: Tensor) -> None:
@@ -147,7 +173,7 @@ class HyperST(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = self._image_features(self._raw(batch))
         outputs["prediction"] = self._predict(outputs)
-        for level in LEVELS:
+        for level in self.levels:
             if f"{level}_expression" in batch:
                 genes = self.gene_projectors[level](batch[f"{level}_expression"])
                 outputs[f"gene_{level}"] = self.gene_projection(self.gene_encoders[level](genes))
@@ -158,24 +184,24 @@ class HyperST(nn.Module):
         return self._predict(self._image_features(self._raw(batch)))
 
     def predict_with_features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What :meth:`predict` gives, and the backbone's features of spot and niche side by side, (b 2*width)."""
+        """What :meth:`predict` gives, and the backbone's features of all levels side by side, (b level*width)."""
         raw = self._raw(batch)
         return self._predict(self._image_features(raw)), rearrange(raw, "level b width -> b (level width)")
 
     def _predict(self, features: dict[str, Tensor]) -> Tensor:
-        levels = [features[f"image_{level}"] for level in self.config.head_inputs]
+        levels = [features[f"image_{level}"] for level in self.head_levels]
         return self.output(self.head(rearrange(levels, "level b width -> b (level width)")))
 
     def _raw(self, batch: dict[str, Tensor]) -> Tensor:
         """The backbone's features (level b width)."""
         kind = "features" if "spot_features" in batch else "image"
-        images = [batch[f"{level}_{kind}"] for level in LEVELS]
-        # one backbone for both levels, in one call
+        images = [batch[f"{level}_{kind}"] for level in self.levels]
+        # one backbone for all levels, in one call
         raw = self.backbone(rearrange(images, "level b ... -> (level b) ..."))
-        return rearrange(raw, "(level b) width -> level b width", level=len(LEVELS))
+        return rearrange(raw, "(level b) width -> level b width", level=len(self.levels))
 
     def _image_features(self, raw: Tensor) -> dict[str, Tensor]:
         return {
             f"image_{level}": self.image_projection(self.image_encoders[level](self.image_projectors[level](x)))
-            for level, x in zip(LEVELS, raw, strict=True)
+            for level, x in zip(self.levels, raw, strict=True)
         }

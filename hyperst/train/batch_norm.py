@@ -59,7 +59,7 @@ def synchronise_batch_norms(model: nn.Module, device: str) -> None:
         if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             raise ValueError(
                 f"layer {name} is a {type(module).__name__}, whose statistics cannot be taken over several processes; train in one "
-                "process (--devices 1), or without model.lora"
+                "process (--devices 1), or with model.tune frozen"
             )
         kind = BatchNormOverRanks if device == "cpu" else nn.SyncBatchNorm
         options = (module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)

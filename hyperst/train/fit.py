@@ -25,10 +25,11 @@ from hyperst.calibration import calibrate
 from hyperst.checkpoint import load_checkpoint, require_genes
 from hyperst.config import RunConfig
 from hyperst.data import Section, align_genes, transform
+from hyperst.feature_check import feature_width
 from hyperst.files import write_json_atomic
 from hyperst.model import Alignment
 from hyperst.processes import started_processes
-from hyperst.run import RunFolder, Split, build_model, feature_width, load_run, section_indices
+from hyperst.run import RunFolder, Split, build_model, load_run, section_indices
 from hyperst.train.batch_norm import synchronise_batch_norms
 from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
 from hyperst.train.head import add_closed_form
@@ -185,7 +186,7 @@ def _fit(
     trainer = _trainer(config, recorder, processes)
     if processes.size > 1:
         synchronise_batch_norms(model, trainer.strategy.root_device.type)
-    alignment = Alignment(config.alignment, config.model.width, torch.distributed.group.WORLD)
+    alignment = Alignment(config.alignment, config.model.width, torch.distributed.group.WORLD, config.crop.levels)
     sizes = {"batch_size": loaders.batch_size, "n_validation": loaders.n_validation, "size": processes.size}
     module = TrainingStep(model, alignment, config, genes, **sizes)
     if first and not resume:  # nothing is written of a run that cannot start
@@ -333,6 +334,7 @@ def _quiet_lightning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(does not have many workers|number of training batches).*")
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # the name that older PyTorch knows too
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen encoders
         warnings.filterwarnings("ignore", message=".*(LeafSpec|isinstance\\(treespec).*")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

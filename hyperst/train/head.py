@@ -40,7 +40,7 @@ def add_closed_form(
     groups = (*sections, *validation_sections)
     found = [over_spots(run, section, partial(encode, run), lambda _: None) for section in groups]
     features = [
-        head_features(section, each["features"], run.config.model.head_inputs)
+        head_features(section, each["features"], run.model.levels, run.model.head_levels)
         for section, each in zip(groups, found, strict=True)
     ]
     held_out = section_indices(groups, run.split.validation_spots, inside=True)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from hyperst.config import RunConfig
 from hyperst.data import Section
+from hyperst.data.dataset import collate
 from hyperst.progress import Count
 from hyperst.run import Split, section_indices, spot_dataset
 from hyperst.train.together import ALONE, Processes
@@ -116,7 +117,11 @@ def make_loaders(
     training = spot_dataset(config, sections, genes, augment=True, indices=inner, **kept)
     validation = spot_dataset(config, validation_sections or sections, genes, indices=own, **kept)
     progress.finish()
-    common: dict[str, Any] = {"num_workers": settings.workers, "pin_memory": torch.cuda.is_available()}
+    common: dict[str, Any] = {
+        "collate_fn": collate,
+        "num_workers": settings.workers,
+        "pin_memory": torch.cuda.is_available(),
+    }
     return Loaders(
         DataLoader(training, order.own, sampler=order, generator=order.generator, **common),
         DataLoader(validation, -(-settings.batch_size // processes.size), **common),

@@ -51,7 +51,6 @@ class TrainingStep(lightning.LightningModule):
         self.batch_size, self.n_validation, self.size = batch_size, n_validation, size
         self.share = 1.0  # of the last batch, beside an equal one
         self.frozen = frozen_weights(model) if config.model.weights is not None else set()
-        self.strict_loading = not self.frozen
         self.identity = {
             "genes": list(genes),
             "frozen": weights_checksum(model, self.frozen),
@@ -62,8 +61,9 @@ class TrainingStep(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         if "spot_image" in batch:
-            crops = jitter_stain([batch["spot_image"], batch["niche_image"]], self.settings.stain_jitter)
-            batch = {**batch, "spot_image": crops[0], "niche_image": crops[1]}
+            names = [f"{level}_image" for level in self.model.levels]
+            crops = jitter_stain([batch[name] for name in names], self.settings.stain_jitter)
+            batch = {**batch, **dict(zip(names, crops, strict=True))}
         self.share = len(batch["target"]) * self.size / self.batch_size
         outputs = self.model(batch)
         error = nn.functional.mse_loss(outputs["prediction"], batch["target"]) * self.share
@@ -110,6 +110,12 @@ class TrainingStep(lightning.LightningModule):
         for copy in ("model.", "averaged.module."):
             for name in self.frozen:
                 checkpoint["state_dict"].pop(copy + name, None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Fill in what :meth:`on_save_checkpoint` left out, from the file of weights; all else must be there."""
+        own = self.state_dict()
+        names = [copy + name for copy in ("model.", "averaged.module.") for name in self.frozen]
+        checkpoint["state_dict"].update({name: own[name] for name in names if name in own})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameter_groups(self, self.settings.weight_decay), lr=self.settings.learning_rate)

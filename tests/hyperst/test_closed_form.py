@@ -12,6 +12,7 @@ import torch
 
 from hyperst.checkpoint import MIXTURE, load_checkpoint
 from hyperst.closed_form import Mixture, fit_head, fit_mixture, head_features
+from hyperst.data.crops import LEVELS
 from hyperst.evaluation_images import read_images
 from hyperst.metrics import mse
 from hyperst.predict import predict_values
@@ -120,21 +121,21 @@ def test_tensors_give_the_same_mixture_bit_by_bit(tmp_path):
 def test_a_spot_is_seen_with_the_mean_of_its_neighbourhood(sections):
     section = sections[0]
     features = np.random.default_rng(0).normal(size=(section.n_spots, 2 * WIDTH)).astype(np.float32)
-    seen = head_features(section, features, ("niche",))
+    seen = head_features(section, features, LEVELS, ("niche",))
     np.testing.assert_array_equal(seen[:, :WIDTH], features[:, WIDTH:])
     reach = 1.35 * section.grid.pitch_px
     for spot, size in ((0, 3), (40, 7)):
         near = np.linalg.norm(section.spot_px - section.spot_px[spot], axis=1) < reach
         assert near.sum() == size
         np.testing.assert_allclose(seen[spot, WIDTH:], features[near, WIDTH:].mean(axis=0), rtol=1e-5, atol=1e-6)
-    assert head_features(section, features, ("spot", "niche")).shape == (section.n_spots, 4 * WIDTH)
+    assert head_features(section, features, LEVELS, LEVELS).shape == (section.n_spots, 4 * WIDTH)
 
 
 def test_a_run_predicts_with_its_mixture(trained, sections):
     run = load_run(trained, device="cpu")
     assert run.mixture is not None
     found = over_spots(run, sections[2], partial(encode, run), lambda _: None)
-    features = head_features(sections[2], found["features"], ("spot", "niche"))
+    features = head_features(sections[2], found["features"], LEVELS, LEVELS)
     expected = run.mixture(features, found["prediction"])
     np.testing.assert_array_equal(predict_values(run, sections[2]), expected)
     images = read_images(run, sections[2])

@@ -95,7 +95,7 @@ def test_paper_preset_is_the_published_configuration():
     config = preset("paper")
     assert (config.training.batch_size, config.training.learning_rate, config.training.epochs) == (128, 1e-4, 200)
     assert (config.training.patience, config.training.gradient_clip) == (10, 1.0)
-    assert (config.model.width, config.model.dropout, config.model.lora) == (1024, 0.1, True)
+    assert (config.model.width, config.model.dropout, config.model.tune) == (1024, 0.1, "lora")
     assert config.model.backbone == "uni"
     assert (config.crop.image_size, config.data.n_genes) == (224, 200)
     assert (config.data.target, config.data.gene_selection) == ("log2", "hmhvg")
@@ -136,9 +136,9 @@ def test_an_empty_file_is_the_default(tmp_path):
         ("data: {feature_key: uni}", ValueError, ["precomputed", "feature_key"]),
         ("crop: {spot_um: -3}", ValueError, ["spot_um"]),
         ("crop: {spot_um: .nan}", ValueError, ["crop.spot_um is nan", "finite"]),
-        ("model: {lora: 1}", TypeError, ["model.lora is 1", "bool"]),
+        ("model: {lora: 1}", TypeError, ["model.lora is 1", "true or false"]),
         ("model: {head_inputs: spot}", TypeError, ["model.head_inputs must be a list, got 'spot'"]),
-        ("model: {head_inputs: [cell]}", ValueError, ["model.head_inputs.0 is 'cell'", "'spot' or 'niche'"]),
+        ("model: {head_inputs: [cell]}", ValueError, ["model.head_inputs.0 is 'cell'", "'spot', 'niche'"]),
         ("model: {image_mean: [0.5, 0.5, 0.5]}", ValueError, ["image_mean and model.image_std go together"]),
         (
             "model: {image_mean: [0.5, 0.5, 0.5], image_std: [1, 1, 0]}",
@@ -252,7 +252,7 @@ def test_an_ablation_changes_its_own_fields_only(name):
         },
     )
     changed = with_ablation(theirs, name)
-    heads = {"full": ("spot", "niche"), "spot_head": ("spot",)}
+    heads = {"full": None, "spot_head": ("spot",)}
     model = {"head_inputs": heads.get(name, ("niche",)), "head": "network"}
     assert changed == update(theirs, {"alignment": ROWS[name], "model": model})
 

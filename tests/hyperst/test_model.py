@@ -103,6 +103,6 @@ def test_options_that_cannot_be():
     with pytest.raises(ValueError, match="cones need"):
         AlignmentConfig(geometry="cosine")
     with pytest.raises(ValueError, match="head_inputs"):
-        ModelConfig(head_inputs=("cell",))
+        HyperST(5, ModelConfig(head_inputs=("cell",)))
     with pytest.raises(ValueError, match="'conv', 'stain'"):
         build_backbone("resnet")

@@ -24,7 +24,7 @@ def test_timm_backbone_with_lora_trains_adapters_only(tmp_path):
     options = {"image_size": 32}
     plain = build_backbone("timm:vit_tiny_patch16_224", **options)
     assert not any(p.requires_grad for p in plain.parameters())
-    adapted = build_backbone("timm:vit_tiny_patch16_224", lora=True, **options)
+    adapted = build_backbone("timm:vit_tiny_patch16_224", tune="lora", **options)
     trained = [n for n, p in adapted.named_parameters() if p.requires_grad]
     assert trained
     assert all("lora" in n for n in trained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import os
@@ -14,7 +15,7 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-from hyperst_kernels import HierarchicalAlignmentLoss, HyperbolicContrastiveLoss
+from hyperst_kernels import HierarchicalAlignmentLoss, HyperbolicContrastiveLoss, use_reference
 from tests.kernels import ranks
 
 LOCAL = {"local_loss": True, "gather_with_grad": True}
@@ -74,6 +75,31 @@ def wrong(fault: str, rank: int, world_size: int) -> None:
     loss(**{"image_features": image, "text_features": torch.eye(3, 4), "logit_scale": 9.0, **given})
 
 
+def reference_on_one_rank(rank: int, world_size: int) -> None:
+    loss = HyperbolicContrastiveLoss(group=torch.distributed.group.WORLD, **LOCAL)
+    with use_reference() if rank else contextlib.nullcontext():
+        loss(torch.eye(3, 4), torch.eye(3, 4), 9.0)
+
+
+def equal_margins(rank: int, world_size: int) -> torch.Tensor:
+    loss = HyperbolicContrastiveLoss(group=torch.distributed.group.WORLD, margin=(1, 1.0)[rank], **LOCAL)
+    return loss(torch.eye(3, 4), torch.eye(3, 4), 9.0)
+
+
+def second_derivatives(rank: int, world_size: int) -> list[str]:
+    """What is said of them."""
+    said = []
+    for options in ({}, {"label_smoothing": 0.1}):
+        loss = HyperbolicContrastiveLoss(group=torch.distributed.group.WORLD, **LOCAL, **options)
+        image = torch.eye(3, 4, requires_grad=True)
+        (grad,) = torch.autograd.grad(loss(image, torch.eye(3, 4), 9.0), image, create_graph=True)
+        try:
+            grad.square().sum().backward()
+        except NotImplementedError as error:
+            said.append(str(error))
+    return said
+
+
 def one_number_on_one_rank(rank: int, world_size: int) -> None:
     loss = HyperbolicContrastiveLoss(group=torch.distributed.group.WORLD, directions="rows", **LOCAL)
     loss(torch.eye(3, 4), torch.eye(3, 4), torch.ones(3) if rank == 0 else 1.0)
@@ -130,7 +156,17 @@ def numbers(rank: int, world_size: int) -> list[str]:
 @pytest.fixture(name="found", scope="module")
 def _found(tmp_path_factory):
     cases = {name: functools.partial(wrong, name) for name in (*FAULTS, *WRONG_EVERYWHERE, *UNLIKE)}
-    functions = (one_number_on_one_rank, wrong_feature, other_module, no_curvature, numbers, copied)
+    functions = (
+        reference_on_one_rank,
+        equal_margins,
+        second_derivatives,
+        one_number_on_one_rank,
+        wrong_feature,
+        other_module,
+        no_curvature,
+        numbers,
+        copied,
+    )
     cases |= {function.__name__: function for function in functions}
     return ranks.run(2, tmp_path_factory.mktemp("ranks"), cases)
 
@@ -220,3 +256,19 @@ def test_a_rank_that_dies_is_an_error_on_the_others(scheme, where, tmp_path):
         process.join(ranks.SECONDS + 60)
     assert [process.exitcode for process in context.processes] == [0, -signal.SIGKILL]
     assert torch.load(tmp_path / "error.pt")
+
+
+def test_a_reference_on_one_rank_is_an_error_on_every_rank(found):
+    for error in found["reference_on_one_rank"]:
+        assert re.search(r"inside use_reference\(\) must be the same on every rank", str(error))
+
+
+def test_equal_margins_of_two_types(found):
+    one, other = found["equal_margins"]
+    assert one == other
+
+
+def test_second_derivatives_are_refused(found):
+    for said in found["second_derivatives"]:
+        assert len(said) == 2
+        assert all("contrastive_loss has no second derivative" in words for words in said)

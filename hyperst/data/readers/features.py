@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from hyperst.data.feature_rows import MappedTable
+from hyperst.data.feature_source import FeatureSource
+
 __all__ = ["SUFFIXES", "PatchFeatures", "find_features", "obsm_keys", "read_patch_features"]
 
 SUFFIXES = (".h5", ".hdf5")
@@ -22,17 +25,21 @@ class PatchFeatures:
 
     Attributes:
         path: the file.
-        values: float32 (patch width).
+        values: float32 (patch width), memory-mapped where the file holds such numbers in one piece.
         barcodes: str (patch,), or None.
         centres: float64 (patch 2), x, y in pixels of the full-resolution image, or None.
         side_px: side of a patch in those pixels; given with ``centres``.
+        source: what the file says of the encoder.
+        corners: float64 (patch 2), x, y of the top left corners, or None.
     """
 
     path: Path
-    values: np.ndarray
+    values: np.ndarray | MappedTable
     barcodes: np.ndarray | None
     centres: np.ndarray | None
     side_px: float | None
+    source: FeatureSource
+    corners: np.ndarray | None
 
 
 def read_patch_features(path: str | Path) -> PatchFeatures:
@@ -55,7 +62,8 @@ def read_patch_features(path: str | Path) -> PatchFeatures:
         with h5py.File(path) as file:
             arrays = {name: node for name, node in file.items() if isinstance(node, h5py.Dataset)}
             name = _one_of(_FEATURES, arrays, path)
-            values = np.asarray(arrays[name][()])
+            values = _mapped(path, arrays[name]) or np.asarray(arrays[name][()])
+            source = FeatureSource.of_attributes(arrays[name].attrs)
             found = [each for each in _BARCODES if each in arrays]
             barcodes = arrays[found[0]].asstr()[()].reshape(-1) if found else None
             coords = np.asarray(arrays["coords"][()]) if "coords" in arrays else None
@@ -65,15 +73,18 @@ def read_patch_features(path: str | Path) -> PatchFeatures:
             f"features file {path} cannot be read: it is cut short, damaged or no HDF5 file of features ({error}); "
             "write it again"
         ) from error
-    values = values[0] if values.ndim == 3 and len(values) == 1 else values
-    if values.ndim != 2 or 0 in values.shape or not np.issubdtype(values.dtype, np.floating):
-        raise ValueError(
-            f"{path}: {name} is {values.dtype} of shape {values.shape}; need numbers (patch, width), one row per patch"
-        )
-    for what, array in (("barcode", barcodes), ("coords", coords)):
-        if array is not None and len(array) != len(values):
+    if isinstance(values, np.ndarray):
+        values = values[0] if values.ndim == 3 and len(values) == 1 else values
+        if values.ndim != 2 or 0 in values.shape or not np.issubdtype(values.dtype, np.floating):
             raise ValueError(
-                f"{path}: {name} has {len(values)} rows and {what} {len(array)}; they must be of the same patches"
+                f"{path}: {name} is {values.dtype} of shape {values.shape}; need numbers (patch, width), one row per patch"
+            )
+        values = values.astype(np.float32)
+    n_patches = values.shape[0]
+    for what, array in (("barcode", barcodes), ("coords", coords)):
+        if array is not None and len(array) != n_patches:
+            raise ValueError(
+                f"{path}: {name} has {n_patches} rows and {what} {len(array)}; they must be of the same patches"
             )
     centres, side = (None, None) if coords is None else _centres(coords, attributes, path, needed=barcodes is None)
     if barcodes is None and centres is None:
@@ -88,7 +99,17 @@ def read_patch_features(path: str | Path) -> PatchFeatures:
                 f"{path}: {len(centres) - len(first)} patches lie where others do, the first around x {x:g}, y {y:g}; keep one row "
                 "for each place, or give barcodes"
             )
-    return PatchFeatures(path, values.astype(np.float32), barcodes, centres, side)
+    return PatchFeatures(path, values, barcodes, centres, side, source, coords)
+
+
+def _mapped(path: Path, array: Any) -> MappedTable | None:
+    """The array where it lies in the file; None where it is in chunks, compressed, of other numbers, or of another shape."""
+    offset = array.id.get_offset()
+    if array.ndim != 2 or 0 in array.shape or array.dtype != np.dtype("<f4") or offset is None:
+        return None
+    if path.stat().st_size < offset + array.nbytes:
+        raise OSError("its numbers end early")
+    return MappedTable(path, offset, array.shape)
 
 
 def find_features(place: str | Path, name: str) -> Path:

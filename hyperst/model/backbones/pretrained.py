@@ -1,8 +1,7 @@
-"""Encoders with weights, built by timm: frozen, or trained through low-rank adapters."""
+"""Encoders with weights, built by timm."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from hyperst.model.backbones.conch import ConchImageTower
 from hyperst.model.backbones.encoders import ENCODERS, IMAGENET, Encoder, Normalisation
 from hyperst.model.backbones.small import Backbone
+from hyperst.model.backbones.tuning import set_trained_mode
 
-__all__ = ["PretrainedEncoder", "build_network", "encoder_of", "with_lora"]
+__all__ = ["PretrainedEncoder", "build_network", "encoder_of"]
 
 PREFIX = "timm:"
 _RESIZED = ("vit", "deit", "swin")  # built for one size of image
@@ -26,13 +26,12 @@ class PretrainedEncoder(Backbone):
     Args:
         network: images (b 3 h w) to features (b width), or to tokens (b n width) where ``pooling`` is "class+mean".
         normalisation: what the network expects; images come ImageNet-normalised.
-        frozen: whether the network stays as it is.
     """
 
-    def __init__(self, network: nn.Module, pooling: str, normalisation: Normalisation, *, frozen: bool) -> None:
+    def __init__(self, network: nn.Module, pooling: str, normalisation: Normalisation) -> None:
         super().__init__()
         self.model = network
-        self.pooling, self.frozen = pooling, frozen
+        self.pooling = pooling
         # timm's width of what a network returns; with a hidden layer in the head it is not num_features
         width = int(getattr(network, "head_hidden_size", None) or network.num_features)  # type: ignore[arg-type]
         self.width = 2 * width if pooling == "class+mean" else width
@@ -43,21 +42,20 @@ class PretrainedEncoder(Backbone):
         shift = [(mean - own_mean) / own_std for (mean, _), (own_mean, own_std) in zip(given, own, strict=True)]
         for name, values in (("gain", gain), ("shift", shift)):
             self.register_buffer(name, rearrange(torch.tensor(values), "rgb -> rgb 1 1"), persistent=False)
+        self.train()  # Lightning leaves every module in the mode that it finds it in
 
     gain: Tensor
     shift: Tensor
 
     def train(self, mode: bool = True) -> PretrainedEncoder:
-        """A frozen network stays in evaluation mode: its batch statistics must not move."""
+        """What is frozen stays in evaluation mode: its batch statistics must not move."""
         super().train(mode)
-        if self.frozen:
-            self.model.eval()
+        set_trained_mode(self.model, mode)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.unchanged else x * self.gain + self.shift
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.model(x)
+        features = self.model(x)
         if self.pooling == "class+mean":
             features = torch.cat([features[:, 0], features[:, self.n_prefix :].mean(dim=1)], dim=1)
         if features.ndim != 2 or features.shape[1] != self.width:
@@ -108,23 +106,6 @@ def build_network(encoder: Encoder, kwargs: Mapping[str, Any], image_size: int) 
     except (TypeError, AssertionError, ValueError) as error:
         raise ValueError(f"timm's {encoder.architecture} cannot be built with {dict(given)}: {error}") from error
     return ConchImageTower(network) if encoder.pooling == "attention" else network
-
-
-def with_lora(model: nn.Module) -> nn.Module:
-    """Add adapters (rank 8, alpha 16, dropout 0.1) to the qkv of the last 11/24 of a vision transformer's blocks.
-
-    Raises:
-        ImportError: peft is missing. ValueError: no such blocks.
-    """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ImportError('LoRA needs peft: pip install "hyperst-kernels[st]"') from error
-    names = [name for name, _ in model.named_modules() if re.fullmatch(r"(.+\.)?blocks\.\d+\.attn\.qkv", name)]
-    if not names:
-        raise ValueError("lora needs a vision transformer with blocks.N.attn.qkv; this model has none")
-    last = names[-max(1, round(len(names) * 11 / 24)) :]
-    return inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=last), model)
 
 
 def _layer(timm: Any, name: Any) -> Any:

@@ -30,6 +30,21 @@ _DINOV2 = (
 )
 _DINOV2_QUERY = re.compile(r"encoder\.layer\.(\d+)\.attention\.attention\.query\.(weight|bias)")
 
+_LITE0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # of each stage
+_EFFICIENTNET_BLOCK = re.compile(r"_blocks\.(\d+)\.(\w+)\.(\w+)")
+_LITE0_LAYERS = (
+    {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"},
+    {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    },
+)
+_LITE0_ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a file of weights by name, on the CPU; no code in the file is run.
@@ -155,10 +170,28 @@ def _from_dinov2(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def _from_efficientnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of timm for the weights of EfficientNet-Lite0 in efficientnet_pytorch's layout, whose blocks are numbered through."""
+    stages = [f"{stage}.{block}" for stage, blocks in enumerate(_LITE0_BLOCKS) for block in range(blocks)]
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        found = _EFFICIENTNET_BLOCK.fullmatch(key)
+        if found and int(found[1]) < len(stages):
+            number, layer, rest = int(found[1]), found[2], found[3]
+            # the first block does not widen its channels and so has one convolution less
+            key = f"blocks.{stages[number]}.{_LITE0_LAYERS[number > 0].get(layer, layer)}.{rest}"
+        else:
+            layer, _, rest = key.partition(".")
+            key = f"{_LITE0_ENDS.get(layer, layer)}.{rest}"
+        renamed[key] = value
+    return renamed
+
+
 _LAYOUTS: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
     "timm": dict,
     "dinov2": _from_dinov2,
     "conch": _from_conch,
+    "efficientnet": _from_efficientnet,
 }
 
 
