@@ -39,6 +39,7 @@ _PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("test_entailment.py", ("half_aperture", "exterior_angle", HINGES)),
     ("test_pair_loss", (PAIRS,)),  # and the tests of its targets
     ("test_pair_blocks.py", (PAIRS,)),
+    ("test_pair_rectangle.py", (PAIRS,)),
     ("test_retrieval.py", (PAIRS,)),
     # public functions by name
     ("[entailment_loss-", (HINGES,)),

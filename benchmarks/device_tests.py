@@ -26,6 +26,7 @@ PATHS = (
             "pair_loss",
             "pair_loss_mpmath",
             "pair_loss_targets",
+            "pair_rectangle",
             "rectangle",
             "retrieval",
         )
