@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from hyperst_kernels._constants import INSTRUCTION_SETS
-from hyperst_kernels.cpu.native import bindings
 from tests.kernels.backends import AVAILABLE, INTERPRETED, present
 
 HERE = Path(__file__).parent
@@ -58,13 +56,3 @@ def _memory_starts_as_nan(request):
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request):
-    """Machine code of each instruction set that the processor has."""
-    before = bindings.instruction_set()
-    if bindings.instruction_set(request.param) != request.param:
-        pytest.skip(f"this processor has no {request.param}")
-    yield request.param
-    bindings.instruction_set(before)

@@ -13,6 +13,7 @@ from hyperst_kernels.cpu import contrastive, memory, online_softmax
 from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.operators.register import ops
 from hyperst_kernels.reference import contrastive as reference
+from tests.kernels.instruction_sets import instruction_set  # noqa: F401
 
 pytestmark = [
     pytest.mark.skipif(bindings.library() is None, reason="the package was installed without a compiler"),

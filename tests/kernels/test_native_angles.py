@@ -13,6 +13,7 @@ from benchmarks import cases, oracle
 from hyperst_kernels.blocked import blocks
 from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.operators.register import ops
+from tests.kernels.instruction_sets import instruction_set  # noqa: F401
 
 pytestmark = [
     pytest.mark.skipif(bindings.library() is None, reason="the package was installed without a compiler"),
