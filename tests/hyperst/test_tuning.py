@@ -137,7 +137,7 @@ def test_configurations_of_before_said_lora(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {backbone: uni, lora: true}\n")
     assert read_run_config(tmp_path / "config.yaml").model.tune == "lora" == preset("paper").model.tune
     (tmp_path / "config.yaml").write_text("model: {lora: false}\n")
-    assert read_run_config(tmp_path / "config.yaml").model == ModelConfig()
+    assert read_run_config(tmp_path / "config.yaml").model == ModelConfig(head="network")  # nor had they another head
 
 
 def start_run(name, tune, config, sections, place):
