@@ -392,7 +392,7 @@ def test_two_processes_learn_what_one_does_of_the_doubled_batch(clip, pairs):
     alone = torch.load(checkpoint)["state_dict"]
     start = clip.hyperbolic(make()).state_dict()
     two, _ = two_processes(pairs, "--batch-size", str(PAIRS // 2), *steps)
-    learnt = {
-        name: (two[name] - x).norm() / (x - start[name]).norm() for name, x in alone.items() if x.is_floating_point()
-    }
-    assert all(error < 1e-4 for error in learnt.values()), learnt
+    moved = {name: (x - start[name]).norm() for name, x in alone.items() if x.is_floating_point()}
+    for name, far in moved.items():  # what is not learnt, as the curvature, is as it was
+        assert (two[name] - alone[name]).norm() <= 1e-4 * far, name
+    assert {name for name, far in moved.items() if far == 0} == {"lift.log_curvature"}
