@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -296,7 +298,16 @@ app.command()(plot)
 
 def main() -> None:
     """Entry point of the ``hyperst`` command."""
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_initialized():
+            # an error in one of several processes: the group's threads would abort this one when Python ends it
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ended.code if isinstance(ended.code, int) else 1)
+        raise
 
 
 if __name__ == "__main__":
