@@ -147,12 +147,14 @@ class Rectangle:
 
     def _targets(self, t: int, largest: Tensor | None) -> tuple[Targets, Targets]:
         """Those of the own queries, and of the own keys."""
-        inputs = self._inputs(Block(self.keys, self.terms.travelling, True), t)._replace(symmetric=True)
-        smoothing, debias, farthest = inputs.targets()
-        sides = slice(0, self.n), slice(self.n, None)
-        rows, columns = (Targets(smoothing, None if debias is None else debias[x], farthest[x]) for x in sides)
-        if largest is not None:
-            columns = columns._replace(farthest=columns.farthest * (largest[t] / self.scales[t].amax()))
+        terms, scale = self.terms, self.scales[t]
+        most = scale.amax() if largest is None else largest[t]
+        given = (terms.label_smoothing, terms.geometry.name, scale, most, terms.debias)
+        smoothing, debias, farthest = pair_loss.targets(*given, self.n, self.m)
+        rows, columns = (
+            Targets(smoothing, None if debias is None else debias[some], farthest[some])
+            for some in (slice(0, self.n), slice(self.n, None))
+        )
         return rows, columns
 
     def losses(self, rows: Tensor, columns: Tensor, largest: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -181,7 +183,7 @@ class Rectangle:
             stats = torch.stack([torch.stack([x for x in of if x is not None]) for of in weights[1]])
         precise = torch.promote_types(self.vectors[0].dtype, torch.float32)
         found = [torch.zeros_like(x, dtype=precise) for x in self.vectors]
-        numbers = self.c.new_zeros(1 + 1, dtype=torch.float64)
+        numbers = self.c.new_zeros(2, dtype=torch.float64)  # of c and the bias
         d_scales = [torch.zeros_like(scale, dtype=torch.float64) for scale in self.scales]
         returned = scheme.gradients()
         for block, of_keys in scheme.blocks_again(self.keys, stats):

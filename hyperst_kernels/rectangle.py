@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from hyperst_kernels.cpu.online_softmax import wide
 from hyperst_kernels.operators import contrastive_sums
-from hyperst_kernels.operators.contrastive import of_moderate_size
+from hyperst_kernels.operators.contrastive import ONCE, of_moderate_size
 from hyperst_kernels.operators.contrastive_sums import Flags
+from hyperst_kernels.operators.register import no_second_derivative
 from hyperst_kernels.reference.contrastive import Pairing, Slopes, softplus
 from hyperst_kernels.schemes import Block, Features, Scheme, joined
 
@@ -91,10 +92,7 @@ class _NotTwice(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        raise NotImplementedError(
-            "contrastive_loss has no second derivative: call backward without create_graph=True, or compute the loss under "
-            "hyperst_kernels.use_reference() where the batch is small"
-        )
+        raise no_second_derivative("contrastive_loss", ONCE)
 
 
 class Sums(NamedTuple):

@@ -104,13 +104,8 @@ class Inputs(NamedTuple):
     def targets(self) -> Targets:
         """Those of rows and, if they have a loss, of columns."""
         n, m = len(self.queries), len(self.keys) if self.symmetric else 0
-        scale, debias = self.logit_scale.double(), self.debias
-        far = BOUNDS.get(self.geometry.name, math.inf) * torch.cat([scale.expand(n), scale.amax().expand(m)])
-        if debias is not None:
-            # of keys, as their limits
-            last = debias.double().expand(max(n, m)) if debias.ndim == 0 else F.pad(debias.double(), (0, max(m - n, 0)))
-            debias = torch.cat([last[:n], last[:m]])
-        return Targets(self.label_smoothing, debias, far)
+        largest = self.logit_scale.amax()
+        return targets(self.label_smoothing, self.geometry.name, self.logit_scale, largest, self.debias, n, m)
 
     @property
     def bias(self) -> Tensor:
@@ -124,6 +119,18 @@ class Inputs(NamedTuple):
 
             return pair_loss
         return machine_code if bindings.usable(self.queries) else portable
+
+
+def targets(
+    label_smoothing: float, geometry: str, scale: Tensor, largest: Tensor, debias: Tensor | None, n: int, m: int
+) -> Targets:
+    """Those of n rows, with logit scales () or (n), and of m columns, whose pairs have scales up to the ``largest``."""
+    far = BOUNDS.get(geometry, math.inf) * torch.cat([scale.double().expand(n), largest.double().expand(m)])
+    if debias is not None:
+        # of keys, as their limits
+        last = debias.double().expand(max(n, m)) if debias.ndim == 0 else F.pad(debias.double(), (0, max(m - n, 0)))
+        debias = torch.cat([last[:n], last[:m]])
+    return Targets(label_smoothing, debias, far)
 
 
 def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:

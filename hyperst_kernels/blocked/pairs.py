@@ -21,8 +21,9 @@ Sides = tuple[Tensor, Tensor]  # numbers of rows (r), and of columns (w)
 class Pairs(NamedTuple):
     """What is known of the pairs of a block: scales of its rows (r), and None for what does not matter.
 
-    Positives have one id in ``positives``, or without them are row i and column i + ``diagonal``, where there is one. Pairs of one
-    id in ``exclude_ids`` are no negatives, and none of a row or column are those below its limit.
+    Positives are pairs whose ids in ``positives`` are equal; without ids, those of row i and column i + ``diagonal``. Pairs whose
+    ids in ``exclude_ids`` are equal are no negatives. Distances below the limit of a row are no negatives in its loss, and likewise
+    of a column.
     """
 
     scale: Tensor

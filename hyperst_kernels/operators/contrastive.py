@@ -207,11 +207,11 @@ _backward = define(
     },
 )
 differentiate(_forward, {"": lambda features, *given: differentiated(_Contrastive)(*given[:4], given[4:], *features)})
-_ONCE = (
+ONCE = (
     "call backward without create_graph=True, or compute the loss under hyperst_kernels.use_reference() where the batch is "
     "small"
 )
-differentiate(_backward, {"": raising(_backward, "contrastive_loss", _ONCE)})
+differentiate(_backward, {"": raising(_backward, "contrastive_loss", ONCE)})
 
 
 def of_moderate_size(

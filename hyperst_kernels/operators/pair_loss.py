@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from hyperst_kernels._constants import PRODUCTS
 from hyperst_kernels.blocked import pair_loss as blocked
 from hyperst_kernels.blocked.blocks import Geometry
+from hyperst_kernels.operators.contrastive import ONCE
 from hyperst_kernels.operators.distance import distance
 from hyperst_kernels.operators.entailment import exterior_angle
 from hyperst_kernels.operators.register import (
@@ -119,11 +120,7 @@ _backward = define(
     ),
 )
 differentiate(_forward, {"": differentiated(_PairLoss)})
-_ONCE = (
-    "call backward without create_graph=True, or compute the loss under hyperst_kernels.use_reference() where the batch is "
-    "small"
-)
-differentiate(_backward, {"": raising(_backward, "contrastive_loss", _ONCE)})
+differentiate(_backward, {"": raising(_backward, "contrastive_loss", ONCE)})
 
 
 def pair_losses(

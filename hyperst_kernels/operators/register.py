@@ -157,6 +157,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
         yield
 
 
+def no_second_derivative(name: str, remedy: str) -> NotImplementedError:
+    """What is raised where a function's gradient is differentiated."""
+    return NotImplementedError(f"{name} has no second derivative: {remedy}")
+
+
 def raising(backward: OpOverloadPacket, name: str, remedy: str) -> Callable:
     """Return the autograd kernel of a backward operator, of the function ``name``, whose own derivative does not exist."""
 
@@ -176,7 +181,7 @@ def raising(backward: OpOverloadPacket, name: str, remedy: str) -> Callable:
 
         @staticmethod
         def backward(ctx, *grads):
-            raise NotImplementedError(f"{name} has no second derivative: {remedy}")
+            raise no_second_derivative(name, remedy)
 
     def called(*args):
         structure: list = []

@@ -15,6 +15,13 @@ from tests.kernels.traffic import Traffic
 
 WORLD, DIM = 3, 4
 NUMBERS = 4  # c, logit scale, and a factor of queries and of keys
+# options, sums of each column and numbers of its slopes
+OTHER_LOSSES: dict[str, tuple[dict, int, int]] = {
+    "smoothed targets": ({"label_smoothing": 0.1}, 8, 6),
+    "debiased": ({"debias": 0.1}, 8, 5),
+    "a margin": ({"margin": 0.1}, 6, 5),
+    "a sigmoid": ({"loss": "sigmoid"}, 0, 0),
+}
 SHARDS = {"equal": (4, 4, 4), "unequal": (2, 5, 1), "an empty one": (3, 0, 2), "all empty": (0, 0, 0)}
 
 
@@ -37,15 +44,11 @@ def half(dtype: torch.dtype, rank: int, world_size: int) -> torch.Tensor:
     return x.grad
 
 
-def sent(
-    dtype: torch.dtype, ids: bool, scheme: str, rank: int, world_size: int, label_smoothing: float = 0.0
-) -> list[tuple[str, int]]:
+def sent(dtype: torch.dtype, ids: bool, scheme: str, rank: int, world_size: int, **options) -> list[tuple[str, int]]:
     n = SHARDS["unequal"][rank]
     image, text = (torch.eye(n, DIM, dtype=dtype, requires_grad=True) for _ in range(2))
-    loss = HyperbolicContrastiveLoss(
-        group=torch.distributed.group.WORLD, local_loss=True, gather_with_grad=True, scheme=scheme,
-        label_smoothing=label_smoothing,
-    )  # fmt: skip
+    group = torch.distributed.group.WORLD
+    loss = HyperbolicContrastiveLoss(group=group, local_loss=True, gather_with_grad=True, scheme=scheme, **options)
     with Traffic(world_size) as counted:
         loss(image, text, 9.0, exclude_ids=torch.arange(n) if ids else None).backward()
     return counted.found
@@ -72,8 +75,8 @@ def _found(tmp_path_factory):
         for scheme in ("gather", "ring"):
             cases[f"bytes of {dtype}, {scheme}"] = functools.partial(sent, dtype, dtype == torch.float32, scheme)
     for scheme in ("gather", "ring"):
-        smoothed = functools.partial(sent, torch.float32, True, scheme, label_smoothing=0.1)
-        cases[f"bytes of smoothed targets, {scheme}"] = smoothed
+        for name, (options, _, _) in OTHER_LOSSES.items():
+            cases[f"bytes of {name}, {scheme}"] = functools.partial(sent, torch.float32, True, scheme, **options)
     cases |= {f"far out, {scheme}": functools.partial(far_out_gradients, scheme) for scheme in ("gather", "ring")}
     return ranks.run(WORLD, tmp_path_factory.mktemp("ranks"), cases)
 
@@ -124,22 +127,25 @@ def test_bytes_are_those_of_the_documented_formula(found, dtype):
         ]
 
 
-def test_bytes_of_smoothed_targets(found):
-    """8 sums of each column, and 6 numbers of its slopes; no factors."""
+@pytest.mark.parametrize("name", OTHER_LOSSES)
+def test_bytes_of_other_losses(found, name):
+    """Sums of each column and numbers of its slopes as documented, ids, and limits of a margin; c, the scale, no factors."""
+    options, sums, slopes = OTHER_LOSSES[name]
     rows, longest = SHARDS["unequal"], max(SHARDS["unequal"])
-    for n, counted in zip(rows, found["bytes of smoothed targets, gather"], strict=True):
+    known = [8, 4] if "margin" in options else [8]  # bytes of what is known of each key
+    for n, counted in zip(rows, found[f"bytes of {name}, gather"], strict=True):
         assert counted == [
             ("all-gather", (WORLD - 1) * 5 * 8),
             ("all-gather", (WORLD - 1) * longest * DIM * 4),
-            ("all-gather", (WORLD - 1) * longest * 8),
-            ("all-to-all", (WORLD - 1) * n * 8 * 8),
-            ("all-gather", (WORLD - 1) * longest * 6 * 8),
+            *(("all-gather", (WORLD - 1) * longest * size) for size in known),
+            *([("all-to-all", (WORLD - 1) * n * sums * 8)] if sums else []),
+            *([("all-gather", (WORLD - 1) * longest * slopes * 8)] if slopes else []),
             ("reduce-scatter", (WORLD - 1) * longest * DIM * 4),
         ]
-    for n, counted in zip(rows, found["bytes of smoothed targets, ring"], strict=True):
-        others = sum(rows) - n
-        both_ways = others * 2 * (DIM * 4 + 8) + others * 6 * 8 + sum(rows) * (8 * 8 + DIM * 4)
-        assert sum(size for name, size in counted if name == "ring") == both_ways
+    for n, counted in zip(rows, found[f"bytes of {name}, ring"], strict=True):
+        others, of_all = sum(rows) - n, sum(rows)
+        both_ways = others * 2 * (DIM * 4 + sum(known)) + others * slopes * 8 + of_all * (sums * 8 + DIM * 4)
+        assert sum(size for kind, size in counted if kind == "ring") == both_ways
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from hyperst.run import load_run
 from hyperst.synthetic import write_tissue
 
 from ..test_cli import call, failure
+from ..test_several_processes import command
 from .conftest import DAMAGED, SIZE
 
 REASON = r"images/T07\.png is no readable image"
@@ -34,16 +33,6 @@ REASON = r"images/T07\.png is no readable image"
 def files(folder: Path) -> dict[str, bytes]:
     """Whole files by name; what a killed process was writing has a hidden name."""
     return {path.name: path.read_bytes() for path in folder.glob("[!.]*.h5ad")}
-
-
-def command(*arguments: object, **environment: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in environment.items()}},
-    )
 
 
 @pytest.fixture
