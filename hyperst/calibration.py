@@ -88,11 +88,20 @@ def half_widths(residuals: np.ndarray, coverage: float = COVERAGE) -> np.ndarray
     return np.sort(np.abs(np.asarray(residuals, dtype=np.float64)), axis=0)[place - 1]
 
 
-def calibrate(run: Run, sections: Sequence[Section], validation_sections: Sequence[Section] = ()) -> Calibration:
+def calibrate(
+    run: Run,
+    sections: Sequence[Section],
+    validation_sections: Sequence[Section] = (),
+    encoded: Sequence[dict[str, np.ndarray]] | None = None,
+) -> Calibration:
     """Measure intervals and distances on the sections of a run, without the spots that it leaves out.
 
     Intervals come from the spots that chose the epoch, on which no weight was fitted. Distances come from leaving out whole
     patients where there are two, else whole sections, else from the validation sections, else from the held-out blocks.
+
+    Args:
+        encoded: what :func:`hyperst.spot_values.encode` gives of all spots of each section and validation section, if known;
+            only a closed-form head needs it.
     """
     own = section_indices(sections, run.split.validation_spots, inside=False)
     places = validation_sections or sections
@@ -103,7 +112,8 @@ def calibrate(run: Run, sections: Sequence[Section], validation_sections: Sequen
     tissue = fit_tissue(features)
     prediction, held_out_distances, measured = _see(run, places, held_out, tissue.distances)
     if run.mixture is not None:
-        prediction = _mixed(run, places, held_out)
+        known = None if encoded is None else encoded[len(sections) if validation_sections else 0 :]
+        prediction = _mixed(run, places, held_out, known)
     if not np.isfinite(prediction).all():
         raise FloatingPointError(f"the predictions of the run in {run.folder} are not finite; train again")
     blocks = {number: block_ids(section, number, pitches=3) for number, section in enumerate(places)}
@@ -180,9 +190,15 @@ def _see(
     return prediction, summary, target
 
 
-def _mixed(run: Run, sections: Sequence[Section], indices: Sequence[tuple[int, int]]) -> np.ndarray:
+def _mixed(
+    run: Run,
+    sections: Sequence[Section],
+    indices: Sequence[tuple[int, int]],
+    encoded: Sequence[dict[str, np.ndarray]] | None,
+) -> np.ndarray:
     """Prediction (spot gene) with the closed-form head, which sees a spot's neighbours too."""
-    encoded = [over_spots(run, section, partial(encode, run), lambda _: None) for section in sections]
+    if encoded is None:
+        encoded = [over_spots(run, section, partial(encode, run), lambda _: None) for section in sections]
     values = [with_closed_form(run, section, found) for section, found in zip(sections, encoded, strict=True)]
     return np.stack([values[number][spot] for number, spot in indices]).astype(np.float64)
 
@@ -193,4 +209,5 @@ def _groups(run: Run, sections: Sequence[Section], owners: np.ndarray) -> tuple[
     known = None not in patients and len(set(patients)) > 1
     labels = np.asarray(patients if known else [section.name for section in sections], dtype=str)[owners]
     rows = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels)]
+    rows = [each for each in rows if len(each) > 1]  # a single spot has no spread
     return "patients" if known else "sections", rows

@@ -115,7 +115,10 @@ def head_features(section: Section, features: np.ndarray, levels: Sequence[str],
 
 
 def with_closed_form(run: Run, section: Section, found: dict[str, np.ndarray]) -> np.ndarray:
-    """What the run predicts (spot gene), from the network's "prediction" and the "features" of all spots of a section."""
+    """What the run predicts, float32 (spot gene), from the network's "prediction" and the "features" of all spots of a section.
+
+    Warns where the run is to have a closed-form head and, its training not having ended, has none yet.
+    """
     if run.mixture is not None:
         features = head_features(section, found["features"], run.model.levels, run.model.head_levels)
         return run.mixture(features, found["prediction"])

@@ -253,10 +253,11 @@ def update(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 def _of_today(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
     """A section of a configuration as it is written now: ``model.lora`` of older ones is ``model.tune``."""
     section = dict(section)
-    if name == "model" and (lora := section.pop("lora", False)) is not False:
-        if lora is not True:
+    if name == "model" and "lora" in section:
+        lora = section.pop("lora")
+        if not isinstance(lora, bool):
             raise TypeError(f"model.lora is {lora!r}, need true or false; model.tune takes its place")
-        section.setdefault("tune", "lora")
+        section.setdefault("tune", "lora" if lora else "frozen")
     return section
 
 

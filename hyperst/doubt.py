@@ -9,6 +9,7 @@ import numpy as np
 
 from hyperst.applicability import UNLIKE, applicability
 from hyperst.calibration import COVERAGE, Calibration
+from hyperst.data.placement import BACKGROUND
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -19,7 +20,6 @@ HALF_WIDTH = f"half_width_{100 * COVERAGE:.0f}"
 """Column of ``var`` with the half-width of each gene's interval: prediction less and plus it."""
 
 _UNLIKE_SLIDE = 0.1  # median applicability of its spots; that of left-out tissue is near a half
-_BACKGROUND = 0.05  # tissue fraction below which a spot is no tissue, as `hyperst predict` notes it
 
 
 def add_doubt(
@@ -45,7 +45,7 @@ def add_doubt(
     predicted.uns["hyperst"] |= {"left_out": calibration.groups, "held_out_spots": calibration.n_spots}
     tissue = values
     if "tissue_fraction" in predicted.obs:
-        tissue = values[np.asarray(predicted.obs["tissue_fraction"] >= _BACKGROUND)]
+        tissue = values[np.asarray(predicted.obs["tissue_fraction"] >= BACKGROUND)]
     if len(tissue):
         middle, share = float(np.median(tissue)), float((tissue <= UNLIKE).mean())
         facts = {"slide_applicability": middle, "unlike_share": share, "unlike_slide": middle <= _UNLIKE_SLIDE}
@@ -59,8 +59,8 @@ def doubt_words(facts: Mapping[str, Any], *, with_intervals: bool) -> list[str]:
         with_intervals: whether ``var`` has half-widths.
 
     >>> facts = {"slide_applicability": 0.02, "unlike_slide": True, "left_out": "sections"}
-    >>> doubt_words(facts, with_intervals=True)[0][:99]
-    'this slide is unlike the training tissue: half of its spots on tissue are farther from it than 98 %'
+    >>> doubt_words(facts, with_intervals=True)[0][:78]
+    'this slide is unlike the training tissue: half of its spots look more unusual '
     """
     if "left_out" not in facts:
         return ["the run has measured neither intervals nor applicability: nothing here says where to doubt it"]
@@ -68,11 +68,11 @@ def doubt_words(facts: Mapping[str, Any], *, with_intervals: bool) -> list[str]:
     if "slide_applicability" in facts:
         share = 100 - 100 * float(facts["slide_applicability"])
         others = _LEFT_OUT[str(facts["left_out"])]
-        beyond = f"half of its spots on tissue are farther from it than {share:.0f} % of {others}"
+        beyond = f"half of its spots look more unusual than {share:.0f} % of {others}; 50 % would be usual"
         if facts["unlike_slide"]:
             said.append(f"this slide is unlike the training tissue: {beyond}. Do not use these values unmeasured")
         else:
-            said.append(f"this slide is like the training tissue as far as image features tell: {beyond}")
+            said.append(f"this slide is like the training tissue, as far as image features tell: {beyond}")
     if not with_intervals:
         said.append("the run held out too few spots or blocks for intervals")
     return said
@@ -85,8 +85,8 @@ def coverage(prediction: np.ndarray, measured: np.ndarray, half_widths: np.ndarr
 
 
 _LEFT_OUT = {
-    "patients": "a training patient's spots are from the other patients",
-    "sections": "a training section's spots are from the other sections",
-    "validation sections": "the validation sections' spots are",
-    "blocks": "the spots held out of the one training section are, which says nothing of other slides",
+    "patients": "those of a patient left out of training",
+    "sections": "those of a section left out of training",
+    "validation sections": "those of the validation sections",
+    "blocks": "those held out of the one training section (which says nothing of other slides)",
 }

@@ -27,7 +27,7 @@ def read_images(
 
     "network" is the prediction without the closed-form head.
     Features of the crops of all levels stand side by side. Stain features need crops, so they are missing with
-    precomputed features. ``stains``: see :func:`hyperst.predict.over_spots`.
+    precomputed features. ``stains``: see :func:`hyperst.spot_values.over_spots`.
     """
     stain = build_backbone("stain").to(run.device) if run.config.data.feature_key is None else None
 
@@ -39,4 +39,5 @@ def read_images(
 
     found = over_spots(run, section, compute, (progress or Count(None, 0)).add, stains=stains)
     prediction = with_closed_form(run, section, found)
-    return {**found, "prediction": prediction, "network": found["prediction"], "own": found.pop("features")}
+    images = {"network": found.pop("prediction"), "own": found.pop("features")}
+    return {**found, **images, "prediction": prediction}

@@ -23,11 +23,19 @@ def feature_width(config: RunConfig, sections: Sequence[Section], own: set[str] 
         own: levels that must have features of their own, and no others; None: as in the first section.
 
     Raises:
-        ValueError: the widths differ, a section has no such features, or those of a level are of another kind.
+        ValueError: the widths differ, a section has no such features, those of a level are of another kind, or there is no such
+            level.
     """
     key = config.data.feature_key
     if key is None:
         return None
+    for section in sections:
+        for level in section.wider_features_paths:
+            if level not in config.crop.wider_um:
+                known = ", ".join(config.crop.wider_um) or "none; --level NAME=UM adds one"
+                raise ValueError(
+                    f"section {section.name}: --level-features names {level!r}; levels wider than the niche: {known}"
+                )
     width = common_width(sections, [level_features(section, key, config.crop) for section in sections])
     own = own_levels(sections[0], key, config.crop) if own is None else own
     for section in sections:
@@ -50,7 +58,7 @@ def require_same_encoder(
     A warning tells where the files of the training said of which encoder they are and those of the section do not.
 
     Args:
-        trained_on: level -> source. name: who was trained on it, for messages.
+        trained_on: level -> source. name: whose features these are, for messages.
     """
     key = config.data.feature_key
     if key is None:
@@ -60,12 +68,17 @@ def require_same_encoder(
         found = given.get(level, FeatureSource())
         if differences := found.differences(wanted):
             raise ValueError(
-                f"section {section.name}: its features of the {level} are not of the encoder that {name} was trained on: "
-                f"{', '.join(differences)}. Compute them with the same encoder, weights and width (hyperst features)"
+                f"section {section.name}: its features of the {level} are not of the encoder and crops of {name}: "
+                f"{', '.join(differences)}. "
+                f"Compute them with the same encoder, weights and width (hyperst features{_width_option(wanted)})"
             )
         if wanted.checksum is not None and found.checksum is None:
             warnings.warn(
-                f"section {section.name}: its features of the {level} do not say which weights they were computed with; {name} "
-                f"was trained on those of {wanted.encoder}, checksum {wanted.checksum}",
+                f"section {section.name}: its features of the {level} do not say which weights they were computed with; those of "
+                f"{name} are by {wanted.encoder}, checksum {wanted.checksum}",
                 stacklevel=3,
             )
+
+
+def _width_option(source: FeatureSource) -> str:
+    return "" if source.width_um is None else f" --width-um {source.width_um:g}"

@@ -212,22 +212,27 @@ def write_json_atomic(path: str | Path, value: Any) -> Path:
     return write_text_atomic(path, text + "\n")
 
 
+def anndata_elements() -> Any:
+    """The module of anndata that reads and writes single elements of its files."""
+    import anndata
+
+    return getattr(anndata, "io", None) or anndata.experimental  # the latter before 0.11
+
+
 def write_h5ad_atomic(adata: AnnData, path: str | Path) -> Path:
     """Write an AnnData to ``path`` (.h5ad, gzip) atomically and return the path. Errors: see :func:`atomic_path`.
 
     The file is made in memory and goes to the disk in one piece: HDF5 on a full disk prints its own errors, again when Python
     frees its objects, and may end the process.
     """
-    import anndata
     import h5py
 
-    elements: Any = getattr(anndata, "io", None) or anndata.experimental  # the latter before 0.11
     path = Path(path)
     with atomic_path(path) as temporary:
         adata.strings_to_categoricals()
         content = io.BytesIO()
         with h5py.File(content, "w") as file:
-            elements.write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+            anndata_elements().write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
         content.seek(0)
         # in pieces: after an error Python 3.13 complains of a buffer that is still in use
         with temporary.open("wb") as file:

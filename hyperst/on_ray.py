@@ -106,6 +106,8 @@ def _shares(ray: Any, workers: int | None, gpus: bool) -> tuple[int, dict[str, A
         cores = min(int(node.get("CPU", 0)) // n for node, n in zip(nodes, per_node, strict=True) if n)
         return count, {"num_cpus": cores, "num_gpus": 1}
     cpus = [n for node in nodes if (n := int(node.get("CPU", 0))) > 0]
+    if not cpus:
+        raise ValueError("the Ray cluster (--engine ray) has no cores; start its machines with ray start --num-cpus")
     count = len(cpus) if workers is None else workers
     if count > sum(cpus):
         raise ValueError(f"workers (--workers): got {count}, but the cluster has {sum(cpus)} cores")

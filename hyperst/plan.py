@@ -92,7 +92,7 @@ def plan_run(config: RunConfig, sections: Sequence[Section], validation_sections
     records = [SectionRecord.of(section, "training", *seen) for section in sections]
     records += [SectionRecord.of(section, "validation", *seen) for section in validation_sections]
     for section in (*sections[1:], *validation_sections):
-        require_same_encoder(config, section, records[0].feature_sources, names[0])
+        require_same_encoder(config, section, records[0].feature_sources, f"section {names[0]}")
     return Plan(config, Split(tuple(records), held_out), [str(gene) for gene in genes], sections, validation_sections)
 
 
@@ -104,7 +104,7 @@ def require_new(folder: str | Path) -> None:
             f"{place.path} already holds a run: continue it with --resume, or choose another --output"
         )
     checkpoints = place.best.parent
-    files = [place.config, place.genes, place.split, place.versions, place.metrics, place.summary]
+    files = [place.config, place.genes, place.split, place.versions, place.metrics, place.summary, place.calibration]
     taken = [file.name for file in files if os.path.lexists(file)]  # a link that leads nowhere is replaced too
     if os.path.lexists(checkpoints) and not (checkpoints.is_dir() and not any(checkpoints.iterdir())):
         taken.append(f"{checkpoints.name}/")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from hyperst_kernels import pairwise_distance
@@ -57,7 +56,8 @@ def disk_layout(tangent: Tensor, c: float) -> tuple[Tensor, float]:
 def distances_in_disk(radius: Tensor, angle: Tensor, softening: float = 0.0) -> Tensor:
     """Hyperbolic distances (n n), curvature -1, of points with polar coordinates ``radius`` and ``angle`` (n,).
 
-    The law of cosines in half-angles: sinh^2(d / 2) = sinh^2((p - q) / 2) + sinh(p) sinh(q) sin^2(theta / 2).
+    The law of cosines in half-angles: sinh^2(d / 2) = sinh^2((p - q) / 2) + sinh(p) sinh(q) sin^2(theta / 2). ``softening`` is
+    added to it, so that points in one place have a gradient.
     """
     apart = radius[:, None] - radius
     turned = torch.sin((angle[:, None] - angle) / 2) ** 2
@@ -71,5 +71,5 @@ def normalised_stress(found: Tensor, wanted: Tensor) -> float:
     >>> normalised_stress(torch.zeros(2, 2), torch.ones(2, 2))
     1.0
     """
-    total = float((rearrange(wanted, "a b -> (a b)") ** 2).sum())
+    total = float((wanted**2).sum())
     return (float(((found - wanted) ** 2).sum()) / total) ** 0.5 if total > 0 else 0.0

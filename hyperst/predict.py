@@ -36,7 +36,7 @@ from hyperst.data.tiles import MIN_TISSUE
 from hyperst.doubt import add_doubt
 from hyperst.export.held_out import held_out_figures
 from hyperst.run import Run, RunFolder, as_trained, has_scale, load_run
-from hyperst.spot_values import over_spots, predict_values, predict_with_features
+from hyperst.spot_values import predict_values, predict_with_features
 from hyperst.stain import Stain
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Run",
     "load_run",
-    "over_spots",
     "predict_image",
     "predict_section",
     "predict_values",
@@ -148,7 +147,7 @@ def predict_image(
         FileNotFoundError: no image or no spots file.
         ValueError: unknown scale, spots outside the image, no tissue found, or ``min_tissue`` beside given spots.
     """
-    check_options(run, mpp, features, niche_features)
+    check_options(run, mpp, features, niche_features, wider_features)
     damaged = DamagedTiles() if skip_damaged else None
     section = _section_on(run, Path(image), spots, mpp, min_tissue, damaged, with_features=features is not None)
     return predict_section(
@@ -162,15 +161,23 @@ def predict_image(
     )
 
 
-def check_options(run: Run, mpp: float | None, features: str | Path | None, niche_features: str | Path | None) -> None:
+def check_options(
+    run: Run,
+    mpp: float | None,
+    features: str | Path | None,
+    niche_features: str | Path | None,
+    wider_features: Mapping[str, str | Path] | None = None,
+) -> None:
     """Raise ValueError where options do not go with a run: they would have no effect."""
     if mpp is not None:
         check_mpp(mpp, "mpp (--mpp)")
     key = run.config.data.feature_key
-    if key is None and (features is not None or niche_features is not None):
-        raise ValueError(f"the run in {run.folder} was trained on crops of the image; leave --features out")
-    if features is None and niche_features is not None:
-        raise ValueError("niche_features go with features: give both files, --features and --niche-features")
+    given = {"--features": features, "--niche-features": niche_features, "--level-features": wider_features or None}
+    options = [option for option, value in given.items() if value is not None]
+    if key is None and options:
+        raise ValueError(f"the run in {run.folder} was trained on crops of the image; leave {options[0]} out")
+    if features is None and options:
+        raise ValueError(f"{options[0]} goes with --features: give both files")
     if key is None and run.config.crop.niche_um is None and mpp is not None:
         raise ValueError(
             f"the run in {run.folder} was trained without um/px, so that mpp (--mpp) has no effect: leave it out, and see that "

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hyperst.data.placement import BACKGROUND
 from hyperst.doubt import HALF_WIDTH, doubt_words
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = ["prediction_notes"]
-
-_BACKGROUND = 0.05  # of a spot's square that is tissue
 
 
 def prediction_notes(predicted: AnnData) -> list[str]:
@@ -26,6 +25,6 @@ def prediction_notes(predicted: AnnData) -> list[str]:
         notes.append(
             f"damaged tiles of the image left white: {damaged}; spots on or beside them, see obs['on_damaged_tile']: {touched}"
         )
-    if "tissue_fraction" in predicted.obs and (n := int((predicted.obs["tissue_fraction"] < _BACKGROUND).sum())):
+    if "tissue_fraction" in predicted.obs and (n := int((predicted.obs["tissue_fraction"] < BACKGROUND).sum())):
         notes.append(f"{n} spots lie on background: obs['tissue_fraction'] tells which")
     return notes

@@ -34,7 +34,6 @@ from hyperst.model import HyperST
 from hyperst.model.backbones import is_pretrained
 from hyperst.records import SectionRecord, Split
 from hyperst.validation import reason_of
-from hyperst.versions import code_versions
 
 __all__ = [
     "Run",
@@ -43,7 +42,6 @@ __all__ = [
     "Split",
     "as_trained",
     "build_model",
-    "code_versions",
     "load_checkpoint",
     "load_run",
 ]

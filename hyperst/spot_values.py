@@ -38,6 +38,7 @@ def predict_values(
     Raises:
         ValueError: the crops the run was trained with cannot be sized on this image (um/px unknown), or there is no stain to
             match.
+        FloatingPointError: the prediction is not finite.
     """
     return predict_with_features(run, section, None, batch_size, stain, on_progress)[0]
 
@@ -50,7 +51,10 @@ def predict_with_features(
     stain: Stain = "none",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """What :func:`predict_values` returns, and what ``summarise`` makes of image features (spot width), batch by batch."""
+    """What :func:`predict_values` returns, and what ``summarise`` makes of image features (spot width), batch by batch.
+
+    The second is float32 (spot ...), or None without ``summarise``. Errors: see :func:`predict_values`.
+    """
     statistics = matching(run, section, stain)
 
     def compute(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -70,7 +74,7 @@ def predict_with_features(
 
 
 def encode(run: Run, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The network's "prediction" (b gene), and the image "features" (b width) of spot and niche, which the closed form sees."""
+    """The network's "prediction" (b gene), and the image "features" (b width), of all levels side by side, for the closed form."""
     prediction, features = run.model.predict_with_features(batch)
     return {"prediction": prediction, "features": features}
 

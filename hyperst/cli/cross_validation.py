@@ -85,7 +85,8 @@ def cv(
     key = "file" if features is not None and feature_key is None else feature_key
     changes: dict[str, dict[str, Any]] = {
         "data": {"target": target, "n_genes": n_genes, "min_counts": min_counts, "feature_key": key},
-        "model": {"backbone": None if key is None else "precomputed"},
+        # a preset's tuning is of the encoder whose place the features take
+        "model": {} if key is None else {"backbone": "precomputed", "tune": "frozen"},
         "training": {"epochs": epochs},
     }
     rows = _rows(preset_name, config_files or [], ablations or [], changes)

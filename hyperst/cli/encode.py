@@ -10,6 +10,7 @@ import typer
 from hyperst.cli.console import SpotProgress, make_console
 from hyperst.cli.inputs import list_groups, one_image
 from hyperst.cli.options import BinUm, Device, Image, Images, Mpp
+from hyperst.progress import Count
 
 if TYPE_CHECKING:
     from hyperst.config import RunConfig
@@ -36,7 +37,7 @@ def features(
         typer.Option(
             "--width-um",
             min=1.0,
-            help="Width of the crops in um; repeat for more. Default: those of spot and niche that training would take.",
+            help="Width of the crops in um; repeat for more. Default: those of all levels that training would take.",
         ),
     ] = None,
     image_size: Annotated[
@@ -78,22 +79,16 @@ def features(
         for width in chosen:
             path = feature_path(output, encoder.name, width, section.name)
             with SpotProgress(console, f"{section.name}, {width:g} um") as progress:
-                done = 0
-
-                def count(spots: int, bar: SpotProgress = progress, total: int = section.n_spots) -> None:
-                    nonlocal done
-                    done += spots
-                    bar(done, total)
-
+                count = Count(progress, section.n_spots).add
                 written = encode_section(
                     encoder, section, width, path, barcodes=named, batch_size=batch_size, on_batch=count
                 )
             console.print(f"{section.n_spots} spots: {path}{'' if written else ' (was there)'}", soft_wrap=True)
     folders = [str(feature_path(output, encoder.name, width, "NAME").parent) for width in chosen]
-    options = " ".join(
-        f"{name} {folder}" for name, folder in zip(("--features", "--niche-features"), folders, strict=False)
-    )
-    console.print(f"next: hyperst train SECTIONS {options}", soft_wrap=True)
+    options = [f"{name} {folder}" for name, folder in zip(("--features", "--niche-features"), folders, strict=False)]
+    for width, folder in zip(chosen[2:], folders[2:], strict=True):
+        options.append(f"--level um{width:g}={width:g} --level-features um{width:g}={folder}")
+    console.print(f"next: hyperst train SECTIONS {' '.join(options)}", soft_wrap=True)
 
 
 def _config(file: Path | None, backbone: str | None, weights: str | None, image_size: int | None) -> RunConfig:

@@ -48,16 +48,11 @@ def write_exports(
     skip_damaged: bool,
 ) -> None:
     """Write the exports of a prediction whose .h5ad is ``path``, and say where; ``source`` is what it was predicted from."""
-    from hyperst.data.images import IMAGE_SUFFIXES
-    from hyperst.export import export_path, write_export
+    from hyperst.export import export_path, image_of, write_export
 
     for ending in formats:
         with working(console, f".{ending} is written"):
-            image = None
-            if ending == "zarr":
-                is_image = source.path.suffix.lower() in IMAGE_SUFFIXES
-                section = None if is_image else source.read(require_counts=False, require_image=False)
-                image = source.path if section is None else section.image_path
+            image = image_of(source) if ending == "zarr" else None
             written = write_export(predicted, export_path(path, ending), image=image, skip_damaged=skip_damaged)
         console.print(f"written: {written}", soft_wrap=True)
 

@@ -69,7 +69,7 @@ def predict_cohort(
 
     A slide that fails stops no other. Called again, this predicts only the slides whose prediction is missing. Each call writes
     cohort.csv, a line for each slide, and cohort.h5ad, the mean predicted expression of each slide. With as many threads a
-    process, a slide has the same file, byte for byte, wherever and however often it is predicted.
+    process, and the same evaluations in the run, a slide has the same file, byte for byte, wherever it is predicted.
 
     Args:
         sources: as of :func:`hyperst.data.read_manifest`.
@@ -128,7 +128,7 @@ def _plan(
     if not sources:
         raise ValueError("sources: got no slide, need at least one")
     run = load_run(run_folder, device="cpu")  # a GPU's memory is for those that predict
-    check_options(run, options.mpp, options.features, options.niche_features)
+    check_options(run, options.mpp, options.features, options.niche_features, options.wider_features)
     checksum = run_checksum(run_folder)
     slides = []
     for source in distinct_names(sources):

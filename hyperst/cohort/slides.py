@@ -20,8 +20,8 @@ import torch
 from hyperst.data import SectionSource
 from hyperst.data.identity import sampled_hash
 from hyperst.data.images import IMAGE_SUFFIXES
-from hyperst.export import export_path, write_export
-from hyperst.files import write_h5ad_atomic, write_text_atomic
+from hyperst.export import export_path, image_of, write_export
+from hyperst.files import anndata_elements, sha256, write_h5ad_atomic, write_text_atomic
 from hyperst.predict import predict_image, predict_section
 from hyperst.prediction_notes import prediction_notes
 from hyperst.run import Run, RunFolder, load_run
@@ -127,13 +127,11 @@ class SlideResult:
 
 
 def run_checksum(folder: Path) -> str:
-    """SHA-256 of all that a run predicts with: weights, configuration, genes, sections."""
-    place, digest = RunFolder(folder), hashlib.sha256()
-    for path in (place.best, place.config, place.genes, place.split):
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()
+    """SHA-256 of what a run predicts with: weights, configuration, genes, sections, and its calibration where there is one."""
+    place = RunFolder(folder)
+    paths = [place.best, place.config, place.genes, place.split]
+    paths += [place.calibration] if place.calibration.is_file() else []
+    return hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
 
 
 def stored_result(slide: Slide, *, again: bool = False) -> SlideResult | None:
@@ -215,12 +213,14 @@ class SlideWorker:
         if image is not None:
             place = Path(os.path.relpath(image, slide.source.path.parent))
             facts |= {"image_place": place.as_posix(), "image_checksum": sampled_hash(image)}
-        write_h5ad_atomic(predicted, slide.output)
-        for path in slide.exports:  # of a prediction that is replaced
+        for (
+            path
+        ) in slide.exports:  # of the prediction that is replaced, which a later call must not take for this one's
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+        write_h5ad_atomic(predicted, slide.output)
         _write_exports(slide, predicted)
         return predicted
 
@@ -229,14 +229,8 @@ def _write_exports(slide: Slide, predicted: AnnData) -> None:
     """Those that are not there."""
     for path in slide.exports:
         if not os.path.lexists(path):
-            image = _image_of(slide) if path.suffix == ".zarr" else None
+            image = image_of(slide.source) if path.suffix == ".zarr" else None
             write_export(predicted, path, image=image, skip_damaged=slide.options.skip_damaged)
-
-
-def _image_of(slide: Slide) -> Path | None:
-    if slide.source.path.suffix.lower() in IMAGE_SUFFIXES:
-        return slide.source.path
-    return slide.source.read(require_counts=False, require_image=False).image_path
 
 
 def _predicted(run: Run, slide: Slide) -> tuple[AnnData, Path | None]:
@@ -279,13 +273,11 @@ def _same_image(path: Path, checksum: str) -> bool:
 
 def _stored_facts(path: Path) -> dict[str, Any] | None:
     """What a prediction of a cohort records; None of any other file."""
-    import anndata
     import h5py
 
-    elements: Any = getattr(anndata, "io", None) or anndata.experimental  # the latter before 0.11
     try:
         with h5py.File(path) as file:
-            facts = elements.read_elem(file["uns/hyperst"])
+            facts = anndata_elements().read_elem(file["uns/hyperst"])
     except (OSError, KeyError, RuntimeError):
         return None
     return facts if isinstance(facts, dict) and {"identity", "run_checksum"} <= facts.keys() else None

@@ -9,7 +9,7 @@ from hyperst.data.grid import Grid, detect_grid
 from hyperst.data.identity import Fingerprint, check_distinct, fingerprint, same_section
 from hyperst.data.images import SlideImage, open_image
 from hyperst.data.manifest import read_manifest
-from hyperst.data.niches import niche_counts, niche_members
+from hyperst.data.niches import niche_members
 from hyperst.data.quality import excluded_spots_message, with_min_counts
 from hyperst.data.sections import Section, image_section, read_section
 from hyperst.data.sources import SectionSource, distinct_names, find_sections, list_sections
@@ -54,7 +54,6 @@ __all__ = [
     "leave_one_patient_out",
     "leave_one_section_out",
     "list_sections",
-    "niche_counts",
     "niche_members",
     "open_image",
     "random_split",

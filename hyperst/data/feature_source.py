@@ -45,13 +45,7 @@ class FeatureSource:
     @property
     def attributes(self) -> dict[str, Any]:
         """What :meth:`of_attributes` reads."""
-        named = {
-            "encoder": self.encoder,
-            "checksum": self.checksum,
-            "width_um": self.width_um,
-            "image_size": self.image_size,
-        }
-        return {name: value for name, value in named.items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def differences(self, other: FeatureSource) -> list[str]:
         """What both say, and not alike, in words."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hyperst.data.crops import CropConfig
     from hyperst.data.sections import Section
 
-__all__ = ["level_members", "mean_counts", "niche_counts", "niche_members", "niche_size"]
+__all__ = ["level_members", "mean_counts", "niche_members", "niche_size"]
 
 _SQUARE = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
 _DIAGONAL = [(0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)]
@@ -79,19 +79,6 @@ def level_members(section: Section, level: str, crop: CropConfig) -> sparse.csr_
     columns = np.concatenate([np.asarray(members, dtype=np.int64) for members in found])
     ones = np.ones(len(columns), dtype=np.float32)
     return sparse.csr_array((ones, columns, np.concatenate([[0], np.cumsum(size)])), shape=(len(size), len(size)))
-
-
-def niche_counts(section: Section) -> tuple[sparse.csr_array, np.ndarray]:
-    """Mean raw counts over the present members of each niche.
-
-    Returns:
-        (mean counts float32 csr (spot gene), mask bool (spot niche_size)): row i of the mask is True for as many leading
-        places as the niche of spot i has members, so ``mask.sum(1)`` is the number of spots averaged.
-    """
-    members = niche_members(section)
-    return mean_counts(members, section.counts), np.arange(niche_size(section.grid.kind)) < np.diff(members.indptr)[
-        :, None
-    ]
 
 
 def mean_counts(members: sparse.csr_array, counts: sparse.csr_array) -> sparse.csr_array:

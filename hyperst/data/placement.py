@@ -11,7 +11,7 @@ from hyperst.data.tissue import TissueMap
 
 __all__ = ["Placement", "judge_placement"]
 
-_BACKGROUND = 0.05  # least share of tissue in the square around a spot; measured spots have 0.2 and more
+BACKGROUND = 0.05  # least share of tissue in the square around a spot; measured spots have 0.2 and more
 _SUSPECT = 0.02  # share of spots on background from which another placement is looked for
 _FEWER = 0.25  # an explanation leaves at most this part of them on background
 _GAIN = 0.05  # and lies on so much more tissue, in the mean over spots
@@ -51,13 +51,13 @@ def judge_placement(spot_px: np.ndarray, tissue: TissueMap, window_px: float) ->
         window_px: side of the squares around them, see :func:`hyperst.data.tissue.spot_window`.
     """
     fraction = tissue.fraction(spot_px, window_px)
-    background = fraction < _BACKGROUND
+    background = fraction < BACKGROUND
     if not tissue.share or background.mean() <= _SUSPECT:
         return Placement(fraction, background)
     best, gain = Placement(fraction, background), _GAIN
     for words, moved, scale in _candidates(spot_px, tissue):
         there = tissue.fraction(moved, window_px * scale)
-        left = int((there < _BACKGROUND).sum())
+        left = int((there < BACKGROUND).sum())
         if there.mean() - fraction.mean() >= gain and left <= _FEWER * background.sum():
             best, gain = Placement(fraction, background, words, left), float(there.mean() - fraction.mean())
     return best

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hyperst.data import SectionSource
+from hyperst.data.images import IMAGE_SUFFIXES
 from hyperst.export.geojson import write_geojson
 from hyperst.export.spatial_data import require_spatialdata, write_spatialdata
 from hyperst.export.table import check_columns, write_csv
@@ -15,7 +17,7 @@ from hyperst.files import require_writable
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["FORMATS", "check_exports", "check_formats", "export_path", "write_export"]
+__all__ = ["FORMATS", "check_exports", "check_formats", "export_path", "image_of", "write_export"]
 
 FORMATS = ("csv", "geojson", "zarr")
 """Endings of the exports: a table, detections of QuPath, SpatialData."""
@@ -56,6 +58,13 @@ def check_formats(formats: Sequence[str], genes: Sequence[str]) -> None:
             require_spatialdata()
         if ending == "csv":
             check_columns(genes)
+
+
+def image_of(source: SectionSource) -> Path | None:
+    """The full-resolution image of what was predicted: the image itself, or that of a section, None where it has none."""
+    if source.path.suffix.lower() in IMAGE_SUFFIXES:
+        return source.path
+    return source.read(require_counts=False, require_image=False).image_path
 
 
 def write_export(

@@ -58,7 +58,7 @@ class ModelConfig:
         if self.tune != "frozen" and not is_pretrained(self.backbone):
             raise ValueError(
                 f"model.tune is {self.tune!r}, which goes with an encoder that has weights, and model.backbone is "
-                f"{self.backbone!r}; leave --tune out"
+                f"{self.backbone!r}; make it 'frozen' (--tune frozen)"
             )
         if (self.image_mean is None) != (self.image_std is None):
             raise ValueError("model.image_mean and model.image_std go together: give both, or neither")

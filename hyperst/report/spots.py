@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from hyperst.data.placement import BACKGROUND
 from hyperst.doubt import HALF_WIDTH, doubt_words
 from hyperst.validation import reason_of
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["SpotMap", "read_prediction", "read_spot_map"]
 
 _JPEG_QUALITY = 82
-_BACKGROUND = 0.05  # as `hyperst predict` notes it
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def read_spot_map(path: str | Path, genes: Sequence[str]) -> SpotMap:
         um_per_px=None if scale is None else float(scale),
         diameter_px=diameter,
         tissue_fraction=None if tissue is None else np.asarray(tissue, dtype=np.float32),
-        n_background=None if tissue is None else int((np.asarray(tissue) < _BACKGROUND).sum()),
+        n_background=None if tissue is None else int((np.asarray(tissue) < BACKGROUND).sum()),
         n_damaged=None if damaged is None else int(np.asarray(damaged).sum()),
         facts={str(key): str(value) for key, value in facts.items()},
         checkpoint=None if facts.get("checkpoint") is None else str(facts["checkpoint"]),

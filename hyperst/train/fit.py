@@ -25,7 +25,7 @@ from hyperst.calibration import calibrate
 from hyperst.checkpoint import load_checkpoint, require_genes
 from hyperst.config import RunConfig
 from hyperst.data import Section, align_genes, transform
-from hyperst.feature_check import feature_width
+from hyperst.feature_check import feature_width, require_same_encoder
 from hyperst.files import write_json_atomic
 from hyperst.model import Alignment
 from hyperst.processes import started_processes
@@ -172,13 +172,17 @@ def _fit(
         return _stored_summary(finished, place)
     sections, validation_sections = enough_counts(config, sections), enough_counts(config, validation_sections)
 
+    trained_on = split.role("training")[0]
+
     def load() -> Loaders:
         if not first:
             check_same_sections(split, sections, validation_sections, f"rank {processes.rank} cannot join")
+        for section in (*sections, *validation_sections):  # of a resumed run, files of features may be others by now
+            require_same_encoder(config, section, trained_on.feature_sources, f"the run in {place.path}")
         return make_loaders(config, genes, split, sections, validation_sections, processes, on_crops)
 
     loaders = processes.each(load)
-    width = feature_width(config, [*sections, *validation_sections])
+    width = feature_width(config, [*sections, *validation_sections], trained_on.own_levels())
     lightning.seed_everything(config.training.seed, verbose=False)
     model = build_model(config, len(genes), width, stored=resume)
     model.initialise_output(_mean_target(config, genes, sections, split))
@@ -226,9 +230,11 @@ def _finish(
     """Write what is measured on the finished weights, then the summary: a run that has one is complete."""
     device = "cpu" if config.training.accelerator == "cpu" else None
     # before it is fitted to the held-out spots too: of what it has seen its errors are too small
-    before = None if config.model.head == "network" else add_closed_form(place, sections, validation_sections, device)
+    before, encoded = None, None
+    if config.model.head != "network":
+        before, encoded = add_closed_form(place, sections, validation_sections, device)
     run = replace(load_run(place.path, device=device), mixture=before)
-    calibrate(run, sections, validation_sections).write(place.calibration)
+    calibrate(run, sections, validation_sections, encoded).write(place.calibration)
     write_json_atomic(place.summary, asdict(summary))
 
 

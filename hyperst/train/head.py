@@ -24,7 +24,7 @@ _MOST = (3000, 1000)  # training and validation spots: the kernel of all pairs i
 
 def add_closed_form(
     place: RunFolder, sections: Sequence[Section], validation_sections: Sequence[Section], device: str | None
-) -> Mixture:
+) -> tuple[Mixture, list[dict[str, np.ndarray]]]:
     """Fit the head to the best checkpoint's features and store it there. Of very many spots 3000 and 1000 for validation are drawn.
 
     It is fitted to the spots that the network was trained on and mixed with the network as the validation spots say. Spots held out
@@ -34,7 +34,8 @@ def add_closed_form(
         sections, validation_sections: those of the run, without the spots that have too few counts.
 
     Returns:
-        The mixture before the held-out spots are fitted, for what is to be measured on them.
+        The mixture before the held-out spots are fitted, for what is to be measured on them, and what
+        :func:`hyperst.spot_values.encode` gave of each section and validation section.
     """
     run = load_run(place.path, device=device)
     groups = (*sections, *validation_sections)
@@ -60,4 +61,4 @@ def add_closed_form(
     checkpoint = load_checkpoint(place.best)
     checkpoint[MIXTURE] = final.as_tensors()
     AtomicCheckpoints().save_checkpoint(checkpoint, place.best)
-    return mixture
+    return mixture, found

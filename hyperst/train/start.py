@@ -12,8 +12,9 @@ from hyperst.data import Section, excluded_spots_message, fingerprint, with_min_
 from hyperst.data.check import require_placement
 from hyperst.files import write_json_atomic
 from hyperst.plan import plan_run, require_new
-from hyperst.run import RunFolder, Split, code_versions
+from hyperst.run import RunFolder, Split
 from hyperst.stain import with_training_stain
+from hyperst.versions import code_versions
 
 __all__ = ["check_same_sections", "enough_counts", "remove_start", "start_run", "write_start"]
 

@@ -14,6 +14,7 @@ from hyperst.applicability import applicability, fit_tissue, left_out_distances
 from hyperst.calibration import calibrate, half_widths, read_calibration
 from hyperst.data import read_section
 from hyperst.data.dataset import block_ids
+from hyperst.data.quality import take_spots
 from hyperst.doubt import HALF_WIDTH, add_doubt, coverage, doubt_words
 from hyperst.evaluation import measured_expression
 from hyperst.predict import predict_image, predict_section, predict_values
@@ -182,6 +183,8 @@ def test_one_section_is_compared_with_its_own_blocks(run, sections):
     assert len(found.left_out) == len(run.split.validation_spots["S1"]) == found.n_spots
     named = [replace(section, patient=None) for section in sections[:2]]
     assert calibrate(run, named).groups == "sections"
+    alone = [sections[0], take_spots(sections[1], np.arange(sections[1].n_spots) == 0)]
+    assert calibrate(run, alone).groups == "blocks"  # one spot has no spread, by which others were far or near
 
 
 def test_applicability_is_a_p_value():

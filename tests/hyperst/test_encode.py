@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from dataclasses import replace
 
 import anndata
@@ -14,16 +15,18 @@ from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
 from hyperst.cli import app
-from hyperst.config import update
+from hyperst.config import read_run_config, update
 from hyperst.data import CropConfig, SpotDataset, attach_features, niche_members, read_crops, read_section
 from hyperst.data.dataset import collate, normalise_image
 from hyperst.data.feature_rows import MappedTable
 from hyperst.data.quality import take_spots
 from hyperst.data.readers.features import read_patch_features
 from hyperst.encode import encode_section, feature_path, load_encoder
+from hyperst.feature_check import feature_width
 from hyperst.model import build_backbone
-from hyperst.predict import predict_section
-from hyperst.run import load_run
+from hyperst.predict import predict_image, predict_section
+from hyperst.run import RunFolder, load_run
+from hyperst.train import fit
 
 WIDTHS = (112.0, 255.0, 616.0)
 
@@ -224,3 +227,40 @@ def test_features_of_another_encoder_weights_or_width_are_refused(run_folder, se
     predict_section(run, section, features=other("d", name="another slide"), niche_features=niche, **places)
     with pytest.warns(UserWarning, match="do not say which weights"):
         predict_section(run, section, features=other("c", checksum=None), niche_features=niche, **places)
+
+
+def test_a_resumed_run_keeps_its_encoder(run_folder, section_paths, folder, tmp_path):
+    """Also before its next epoch, and not only when it ends."""
+    place = RunFolder(shutil.copytree(run_folder, tmp_path / "run"))
+    place.summary.unlink()
+    sections = []
+    for path in section_paths[:2]:
+        section = read_section(path)
+        files = []
+        for width in WIDTHS:
+            file = shutil.copy(
+                folder / f"stain_{width:g}um" / f"{section.name}.h5", tmp_path / f"{width}{section.name}.h5"
+            )
+            with h5py.File(file, "r+") as opened:
+                opened["features"].attrs["checksum"] = "0"
+            files.append(file)
+        wider = {"region": files[2]}
+        sections.append(attach_features(section, files[0], files[1], wider_features=wider))
+    with pytest.raises(
+        ValueError, match=r"of the spot are not of the encoder and crops of the run in .*checksum is '0'"
+    ):
+        fit(read_run_config(place.config), sections, place.path, resume=True)
+
+
+def test_levels_of_features_that_have_no_effect_are_refused(run_folder, trained, section_paths, folder):
+    spot, niche, region = (folder / f"stain_{width:g}um" for width in WIDTHS)
+    config = load_run(run_folder, device="cpu").config
+    section = attach_features(read_section(section_paths[0]), spot, niche, wider_features={"regoin": region})
+    with pytest.raises(ValueError, match="--level-features names 'regoin'; levels wider than the niche: region"):
+        feature_width(config, [section])
+    for given, words in (
+        (run_folder, "--level-features goes with --features"),
+        (trained, "leave --level-features out"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            predict_image(load_run(given, device="cpu"), section_paths[2], wider_features={"region": region})

@@ -189,7 +189,16 @@ def test_check_says_once_that_crops_cannot_be_sized(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["genes.txt", "split.json", "versions.json", "metrics.csv", "summary.json", "checkpoints/best.ckpt"]
+    "name",
+    [
+        "genes.txt",
+        "split.json",
+        "versions.json",
+        "metrics.csv",
+        "summary.json",
+        "calibration.npz",
+        "checkpoints/best.ckpt",
+    ],
 )
 def test_training_replaces_no_file_of_a_folder_without_a_run(tmp_path, name):
     file = tmp_path / "run" / name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hyperst.config import RunConfig, preset, read_run_config, update, write_con
 from hyperst.model import ModelConfig, backbones
 from hyperst.model.backbones import build_backbone
 from hyperst.model.backbones.encoders import Encoder
-from hyperst.model.backbones.tuning import TUNES, tuned
+from hyperst.model.backbones.tuning import Tune, tuned
 from hyperst.predict import predict_values
 from hyperst.run import RunFolder, load_run
 from hyperst.train import fit
@@ -136,6 +137,7 @@ def test_what_cannot_be_tuned():
 def test_configurations_of_before_said_lora(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {backbone: uni, lora: true}\n")
     assert read_run_config(tmp_path / "config.yaml").model.tune == "lora" == preset("paper").model.tune
+    assert update(preset("paper"), {"model": {"lora": False}}).model.tune == "frozen"
     (tmp_path / "config.yaml").write_text("model: {lora: false}\n")
     assert read_run_config(tmp_path / "config.yaml").model == ModelConfig(head="network")  # nor had they another head
 
@@ -199,4 +201,4 @@ def test_a_checkpoint_that_lacks_what_was_trained_is_no_checkpoint(tiny_config, 
 
 
 def test_the_names_are_those_of_the_command_line():
-    assert TUNES == ("frozen", "last-block", "lora", "full")
+    assert get_args(Tune) == ("frozen", "last-block", "lora", "full")

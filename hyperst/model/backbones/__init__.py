@@ -12,12 +12,11 @@ from typing import Any
 from hyperst.model.backbones.encoders import ENCODERS, Encoder, Normalisation
 from hyperst.model.backbones.pretrained import PREFIX, PretrainedEncoder, build_network, encoder_of
 from hyperst.model.backbones.small import Backbone, Convolutional, ConvolutionalAndStain, Precomputed, Stain
-from hyperst.model.backbones.tuning import TUNES, Tune, tuned
+from hyperst.model.backbones.tuning import Tune, tuned
 from hyperst.model.backbones.weights import load_known_weights, load_weights
 
 __all__ = [
     "ENCODERS",
-    "TUNES",
     "Backbone",
     "Encoder",
     "Normalisation",

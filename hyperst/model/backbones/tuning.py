@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import nn
 
-__all__ = ["TUNES", "Tune", "set_trained_mode", "tuned"]
+__all__ = ["Tune", "set_trained_mode", "tuned"]
 
 Tune = Literal["frozen", "last-block", "lora", "full"]
-TUNES: tuple[Tune, ...] = get_args(Tune)
 
 
 def tuned(network: nn.Module, tune: Tune) -> nn.Module:
