@@ -35,7 +35,7 @@ timm: build/with-timm/.installed
 
 # Training loops of open_clip and sentence-transformers, likewise.
 loops: build/with-loops/.installed
-	build/with-loops/bin/python -m pytest -q tests/kernels/test_open_clip.py tests/kernels/test_sentence_transformers.py
+	build/with-loops/bin/python -m pytest -q $(addprefix tests/kernels/test_,open_clip.py open_clip_sharded.py sentence_transformers.py)
 
 # What opens exports, squidpy and spatialdata, likewise.
 exports: build/with-spatialdata/.installed
