@@ -203,7 +203,8 @@ def evaluate(
         "intervals": intervals,
         "doubt": doubt.record,
     }
-    write_evaluation(run, section, evaluation, kept, test["prediction"], measured, genes, settings, doubt)
+    predicted, placed = test["prediction"], test["image_spot"]
+    write_evaluation(run, section, evaluation, kept, predicted, measured, genes, settings, doubt, placed)
     write_space(run, section, folder, stains)
     return evaluation
 

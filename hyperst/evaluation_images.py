@@ -23,11 +23,11 @@ def read_images(
     progress: Count | None = None,
     stains: tuple[StainStatistics, StainStatistics] | None = None,
 ) -> dict[str, np.ndarray]:
-    """One pass over a section's crops: "prediction" and "network" (spot gene), "own" and "stain" features (spot width).
+    """One pass over a section's crops: "prediction" and "network" (spot gene), "own", "stain" and "image_spot" (spot width).
 
-    "network" is the prediction without the closed-form head.
-    Features of the crops of all levels stand side by side. Stain features need crops, so they are missing with
-    precomputed features. ``stains``: see :func:`hyperst.spot_values.over_spots`.
+    "network" is the prediction without the closed-form head, "image_spot" what the network makes of the spot's image. "own" are
+    the features of its backbone. Features of the crops of all levels stand side by side. Stain features need crops, so they are
+    missing with precomputed features. ``stains``: see :func:`hyperst.spot_values.over_spots`.
     """
     stain = build_backbone("stain").to(run.device) if run.config.data.feature_key is None else None
 

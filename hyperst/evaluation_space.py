@@ -21,7 +21,7 @@ from hyperst.stain import StainStatistics, match_stain
 from hyperst_kernels import exterior_angle, half_aperture
 from hyperst_kernels.hierarchy import HYPERST_ENTAILMENT
 
-__all__ = ["KINDS", "SPACE", "hyperbolic_space", "read_space", "write_space"]
+__all__ = ["KINDS", "SPACE", "hyperbolic_space", "read_space", "run_alignment", "write_space"]
 
 KINDS = ("image_spot", "image_niche", "gene_spot", "gene_niche")
 SPACE = "space.json"
@@ -55,7 +55,7 @@ def hyperbolic_space(
         cone of its parent ("parent", "child", "eta", "inside"), which is told in the space of all dimensions.
         None where the run has no such space, a gene is not measured, or there are fewer than 20 spots.
     """
-    alignment = _alignment(run)
+    alignment = run_alignment(run)
     if alignment is None or section.n_spots < _LEAST_SPOTS or not np.isin(run.genes, section.genes).all():
         return None
     chosen = np.unique(np.linspace(0, section.n_spots - 1, min(_SPOTS, section.n_spots)).round().astype(int))
@@ -109,7 +109,7 @@ def read_space(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def _alignment(run: Run) -> Alignment | None:
+def run_alignment(run: Run) -> Alignment | None:
     """The alignment that the run has learnt; None where its loss knew no hyperbolic space."""
     config = run.config.alignment
     if config.geometry != "lorentz" or config.weight == 0 or (config.contrastive, config.entailment) == ("none",) * 2:

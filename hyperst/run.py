@@ -63,6 +63,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
         self.calibration = self.path / "calibration.npz"
+        self.training_spots = self.path / "training_spots.npz"
         self.best = self.path / "checkpoints" / "best.ckpt"
         self.last = self.path / "checkpoints" / "last.ckpt"
 

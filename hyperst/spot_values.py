@@ -50,10 +50,11 @@ def predict_with_features(
     batch_size: int = 64,
     stain: Stain = "none",
     on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """What :func:`predict_values` returns, and what ``summarise`` makes of image features (spot width), batch by batch.
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """What :func:`predict_values` returns, what ``summarise`` makes of image features, batch by batch, and "image_spot".
 
-    The second is float32 (spot ...), or None without ``summarise``. Errors: see :func:`predict_values`.
+    ``summarise`` gets the backbone's features (spot width). The second is float32 (spot ...), or None without ``summarise``; the
+    third (spot width), see :meth:`hyperst.model.HyperST.encode_images`. Errors: see :func:`predict_values`.
     """
     statistics = matching(run, section, stain)
 
@@ -70,13 +71,12 @@ def predict_with_features(
         raise FloatingPointError(
             f"the prediction for {section.name} is not finite; the run in {run.folder} is damaged, train again"
         )
-    return values, found.get("summary")
+    return values, found.get("summary"), found["image_spot"]
 
 
 def encode(run: Run, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The network's "prediction" (b gene), and the image "features" (b width), of all levels side by side, for the closed form."""
-    prediction, features = run.model.predict_with_features(batch)
-    return {"prediction": prediction, "features": features}
+    """What :meth:`hyperst.model.HyperST.encode_images` gives, the network's prediction and its features."""
+    return run.model.encode_images(batch)
 
 
 def over_spots(

@@ -196,9 +196,18 @@ class HyperST(nn.Module):
 
     def predict_with_features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What :meth:`predict` gives, and the backbone's features of all levels side by side, (b level*width)."""
+        found = self.encode_images(batch)
+        return found["prediction"], found["features"]
+
+    def encode_images(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What :meth:`predict_with_features` gives as "prediction" and "features", and "image_spot" (b width) as `forward` does."""
         raw = self._raw(batch)
-        prediction = self._on_target_scale(self._output(self._image_features(raw)))
-        return prediction, rearrange(raw, "level b width -> b (level width)")
+        images = self._image_features(raw)
+        return {
+            "prediction": self._on_target_scale(self._output(images)),
+            "features": rearrange(raw, "level b width -> b (level width)"),
+            "image_spot": images["image_spot"],
+        }
 
     def _on_target_scale(self, output: Tensor) -> Tensor:
         return output if self.likelihood is None else self.likelihood.expected_target(output)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -26,8 +27,10 @@ from hyperst.data import Section
 from hyperst.feature_check import feature_width, require_same_encoder
 from hyperst.files import write_json_atomic
 from hyperst.model import Alignment
+from hyperst.nearest import TrainingSpots, image_space
 from hyperst.processes import started_processes
-from hyperst.run import RunFolder, build_model, load_run
+from hyperst.run import Run, RunFolder, build_model, load_run
+from hyperst.spot_values import over_spots
 from hyperst.train.batch_norm import synchronise_batch_norms
 from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
 from hyperst.train.head import add_closed_form
@@ -234,7 +237,20 @@ def _finish(
         before, encoded = add_closed_form(place, sections, validation_sections, device)
     run = replace(load_run(place.path, device=device), mixture=before)
     calibrate(run, sections, validation_sections, encoded).write(place.calibration)
+    _write_training_spots(run, sections, encoded)
     write_json_atomic(place.summary, asdict(summary))
+
+
+def _write_training_spots(
+    run: Run, sections: Sequence[Section], encoded: Sequence[dict[str, np.ndarray]] | None
+) -> None:
+    """Write where the images of the training spots lie, if the run has a space for them."""
+    if (space := image_space(run)) is None:
+        return
+    if encoded is None:
+        encoded = [over_spots(run, section, run.model.encode_images, lambda _: None) for section in sections]
+    placed = [found["image_spot"] for found, _ in zip(encoded, sections, strict=False)]
+    TrainingSpots.of(run.checkpoint, space, sections, placed).write(RunFolder(run.folder).training_spots)
 
 
 def _stored_summary(stored: dict[str, Any], place: RunFolder) -> TrainingSummary:
