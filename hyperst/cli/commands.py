@@ -106,6 +106,12 @@ def train(
             help="What the network learns from: gaussian (the target), poisson or negative-binomial (counts).",
         ),
     ] = None,
+    average: Annotated[
+        str | None,
+        typer.Option(
+            "--average", help="Predict from the crops as they are (none) or the mean over their turns (dihedral)."
+        ),
+    ] = None,
     image_size: Annotated[int | None, typer.Option("--image-size", help="Side of the crops, pixels.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Most passes over the spots.")] = None,
     patience: Annotated[
@@ -144,6 +150,7 @@ def train(
             "width": width,
             "head": head,
             "likelihood": likelihood,
+            "average": average,
         },
         "training": {
             "epochs": epochs,

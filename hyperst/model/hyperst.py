@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ from hyperst.model.backbones import Normalisation, Tune, build_backbone, is_pret
 from hyperst.model.likelihood import CountLikelihood, Likelihood
 from hyperst.validation import STRICT, Count, Positive, Real
 
-__all__ = ["HyperST", "ModelConfig"]
+__all__ = ["HyperST", "ModelConfig", "orientations"]
 
 Channels = Annotated[tuple[Real, Real, Real], Field(strict=False)]  # a list is welcome
 
@@ -46,6 +46,8 @@ class ModelConfig:
         likelihood: what the network learns from: "gaussian", the squared error on the target's scale (the paper), or the raw counts
             with the spot's library size as exposure, "poisson" or "negative-binomial" with a learnt dispersion of each gene. What
             is predicted is on the target's scale either way; see :mod:`hyperst.model.likelihood`.
+        average: "dihedral" predicts from the mean over the eight orientations of the crops, quarter turns and mirror images, which
+            takes eight times as long and does not depend on how a slide was laid; "none" from the crops as they are.
     """
 
     backbone: str = "conv+stain"
@@ -59,6 +61,7 @@ class ModelConfig:
     head_inputs: Annotated[tuple[str, ...], Field(strict=False)] | None = None  # a list is welcome
     head: Literal["network", "closed-form", "both"] = "both"
     likelihood: Likelihood = "gaussian"
+    average: Literal["none", "dihedral"] = "none"
 
     def __post_init__(self) -> None:
         if self.tune != "frozen" and not is_pretrained(self.backbone):
@@ -122,6 +125,20 @@ def _shared_projection(d: int) -> nn.Linear:
     projection = nn.Linear(d, d, bias=False)
     nn.init.normal_(projection.weight, std=d**-0.5)
     return projection
+
+
+def orientations(batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The batch with its images (... h w) in each orientation of the square: by four quarter turns, each as it is and mirrored.
+
+    >>> corner = torch.tensor([[[[1.0, 2], [3, 4]]]])
+    >>> sorted(each["spot_image"].flatten().tolist() for each in orientations({"spot_image": corner}))[:2]
+    [[1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0]]
+    """
+    images = [name for name in batch if name.endswith("_image")]
+    for turns in range(4):
+        turned = {name: torch.rot90(batch[name], turns, (-2, -1)) for name in images}
+        yield {**batch, **turned}
+        yield {**batch, **{name: image.flip(-1) for name, image in turned.items()}}
 
 
 class HyperST(nn.Module):
@@ -192,7 +209,7 @@ class HyperST(nn.Module):
 
     def predict(self, batch: dict[str, Tensor]) -> Tensor:
         """Expression (b n_genes) from images alone, on the scale the model was trained on."""
-        return self._on_target_scale(self._output(self._image_features(self._raw(batch))))
+        return self.encode_images(batch)["prediction"]
 
     def predict_with_features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What :meth:`predict` gives, and the backbone's features of all levels side by side, (b level*width)."""
@@ -200,7 +217,16 @@ class HyperST(nn.Module):
         return found["prediction"], found["features"]
 
     def encode_images(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What :meth:`predict_with_features` gives as "prediction" and "features", and "image_spot" (b width) as `forward` does."""
+        """What :meth:`predict_with_features` gives as "prediction" and "features", and "image_spot" (b width) as `forward` does.
+
+        With ``average="dihedral"`` each is its mean over the orientations of the crops.
+        """
+        if self.config.average == "none":
+            return self._encode_images(batch)
+        found = [self._encode_images(turned) for turned in orientations(batch)]
+        return {name: torch.stack([each[name] for each in found]).mean(dim=0) for name in found[0]}
+
+    def _encode_images(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         raw = self._raw(batch)
         images = self._image_features(raw)
         return {
