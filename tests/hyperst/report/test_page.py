@@ -243,6 +243,7 @@ def test_20000_spots_stay_under_15_mb(evaluated, predicted, n_genes):
         picture="data:image/jpeg;base64," + "A" * 400_000,
         half_widths=np.ones(n_genes),
         applicability=random.uniform(size=20_000).astype(np.float32),
+        nearest=None,
     )
     text = render(collect(evaluated), [spots], "hyperst report")
     assert len(text.encode()) < LIMIT
