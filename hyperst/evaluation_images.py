@@ -12,7 +12,7 @@ from hyperst.model import build_backbone
 from hyperst.progress import Count
 from hyperst.run import Run
 from hyperst.spot_values import encode, over_spots
-from hyperst.stain import StainStatistics
+from hyperst.stain import Stains
 
 __all__ = ["read_images"]
 
@@ -21,7 +21,7 @@ def read_images(
     run: Run,
     section: Section,
     progress: Count | None = None,
-    stains: tuple[StainStatistics, StainStatistics] | None = None,
+    stains: Stains | None = None,
 ) -> dict[str, np.ndarray]:
     """One pass over a section's crops: "prediction" and "network" (spot gene), "own", "stain" and "image_spot" (spot width).
 

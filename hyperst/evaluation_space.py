@@ -17,7 +17,7 @@ from hyperst.files import write_json_atomic
 from hyperst.model import Alignment
 from hyperst.poincare import disk_layout
 from hyperst.run import Run, RunFolder, as_trained, spot_dataset
-from hyperst.stain import StainStatistics, match_stain
+from hyperst.stain import Stains, match_stain
 from hyperst_kernels import exterior_angle, half_aperture
 from hyperst_kernels.hierarchy import HYPERST_ENTAILMENT
 
@@ -29,9 +29,7 @@ _SPOTS, _CLUSTERS = 150, 6
 _LEAST_SPOTS = 20
 
 
-def write_space(
-    run: Run, section: Section, folder: Path, stains: tuple[StainStatistics, StainStatistics] | None = None
-) -> None:
+def write_space(run: Run, section: Section, folder: Path, stains: Stains | None = None) -> None:
     """Write :func:`hyperbolic_space` into the folder of an evaluation; an earlier one is removed where there is none now."""
     found = hyperbolic_space(run, section, stains)
     if found is None:
@@ -40,9 +38,7 @@ def write_space(
         write_json_atomic(folder / SPACE, found)
 
 
-def hyperbolic_space(
-    run: Run, section: Section, stains: tuple[StainStatistics, StainStatistics] | None = None
-) -> dict[str, Any] | None:
+def hyperbolic_space(run: Run, section: Section, stains: Stains | None = None) -> dict[str, Any] | None:
     """Places of 150 spots spread over a section in the Poincare disk, as plain values.
 
     Args:

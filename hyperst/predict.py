@@ -135,8 +135,8 @@ def predict_image(
             out, see :func:`hyperst.data.attach_features`; ``wider_features`` likewise.
         min_tissue: share (0 to 1) of a square of the grid that must be tissue, default 0.15; 0 predicts on the whole image,
             glass included. Spots that are given are all predicted.
-        stain: "match" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`; it is recorded in
-            ``uns['hyperst']``.
+        stain: "match" or "macenko" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`; it is
+            recorded in ``uns['hyperst']``.
 
     Returns:
         AnnData with X float32 (spot gene) on the run's target scale, half-widths of intervals and the applicability of

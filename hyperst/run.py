@@ -64,6 +64,7 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.calibration = self.path / "calibration.npz"
         self.training_spots = self.path / "training_spots.npz"
+        self.tissue_pixels = self.path / "tissue_pixels.npz"
         self.best = self.path / "checkpoints" / "best.ckpt"
         self.last = self.path / "checkpoints" / "last.ckpt"
 

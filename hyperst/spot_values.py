@@ -15,7 +15,7 @@ from hyperst.data.dataset import collate
 from hyperst.feature_check import feature_width, require_same_encoder
 from hyperst.progress import Count
 from hyperst.run import Run, as_trained, spot_dataset
-from hyperst.stain import Stain, StainStatistics, match_stain, matching
+from hyperst.stain import Stain, Stains, match_stain, matching
 
 __all__ = ["encode", "over_spots", "predict_values", "predict_with_features"]
 
@@ -32,7 +32,7 @@ def predict_values(
 
     Args:
         section: with its image (or the precomputed features the run uses); counts are not looked at.
-        stain: "match" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`.
+        stain: "match" or "macenko" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`.
         on_progress: called with (spots done, spots in all) before the first batch and after each.
 
     Raises:
@@ -85,7 +85,7 @@ def over_spots(
     compute: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     on_batch: Callable[[int], None],
     batch_size: int = 64,
-    stains: tuple[StainStatistics, StainStatistics] | None = None,
+    stains: Stains | None = None,
 ) -> dict[str, np.ndarray]:
     """Collect what ``compute`` makes of each batch of a section's images, float32 (spot ...); counts are not looked at.
 

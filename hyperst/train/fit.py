@@ -26,11 +26,13 @@ from hyperst.config import RunConfig
 from hyperst.data import Section
 from hyperst.feature_check import feature_width, require_same_encoder
 from hyperst.files import write_json_atomic
+from hyperst.macenko import write_tissue_pixels
 from hyperst.model import Alignment
 from hyperst.nearest import TrainingSpots, image_space
 from hyperst.processes import started_processes
 from hyperst.run import Run, RunFolder, build_model, load_run
 from hyperst.spot_values import over_spots
+from hyperst.stain import tissue_pixels
 from hyperst.train.batch_norm import synchronise_batch_norms
 from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
 from hyperst.train.head import add_closed_form
@@ -238,6 +240,8 @@ def _finish(
     run = replace(load_run(place.path, device=device), mixture=before)
     calibrate(run, sections, validation_sections, encoded).write(place.calibration)
     _write_training_spots(run, sections, encoded)
+    if run.config.data.stain_mean is not None:
+        write_tissue_pixels(place.tissue_pixels, [tissue_pixels(run.config, section) for section in sections])
     write_json_atomic(place.summary, asdict(summary))
 
 
