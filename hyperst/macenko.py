@@ -81,13 +81,13 @@ def stain_vectors(pixels: np.ndarray, name: str) -> StainVectors:
     normaliser = TorchMacenkoNormalizer()
     try:
         normaliser.fit(torch.from_numpy(np.ascontiguousarray(pixels.T))[:, None], Io=_WHITE)
-        vectors, highest = normaliser.HERef.T.tolist(), normaliser.maxCRef.tolist()
+        (hematoxylin, eosin), highest = normaliser.HERef.T.tolist(), normaliser.maxCRef.tolist()
     except (RuntimeError, IndexError) as error:  # too few pixels dense enough, or all of one colour
         raise ValueError(f"{_NO_STAINS} {name} ({reason_of(error)})") from error
-    across = np.linalg.norm(np.cross(*vectors))
-    if not (np.isfinite([*vectors[0], *vectors[1], *highest]).all() and min(highest) > 0 and across > math.sin(0.02)):
+    across = np.linalg.norm(np.cross(hematoxylin, eosin))
+    if not (np.isfinite([*hematoxylin, *eosin, *highest]).all() and min(highest) > 0 and across > math.sin(0.02)):
         raise ValueError(f"{_NO_STAINS} {name}")
-    return StainVectors(*map(tuple, vectors), tuple(highest))
+    return StainVectors(tuple(hematoxylin), tuple(eosin), tuple(highest))
 
 
 _NO_STAINS = "hematoxylin and eosin cannot be told apart around the spots of"
