@@ -26,14 +26,14 @@ def exterior_angle_backward(
 
 def _shared(
     vectors: Sequence[Tensor],
-    gradients: Sequence[Tensor | int],
+    gradients: Sequence[Tensor],
     c: Tensor,
     etas: Sequence[float],
     min_radius: float,
     tangent: bool,
 ) -> tuple:
     """Features, relations and what they have in common, as arguments of the functions."""
-    features = bindings.table(*((x, x.stride(0), len(x), g) for x, g in zip(vectors, gradients, strict=True)))
+    features = bindings.features(vectors, gradients)
     r, (rows, d) = len(etas), vectors[0].shape
     relations = bindings.table(*((k, r + k) for k in range(r)))
     numbers = (ctypes.c_double * r)(*etas)
@@ -50,8 +50,8 @@ def entailment_hinges(
 ) -> Tensor:
     """One (n d) of each per relation -> (relations n)."""
     vectors = [bindings.rows(x.float()) for x in (*parents, *children)]
-    out = vectors[0].new_empty(len(etas), len(vectors[0]))
-    bindings.call("hinges", *_shared(vectors, [0] * len(vectors), c, etas, min_radius, tangent), out)
+    out = vectors[0].new_empty(len(etas), vectors[0].shape[0])
+    bindings.call("hinges", *_shared(vectors, [], c, etas, min_radius, tangent), out)
     return out.to(parents[0].dtype)
 
 
@@ -67,7 +67,7 @@ def entailment_hinges_backward(
     """Gradients of parents, children and c () from that of the hinges (relations n)."""
     vectors = [bindings.rows(x.float()) for x in (*parents, *children)]
     gradients = [x.new_empty(x.shape) for x in vectors]
-    dc = c.new_empty(len(vectors[0]), dtype=torch.float64)
+    dc = c.new_empty(vectors[0].shape[0], dtype=torch.float64)
     features, *shared = _shared(vectors, gradients, c, etas, min_radius, tangent)
     bindings.call("hinges_slopes", features, len(vectors), *shared, grad.float().contiguous(), dc)
     found = [g.to(parents[0].dtype) for g in gradients]

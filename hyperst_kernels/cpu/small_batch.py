@@ -37,47 +37,59 @@ class _Batch:
         self, features: Sequence[Tensor], c: Tensor, logit_scale: Tensor, pairings: Sequence[Pairing], tangent: bool
     ):
         self.features, self.pairings = [bindings.rows(x) for x in features], pairings
-        self.n, self.m = len(features[pairings[0].queries]), len(features[pairings[0].keys])
+        self.n, self.m = features[pairings[0].queries].shape[0], features[pairings[0].keys].shape[0]
         self.d = features[0].shape[1]
         self.root, self.scale, self.tangent = float(c) ** 0.5, float(logit_scale), tangent
         self.width = -(-(self.d + 2) // 8) * 8
         sides = sorted({(p.queries, True) for p in pairings} | {(p.keys, False) for p in pairings})
-        memory = features[0].new_empty(len(sides), max(self.n, self.m), self.width)
-        self.operands = {side: memory[k, : len(features[side[0]])] for k, side in enumerate(sides)}
-        operands = bindings.table(*((*side, operand) for side, operand in self.operands.items()))
+        memory = features[0].new_empty(len(sides), max(self.n, self.m), self.width).unbind()
+        self.operands = dict(zip(sides, memory, strict=True))
+        operands = bindings.table(*((*side, operand.data_ptr()) for side, operand in self.operands.items()))
         given = (self.d, self.width, self.root, tangent)
-        bindings.call("operands", self.table([0] * len(features)), operands, len(sides), *given)
-
-    def table(self, gradients: Sequence[Tensor | int]) -> object:
-        return bindings.table(
-            *((x, x.stride(0), len(x), grad) for x, grad in zip(self.features, gradients, strict=True))
-        )
+        bindings.call("operands", bindings.features(self.features), operands, len(sides), *given)
 
     def left(self, pairing: Pairing) -> Tensor:
-        return self.operands[pairing.queries, True]
+        return self.operands[pairing.queries, True][: self.n]
 
     def right(self, pairing: Pairing) -> Tensor:
-        return self.operands[pairing.keys, False]
+        return self.operands[pairing.keys, False][: self.m]
 
-    def shared(self, products: Tensor, of_left: Sequence, of_right: Sequence, gradients: Sequence) -> tuple:
-        """The arguments of every function; what is 0 is not there yet."""
+    def call(
+        self,
+        name: str,
+        products: Tensor,
+        more: tuple,
+        slopes: Sequence[Sequence[Tensor]] = (),
+        gradients: Sequence[Tensor] = (),
+    ) -> None:
+        """Call a function of terms with its arguments and ``more``; ``slopes`` are those of left and right operands."""
+        first, step = products.data_ptr(), 4 * self.n * self.m
+        addresses = [[x.data_ptr() for x in of_side] for of_side in slopes] or [[0] * len(self.pairings)] * 2
         terms = bindings.table(
             *(
-                (p.queries, p.keys, p.symmetric, self.left(p), self.right(p), z, d_left, d_right)
-                for p, z, d_left, d_right in zip(self.pairings, products, of_left, of_right, strict=True)
+                (
+                    *p,
+                    self.operands[p[0], True].data_ptr(),
+                    self.operands[p[1], False].data_ptr(),
+                    first + t * step,
+                    left,
+                    right,
+                )
+                for t, (p, left, right) in enumerate(zip(self.pairings, *addresses, strict=True))
             )
         )
         exponent = -self.scale * 2 / self.root / math.log(2)
         limits = NEAR[torch.float32], LARGEST_LOGIT[torch.float32]
-        sizes = len(self.pairings), self.d, self.width
-        return (self.table(gradients), terms, *sizes, 1 / self.root, self.scale, exponent, *limits, self.tangent)
+        sizes = len(self.pairings), self.d, self.width, 1 / self.root, self.scale, exponent
+        features = bindings.features(self.features, gradients)
+        bindings.call(name, features, terms, *sizes, *limits, self.tangent, *more)
 
 
 def fits(features: Sequence[Tensor], pairings: Sequence[Pairing], geometry: str) -> bool:
     """Whether the terms of a batch are computed here: of one shape, and small."""
     if geometry != "lorentz" or not bindings.usable(features[0]):
         return False
-    shapes = {(len(features[p.queries]), len(features[p.keys])) for p in pairings}
+    shapes = {(features[p.queries].shape[0], features[p.keys].shape[0]) for p in pairings}
     return len(shapes) == 1 and 0 < max(next(iter(shapes))) <= SMALL
 
 
@@ -98,11 +110,9 @@ def forward(
         torch.mm(batch.left(pairing), batch.right(pairing).T, out=out)
     # outputs of an operator share no memory
     losses = Losses(*(c.new_empty(t, n, dtype=dtype) for dtype in (c.dtype,) * 2 + (torch.float64,) * 3))
-    nothing = [0] * t
     left_out = bindings.table([0])
-    shared = batch.shared(products, nothing, nothing, [0] * len(features))
     ids = 0 if exclude_ids is None else exclude_ids.to(torch.int64).contiguous()
-    bindings.call("term_losses", *shared, ids, *losses, n, left_out)
+    batch.call("term_losses", products, (ids, *losses, n, left_out))
     return None if left_out[0] else losses
 
 
@@ -121,18 +131,18 @@ def backward(
     batch = _Batch(features, c, logit_scale, pairings, tangent)
     t, n = len(pairings), batch.n
     weights, shares, by_scale = c.new_empty(kept.shape), c.new_empty(t, n), c.new_empty(t, dtype=torch.float64)
-    nothing = [0] * t
     left_out = bindings.table([0])
-    given = (grad_rows.contiguous(), grad_columns.contiguous(), *logits, n, weights, n * batch.m, shares, by_scale, left_out)
-    bindings.call("term_weights", *batch.shared(kept, nothing, nothing, [0] * len(features)), *given)
+    grads = grad_rows.contiguous(), grad_columns.contiguous()
+    given = (*grads, *logits, n, weights, n * batch.m, shares, by_scale, left_out)
+    batch.call("term_weights", kept, given)
     if left_out[0]:
         return None
     of_left = [torch.mm(w, batch.right(p)) for w, p in zip(weights, pairings, strict=True)]
     of_right = [torch.mm(w.T, batch.left(p)) for w, p in zip(weights, pairings, strict=True)]
     gradients = [c.new_empty(x.shape) for x in features]
     along = c.new_empty(max(n, batch.m), dtype=torch.float64)
-    shared = batch.shared(kept, of_left, of_right, gradients)
-    bindings.call("term_slopes", *shared, len(features), shares, n, along, len(along))
+    more = (len(features), shares, n, along, max(n, batch.m))
+    batch.call("term_slopes", kept, more, (of_left, of_right), gradients)
     d_scale = float(by_scale.sum())
     # d is homogeneous of degree 1 in the features and 1/sqrt(c)
     dc = (float(along.sum()) - batch.scale * d_scale) / (2 * float(c))

@@ -25,6 +25,7 @@ from hyperst_kernels.operators.register import (
     in_full_precision,
     in_reverse,
     on_triton,
+    once,
     raising,
     reference_in_use,
 )
@@ -197,9 +198,8 @@ class _Contrastive(torch.autograd.Function):
             c.new_zeros(negatives.shape) if grad is None else grad.contiguous()
             for grad, negatives in zip(grads, outputs[:2], strict=False)
         )
-        gradients, d_factors, dc, ds = _backward(
-            *upstream, features, factors, c, logit_scale, exclude_ids, *outputs, *ctx.flags
-        )
+        given = (*upstream, features, factors, c, logit_scale, exclude_ids, *outputs, *ctx.flags)
+        gradients, d_factors, dc, ds = once(_backward, *given)
         return (d_factors if ctx.factors else None, dc, ds, None, None, *gradients)
 
 

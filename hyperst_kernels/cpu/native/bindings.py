@@ -11,7 +11,7 @@ import functools
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ _SIGNATURES = {
     "hyperst_term_losses": (*_BATCH, *(_POINTER,) * 6, _LONG, _POINTER, _INT),
     "hyperst_term_weights": (*_BATCH, *(_POINTER,) * 5, _LONG, _POINTER, _LONG, *(_POINTER,) * 3, _INT),
     "hyperst_term_slopes": (*_BATCH, _LONG, _POINTER, _LONG, _POINTER, _LONG, _INT),
+    "hyperst_largest_square": (_POINTER, _LONG, _LONG, _LONG, _POINTER, _INT),
     "hyperst_hinges": (_POINTER, _POINTER, *(_LONG,) * 3, _DOUBLE, _INT, _POINTER, _DOUBLE, _POINTER, _INT),
     "hyperst_hinges_slopes": (
         *(_POINTER, _LONG, _POINTER, *(_LONG,) * 3, _DOUBLE, _INT, _POINTER, _DOUBLE, _POINTER, _POINTER, _INT),
@@ -106,10 +107,16 @@ def call(name: str, *arguments) -> None:
     getattr(library(), f"hyperst_{name}")(*plain, torch.get_num_threads())
 
 
-def table(*rows: Iterable[int | Tensor]) -> ctypes.Array:
-    """Numbers of 64 bits for a function that takes a table, tensors as addresses; whoever passes it keeps the tensors alive."""
-    numbers = [int(a) if not isinstance(a, Tensor) else a.data_ptr() for row in rows for a in row]
+def table(*rows: Iterable[int]) -> ctypes.Array:
+    """Numbers of 64 bits for a function that takes a table; whoever passes an address keeps its tensor alive."""
+    numbers = [number for row in rows for number in row]
     return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+def features(vectors: Sequence[Tensor], gradients: Sequence[Tensor] = ()) -> ctypes.Array:
+    """The table of features of `native/terms.h`, with gradients or without."""
+    addresses = [g.data_ptr() for g in gradients] or [0] * len(vectors)
+    return table(*((x.data_ptr(), x.stride(0), x.shape[0], g) for x, g in zip(vectors, addresses, strict=True)))
 
 
 def large(x: Tensor) -> Tensor:

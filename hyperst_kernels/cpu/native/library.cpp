@@ -355,6 +355,14 @@ void hyperst_distance_slopes(const float *x, long x_stride, const float *y, long
     }
 }
 
+// |x|^2 of the longest row.
+void hyperst_largest_square(const float *x, long stride, long rows, long d, double *out, int threads) {
+    double largest = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(max : largest)
+    for (long i = 0; i < rows; i++) largest = larger(kernels.inner(x + i * stride, x + i * stride, d), largest);
+    *out = largest;
+}
+
 // Maps of rows, by name. y is null in maps of one row.
 #define MAP(name)                                                                                                        \
     void hyperst_##name(const float *x, long x_stride, const float *y, long y_stride, long rows, long d, double c,       \
