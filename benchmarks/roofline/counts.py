@@ -64,7 +64,10 @@ def read() -> dict[str, dict[str, Counted]]:
                 Tile(*entry["forward"]),
                 Tile(*entry["backward"]),
                 entry["by_rows"],
-                {int(n): (Launches(*forward), Launches(*backward)) for n, (forward, backward) in entry["launches"].items()},
+                {
+                    int(n): (Launches(*forward), Launches(*backward))
+                    for n, (forward, backward) in entry["launches"].items()
+                },
             )
             for key, entry in entries.items()
         }

@@ -2,7 +2,8 @@
 
 Of a kernel that visits all pairs, a block of threads multiplies, then takes powers, then adds: without other blocks to fill in,
 these times add up (``predicted``); with enough of them the longest is left (``floor``). Copies run beside both. Library
-products run at what the H200 reached of its published peak. A pass takes as long as its kernels or its launches, whichever is longer.
+products run at what the H200 reached of its published peak. A pass takes as long as its kernels
+or its launches, whichever is longer.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from benchmarks.cluster.devices import DEVICES
 from benchmarks.roofline.chips import CHIPS, Chip
 from benchmarks.roofline.counts import Counted, Tile
+from hyperst_kernels.gpu.contrastive import SUMS
 from hyperst_kernels.gpu.contrastive.backward_blocks import BLOCK
 from tests.kernels.launches import Launches
 
@@ -64,7 +66,10 @@ def backward(chip: Chip, counts: Counted, n: int, dim: int, dtype: str) -> Pass:
     added = products * -(-n // BLOCK) * n * dim * 16 / chip.memory  # each product is stored, read and added
     weights = _over_pairs(chip, counts.backward, n, dim, dtype, products=1, stored=itemsize)
     rest = multiplied + times + added
-    return Pass(weights[0] + rest, weights[1] + rest, launches)
+    # sums of half-precision gradients go by stripes of rows: weights of rows in one and columns in another are computed for both
+    height = max(1, SUMS // (2 * dim * BLOCK)) * BLOCK if dtype == "bf16" else n
+    visits = 2 - 1 / -(-n // height)
+    return Pass(visits * weights[0] + rest, visits * weights[1] + rest, launches)
 
 
 def _launching(launches: Launches) -> float:
@@ -75,14 +80,15 @@ def _over_pairs(
     chip: Chip, tile: Tile, n: int, dim: int, dtype: str, products: int, stored: int = 0
 ) -> tuple[float, float]:
     """Seconds of a kernel that visits all pairs: units one after the other, and the busiest alone."""
-    # the last round of tiles of rows fills some processors only; rows of tiles are never split
-    blocks = -(-n // tile.rows) if stored == 0 else -(-n // tile.rows) * -(-n // tile.columns)
-    each = -(-n // tile.columns) if stored == 0 else 1
-    rounds = -(-blocks // chip.processors) * each * tile.warps / chip.clock
-    issued, special = rounds * tile.instructions / chip.issue, rounds * tile.special * chip.lanes / chip.special
+    # a program owns rows of tiles, or stores the weights of one tile; the last round of them fills some processors only
+    down, across = -(-n // tile.rows), -(-n // tile.columns)
+    tiles = -(-down * across // chip.processors) if stored else -(-down // chip.processors) * across
+    turns = tiles / chip.clock
+    issued = turns * tile.warps * tile.instructions / chip.issue
+    special = turns * tile.warps * tile.special * chip.lanes / chip.special
     as_many = 3 if dtype == "float32" else 1  # products of bf16 halves
-    multiplied = rounds * tile.rows * tile.columns * dim * 2 * products * as_many / (chip.products * attained())
-    multiplied /= tile.warps
+    operations = 2 * tile.rows * tile.columns * dim * products * as_many
+    multiplied = turns * operations / (chip.products * attained())
     whole = dim <= tile.inner  # rows stay in shared memory
     loaded = n * n * dim * ITEMSIZE[dtype] * (1 / tile.rows + (0 if whole else 1 / tile.columns))
     copied = max(loaded / (chip.l2 * chip.clock), n * n * stored / chip.memory)

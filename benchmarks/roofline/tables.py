@@ -103,7 +103,9 @@ def of_measured(known: dict[str, dict[str, counts.Counted]]) -> str:
                     ]
                 lines.append(line)
     four = ["floor", "predicted", "measured", "ratio"]
-    return markdown(["GPU", "B", "D", "dtype", *(f"{of}, {what}" for of in ("forward", "backward") for what in four)], lines)
+    return markdown(
+        ["GPU", "B", "D", "dtype", *(f"{of}, {what}" for of in ("forward", "backward") for what in four)], lines
+    )
 
 
 def of_all(known: dict[str, dict[str, counts.Counted]]) -> str:
@@ -125,9 +127,16 @@ def of_published(known: dict[str, dict[str, counts.Counted]]) -> str:
         line = [str(found.n), str(found.dim), seconds(found.seconds)]
         for dtype in counts.DTYPES:
             both = Case(CHIPS["A100"], found.n, found.dim, dtype).passes(known)
-            line.append(" .. ".join(seconds(sum(times)) for times in zip(*((p.floor, p.predicted) for p in both), strict=True)))
+            line.append(
+                " .. ".join(seconds(sum(times)) for times in zip(*((p.floor, p.predicted) for p in both), strict=True))
+            )
         lines.append(line)
     return markdown(["B", "D", "memeff, published", "ours, bf16: floor .. predicted", "ours, float32"], lines)
 
 
-TABLES = {"roofline measured": of_measured, "roofline": of_all, "roofline memeff": of_published, "roofline counts": of_counts}
+TABLES = {
+    "roofline measured": of_measured,
+    "roofline": of_all,
+    "roofline memeff": of_published,
+    "roofline counts": of_counts,
+}

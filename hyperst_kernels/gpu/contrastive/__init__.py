@@ -121,7 +121,8 @@ def _log_sums(
         )  # fmt: skip
         own = Flags(tuple(flags[t.number, :, first:] for t in terms), flags.stride(1), 1)
         _log_sum_exps[(programs, len(terms))](
-            xs, some, inputs.ids.rows, inputs.steepness, LogSums(tuple(found[t.number] for t in terms), workspace), own, CANCELLED[c.dtype],
+            xs, some, inputs.ids.rows, inputs.steepness, LogSums(tuple(found[t.number] for t in terms), workspace),
+            own, CANCELLED[c.dtype],
             SYMMETRIC=symmetric, ALL_COLUMNS=all_columns, WHOLE=inputs.d <= inputs.table["inner"], **inputs.product(inputs.table),
         )  # fmt: skip
         if symmetric and left < (m if all_columns else n):
@@ -134,9 +135,7 @@ def _log_sums(
             sums.copy_(torch.logaddexp2(sums, found))
 
 
-def _cancelled_sums(
-    inputs: LossInputs, terms: Sequence[TermView], flags: Tensor, sums: Tensor, of_all: bool
-) -> None:
+def _cancelled_sums(inputs: LossInputs, terms: Sequence[TermView], flags: Tensor, sums: Tensor, of_all: bool) -> None:
     """Put log2-sum-exps over flagged tiles in place, of all rows or of those that have a positive."""
     if not terms:
         return

@@ -259,8 +259,10 @@ def grad_points_by_rows(
         )  # fmt: skip
         rows = min(row_chunk.stop - row_chunk.start, max(term.n for term in terms))
         _grad_points[(triton.cdiv(rows, table["rows"]), len(terms))](
-            *matrix_args(terms), tuple(nothing if t.y.parts is None else t.y.parts for t in terms), inputs.ids_of(terms), inputs.steepness,
-            upstream.of(terms), own, sums_of(sums, [t.owner for t in terms]), tuple(scale_grad[t.number, row_chunk.start :] for t in terms),
+            *matrix_args(terms), tuple(nothing if t.y.parts is None else t.y.parts for t in terms),
+            inputs.ids_of(terms), inputs.steepness,
+            upstream.of(terms), own, sums_of(sums, [t.owner for t in terms]),
+            tuple(scale_grad[t.number, row_chunk.start :] for t in terms),
             sums_of(sums, [t.partner for t in terms]), row_chunk.start, row_chunk.stop,
             FORM=form, **constants,
         )  # fmt: skip
