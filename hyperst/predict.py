@@ -35,6 +35,7 @@ from hyperst.data.spots_csv import read_spots
 from hyperst.data.tiles import MIN_TISSUE
 from hyperst.doubt import add_doubt
 from hyperst.export.held_out import held_out_figures
+from hyperst.nearest import add_nearest, read_training_spots
 from hyperst.run import Run, RunFolder, as_trained, has_scale, load_run
 from hyperst.spot_values import predict_values, predict_with_features
 from hyperst.stain import Stain
@@ -90,11 +91,13 @@ def predict_section(
     held_out, evaluated = held_out_figures(run.folder, run.genes, run.best_epoch, stain)
     calibration = read_calibration(run)
     distances = None if calibration is None else calibration.tissue.distances
-    values, far = predict_with_features(run, section, distances, stain=stain, on_progress=on_progress)
+    trained = read_training_spots(run.folder, run.checkpoint)
+    values, far, placed = predict_with_features(run, section, distances, stain=stain, on_progress=on_progress)
     predicted = section_anndata(run, section, values)
     predicted.var = predicted.var.join(held_out)
     predicted.uns["hyperst"] |= {"stain": stain, "held_out_sections": ", ".join(evaluated)}
     add_doubt(predicted, calibration, run.genes, far)
+    add_nearest(predicted, trained, placed)
     if section.damaged is not None and section.image_path is not None:
         seen = as_trained(run, section)
         *_, widest = crop_widths_px(seen.grid, seen.spot_diameter_px, run.config.crop)
@@ -132,16 +135,17 @@ def predict_image(
             out, see :func:`hyperst.data.attach_features`; ``wider_features`` likewise.
         min_tissue: share (0 to 1) of a square of the grid that must be tissue, default 0.15; 0 predicts on the whole image,
             glass included. Spots that are given are all predicted.
-        stain: "match" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`; it is recorded in
-            ``uns['hyperst']``.
+        stain: "match" or "macenko" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`; it is
+            recorded in ``uns['hyperst']``.
 
     Returns:
         AnnData with X float32 (spot gene) on the run's target scale, half-widths of intervals and the applicability of
         spots and slide (see :func:`hyperst.doubt.add_doubt`), ``obsm['spatial']`` in full-resolution pixels,
         ``obs['tissue_fraction']`` (the share of a square of one pitch around the spot that is tissue, see
-        :func:`hyperst.data.find_tissue`), ``var`` with what the run's evaluations found of each gene (see
-        :func:`hyperst.export.held_out_figures`), ``uns['spatial']`` with a thumbnail (so that scanpy and squidpy can plot it) and
-        ``uns['hyperst']`` with units, origin and the area of all tissue on the image (``tissue_mm2``, where um/px are known).
+        :func:`hyperst.data.find_tissue`), the training spots whose images are nearest (see :func:`hyperst.nearest.add_nearest`),
+        ``var`` with what the run's evaluations found of each gene (see :func:`hyperst.export.held_out_figures`),
+        ``uns['spatial']`` with a thumbnail (so that scanpy and squidpy can plot it) and ``uns['hyperst']`` with units, origin and
+        the area of all tissue on the image (``tissue_mm2``, where um/px are known).
 
     Raises:
         FileNotFoundError: no image or no spots file.

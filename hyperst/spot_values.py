@@ -15,7 +15,7 @@ from hyperst.data.dataset import collate
 from hyperst.feature_check import feature_width, require_same_encoder
 from hyperst.progress import Count
 from hyperst.run import Run, as_trained, spot_dataset
-from hyperst.stain import Stain, StainStatistics, match_stain, matching
+from hyperst.stain import Stain, Stains, match_stain, matching
 
 __all__ = ["encode", "over_spots", "predict_values", "predict_with_features"]
 
@@ -32,7 +32,7 @@ def predict_values(
 
     Args:
         section: with its image (or the precomputed features the run uses); counts are not looked at.
-        stain: "match" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`.
+        stain: "match" or "macenko" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`.
         on_progress: called with (spots done, spots in all) before the first batch and after each.
 
     Raises:
@@ -50,10 +50,11 @@ def predict_with_features(
     batch_size: int = 64,
     stain: Stain = "none",
     on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """What :func:`predict_values` returns, and what ``summarise`` makes of image features (spot width), batch by batch.
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """What :func:`predict_values` returns, what ``summarise`` makes of image features, batch by batch, and "image_spot".
 
-    The second is float32 (spot ...), or None without ``summarise``. Errors: see :func:`predict_values`.
+    ``summarise`` gets the backbone's features (spot width). The second is float32 (spot ...), or None without ``summarise``; the
+    third (spot width), see :meth:`hyperst.model.HyperST.encode_images`. Errors: see :func:`predict_values`.
     """
     statistics = matching(run, section, stain)
 
@@ -70,13 +71,12 @@ def predict_with_features(
         raise FloatingPointError(
             f"the prediction for {section.name} is not finite; the run in {run.folder} is damaged, train again"
         )
-    return values, found.get("summary")
+    return values, found.get("summary"), found["image_spot"]
 
 
 def encode(run: Run, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The network's "prediction" (b gene), and the image "features" (b width), of all levels side by side, for the closed form."""
-    prediction, features = run.model.predict_with_features(batch)
-    return {"prediction": prediction, "features": features}
+    """What :meth:`hyperst.model.HyperST.encode_images` gives, the network's prediction and its features."""
+    return run.model.encode_images(batch)
 
 
 def over_spots(
@@ -85,7 +85,7 @@ def over_spots(
     compute: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     on_batch: Callable[[int], None],
     batch_size: int = 64,
-    stains: tuple[StainStatistics, StainStatistics] | None = None,
+    stains: Stains | None = None,
 ) -> dict[str, np.ndarray]:
     """Collect what ``compute`` makes of each batch of a section's images, float32 (spot ...); counts are not looked at.
 

@@ -25,6 +25,7 @@ from hyperst.files import anndata_elements, sha256, write_h5ad_atomic, write_tex
 from hyperst.predict import predict_image, predict_section
 from hyperst.prediction_notes import prediction_notes
 from hyperst.run import Run, RunFolder, load_run
+from hyperst.stain import Stain
 from hyperst_kernels import __version__
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Options:
     features: Path | None = None
     niche_features: Path | None = None
     skip_damaged: bool = False
-    stain: Literal["none", "match"] = "none"
+    stain: Stain = "none"
     min_tissue: float | None = None
     exports: tuple[str, ...] = ()
     wider_features: Mapping[str, Path] = field(default_factory=dict)
