@@ -17,7 +17,7 @@ import numpy as np
 from hyperst.baselines import RIDGE_OWN
 from hyperst.evaluation_record import COLUMNS
 from hyperst.files import write_text_atomic
-from hyperst.predict import UNITS
+from hyperst.prediction_anndata import UNITS
 from hyperst.report.embed import DATA_BYTES, embed
 from hyperst.report.origin import origin_warnings, require_origin
 from hyperst.report.spots import SpotMap, read_spot_map
