@@ -13,7 +13,7 @@ from hyperst.data.images.base import CACHE_BYTES
 __all__ = ["reading_order"]
 
 _CHANNELS = 3
-_SHARE = 0.5  # of the cache, that the tiles under a row of crops may take
+_SHARE = 0.8  # of the cache, that the tiles under a row of crops may take
 
 
 def reading_order(image: SlideImage, centres: np.ndarray, widths: Sequence[float], size: int) -> np.ndarray:
@@ -36,18 +36,18 @@ def reading_order(image: SlideImage, centres: np.ndarray, widths: Sequence[float
     ...         reading_order(image, np.array([[300.0, 500.0], [300.0, 100.0]]), [80.0, 180.0], 32)
     array([0, 1])
     """
-    levels = [image.level_read(width / size) for width in widths]
-    tiles = [image.tile_size(level) for level, _ in levels]
-    whole = sum(image.width * image.height * _CHANNELS / factor**2 for _, factor in set(levels))
-    if whole <= CACHE_BYTES or None in tiles:
+    widest_on = {image.level_read(width / size): width for width in sorted(widths)}
+    tiles = {level: image.tile_size(level) for level, _ in widest_on}
+    whole = sum(image.width * image.height * _CHANNELS / factor**2 for _, factor in widest_on)
+    if whole <= CACHE_BYTES or None in tiles.values():
         return np.arange(len(centres))
-    per_px, around = 0.0, 0.0  # bytes of tiles for each pixel of a column's width, and at its borders
-    for (_, factor), tile, width in zip(levels, tiles, widths, strict=True):
-        assert tile is not None
-        bytes_per_px = (width + 2 * tile[1] * factor) * _CHANNELS / factor**2
+    per_px, around, widest = 0.0, 0.0, 1.0  # bytes of tiles for each pixel of a column's width, and at its borders
+    for (level, factor), width in widest_on.items():
+        across, down = (side * factor for side in tiles[level] or ())
+        bytes_per_px = (width + 2 * down) * _CHANNELS / factor**2
         per_px += bytes_per_px
-        around += bytes_per_px * (width + 2 * tile[0] * factor)
-    widest = max(tile[0] * factor for (_, factor), tile in zip(levels, tiles, strict=True) if tile is not None)
+        around += bytes_per_px * (width + 2 * across)
+        widest = max(widest, across)
     column = max((_SHARE * CACHE_BYTES - around) / per_px, widest)
     number = math.ceil(image.width / column)
     columns = np.minimum(centres[:, 0] * number // image.width, number - 1)
