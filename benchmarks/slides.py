@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -48,7 +49,7 @@ def ours(path: Path, corners: np.ndarray) -> list[np.ndarray]:
     """Crops as a prediction reads them."""
     with open_image(path) as image:
         order = reading_order(image, corners + CROP / 2, [float(CROP)], SIZE)
-        crops = [image.read(*corners[spot].tolist(), CROP, CROP, size=SIZE) for spot in order]
+        crops = [image.read(x, y, CROP, CROP, size=SIZE) for x, y in corners[order].tolist()]
     return [crops[place] for place in np.argsort(order)]
 
 
@@ -123,7 +124,13 @@ def rows(side: int, repeats: int) -> list[Row]:
                 start = time.process_time()
                 ways[name]()
                 taken.append(time.process_time() - start)
-    about = {"operation": READING, "n": len(corners), "d": CROP, "dtype": "uint8", "setting": f"side={side}"}
+    about: dict[str, Any] = {
+        "operation": READING,
+        "n": len(corners),
+        "d": CROP,
+        "dtype": "uint8",
+        "setting": f"side={side}",
+    }
     found = []
     for name in ways:
         if name in notes:
