@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ DECODER, CUTTING, TIFFFILE, OPENSLIDE = "decoder alone", "cut from memory", "tif
 CROP, PITCH, SIZE = 224, 200, 64
 """Pixels of full resolution: 112 and 100 um at 0.5 um/px, as of Visium; and side of the crops that a network sees."""
 
-Reader = Callable[[], list[np.ndarray]]
+_READERS = {"tifffile": "tifffile", "imagecodecs": "imagecodecs", "zarr": "zarr", "openslide-python": "openslide"}
 
 
 def corners_on(side: int) -> np.ndarray:
@@ -177,7 +179,8 @@ def main(arguments: list[str] | None = None, page: Path = PAGE) -> None:
     text = table(found)
     print(text)
     if options.write:
-        where = f"{device_name()}; {versions()}; commit {commit()}, {datetime.date.today()}."
+        readers = [f"{name} {importlib.metadata.version(name)}" for name in _READERS if find_spec(_READERS[name])]
+        where = f"{device_name()}; {', '.join([versions(), *readers])}; commit {commit()}, {datetime.date.today()}."
         replace_between(page, "slides", f"{where}\n\n{text}")
         append(
             found, path_for().with_stem(f"{path_for().stem}-slides"), datetime.datetime.now().isoformat(" ", "seconds")
