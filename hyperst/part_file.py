@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zlib
@@ -66,8 +67,7 @@ class PartFile:
             with atomic_path(self.path) as temporary, temporary.open("rb+") as file:
                 file.write(_MAGIC + len(header).to_bytes(8, "little") + header)
                 file.truncate(self._damage_at)
-                if hasattr(os, "posix_fallocate"):  # now rather than in an hour
-                    os.posix_fallocate(file.fileno(), 0, self._damage_at)
+                _claim(file.fileno(), self._damage_at)
         self._file = self.path.open("rb+", buffering=0)
         try:
             self._lock()
@@ -88,6 +88,8 @@ class PartFile:
             raise BlockingIOError(
                 error.errno, f"{self.path} is being written: another process predicts the same; wait for it, or end it"
             ) from error
+        except OSError:  # a file system without locks
+            return
 
     def _require(self, header: bytes) -> None:
         """Raise FileExistsError unless the file has this header."""
@@ -179,6 +181,17 @@ class StoredRows:
 
     def __getitem__(self, spots: np.ndarray) -> np.ndarray:
         return self._part.rows(spots, self._columns)
+
+
+def _claim(file: int, size: int) -> None:
+    """Take the disk's room for a file now, rather than find in an hour that there is none; where the system can."""
+    try:
+        os.posix_fallocate(file, 0, size)
+    except AttributeError:  # Windows, macOS
+        return
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # of a file system that cannot
+            raise
 
 
 def _mark(content: bytes) -> int:

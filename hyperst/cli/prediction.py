@@ -91,10 +91,10 @@ def predict(
         predict_listed(console, run_folder, image, output, options, **place)
         return
     refuse_for_one(workers, engine, again)
-    import anndata
-
     if output is not None and output.suffix != ".h5ad":
         raise typer.BadParameter(f"{output} must end in .h5ad", param_hint="--output")
+    import anndata
+
     from hyperst.cli.reports import print_notes
     from hyperst.data import SectionSource
     from hyperst.export import check_exports
