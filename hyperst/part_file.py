@@ -18,6 +18,7 @@ __all__ = ["PartFile"]
 
 _MAGIC = b"hyperst part 1\n\0"
 _DONE = 1 << 32  # beside the checksum in a batch's mark, which is 0 before it is written
+_MAPPED = 1 << 14  # spots whose rows are read at a time
 _TILE = 6  # numbers that tell of a damaged tile
 
 
@@ -146,9 +147,13 @@ class PartFile:
         return StoredRows(self, slice(before, before + self.columns[name]))
 
     def rows(self, spots: np.ndarray, columns: slice) -> np.ndarray:
-        """float32 (n width) of some spots; only their part of the file is in memory, and only until this returns."""
-        kept = np.memmap(self.path, "<f4", "r", self._rows_at, (len(self._place), self._width))
-        return np.array(kept[self._place[spots], columns])
+        """float32 (n width) of some spots; of the file little is in memory at a time."""
+        found = np.empty((len(spots), columns.stop - columns.start), dtype=np.float32)
+        for start in range(0, len(spots), _MAPPED):
+            # mapped anew: what has been read through a mapping stays in memory as long as it does
+            kept = np.memmap(self.path, "<f4", "r", self._rows_at, (len(self._place), self._width))
+            found[start : start + _MAPPED] = kept[self._place[spots[start : start + _MAPPED]], columns]
+        return found
 
     def damage(self) -> np.ndarray:
         """The damaged tiles that were kept, float64 (tile 6), see :meth:`hyperst.data.images.DamagedTiles.table`."""
