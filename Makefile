@@ -33,9 +33,9 @@ browser: $(STAMP)
 timm: build/with-timm/.installed
 	build/with-timm/bin/python -m pytest -q $(addprefix tests/hyperst/test_,timm.py encoders.py encoder_weights.py imagenet_weights.py)
 
-# Training loops of open_clip and sentence-transformers, likewise.
+# Training loops of open_clip and sentence-transformers, and an index of faiss, likewise.
 loops: build/with-loops/.installed
-	build/with-loops/bin/python -m pytest -q tests/kernels/test_open_clip.py tests/kernels/test_sentence_transformers.py
+	build/with-loops/bin/python -m pytest -q $(addprefix tests/kernels/test_,open_clip.py open_clip_sharded.py sentence_transformers.py retrieval.py)
 
 # What opens exports, squidpy and spatialdata, likewise.
 exports: build/with-spatialdata/.installed

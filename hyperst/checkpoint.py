@@ -112,7 +112,12 @@ def require_genes(checkpoint: dict[str, Any], genes: Sequence[str], checkpoint_p
 
 def trained_settings(config: RunConfig) -> dict[str, Any]:
     """What predictions mean and what the model sees: a configuration that says otherwise is of another run."""
-    return {"data.target": config.data.target, **{f"crop.{key}": value for key, value in asdict(config.crop).items()}}
+    model = {f"model.{key}": getattr(config.model, key) for key in ("likelihood", "average")}
+    return {
+        "data.target": config.data.target,
+        **model,
+        **{f"crop.{key}": value for key, value in asdict(config.crop).items()},
+    }
 
 
 def require_settings(checkpoint: dict[str, Any], config: RunConfig, checkpoint_path: Path, config_path: Path) -> None:

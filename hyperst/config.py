@@ -128,6 +128,11 @@ class RunConfig:
                 f"model.backbone is {self.model.backbone!r} and data.feature_key is {self.data.feature_key!r}: "
                 "precomputed features need both, backbone 'precomputed' and the name of the obsm entries as feature_key"
             )
+        if self.model.average != "none" and self.data.feature_key is not None:
+            raise ValueError(
+                f"model.average is {self.model.average!r}, which turns crops, and precomputed features were made of crops as they "
+                "are; make it 'none' (--average none)"
+            )
 
 
 _RUN_CONFIG = TypeAdapter(RunConfig)

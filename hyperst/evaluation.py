@@ -23,7 +23,7 @@ from hyperst.intervals import spot_intervals
 from hyperst.metrics import METRICS, per_gene_pearson, top_k_mean
 from hyperst.progress import Count
 from hyperst.run import Run
-from hyperst.stain import Stain, StainStatistics, matching
+from hyperst.stain import Stain, Stains, matching
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -137,7 +137,7 @@ def evaluate(
             genes without counts; "error" refuses.
         min_counts: least total count of a spot of ``section`` that is compared, 0 for all; default that of the run. Spots of
             ``training_sections`` are those that the run has used.
-        stain: "match" sees the image of ``section`` with the stain of the training tissue, in all methods; see
+        stain: "match" or "macenko" sees the image of ``section`` with the stain of the training tissue, in all methods; see
             :mod:`hyperst.stain`.
         on_progress: called with (spots done, spots in all), over all sections.
 
@@ -203,7 +203,8 @@ def evaluate(
         "intervals": intervals,
         "doubt": doubt.record,
     }
-    write_evaluation(run, section, evaluation, kept, test["prediction"], measured, genes, settings, doubt)
+    predicted, placed = test["prediction"], test["image_spot"]
+    write_evaluation(run, section, evaluation, kept, predicted, measured, genes, settings, doubt, placed)
     write_space(run, section, folder, stains)
     return evaluation
 
@@ -273,7 +274,7 @@ def _spot_caveats(section: Section, min_counts: int) -> list[str]:
     return [] if message is None else [f"{message}; --min-counts decides."]
 
 
-def _stain_caveats(section: Section, stains: tuple[StainStatistics, StainStatistics] | None) -> list[str]:
+def _stain_caveats(section: Section, stains: Stains | None) -> list[str]:
     if stains is None:
         return []
     return [

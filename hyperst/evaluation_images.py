@@ -12,7 +12,7 @@ from hyperst.model import build_backbone
 from hyperst.progress import Count
 from hyperst.run import Run
 from hyperst.spot_values import encode, over_spots
-from hyperst.stain import StainStatistics
+from hyperst.stain import Stains
 
 __all__ = ["read_images"]
 
@@ -21,13 +21,13 @@ def read_images(
     run: Run,
     section: Section,
     progress: Count | None = None,
-    stains: tuple[StainStatistics, StainStatistics] | None = None,
+    stains: Stains | None = None,
 ) -> dict[str, np.ndarray]:
-    """One pass over a section's crops: "prediction" and "network" (spot gene), "own" and "stain" features (spot width).
+    """One pass over a section's crops: "prediction" and "network" (spot gene), "own", "stain" and "image_spot" (spot width).
 
-    "network" is the prediction without the closed-form head.
-    Features of the crops of all levels stand side by side. Stain features need crops, so they are missing with
-    precomputed features. ``stains``: see :func:`hyperst.spot_values.over_spots`.
+    "network" is the prediction without the closed-form head, "image_spot" what the network makes of the spot's image. "own" are
+    the features of its backbone. Features of the crops of all levels stand side by side. Stain features need crops, so they are
+    missing with precomputed features. ``stains``: see :func:`hyperst.spot_values.over_spots`.
     """
     stain = build_backbone("stain").to(run.device) if run.config.data.feature_key is None else None
 

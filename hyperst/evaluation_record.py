@@ -20,6 +20,7 @@ from hyperst.export.held_out import COLUMNS as HELD_OUT
 from hyperst.files import atomic_path, write_h5ad_atomic, write_json_atomic
 from hyperst.intervals import Interval, gene_interval, mean_interval, resampled_correlations, spot_intervals
 from hyperst.metrics import per_gene_pearson
+from hyperst.nearest import add_nearest, read_training_spots
 from hyperst.prediction_anndata import SHORT_UNITS, section_anndata
 from hyperst.run import Run
 
@@ -98,12 +99,14 @@ def write_evaluation(
     genes: Iterable[str],
     settings: Mapping[str, Any],
     doubt: Doubt,
+    placed: np.ndarray,
 ) -> None:
     """Write metrics.json, per_gene.csv, expression.h5ad and the figure of ``genes`` into the evaluation's folder.
 
     Args:
         kept: names of the columns of ``prediction`` and ``measured`` (spot gene).
         settings: what else metrics.json shall hold.
+        placed: (spot width), the network's image features.
     """
     from hyperst.plots import expression_figure
 
@@ -113,6 +116,7 @@ def write_evaluation(
     spots.var = evaluation.per_gene.loc[list(kept), list(HELD_OUT)].rename(columns=HELD_OUT)
     spots.layers["measured"] = np.asarray(measured, dtype=np.float32)
     doubt.add_to(spots)
+    add_nearest(spots, read_training_spots(run.folder, run.checkpoint), placed)
     spots.uns["hyperst"]["content"] = "X predicted from the image; layers['measured'] measured, on the same scale"
     write_h5ad_atomic(spots, evaluation.folder / EXPRESSION)
     record = {

@@ -17,11 +17,11 @@ from hyperst.files import write_json_atomic
 from hyperst.model import Alignment
 from hyperst.poincare import disk_layout
 from hyperst.run import Run, RunFolder, as_trained, spot_dataset
-from hyperst.stain import StainStatistics, match_stain
+from hyperst.stain import Stains, match_stain
 from hyperst_kernels import exterior_angle, half_aperture
 from hyperst_kernels.hierarchy import HYPERST_ENTAILMENT
 
-__all__ = ["KINDS", "SPACE", "hyperbolic_space", "read_space", "write_space"]
+__all__ = ["KINDS", "SPACE", "hyperbolic_space", "read_space", "run_alignment", "write_space"]
 
 KINDS = ("image_spot", "image_niche", "gene_spot", "gene_niche")
 SPACE = "space.json"
@@ -29,9 +29,7 @@ _SPOTS, _CLUSTERS = 150, 6
 _LEAST_SPOTS = 20
 
 
-def write_space(
-    run: Run, section: Section, folder: Path, stains: tuple[StainStatistics, StainStatistics] | None = None
-) -> None:
+def write_space(run: Run, section: Section, folder: Path, stains: Stains | None = None) -> None:
     """Write :func:`hyperbolic_space` into the folder of an evaluation; an earlier one is removed where there is none now."""
     found = hyperbolic_space(run, section, stains)
     if found is None:
@@ -40,9 +38,7 @@ def write_space(
         write_json_atomic(folder / SPACE, found)
 
 
-def hyperbolic_space(
-    run: Run, section: Section, stains: tuple[StainStatistics, StainStatistics] | None = None
-) -> dict[str, Any] | None:
+def hyperbolic_space(run: Run, section: Section, stains: Stains | None = None) -> dict[str, Any] | None:
     """Places of 150 spots spread over a section in the Poincare disk, as plain values.
 
     Args:
@@ -55,7 +51,7 @@ def hyperbolic_space(
         cone of its parent ("parent", "child", "eta", "inside"), which is told in the space of all dimensions.
         None where the run has no such space, a gene is not measured, or there are fewer than 20 spots.
     """
-    alignment = _alignment(run)
+    alignment = run_alignment(run)
     if alignment is None or section.n_spots < _LEAST_SPOTS or not np.isin(run.genes, section.genes).all():
         return None
     chosen = np.unique(np.linspace(0, section.n_spots - 1, min(_SPOTS, section.n_spots)).round().astype(int))
@@ -109,7 +105,7 @@ def read_space(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def _alignment(run: Run) -> Alignment | None:
+def run_alignment(run: Run) -> Alignment | None:
     """The alignment that the run has learnt; None where its loss knew no hyperbolic space."""
     config = run.config.alignment
     if config.geometry != "lorentz" or config.weight == 0 or (config.contrastive, config.entailment) == ("none",) * 2:

@@ -67,8 +67,8 @@ def predict_section(
         wider_features=wider_features,
     )
     known = Known.of(run, stain)
-    values, far = predict_with_features(run, section, known.distances, stain=stain, on_progress=on_progress)
-    return describe_prediction(run, section, values, far, known)
+    values, far, placed = predict_with_features(run, section, known.distances, stain=stain, on_progress=on_progress)
+    return describe_prediction(run, section, values, far, placed, known)
 
 
 def prepare_section(
@@ -128,16 +128,17 @@ def predict_image(
             out, see :func:`hyperst.data.attach_features`; ``wider_features`` likewise.
         min_tissue: share (0 to 1) of a square of the grid that must be tissue, default 0.15; 0 predicts on the whole image,
             glass included. Spots that are given are all predicted.
-        stain: "match" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`; it is recorded in
-            ``uns['hyperst']``.
+        stain: "match" or "macenko" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`; it is
+            recorded in ``uns['hyperst']``.
 
     Returns:
         AnnData with X float32 (spot gene) on the run's target scale, half-widths of intervals and the applicability of
         spots and slide (see :func:`hyperst.doubt.add_doubt`), ``obsm['spatial']`` in full-resolution pixels,
         ``obs['tissue_fraction']`` (the share of a square of one pitch around the spot that is tissue, see
-        :func:`hyperst.data.find_tissue`), ``var`` with what the run's evaluations found of each gene (see
-        :func:`hyperst.export.held_out_figures`), ``uns['spatial']`` with a thumbnail (so that scanpy and squidpy can plot it) and
-        ``uns['hyperst']`` with units, origin and the area of all tissue on the image (``tissue_mm2``, where um/px are known).
+        :func:`hyperst.data.find_tissue`), the training spots whose images are nearest (see :func:`hyperst.nearest.add_nearest`),
+        ``var`` with what the run's evaluations found of each gene (see :func:`hyperst.export.held_out_figures`),
+        ``uns['spatial']`` with a thumbnail (so that scanpy and squidpy can plot it) and ``uns['hyperst']`` with units, origin and
+        the area of all tissue on the image (``tissue_mm2``, where um/px are known).
 
     Raises:
         FileNotFoundError: no image or no spots file.

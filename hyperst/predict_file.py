@@ -141,6 +141,8 @@ def section_into_part(
         columns["features"] = len(run.model.levels) * run.model.backbone.width
     if known.distances is not None:
         columns["summary"] = 1
+    if known.trained is not None:
+        columns["image_spot"] = known.trained.features.shape[1]
     part = PartFile(part_path(path), _facts(run, seen, stain, given), batches, columns)
     try:
         require_space(path, 4 * section.n_spots * len(run.genes))
@@ -153,7 +155,8 @@ def section_into_part(
         _fill(part, run, seen, known, readers, on_progress)
         every = np.arange(section.n_spots)
         distances = part["summary"][every].ravel() if "summary" in columns else None
-        predicted = describe_prediction(run, section, None, distances, known)
+        placed = part["image_spot"] if "image_spot" in columns else None
+        predicted = describe_prediction(run, section, None, distances, placed, known)
         yield SlideValues(predicted, section, partial(_blocks, part, run, section))
     except BaseException:
         part.close()

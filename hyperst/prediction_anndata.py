@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 
 from hyperst.calibration import Calibration, read_calibration
+from hyperst.closed_form import Rows
 from hyperst.data import Section, SlideImage, crop_widths_px, find_tissue, spot_window
 from hyperst.doubt import add_doubt
 from hyperst.export.held_out import held_out_figures
+from hyperst.nearest import TrainingSpots, add_nearest, read_training_spots
 from hyperst.run import Run, RunFolder, as_trained
 from hyperst.stain import Stain
 
@@ -39,12 +41,14 @@ class Known:
     held_out: pd.DataFrame
     evaluated: Sequence[str]
     calibration: Calibration | None
+    trained: TrainingSpots | None
 
     @classmethod
     def of(cls, run: Run, stain: Stain) -> Known:
         """Read it."""
         held_out, evaluated = held_out_figures(run.folder, run.genes, run.best_epoch, stain)
-        return cls(stain, held_out, evaluated, read_calibration(run))
+        trained = read_training_spots(run.folder, run.checkpoint)
+        return cls(stain, held_out, evaluated, read_calibration(run), trained)
 
     @property
     def distances(self) -> Callable[[np.ndarray], np.ndarray] | None:
@@ -53,13 +57,25 @@ class Known:
 
 
 def describe_prediction(
-    run: Run, section: Section, values: np.ndarray | None, distances: np.ndarray | None, known: Known
+    run: Run,
+    section: Section,
+    values: np.ndarray | None,
+    distances: np.ndarray | None,
+    placed: Rows | None,
+    known: Known,
 ) -> AnnData:
-    """What :func:`predict_image` returns, of ``values`` (spot gene), None without X, and ``distances`` (spot,)."""
+    """What :func:`hyperst.predict.predict_image` returns.
+
+    Args:
+        values: (spot gene), None without X. distances: (spot,), see :attr:`Known.distances`.
+        placed: the network's image features (spot width), None where the run has stored no training spots.
+    """
     predicted = section_anndata(run, section, values)
     predicted.var = predicted.var.join(known.held_out)
     predicted.uns["hyperst"] |= {"stain": known.stain, "held_out_sections": ", ".join(known.evaluated)}
     add_doubt(predicted, known.calibration, run.genes, distances)
+    if placed is not None:
+        add_nearest(predicted, known.trained, placed)
     if section.damaged is not None and section.image_path is not None:
         seen = as_trained(run, section)
         *_, widest = crop_widths_px(seen.grid, seen.spot_diameter_px, run.config.crop)

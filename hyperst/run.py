@@ -65,6 +65,8 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
         self.calibration = self.path / "calibration.npz"
+        self.training_spots = self.path / "training_spots.npz"
+        self.tissue_pixels = self.path / "tissue_pixels.npz"
         self.best = self.path / "checkpoints" / "best.ckpt"
         self.last = self.path / "checkpoints" / "last.ckpt"
 
@@ -176,6 +178,7 @@ def build_model(config: RunConfig, n_genes: int, backbone_width: int | None = No
         n_genes,
         model,
         levels=config.crop.levels,
+        target=config.data.target,
         backbone_width=backbone_width,
         image_size=config.crop.image_size,
         strict_weights=not old,
@@ -188,6 +191,7 @@ def spot_dataset(
     genes: Sequence[str] = (),
     *,
     augment: bool = False,
+    raw_counts: bool = False,
     indices: Sequence[tuple[int, int]] | None = None,
     keep: bool = False,
     on_crops: Callable[[int], None] | None = None,
@@ -199,6 +203,7 @@ def spot_dataset(
         config.crop,
         config.data.target,
         augment=augment,
+        raw_counts=raw_counts,
         feature_key=config.data.feature_key,
         indices=indices,
         cache_bytes=int(config.data.cache_gib * 2**30) if keep else 0,

@@ -15,7 +15,7 @@ from hyperst.feature_check import feature_width, require_same_encoder
 from hyperst.image_batches import BATCH_SIZE, read_batches, spot_batches
 from hyperst.progress import Count
 from hyperst.run import Run, as_trained
-from hyperst.stain import Stain, StainStatistics, match_stain, matching
+from hyperst.stain import Stain, Stains, match_stain, matching
 
 __all__ = [
     "compute_batches",
@@ -42,7 +42,7 @@ def predict_values(
 
     Args:
         section: with its image (or the precomputed features the run uses); counts are not looked at.
-        stain: "match" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`.
+        stain: "match" or "macenko" sees the image with the stain of the training tissue, see :mod:`hyperst.stain`.
         on_progress: called with (spots done, spots in all) before the first batch and after each.
 
     Raises:
@@ -60,17 +60,18 @@ def predict_with_features(
     batch_size: int = BATCH_SIZE,
     stain: Stain = "none",
     on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """What :func:`predict_values` returns, and what ``summarise`` makes of image features (spot width), batch by batch.
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """What :func:`predict_values` returns, what ``summarise`` makes of image features, batch by batch, and "image_spot".
 
-    The second is float32 (spot ...), or None without ``summarise``. Errors: see :func:`predict_values`.
+    ``summarise`` gets the backbone's features (spot width). The second is float32 (spot ...), or None without ``summarise``; the
+    third (spot width), see :meth:`hyperst.model.HyperST.encode_images`. Errors: see :func:`predict_values`.
     """
     statistics = matching(run, section, stain)
     count = Count(on_progress, section.n_spots).add
     found = over_spots(run, section, summarising(run, summarise), count, batch_size, statistics)
     values = with_closed_form(run, section, found)
     require_finite(run, section, values)
-    return values, found.get("summary")
+    return values, found.get("summary"), found["image_spot"]
 
 
 def require_finite(run: Run, section: Section, values: np.ndarray) -> None:
@@ -82,9 +83,8 @@ def require_finite(run: Run, section: Section, values: np.ndarray) -> None:
 
 
 def encode(run: Run, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The network's "prediction" (b gene), and the image "features" (b width), of all levels side by side, for the closed form."""
-    prediction, features = run.model.predict_with_features(batch)
-    return {"prediction": prediction, "features": features}
+    """What :meth:`hyperst.model.HyperST.encode_images` gives, the network's prediction and its features."""
+    return run.model.encode_images(batch)
 
 
 def summarising(run: Run, summarise: Callable[[np.ndarray], np.ndarray] | None) -> Compute:
@@ -107,7 +107,7 @@ def over_spots(
     compute: Compute,
     on_batch: Callable[[int], None],
     batch_size: int = BATCH_SIZE,
-    stains: tuple[StainStatistics, StainStatistics] | None = None,
+    stains: Stains | None = None,
 ) -> dict[str, np.ndarray]:
     """Collect what ``compute`` makes of each batch of a section's images, float32 (spot ...); counts are not looked at.
 
@@ -132,7 +132,7 @@ def compute_batches(
     compute: Compute,
     batches: Sequence[np.ndarray],
     numbers: Sequence[int],
-    stains: tuple[StainStatistics, StainStatistics] | None = None,
+    stains: Stains | None = None,
     readers: int = 0,
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Number, and what ``compute`` makes of it, float32 (b ...), of each of the batches with these ``numbers``.

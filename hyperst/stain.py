@@ -1,4 +1,4 @@
-"""Staining of a slide, matched to that of the training tissue: mean and spread of the optical density."""
+"""Staining of a slide, matched to that of the training tissue: mean and spread of the optical density, or stain vectors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,22 @@ from torch.utils.data import DataLoader
 from hyperst.config import RunConfig
 from hyperst.data import Section
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD, collate
-from hyperst.run import Run, as_trained, spot_dataset
+from hyperst.macenko import StainVectors, read_tissue_pixels, require_torchstain, stain_vectors
+from hyperst.run import Run, RunFolder, as_trained, spot_dataset
 
-__all__ = ["Stain", "StainStatistics", "match_stain", "matching", "stain_statistics", "with_training_stain"]
+__all__ = [
+    "Stain",
+    "StainStatistics",
+    "Stains",
+    "match_stain",
+    "matching",
+    "stain_statistics",
+    "tissue_pixels",
+    "with_training_stain",
+]
 
-Stain = Literal["none", "match"]
-"""Whether a slide is seen as it is, or with the mean and spread of optical density that the training tissue had."""
+Stain = Literal["none", "match", "macenko"]
+"""Whether a slide is seen as it is, or with the training tissue's mean and spread of optical density, or with its stains."""
 
 _SPOTS = 64
 _DARKEST = 0.02  # transmittance below which a pixel says nothing of its stain
@@ -43,12 +53,27 @@ class StainStatistics:
         return ", ".join(f"{mean:.2f} ± {std:.2f}" for mean, std in zip(self.mean, self.std, strict=True))
 
 
+Stains = tuple[StainStatistics, StainStatistics] | tuple[StainVectors, StainVectors]
+"""Of a slide and of the training tissue, which it is to be matched to."""
+
+
 def stain_statistics(config: RunConfig, section: Section) -> StainStatistics:
     """Optical density of the tissue in the niche crops of 64 spots spread over a section; glass is left out.
 
     Raises:
         ValueError: there is no tissue in the crops, or it is of one colour.
     """
+    tissue = _tissue(config, section)
+    return StainStatistics(tuple(tissue.mean(dim=0).tolist()), tuple(tissue.std(dim=0).tolist()))
+
+
+def tissue_pixels(config: RunConfig, section: Section) -> np.ndarray:
+    """The pixels, uint8 (pixel 3), that :func:`stain_statistics` is about, with its errors."""
+    return (255 * 10 ** -_tissue(config, section)).round().to(torch.uint8).numpy()
+
+
+def _tissue(config: RunConfig, section: Section) -> Tensor:
+    """Optical density (pixel 3), float64, of the tissue around 64 spots."""
     spots = np.unique(np.linspace(0, section.n_spots - 1, _SPOTS).round().astype(int))
     dataset = spot_dataset(config, [section], indices=[(0, int(spot)) for spot in spots])
     pixels = []
@@ -61,7 +86,7 @@ def stain_statistics(config: RunConfig, section: Section) -> StainStatistics:
         raise ValueError(
             f"there is {what} around the spots of {section.name} ({section.image_path}): no stain to match"
         )
-    return StainStatistics(tuple(tissue.mean(dim=0).tolist()), tuple(tissue.std(dim=0).tolist()))
+    return tissue
 
 
 def with_training_stain(config: RunConfig, sections: Sequence[Section]) -> RunConfig:
@@ -82,29 +107,36 @@ def with_training_stain(config: RunConfig, sections: Sequence[Section]) -> RunCo
     return replace(config, data=replace(config.data, stain_mean=mean, stain_std=std))
 
 
-def matching(run: Run, section: Section, stain: Stain) -> tuple[StainStatistics, StainStatistics] | None:
-    """Statistics of the section and of the run's training tissue, where the one is to be matched to the other.
+def matching(run: Run, section: Section, stain: Stain) -> Stains | None:
+    """Statistics, or stain vectors, of the section and of the run's training tissue, where the one is to be matched to the other.
 
     Raises:
         ValueError: an unknown ``stain``, or a run that has recorded none: on precomputed features, or of an earlier version.
+        ImportError: "macenko" without torchstain.
     """
     if stain == "none":
         return None
-    if stain != "match":
-        raise ValueError(f"stain (--stain): got {stain!r}, need match or none")
-    mean, std = run.config.data.stain_mean, run.config.data.stain_std
-    if mean is None or std is None:
+    if stain not in ("match", "macenko"):
+        raise ValueError(f"stain (--stain): got {stain!r}, need match, macenko or none")
+    mean, std, pixels = run.config.data.stain_mean, run.config.data.stain_std, RunFolder(run.folder).tissue_pixels
+    if mean is None or std is None or (stain == "macenko" and not pixels.is_file()):
         why = "precomputed features" if run.config.data.feature_key is not None else "an earlier version"
         raise ValueError(
-            f"the run in {run.folder} has recorded no stain of its training tissue ({why}); leave --stain match out, or train again"
+            f"the run in {run.folder} has recorded no stain of its training tissue ({why}); leave --stain {stain} out, or "
+            "train again"
         )
+    if stain == "macenko":
+        require_torchstain()
+        own = stain_vectors(tissue_pixels(run.config, as_trained(run, section)), section.name)
+        return own, stain_vectors(read_tissue_pixels(pixels), "the training sections")
     return stain_statistics(run.config, as_trained(run, section)), StainStatistics(mean, std)
 
 
-def match_stain(images: Tensor, own: StainStatistics, wanted: StainStatistics) -> Tensor:
-    """Images whose optical density has another mean and spread in each colour; no density falls below 0, which is clear glass.
+def match_stain(images: Tensor, own: StainStatistics | StainVectors, wanted: StainStatistics | StainVectors) -> Tensor:
+    """Images whose optical density has another mean and spread in each colour, or other stain vectors.
 
-    Source: Reinhard et al., IEEE Comput. Graph. Appl. 21(5):34 (2001), there in another colour space.
+    No density falls below 0, which is clear glass. Source of the first: Reinhard et al., IEEE Comput. Graph. Appl. 21(5):34
+    (2001), there in another colour space; of the second see :mod:`hyperst.macenko`.
 
     Args:
         images: (b 3 h w), ImageNet-normalised. own: what they have. wanted: what they shall have.
@@ -114,12 +146,16 @@ def match_stain(images: Tensor, own: StainStatistics, wanted: StainStatistics) -
     >>> torch.allclose(match_stain(images, plain, plain), images, atol=1e-6)
     True
     """
+    offset, scale = _imagenet(images)
+    if isinstance(own, StainVectors) and isinstance(wanted, StainVectors):
+        return (own.restained(images * scale + offset, wanted) - offset) / scale
+    assert isinstance(own, StainStatistics)
+    assert isinstance(wanted, StainStatistics)
     values = (
         rearrange(images.new_tensor(each), "rgb -> rgb 1 1") for each in (own.mean, own.std, wanted.mean, wanted.std)
     )
     own_mean, own_std, mean, std = values
     density = (_densities(images) - own_mean) / own_std * std + mean
-    offset, scale = _imagenet(images)
     return (10 ** -density.clamp(min=0) - offset) / scale
 
 

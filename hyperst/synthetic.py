@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from scipy.spatial import KDTree
 
 from hyperst.files import atomic_path, write_h5ad_atomic
 
@@ -110,8 +111,14 @@ def _smooth_labels(
     n_seeds = max(n, round((extent / spacing) ** 2))
     seeds = random.uniform(0, extent, (n_seeds, 2))
     labels = random.permutation(np.arange(n_seeds) % n)
-    nearest = ((points[:, None] - seeds[None]) ** 2).sum(axis=2).argmin(axis=1)
-    return labels[nearest]
+    return labels[KDTree(seeds).query(points)[1]]
+
+
+def _within(points: np.ndarray, centres: np.ndarray, radius: float) -> np.ndarray:
+    """How many of the points lie within a radius of each centre."""
+    if not len(points):
+        return np.zeros(len(centres), dtype=int)
+    return KDTree(points).query_ball_point(centres, radius, return_length=True)
 
 
 def _cells(
@@ -167,8 +174,9 @@ def _counts(
     programmes = base * np.exp(
         biology.normal(0, 1.2, (_N_TYPES, n_genes)) * (biology.random((_N_TYPES, n_genes)) < 0.5)
     )
-    under = ((spots[:, None] - cells[None]) ** 2).sum(axis=2) < diameter**2  # a spot gathers a little beyond its rim
-    composition = np.stack([under[:, types == kind].sum(axis=1) for kind in range(_N_TYPES)], axis=1)
+    composition = np.stack(  # a spot gathers a little beyond its rim
+        [_within(cells[types == kind], spots, diameter) for kind in range(_N_TYPES)], axis=1
+    )
     expression = (composition + 0.2) @ programmes
     expression /= expression.sum(axis=1, keepdims=True)
     mean = expression * random.lognormal(np.log(4000), 0.25, (len(spots), 1))

@@ -151,7 +151,9 @@ def positive_number(name: str, value: float | Tensor, dtype: torch.dtype = torch
         value = value.detach()
     value = float(value)
     if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+        # many notations give the curvature itself
+        own = f": the curvature of the space is -c, so pass c = {-value:g}" if name in ("c", "curvature") else ""
+        raise ValueError(f"{name} must be positive and finite, got {value}{own if -float('inf') < value < 0 else ''}")
     smallest, largest = torch.finfo(dtype).tiny, torch.finfo(dtype).max
     if not smallest <= value <= largest:
         raise ValueError(f"{name} must lie between {smallest:.3g} and {largest:.3g} in {dtype}, got {value}")

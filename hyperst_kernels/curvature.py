@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from hyperst_kernels import _checks
@@ -16,14 +14,7 @@ Curvature = float | Tensor | nn.Module | Callable[[], Tensor]
 
 def check(curvature: float | Tensor) -> None:
     """A number or a tensor of one, c > 0; a negative one, as in notations that give the curvature itself, is told its c."""
-    try:
-        _checks.positive_number("curvature", curvature)
-    except ValueError as error:
-        found = torch.as_tensor(curvature).detach()
-        value = float(found) if found.numel() == 1 else math.nan
-        if not -math.inf < value < 0:
-            raise
-        raise ValueError(f"{error}: the curvature of the space is -c, so pass c = {-value:g}") from None
+    _checks.positive_number("curvature", curvature)
 
 
 def hold(module: nn.Module, curvature: Curvature) -> None:

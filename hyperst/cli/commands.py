@@ -99,6 +99,19 @@ def train(
     head: Annotated[
         str | None, typer.Option("--head", help="What predicts: network (the paper), closed-form or both.")
     ] = None,
+    likelihood: Annotated[
+        str | None,
+        typer.Option(
+            "--likelihood",
+            help="What the network learns from: gaussian (the target), poisson or negative-binomial (counts).",
+        ),
+    ] = None,
+    average: Annotated[
+        str | None,
+        typer.Option(
+            "--average", help="Predict from the crops as they are (none) or the mean over their turns (dihedral)."
+        ),
+    ] = None,
     image_size: Annotated[int | None, typer.Option("--image-size", help="Side of the crops, pixels.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Most passes over the spots.")] = None,
     patience: Annotated[
@@ -130,7 +143,15 @@ def train(
             "feature_key": feature_key,
         },
         "crop": {"image_size": image_size, "wider_um": level_widths(levels)},
-        "model": {"backbone": backbone, "weights": weights, "tune": tune, "width": width, "head": head},
+        "model": {
+            "backbone": backbone,
+            "weights": weights,
+            "tune": tune,
+            "width": width,
+            "head": head,
+            "likelihood": likelihood,
+            "average": average,
+        },
         "training": {
             "epochs": epochs,
             "patience": patience,

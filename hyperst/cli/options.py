@@ -54,10 +54,11 @@ MinCounts = Annotated[
     ),
 ]
 StainOption = Annotated[
-    Literal["none", "match"],
+    Literal["none", "match", "macenko"],
     typer.Option(
         "--stain",
-        help="match: see the image with the stain of the training tissue (mean and spread of optical density).",
+        help="match: see the image with the stain of the training tissue (mean and spread of optical density); macenko: with its "
+        "hematoxylin and eosin (extra stain).",
     ),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; default: the GPU if there is one.")]

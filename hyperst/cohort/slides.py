@@ -25,6 +25,7 @@ from hyperst.files import anndata_elements, write_text_atomic
 from hyperst.predict_file import SlideValues, image_into_part, section_into_part
 from hyperst.prediction_notes import prediction_notes
 from hyperst.run import Run, load_run, run_checksum
+from hyperst.stain import Stain
 from hyperst_kernels import __version__
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Options:
     features: Path | None = None
     niche_features: Path | None = None
     skip_damaged: bool = False
-    stain: Literal["none", "match"] = "none"
+    stain: Stain = "none"
     min_tissue: float | None = None
     exports: tuple[str, ...] = ()
     wider_features: Mapping[str, Path] = field(default_factory=dict)

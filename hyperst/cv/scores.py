@@ -14,13 +14,14 @@ from hyperst.evaluation import TOP, score
 from hyperst.evaluation_images import read_images
 from hyperst.metrics import jensen_shannon, mae, mse, per_gene_pearson, relative_variance_distance
 from hyperst.moran import morans_i, neighbours
+from hyperst.nearest import image_space, retrieve
 from hyperst.noise_ceiling import noise_ceiling
 from hyperst.predict import predict_values
 from hyperst.run import Run
 
 __all__ = ["METHODS", "MeasuredSection", "fold_scores", "method_scores", "null_scores"]
 
-METHODS = ("model", "network", "stain_match", "ridge_own", "ridge_stain", "training_mean", "noise_ceiling")
+METHODS = ("model", "network", "stain_match", "ridge_own", "ridge_stain", "retrieval", "training_mean", "noise_ceiling")
 _N_SHUFFLES = 20
 _OF_SECTIONS = ("rvd", "jsd", "moran_pcc", "moran_mae")
 Scores = dict[str, float | None]
@@ -64,6 +65,9 @@ def fold_scores(
         if name in seen[0]:
             features = np.concatenate([each[name] for each in learnt])
             predictions[f"ridge_{name}"] = [ridge_floor(features, targets, each[name]) for each in seen]
+    if (space := image_space(run)) is not None:
+        known = np.concatenate([each["image_spot"] for each in learnt])
+        predictions["retrieval"] = [retrieve(space, each["image_spot"], known, targets) for each in seen]
     predictions["training_mean"] = [training_mean(targets, section.n_spots) for section in test]
     scores = {method: method_scores(each, tested) for method, each in predictions.items()}
     scores["model"][""] |= null_scores(predictions["model"], tested, run.config.training.seed)

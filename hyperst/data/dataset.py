@@ -47,6 +47,7 @@ class SpotDataset(Dataset):
             that do not fit are read from their file batch by batch.
         on_crops: called with the number of spots whose crops have just been read to be kept.
         counts: False leaves the expression entries out (prediction; ``genes`` may be empty).
+        raw_counts: True adds counts and library_size.
 
     Items are dicts:
 
@@ -55,6 +56,7 @@ class SpotDataset(Dataset):
     - spot_expression, niche_expression: float32 (gene,) on the target scale; the niche's is the transform of mean raw
       counts (and mean library size) over its present spots, a wider level's over the spots in its crop. target: the same as
       spot_expression.
+    - counts: float32 (gene,), raw; library_size: float32 (), total count of the spot over all measured genes.
     - section, spot: int64, position in ``sections`` and in the section.
     - block_id: int64, shared by spots of the same block of 2 x 2 pitches of one section: false negatives of each other.
 
@@ -76,6 +78,7 @@ class SpotDataset(Dataset):
         indices: Sequence[tuple[int, int]] | np.ndarray | None = None,
         cache_bytes: int = 2 << 30,
         counts: bool = True,
+        raw_counts: bool = False,
         on_crops: Callable[[int], None] | None = None,
     ) -> None:
         if not sections:
@@ -91,6 +94,7 @@ class SpotDataset(Dataset):
         self.indices = _checked_indices(self.sections, indices)
         self._blocks = [block_ids(section, number) for number, section in enumerate(self.sections)]
         self._expression = [self._expressions(section) for section in self.sections] if counts else None
+        self._raw = [self._raw_counts(section) for section in self.sections] if raw_counts else None
         self._features = None
         if feature_key is not None:
             self._features = _feature_tables(self.sections, feature_key, self.crop, cache_bytes)
@@ -124,6 +128,8 @@ class SpotDataset(Dataset):
             for level, values in self._expression[number].items():
                 out[f"{level}_expression"] = torch.from_numpy(values[spot])
             out["target"] = out["spot_expression"]
+        if self._raw is not None:
+            out |= {name: torch.as_tensor(values[spot]) for name, values in self._raw[number].items()}
         return out
 
     def __getitems__(self, items: list[int]) -> list[dict[str, Tensor]] | dict[str, Tensor]:
@@ -141,6 +147,8 @@ class SpotDataset(Dataset):
         if self._expression is not None:
             for level in self.crop.levels:
                 tables[f"{level}_expression"] = [of[level] for of in self._expression]
+        if self._raw is not None:
+            tables |= {name: [of[name] for of in self._raw] for name in self._raw[0]}
         out = {"section": torch.from_numpy(numbers.copy()), "spot": torch.from_numpy(spots.copy())}
         order = np.argsort(numbers, kind="stable")
         places = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
@@ -167,6 +175,10 @@ class SpotDataset(Dataset):
             mean_library = (members @ section.library_size) / np.diff(members.indptr)
             found[level] = transform(mean.toarray(), mean_library.astype(np.float32), self.target)
         return found
+
+    def _raw_counts(self, section: Section) -> dict[str, np.ndarray]:
+        library_size = np.asarray(section.library_size, dtype=np.float32)
+        return {"counts": align_genes(section, self.genes), "library_size": library_size}
 
     def _read_all(self, on_crops: Callable[[int], None] | None) -> np.ndarray:
         size = self.crop.image_size

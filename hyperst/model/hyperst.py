@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -13,10 +13,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from hyperst.data.crops import LEVELS
+from hyperst.data.targets import Target
 from hyperst.model.backbones import Normalisation, Tune, build_backbone, is_pretrained
+from hyperst.model.likelihood import CountLikelihood, Likelihood
 from hyperst.validation import STRICT, Count, Positive, Real
 
-__all__ = ["HyperST", "ModelConfig"]
+__all__ = ["HyperST", "ModelConfig", "orientations"]
 
 Channels = Annotated[tuple[Real, Real, Real], Field(strict=False)]  # a list is welcome
 
@@ -41,6 +43,11 @@ class ModelConfig:
         head_inputs: levels that the prediction head sees, "spot", "niche" or wider ones; None: all levels.
         head: what predicts: the "network" as trained (the paper), a regression fitted in "closed-form" on the features of its
             backbone once it is trained, or "both", mixed as validation spots say; see :mod:`hyperst.closed_form`.
+        likelihood: what the network learns from: "gaussian", the squared error on the target's scale (the paper), or the raw counts
+            with the spot's library size as exposure, "poisson" or "negative-binomial" with a learnt dispersion of each gene. What
+            is predicted is on the target's scale either way; see :mod:`hyperst.model.likelihood`.
+        average: "dihedral" predicts from the mean over the eight orientations of the crops, quarter turns and mirror images, which
+            takes eight times as long and does not depend on how a slide was laid; "none" from the crops as they are.
     """
 
     backbone: str = "conv+stain"
@@ -53,6 +60,8 @@ class ModelConfig:
     dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.1
     head_inputs: Annotated[tuple[str, ...], Field(strict=False)] | None = None  # a list is welcome
     head: Literal["network", "closed-form", "both"] = "both"
+    likelihood: Likelihood = "gaussian"
+    average: Literal["none", "dihedral"] = "none"
 
     def __post_init__(self) -> None:
         if self.tune != "frozen" and not is_pretrained(self.backbone):
@@ -118,13 +127,28 @@ def _shared_projection(d: int) -> nn.Linear:
     return projection
 
 
+def orientations(batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The batch with its images (... h w) in each orientation of the square: by four quarter turns, each as it is and mirrored.
+
+    >>> corner = torch.tensor([[[[1.0, 2], [3, 4]]]])
+    >>> sorted(each["spot_image"].flatten().tolist() for each in orientations({"spot_image": corner}))[:2]
+    [[1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0]]
+    """
+    images = [name for name in batch if name.endswith("_image")]
+    for turns in range(4):
+        turned = {name: torch.rot90(batch[name], turns, (-2, -1)) for name in images}
+        yield {**batch, **turned}
+        yield {**batch, **{name: image.flip(-1) for name, image in turned.items()}}
+
+
 class HyperST(nn.Module):
     """Image and gene features of each level, and expression predicted from the image alone.
 
     ``forward(batch)`` takes "spot_image", "niche_image" (b 3 h w) (or "spot_features", "niche_features" (b w)) and, for
     training, "spot_expression", "niche_expression" (b n_genes). Returns "image_spot", "image_niche", "gene_spot",
-    "gene_niche" (b width; Euclidean, not yet lifted) and "prediction" (b n_genes). ``levels`` from narrow to wide; those of
-    the paper are spot and niche, and each further one has its own projectors and encoders.
+    "gene_niche" (b width; Euclidean, not yet lifted), "output" (b n_genes), what the likelihood takes, and "prediction"
+    (b n_genes) on the scale of ``target``, the same where there is no likelihood of counts. ``levels`` from narrow to wide; those
+    of the paper are spot and niche, and each further one has its own projectors and encoders.
 
     >>> model = HyperST(5, ModelConfig(backbone="precomputed", width=8), backbone_width=12)
     >>> model.predict({"spot_features": torch.randn(2, 12), "niche_features": torch.randn(2, 12)}).shape
@@ -137,6 +161,7 @@ class HyperST(nn.Module):
         config: ModelConfig,
         *,
         levels: Sequence[str] = LEVELS,
+        target: Target = "log1p_cp10k",
         backbone_width: int | None = None,
         image_size: int = 224,
         strict_weights: bool = True,
@@ -164,15 +189,18 @@ class HyperST(nn.Module):
         self.image_projection, self.gene_projection = _shared_projection(d), _shared_projection(d)
         self.head = _encoder(len(self.head_levels) * d, d, config.dropout)
         self.output = nn.Linear(d, n_genes)
+        counts = config.likelihood != "gaussian"
+        self.likelihood = CountLikelihood(n_genes, config.likelihood, target) if counts else None
 
     def initialise_output(self, mean: Tensor) -> None:
-        """Start the prediction at ``mean`` (n_genes), usually that of the training spots."""
+        """Start the output at ``mean`` (n_genes), usually that of the training spots."""
         with torch.no_grad():
             self.output.bias.copy_(mean)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = self._image_features(self._raw(batch))
-        outputs["prediction"] = self._predict(outputs)
+        outputs["output"] = self._output(outputs)
+        outputs["prediction"] = self._on_target_scale(outputs["output"])
         for level in self.levels:
             if f"{level}_expression" in batch:
                 genes = self.gene_projectors[level](batch[f"{level}_expression"])
@@ -181,14 +209,36 @@ class HyperST(nn.Module):
 
     def predict(self, batch: dict[str, Tensor]) -> Tensor:
         """Expression (b n_genes) from images alone, on the scale the model was trained on."""
-        return self._predict(self._image_features(self._raw(batch)))
+        return self.encode_images(batch)["prediction"]
 
     def predict_with_features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What :meth:`predict` gives, and the backbone's features of all levels side by side, (b level*width)."""
-        raw = self._raw(batch)
-        return self._predict(self._image_features(raw)), rearrange(raw, "level b width -> b (level width)")
+        found = self.encode_images(batch)
+        return found["prediction"], found["features"]
 
-    def _predict(self, features: dict[str, Tensor]) -> Tensor:
+    def encode_images(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What :meth:`predict_with_features` gives as "prediction" and "features", and "image_spot" (b width) as `forward` does.
+
+        With ``average="dihedral"`` each is its mean over the orientations of the crops.
+        """
+        if self.config.average == "none":
+            return self._encode_images(batch)
+        found = [self._encode_images(turned) for turned in orientations(batch)]
+        return {name: torch.stack([each[name] for each in found]).mean(dim=0) for name in found[0]}
+
+    def _encode_images(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        raw = self._raw(batch)
+        images = self._image_features(raw)
+        return {
+            "prediction": self._on_target_scale(self._output(images)),
+            "features": rearrange(raw, "level b width -> b (level width)"),
+            "image_spot": images["image_spot"],
+        }
+
+    def _on_target_scale(self, output: Tensor) -> Tensor:
+        return output if self.likelihood is None else self.likelihood.expected_target(output)
+
+    def _output(self, features: dict[str, Tensor]) -> Tensor:
         levels = [features[f"image_{level}"] for level in self.head_levels]
         return self.output(self.head(rearrange(levels, "level b width -> b (level width)")))
 

@@ -7,7 +7,7 @@ import gzip
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ import numpy as np
 from hyperst.baselines import RIDGE_OWN
 from hyperst.evaluation_record import COLUMNS
 from hyperst.files import write_text_atomic
+from hyperst.nearest import TrainingSpots, read_training_spots
 from hyperst.prediction_anndata import UNITS
 from hyperst.report.embed import DATA_BYTES, embed
+from hyperst.report.nearest import nearest_examples
 from hyperst.report.origin import origin_warnings, require_origin
 from hyperst.report.spots import SpotMap, read_spot_map
 from hyperst.report.summary import RunSummary, SectionScores, collect
@@ -105,7 +107,10 @@ def render(summary: RunSummary, maps: Sequence[SpotMap], command: str, unmapped:
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {"figure": figure, "signed": lambda value: f"{value:+.3f}", "percent": "{:.0%}".format}
-    pictures = sum(len(each.picture or "") for each in maps)
+    trained = _training_spots(summary)
+    records, niche_um = summary.split.role("training"), summary.config.crop.niche_um
+    examples = [[] if trained is None else nearest_examples(each, trained, records, niche_um) for each in maps]
+    pictures = sum(len(each.picture or "") for each in maps) + len(json.dumps(examples, default=asdict))
     shown = [scores for scores in summary.evaluations if scores.space is not None][:_MOST_MAPS]
     spaces = [{"name": scores.section, **(scores.space or {})} for scores in shown]
     budget = (DATA_BYTES - pictures - len(json.dumps(spaces))) // max(1, len(maps))
@@ -128,6 +133,8 @@ def render(summary: RunSummary, maps: Sequence[SpotMap], command: str, unmapped:
         unmapped=unmapped,
         curves=curves,
         maps=maps,
+        examples=examples,
+        trained=trained,
         quartiles=[_quartiles(each.tissue_fraction) for each in maps],
         facts=_facts(summary, maps),
         configuration=(summary.folder / "config.yaml").read_text(encoding="utf-8"),
@@ -143,6 +150,12 @@ def render(summary: RunSummary, maps: Sequence[SpotMap], command: str, unmapped:
         script=Markup("".join((_PARTS / name).read_text(encoding="utf-8") for name in ("page.js", "space.js"))),
         plotly=base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode("ascii"),
     )
+
+
+def _training_spots(summary: RunSummary) -> TrainingSpots | None:
+    best = RunFolder(summary.folder).best
+    checkpoint = summary.checksums.get(best.relative_to(summary.folder).as_posix())
+    return None if checkpoint is None else read_training_spots(summary.folder, checkpoint)
 
 
 def _score_columns(scores: SectionScores) -> list[str]:

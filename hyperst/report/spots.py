@@ -14,6 +14,7 @@ from PIL import Image
 
 from hyperst.data.placement import BACKGROUND
 from hyperst.doubt import HALF_WIDTH, doubt_words
+from hyperst.nearest import DISTANCES, ROWS
 from hyperst.validation import reason_of
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class SpotMap:
         checkpoint: SHA-256 of the weights that predicted; None where it is not recorded.
         half_widths: float64 (gene,), of the intervals; applicability: float32 (spot,); None where they are not recorded.
         doubt: what both say of the slide, in words.
+        nearest: rows int32 (spot k) of the nearest training spots, and distances float32 (spot k); None where not recorded.
     """
 
     name: str
@@ -64,6 +66,7 @@ class SpotMap:
     half_widths: np.ndarray | None
     applicability: np.ndarray | None
     doubt: tuple[str, ...]
+    nearest: tuple[np.ndarray, np.ndarray] | None
 
 
 def read_prediction(path: str | Path, genes: Sequence[str]) -> AnnData:
@@ -138,6 +141,7 @@ def read_spot_map(path: str | Path, genes: Sequence[str]) -> SpotMap:
         half_widths=None if widths is None else np.asarray(widths, dtype=np.float64),
         applicability=None if applicability is None else np.asarray(applicability, dtype=np.float32),
         doubt=tuple(doubt_words(facts, with_intervals=widths is not None)),
+        nearest=(np.asarray(stored.obsm[ROWS]), np.asarray(stored.obsm[DISTANCES])) if ROWS in stored.obsm else None,
     )
 
 

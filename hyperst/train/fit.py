@@ -19,20 +19,24 @@ import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
 
 from hyperst.calibration import calibrate
 from hyperst.checkpoint import load_checkpoint, require_genes
 from hyperst.config import RunConfig
-from hyperst.data import Section, align_genes, transform
+from hyperst.data import Section
 from hyperst.feature_check import feature_width, require_same_encoder
 from hyperst.files import write_json_atomic
+from hyperst.macenko import write_tissue_pixels
 from hyperst.model import Alignment
+from hyperst.nearest import TrainingSpots, image_space
 from hyperst.processes import started_processes
-from hyperst.run import RunFolder, Split, build_model, load_run, section_indices
+from hyperst.run import Run, RunFolder, build_model, load_run
+from hyperst.spot_values import over_spots
+from hyperst.stain import tissue_pixels
 from hyperst.train.batch_norm import synchronise_batch_norms
 from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
 from hyperst.train.head import add_closed_form
+from hyperst.train.initialise import initialise_output
 from hyperst.train.interruption import InterruptibleLoop
 from hyperst.train.launch import launch
 from hyperst.train.loaders import Loaders, make_loaders
@@ -185,7 +189,7 @@ def _fit(
     width = feature_width(config, [*sections, *validation_sections], trained_on.own_levels())
     lightning.seed_everything(config.training.seed, verbose=False)
     model = build_model(config, len(genes), width, stored=resume)
-    model.initialise_output(_mean_target(config, genes, sections, split))
+    initialise_output(model, config, genes, sections, split)
     recorder = Recorder(place, config.training, on_epoch)
     trainer = _trainer(config, recorder, processes)
     if processes.size > 1:
@@ -235,7 +239,22 @@ def _finish(
         before, encoded = add_closed_form(place, sections, validation_sections, device)
     run = replace(load_run(place.path, device=device), mixture=before)
     calibrate(run, sections, validation_sections, encoded).write(place.calibration)
+    _write_training_spots(run, sections, encoded)
+    if run.config.data.stain_mean is not None:
+        write_tissue_pixels(place.tissue_pixels, [tissue_pixels(run.config, section) for section in sections])
     write_json_atomic(place.summary, asdict(summary))
+
+
+def _write_training_spots(
+    run: Run, sections: Sequence[Section], encoded: Sequence[dict[str, np.ndarray]] | None
+) -> None:
+    """Write where the images of the training spots lie, if the run has a space for them."""
+    if (space := image_space(run)) is None:
+        return
+    if encoded is None:
+        encoded = [over_spots(run, section, run.model.encode_images, lambda _: None) for section in sections]
+    placed = [found["image_spot"] for found, _ in zip(encoded, sections, strict=False)]
+    TrainingSpots.of(run.checkpoint, space, sections, placed).write(RunFolder(run.folder).training_spots)
 
 
 def _stored_summary(stored: dict[str, Any], place: RunFolder) -> TrainingSummary:
@@ -243,18 +262,6 @@ def _stored_summary(stored: dict[str, Any], place: RunFolder) -> TrainingSummary
         return TrainingSummary(**stored)
     except TypeError as error:
         raise ValueError(f"{place.summary} is damaged ({error}); remove it and resume again") from error
-
-
-def _mean_target(config: RunConfig, genes: list[str], sections: Sequence[Section], split: Split) -> Tensor:
-    """Mean over the training spots, float32 (gene,), on the target scale: where the prediction starts."""
-    pairs = np.asarray(section_indices(sections, split.validation_spots, inside=False))
-    values = [
-        transform(align_genes(section, genes), section.library_size, config.data.target)[
-            pairs[pairs[:, 0] == number, 1]
-        ]
-        for number, section in enumerate(sections)
-    ]
-    return torch.from_numpy(np.concatenate(values).mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
 def _trainer(config: RunConfig, recorder: Recorder, processes: Processes) -> lightning.Trainer:

@@ -114,7 +114,8 @@ def make_loaders(
     own = _deal(held_out, processes)
     progress = Count(on_crops, len(inner) + len(own))
     kept: dict[str, Any] = {"keep": True, "on_crops": progress.add}
-    training = spot_dataset(config, sections, genes, augment=True, indices=inner, **kept)
+    counts = config.model.likelihood != "gaussian"
+    training = spot_dataset(config, sections, genes, augment=True, raw_counts=counts, indices=inner, **kept)
     validation = spot_dataset(config, validation_sections or sections, genes, indices=own, **kept)
     progress.finish()
     common: dict[str, Any] = {

@@ -66,15 +66,23 @@ class TrainingStep(lightning.LightningModule):
             batch = {**batch, **dict(zip(names, crops, strict=True))}
         self.share = len(batch["target"]) * self.size / self.batch_size
         outputs = self.model(batch)
-        error = nn.functional.mse_loss(outputs["prediction"], batch["target"]) * self.share
+        error, scores = self._error(outputs, batch)
         if error.device.type == "cpu" and not torch.isfinite(error):  # on a GPU the epoch's mean tells, without a stop
-            raise not_finite(["training_mse"], self.current_epoch + 1)
+            raise not_finite(list(scores), self.current_epoch + 1)
         alignment = self.alignment(outputs, batch["block_id"])
         loss = error + alignment["loss"]
-        scores = {"training_loss": loss, "training_mse": error}
-        scores |= {name: alignment[name] for name in ("contrastive", "entailment")}
+        scores = {"training_loss": loss, **scores, **{name: alignment[name] for name in ("contrastive", "entailment")}}
         self.log_dict(scores, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         return loss
+
+    def _error(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is to be made small beside the alignment, and by name what is recorded of it."""
+        squared = nn.functional.mse_loss(outputs["prediction"], batch["target"]) * self.share
+        if self.model.likelihood is None:
+            return squared, {"training_mse": squared}
+        surprise = self.model.likelihood(outputs["output"], batch["counts"], batch["library_size"])
+        error = surprise.mean().to(squared.dtype) * self.share
+        return error, {"training_nll": error, "training_mse": squared.detach()}
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], index: int) -> None:
         if self.averaged is not None:

@@ -111,8 +111,8 @@ def test_what_cannot_be_matched_is_said(run, sections, tmp_path):
     older = replace(run, config=replace(run.config, data=replace(run.config.data, stain_mean=None, stain_std=None)))
     with pytest.raises(ValueError, match=r"has recorded no stain of its training tissue \(an earlier version\)"):
         predict_values(older, sections[2], stain="match")
-    with pytest.raises(ValueError, match="got 'macenko', need match or none"):
-        predict_values(run, sections[2], stain="macenko")
+    with pytest.raises(ValueError, match="got 'vahadane', need match, macenko or none"):
+        predict_values(run, sections[2], stain="vahadane")
     for colour, words in (
         (255, "no tissue around the spots of blank"),
         (120, "tissue of one colour around the spots of blank"),

@@ -12,7 +12,7 @@ import hyperst_kernels as hk
 from hyperst_kernels.blocked import blocks
 from tests.kernels.triton import DEVICE
 
-GEOMETRIES = ["lorentz", "euclidean", "cosine"]
+GEOMETRIES = ["lorentz", "euclidean", "cosine", "angle"]
 
 
 @pytest.fixture
@@ -47,6 +47,20 @@ def test_any_shape(seed, n, m, radius):
     want = hk.pairwise_distance(x, y, input="tangent")
     torch.testing.assert_close(distances, want.sort(1).values[:, :k], rtol=1e-9, atol=1e-12 * radius)
     torch.testing.assert_close(want.gather(1, indices), distances, rtol=1e-9, atol=1e-12 * radius)
+
+
+def test_an_index_of_inner_products_finds_the_same_keys():
+    """The recipe of docs/howto/retrieve.md, in faiss, and the distance from the product that it returns."""
+    faiss = pytest.importorskip("faiss", reason="faiss is not installed; `make loops` runs this test with it")
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = (torch.randn(n, 8, generator=generator) / 3 for n in (20, 500))
+    index = faiss.IndexFlatIP(9)
+    index.add(hk.lift(hk.exp_map0(keys, 0.7), 0.7).numpy())
+    asked = hk.lift(hk.exp_map0(queries, 0.7), 0.7) * torch.tensor([-1.0, *[1.0] * 8])
+    products, indices = (torch.from_numpy(found) for found in index.search(asked.numpy(), 5))
+    distances, nearest = hk.topk(queries, keys, 5, 0.7, input="tangent")
+    assert torch.equal(indices, nearest)
+    torch.testing.assert_close(torch.acosh(-0.7 * products) / 0.7**0.5, distances, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("far", ["queries", "keys"])

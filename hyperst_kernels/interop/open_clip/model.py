@@ -25,6 +25,15 @@ class _Unnormalized:
         """c > 0, 0-d."""
         return self.lift.curvature
 
+    def forward(self, image=None, text=None):
+        """What open_clip's model returns, with tangent vectors for features."""
+        found = super().forward(image, text)  # type: ignore[misc]
+        bias = getattr(self, "logit_bias", None)
+        if bias is None:
+            return found
+        # not the parameter itself, whose numbers FSDP2 frees as forward ends
+        return {**found, "logit_bias": bias.clone()} if isinstance(found, dict) else (*found[:-1], bias.clone())
+
     def encode_image(self, image, normalize: bool = False) -> Tensor:
         """Tangent vectors (n, d) of images; ``normalize`` is accepted for compatibility, and has no effect."""
         return self.lift(super().encode_image(image), "image")  # type: ignore[misc]
@@ -127,7 +136,7 @@ def _refusal(model: object) -> str:
         )
     return (
         f"model must be open_clip's CLIP or CustomTextCLIP itself, got {name}: call hyperbolic(model) before "
-        "DistributedDataParallel, torch.compile or scripting"
+        "DistributedDataParallel, fully_shard, torch.compile or scripting"
     )
 
 

@@ -73,7 +73,8 @@ def test_every_fold_seed_and_row_has_a_line_for_every_metric(found):
         assert set(lines["metric"]) == expected
         assert lines.groupby("metric").size().eq(4).all()
     assert list(scores["row"].unique()) == [
-        "full", "no_hca_hea", "network", "stain_match", "ridge_own", "ridge_stain", "training_mean", "noise_ceiling",
+        "full", "no_hca_hea", "network", "stain_match", "ridge_own", "ridge_stain", "retrieval", "training_mean",
+        "noise_ceiling",
     ]  # fmt: skip
     each = pd.read_csv(found.folder / "sections.csv").query(
         "row == 'full' and metric == 'pcc' and fold == 'b' and seed == 1"
