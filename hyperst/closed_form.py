@@ -8,12 +8,13 @@ single genes, which a network's output layer goes on to learn.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from hyperst.data import Section
@@ -22,13 +23,28 @@ from hyperst.data.niches import niche_members
 if TYPE_CHECKING:
     from hyperst.run import Run
 
-__all__ = ["ClosedFormHead", "Mixture", "fit_head", "fit_mixture", "head_features", "with_closed_form"]
+__all__ = [
+    "ClosedFormHead",
+    "Mixture",
+    "Rows",
+    "blocks_with_closed_form",
+    "fit_head",
+    "fit_mixture",
+    "head_features",
+    "with_closed_form",
+]
 
 _CLIP = 5.0  # standard deviations; features of another slide may lie anywhere
 _WIDTH = 4.0  # of the kernel, in median squared distances: nearly linear, with what bends saturating far out
 _PENALTIES = np.logspace(-7, 0, 29)  # per spot; at the last one, next to nothing is left of a component
 _FOLDS = 5
 _CHUNK = 1024  # spots predicted at once
+
+
+class Rows(Protocol):
+    """An array (spot ...), in memory or in a file, that gives the rows of some spots."""
+
+    def __getitem__(self, spots: np.ndarray, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -108,27 +124,50 @@ def head_features(section: Section, features: np.ndarray, levels: Sequence[str],
     Returns:
         float32 (spot width).
     """
-    of_each = dict(zip(levels, np.split(features, len(levels), axis=1), strict=True))
+    return _with_neighbours(niche_members(section), slice(0, section.n_spots), features, levels, seen)
+
+
+def _with_neighbours(
+    members: sparse.csr_array, part: slice, features: Rows, levels: Sequence[str], seen: Sequence[str]
+) -> np.ndarray:
+    """:func:`head_features` of the spots ``part``, from the ``members`` (spot spot) of the niches of all."""
+    niches = members[part]
+    needed = np.unique(niches.indices)  # the spots themselves among them
+    of_each = dict(zip(levels, np.split(features[needed], len(levels), axis=1), strict=True))
     chosen = np.concatenate([of_each[level] for level in seen], axis=1)
-    members = niche_members(section)
-    return np.concatenate([chosen, members @ chosen / members.sum(axis=1)[:, None]], axis=1)
+    niches = sparse.csr_array(
+        (niches.data, np.searchsorted(needed, niches.indices), niches.indptr), shape=(niches.shape[0], len(needed))
+    )
+    own = chosen[np.searchsorted(needed, np.arange(part.start, part.stop))]
+    return np.concatenate([own, niches @ chosen / niches.sum(axis=1)[:, None]], axis=1)
 
 
-def with_closed_form(run: Run, section: Section, found: dict[str, np.ndarray]) -> np.ndarray:
+def with_closed_form(run: Run, section: Section, found: Mapping[str, Rows]) -> np.ndarray:
     """What the run predicts, float32 (spot gene), from the network's "prediction" and the "features" of all spots of a section.
 
     Warns where the run is to have a closed-form head and, its training not having ended, has none yet.
     """
-    if run.mixture is not None:
-        features = head_features(section, found["features"], run.model.levels, run.model.head_levels)
-        return run.mixture(features, found["prediction"])
-    if run.config.model.head != "network":
+    return np.concatenate(list(blocks_with_closed_form(run, section, found)))
+
+
+def blocks_with_closed_form(run: Run, section: Section, found: Mapping[str, Rows]) -> Iterator[np.ndarray]:
+    """:func:`with_closed_form` of 1024 spots after another."""
+    if run.mixture is None and run.config.model.head != "network":
         warnings.warn(
             f"the training of the run in {run.folder} has not ended, so the network predicts without the closed-form head; go on "
             f"with hyperst train --resume --output {run.folder}",
             stacklevel=3,
         )
-    return found["prediction"]
+    members = None if run.mixture is None else niche_members(section)
+    for start in range(0, section.n_spots, _CHUNK):
+        part = slice(start, min(start + _CHUNK, section.n_spots))
+        network = found["prediction"][np.arange(part.start, part.stop)]
+        if run.mixture is None or members is None:
+            yield network
+        else:
+            yield run.mixture(
+                _with_neighbours(members, part, found["features"], run.model.levels, run.model.head_levels), network
+            )
 
 
 def fit_head(features: np.ndarray, targets: np.ndarray, blocks: np.ndarray, seed: int = 0) -> ClosedFormHead:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from hyperst.data.dataset import normalise_image
 from hyperst.data.feature_source import FeatureSource
 from hyperst.data.images import SlideImage
 from hyperst.data.readers.features import read_patch_features
-from hyperst.files import atomic_path, require_writable
+from hyperst.files import atomic_path, require_space, require_writable
 from hyperst.model.backbones import Backbone, build_backbone, declared_normalisation, is_pretrained, require_weights
 
 __all__ = ["LoadedEncoder", "encode_section", "encoder_checksum", "feature_path", "load_encoder"]
@@ -139,10 +137,7 @@ def encode_section(
         _require_same(path, source, section, corners)
         return False
     require_writable(path)
-    size = 4 * section.n_spots * encoder.backbone.width
-    # HDF5 on a full disk may end the process
-    if (free := shutil.disk_usage(next(each for each in path.absolute().parents if each.exists())).free) < 1.1 * size:
-        raise OSError(errno.ENOSPC, f"{path} needs {size / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free")
+    require_space(path, round(1.1 * 4 * section.n_spots * encoder.backbone.width))
     with section.open_image() as image, atomic_path(path) as temporary:
         _write(temporary, encoder, section, image, corners, source, barcodes, batch_size, on_batch)
     return True

@@ -21,7 +21,7 @@ from hyperst.files import atomic_path, write_h5ad_atomic, write_json_atomic
 from hyperst.intervals import Interval, gene_interval, mean_interval, resampled_correlations, spot_intervals
 from hyperst.metrics import per_gene_pearson
 from hyperst.nearest import add_nearest, read_training_spots
-from hyperst.predict import SHORT_UNITS, section_anndata
+from hyperst.prediction_anndata import SHORT_UNITS, section_anndata
 from hyperst.run import Run
 
 if TYPE_CHECKING:

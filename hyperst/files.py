@@ -12,10 +12,12 @@ import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,15 +27,20 @@ __all__ = [
     "atomic_path",
     "distinct_file_names",
     "is_hidden",
+    "raise_full_disk",
+    "require_space",
     "require_writable",
     "sha256",
     "write_h5ad_atomic",
+    "write_h5ad_in_blocks",
     "write_json_atomic",
     "write_text_atomic",
 ]
 
 _LONGEST_STEM = 150  # bytes, of a temporary file's name: 255 are all that file systems allow
 _OLD = 3600  # seconds
+_GZIP: dict[str, Any] = {"compression": "gzip"}
+_CHUNK_BYTES = 1 << 19  # of an array that is compressed at a time
 _NO_SPACE = {errno.ENOSPC: "no space left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file is too large"}
 
 
@@ -74,7 +81,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        _raise_full_disk(error, path)
+        raise_full_disk(error, path)
         raise
 
 
@@ -105,14 +112,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                     os.fsync(written.fileno())
         os.rename(temporary, path)
     except BaseException as error:
-        _raise_full_disk(error, path)
+        raise_full_disk(error, path)
         raise
     finally:
         if around is not None:
             shutil.rmtree(around, ignore_errors=True)
 
 
-def _raise_full_disk(error: BaseException, path: Path) -> None:
+def raise_full_disk(error: BaseException, path: Path) -> None:
     """Raise OSError with the remedy where ``error`` came from a full disk."""
     if (number := _full_disk(error)) is not None:
         raise OSError(
@@ -141,6 +148,13 @@ def require_writable(path: str | Path) -> None:
         raise OSError(
             error.errno, f"{path} cannot be written: {folder}: {reason}; choose another place with --output"
         ) from error
+
+
+def require_space(path: str | Path, size: int) -> None:
+    """Raise OSError unless the disk of ``path`` has room for ``size`` bytes: HDF5 on a full disk may end the process."""
+    free = shutil.disk_usage(next(each for each in Path(path).absolute().parents if each.exists())).free
+    if free < size:
+        raise OSError(errno.ENOSPC, f"{path} needs {size / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free")
 
 
 def sha256(path: str | Path) -> str:
@@ -232,11 +246,34 @@ def write_h5ad_atomic(adata: AnnData, path: str | Path) -> Path:
         adata.strings_to_categoricals()
         content = io.BytesIO()
         with h5py.File(content, "w") as file:
-            anndata_elements().write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+            anndata_elements().write_elem(file, "/", adata, dataset_kwargs=_GZIP)
         content.seek(0)
         # in pieces: after an error Python 3.13 complains of a buffer that is still in use
         with temporary.open("wb") as file:
             shutil.copyfileobj(content, file)
+    return path
+
+
+def write_h5ad_in_blocks(adata: AnnData, blocks: Iterable[np.ndarray], path: str | Path) -> Path:
+    """Write an AnnData without X to ``path`` as :func:`write_h5ad_atomic` does, with the float32 rows of ``blocks`` as its X.
+
+    Only one of the blocks is in memory. Raises OSError where X alone, not compressed, would not find room on the disk.
+    """
+    import h5py
+
+    path = Path(path)
+    row = 4 * adata.n_vars
+    require_space(path, row * adata.n_obs)
+    rows = max(1, min(adata.n_obs, _CHUNK_BYTES // row))
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        adata.strings_to_categoricals()
+        anndata_elements().write_elem(file, "/", adata, dataset_kwargs=_GZIP)
+        values = file.create_dataset("X", adata.shape, np.float32, chunks=(rows, adata.n_vars), **_GZIP)
+        values.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        start = 0
+        for block in blocks:
+            values[start : start + len(block)] = block
+            start += len(block)
     return path
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from hyperst.closed_form import Rows
 from hyperst.data import Section
 from hyperst.evaluation_space import run_alignment
 from hyperst.files import atomic_path
@@ -41,6 +42,7 @@ ROWS, DISTANCES = "nearest_training_rows", "nearest_training_distances"
 """Entries of ``obsm``, see :func:`add_nearest`."""
 
 _MOST = 5000  # of the training: 5 MB at the default width
+_SPOTS_AT_A_TIME = 1 << 14
 _FACTS = ("checkpoint", "spacing")
 
 
@@ -151,7 +153,7 @@ def read_training_spots(run_folder: str | Path, checkpoint: str) -> TrainingSpot
     return found
 
 
-def add_nearest(predicted: AnnData, trained: TrainingSpots | None, features: np.ndarray) -> None:
+def add_nearest(predicted: AnnData, trained: TrainingSpots | None, features: Rows) -> None:
     """Write the nearest training spots into a prediction; nothing where the run has stored none.
 
     ``obs['nearest_training_spot']`` is SECTION/SPOT and ``obs['nearest_training_distance']`` its distance. Of the three nearest
@@ -162,7 +164,11 @@ def add_nearest(predicted: AnnData, trained: TrainingSpots | None, features: np.
     """
     if trained is None:
         return
-    distances, rows = trained.space.nearest(features, trained.features, NEAREST)
+    found = []
+    for start in range(0, predicted.n_obs, _SPOTS_AT_A_TIME):
+        spots = np.arange(start, min(start + _SPOTS_AT_A_TIME, predicted.n_obs))
+        found.append(trained.space.nearest(features[spots], trained.features, NEAREST))
+    distances, rows = (np.concatenate(each) for each in zip(*found, strict=True))
     first = rows[:, 0]
     names = np.char.add(np.char.add(trained.sections[first], "/"), trained.spots[first])
     predicted.obs["nearest_training_spot"] = names.astype(object)

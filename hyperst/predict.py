@@ -6,24 +6,17 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from hyperst.calibration import read_calibration
 from hyperst.data import (
     Section,
-    SlideImage,
     attach_features,
-    crop_widths_px,
-    find_tissue,
     image_section,
     open_image,
     read_section,
-    spot_window,
     tile_grid,
 )
 from hyperst.data.check import require_placement
@@ -33,10 +26,8 @@ from hyperst.data.readers import reader_of
 from hyperst.data.sections import image_name
 from hyperst.data.spots_csv import read_spots
 from hyperst.data.tiles import MIN_TISSUE
-from hyperst.doubt import add_doubt
-from hyperst.export.held_out import held_out_figures
-from hyperst.nearest import add_nearest, read_training_spots
-from hyperst.run import Run, RunFolder, as_trained, has_scale, load_run
+from hyperst.prediction_anndata import Known, describe_prediction, section_anndata
+from hyperst.run import Run, has_scale, load_run
 from hyperst.spot_values import predict_values, predict_with_features
 from hyperst.stain import Stain
 
@@ -54,14 +45,6 @@ __all__ = [
     "section_anndata",
 ]
 
-UNITS = {
-    "log1p_cp10k": "ln(1 + 10000 * count / total count of the spot)",
-    "log2": "log2(1 + count)",
-}
-SHORT_UNITS = {"log1p_cp10k": "ln(1 + CP10k)", "log2": "log2(1 + count)"}
-"""The same for a colour bar; CP10k: counts per 10000 of the spot."""
-_THUMBNAIL_PX = 1000
-
 
 def predict_section(
     run: Run,
@@ -75,6 +58,31 @@ def predict_section(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> AnnData:
     """Predict a section's spots and return them as AnnData; see :func:`predict_image` for what it holds, and the arguments."""
+    section = prepare_section(
+        run,
+        section,
+        skip_damaged=skip_damaged,
+        features=features,
+        niche_features=niche_features,
+        wider_features=wider_features,
+    )
+    known = Known.of(run, stain)
+    values, far, placed = predict_with_features(run, section, known.distances, stain=stain, on_progress=on_progress)
+    return describe_prediction(run, section, values, far, placed, known)
+
+
+def prepare_section(
+    run: Run,
+    section: Section,
+    *,
+    skip_damaged: bool,
+    features: str | Path | None,
+    niche_features: str | Path | None,
+    wider_features: Mapping[str, str | Path] | None,
+) -> Section:
+    """The section with the features that a run takes, which notes damaged tiles where they are to be skipped; see
+    :func:`predict_image`.
+    """
     key = run.config.data.feature_key
     if key is not None and features is not None:
         section = attach_features(section, features, niche_features, wider_features=wider_features, key=key)
@@ -86,24 +94,9 @@ def predict_section(
         warnings.warn(
             f"the run in {run.folder} was trained without um/px: crops and grid follow the spacing of the training spots in "
             f"pixels, so {section.image_path} must have the pixel size of the training images",
-            stacklevel=2,
+            stacklevel=3,
         )
-    held_out, evaluated = held_out_figures(run.folder, run.genes, run.best_epoch, stain)
-    calibration = read_calibration(run)
-    distances = None if calibration is None else calibration.tissue.distances
-    trained = read_training_spots(run.folder, run.checkpoint)
-    values, far, placed = predict_with_features(run, section, distances, stain=stain, on_progress=on_progress)
-    predicted = section_anndata(run, section, values)
-    predicted.var = predicted.var.join(held_out)
-    predicted.uns["hyperst"] |= {"stain": stain, "held_out_sections": ", ".join(evaluated)}
-    add_doubt(predicted, calibration, run.genes, far)
-    add_nearest(predicted, trained, placed)
-    if section.damaged is not None and section.image_path is not None:
-        seen = as_trained(run, section)
-        *_, widest = crop_widths_px(seen.grid, seen.spot_diameter_px, run.config.crop)
-        predicted.obs["on_damaged_tile"] = section.damaged.touched(section.spot_px, widest)
-        predicted.uns["hyperst"]["damaged_tiles"] = len(section.damaged)
-    return predicted
+    return section
 
 
 def predict_image(
@@ -152,11 +145,18 @@ def predict_image(
         ValueError: unknown scale, spots outside the image, no tissue found, or ``min_tissue`` beside given spots.
     """
     check_options(run, mpp, features, niche_features, wider_features)
-    damaged = DamagedTiles() if skip_damaged else None
-    section = _section_on(run, Path(image), spots, mpp, min_tissue, damaged, with_features=features is not None)
+    section = section_on(
+        run,
+        Path(image),
+        spots,
+        mpp=mpp,
+        min_tissue=min_tissue,
+        skip_damaged=skip_damaged,
+        with_features=features is not None,
+    )
     return predict_section(
         run,
-        replace(section, damaged=damaged),
+        section,
         features=features,
         niche_features=niche_features,
         wider_features=wider_features,
@@ -224,6 +224,22 @@ def _is_section(image: Path) -> bool:
     return image.is_dir() or image.name.lower().endswith((".h5ad", ".tsv", ".tsv.gz", ".txt.gz"))
 
 
+def section_on(
+    run: Run,
+    image: Path,
+    spots: str | Path | np.ndarray | None,
+    *,
+    mpp: float | None,
+    min_tissue: float | None,
+    skip_damaged: bool,
+    with_features: bool,
+) -> Section:
+    """The positions to predict, as a section on ``image``; see :func:`predict_image`."""
+    damaged = DamagedTiles() if skip_damaged else None
+    section = _section_on(run, image, spots, mpp, min_tissue, damaged, with_features=with_features)
+    return replace(section, damaged=damaged)
+
+
 def _section_on(
     run: Run,
     image: Path,
@@ -234,7 +250,6 @@ def _section_on(
     *,
     with_features: bool,
 ) -> Section:
-    """The positions to predict, as a section on ``image``."""
     if min_tissue is not None and (spots is not None or _is_section(image)):
         raise ValueError(
             "min_tissue (--min-tissue) chooses squares of a grid over the tissue; spots that are given are all predicted. "
@@ -285,62 +300,3 @@ def _tiled(run: Run, image: Path, mpp: float | None, min_tissue: float, damaged:
     with open_image(image, damaged=damaged) as opened:
         positions = tile_grid(opened, pitch_px, min_tissue=min_tissue)
     return image_section(image, positions, mpp=mpp, pitch_px=pitch_px, spot_diameter_px=diameter_px)
-
-
-def section_anndata(run: Run, section: Section, values: np.ndarray, genes: Sequence[str] | None = None) -> AnnData:
-    """``values`` (spot gene) predicted for a section as :func:`predict_image` returns them; ``genes`` default to the run's."""
-    import anndata
-
-    obs = pd.DataFrame(index=pd.Index(section.spot_ids.astype(str), name="spot"))
-    if section.array_index is not None:
-        obs["array_row"], obs["array_col"] = section.array_index[:, 0], section.array_index[:, 1]
-    adata = anndata.AnnData(
-        X=values, obs=obs, var=pd.DataFrame(index=pd.Index(run.genes if genes is None else genes, name="gene"))
-    )
-    adata.obsm["spatial"] = section.spot_px
-    adata.uns["hyperst"] = _provenance(run, section)
-    if section.image_path is not None:
-        with section.open_image() as opened:
-            adata.uns["spatial"] = {section.name: _picture(section, opened)}
-            tissue = find_tissue(opened, side := spot_window(section))
-            adata.obs["tissue_fraction"] = tissue.fraction(section.spot_px, side)
-            if (um_per_px := section.grid.um_per_px) is not None:
-                area = tissue.share * opened.width * opened.height * um_per_px**2 / 1e6
-                adata.uns["hyperst"]["tissue_mm2"] = area
-    return adata
-
-
-def _provenance(run: Run, section: Section) -> dict[str, Any]:
-    """Where the numbers come from; strings and numbers only, so that every reader of .h5ad can hold it."""
-    versions = RunFolder(run.folder).read_versions()
-    facts = {
-        "content": "predicted from the image; not measured",
-        "target": run.config.data.target,
-        "units": UNITS[run.config.data.target],
-        "run": run.folder.resolve().name,
-        "best_epoch": run.best_epoch,
-        "checkpoint": run.checkpoint,
-        "training_sections": ", ".join(record.name for record in run.split.role("training")),
-        "image": section.image_path.name if section.image_path is not None else "",
-        "um_per_px": section.grid.um_per_px,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "trained_with": versions.get("hyperst-kernels"),
-        "trained_with_commit": versions.get("commit"),
-    }
-    return {name: value for name, value in facts.items() if value is not None}
-
-
-def _picture(section: Section, image: SlideImage) -> dict[str, Any]:
-    """``uns['spatial'][name]``: a thumbnail of the image and how its pixels and the spots relate to full resolution."""
-    thumbnail = image.thumbnail(_THUMBNAIL_PX)
-    scale = thumbnail.shape[1] / image.width
-    diameter = section.spot_diameter_px or (section.grid.pitch_px or 2 / scale) / 2
-    return {
-        "images": {"hires": thumbnail},
-        "scalefactors": {
-            "tissue_hires_scalef": float(scale),
-            "spot_diameter_fullres": float(diameter),
-            "fiducial_diameter_fullres": float(diameter),
-        },
-        "metadata": {"source_image": image.path.name},
-    }

@@ -8,7 +8,7 @@ __all__ = ["Count"]
 
 
 class Count:
-    """Adds up the spots of several sections for one progress bar, which is told (0, all) first.
+    """Adds up the spots of several sections for one progress bar, which is told (0, all) first, or how many are ``done``.
 
     >>> count = Count(print, 5)
     0 5
@@ -16,8 +16,8 @@ class Count:
     3 5
     """
 
-    def __init__(self, tell: Callable[[int, int], None] | None, total: int) -> None:
-        self.tell, self.total, self.done = tell, total, 0
+    def __init__(self, tell: Callable[[int, int], None] | None, total: int, done: int = 0) -> None:
+        self.tell, self.total, self.done = tell, total, done
         self.add(0)
 
     def add(self, spots: int) -> None:

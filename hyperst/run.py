@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -44,6 +45,7 @@ __all__ = [
     "build_model",
     "load_checkpoint",
     "load_run",
+    "run_checksum",
 ]
 
 
@@ -270,6 +272,14 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
     require_frozen(checkpoint, model, frozen, config.model.weights, place.path, place.config)
     model, epoch = model.eval().to(chosen), checkpoint["epoch"] + 1
     return Run(place.path, config, genes, split, model, chosen, epoch, sha256(place.best), mixture)
+
+
+def run_checksum(folder: Path) -> str:
+    """SHA-256 of what a run predicts with: weights, configuration, genes, sections, and its calibration where there is one."""
+    place = RunFolder(folder)
+    paths = [place.best, place.config, place.genes, place.split]
+    paths += [place.calibration] if place.calibration.is_file() else []
+    return hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
 
 
 def has_scale(run: Run) -> bool:

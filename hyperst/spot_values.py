@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from hyperst.closed_form import with_closed_form
 from hyperst.data import Section
-from hyperst.data.dataset import collate
 from hyperst.feature_check import feature_width, require_same_encoder
+from hyperst.image_batches import BATCH_SIZE, read_batches, spot_batches
 from hyperst.progress import Count
-from hyperst.run import Run, as_trained, spot_dataset
+from hyperst.run import Run, as_trained
 from hyperst.stain import Stain, Stains, match_stain, matching
 
-__all__ = ["encode", "over_spots", "predict_values", "predict_with_features"]
+__all__ = [
+    "compute_batches",
+    "encode",
+    "over_spots",
+    "predict_values",
+    "predict_with_features",
+    "require_finite",
+    "summarising",
+]
+
+Compute: TypeAlias = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def predict_values(
     run: Run,
     section: Section,
     *,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     stain: Stain = "none",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
@@ -47,7 +57,7 @@ def predict_with_features(
     run: Run,
     section: Section,
     summarise: Callable[[np.ndarray], np.ndarray] | None,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     stain: Stain = "none",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
@@ -57,21 +67,19 @@ def predict_with_features(
     third (spot width), see :meth:`hyperst.model.HyperST.encode_images`. Errors: see :func:`predict_values`.
     """
     statistics = matching(run, section, stain)
-
-    def compute(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = encode(run, batch)
-        if summarise is not None:
-            found["summary"] = torch.from_numpy(summarise(found["features"].double().cpu().numpy()))
-        return found
-
     count = Count(on_progress, section.n_spots).add
-    found = over_spots(run, section, compute, count, batch_size, statistics)
+    found = over_spots(run, section, summarising(run, summarise), count, batch_size, statistics)
     values = with_closed_form(run, section, found)
+    require_finite(run, section, values)
+    return values, found.get("summary"), found["image_spot"]
+
+
+def require_finite(run: Run, section: Section, values: np.ndarray) -> None:
+    """Raise FloatingPointError where a prediction is not finite."""
     if not np.isfinite(values).all():
         raise FloatingPointError(
             f"the prediction for {section.name} is not finite; the run in {run.folder} is damaged, train again"
         )
-    return values, found.get("summary"), found["image_spot"]
 
 
 def encode(run: Run, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -79,12 +87,26 @@ def encode(run: Run, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return run.model.encode_images(batch)
 
 
+def summarising(run: Run, summarise: Callable[[np.ndarray], np.ndarray] | None) -> Compute:
+    """:func:`encode` with the "summary" of the image features, which themselves are left out where no closed form needs them."""
+
+    def compute(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = encode(run, batch)
+        if summarise is not None:
+            found["summary"] = torch.from_numpy(summarise(found["features"].double().cpu().numpy()))
+        if run.mixture is None:
+            del found["features"]
+        return found
+
+    return compute
+
+
 def over_spots(
     run: Run,
     section: Section,
-    compute: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    compute: Compute,
     on_batch: Callable[[int], None],
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     stains: Stains | None = None,
 ) -> dict[str, np.ndarray]:
     """Collect what ``compute`` makes of each batch of a section's images, float32 (spot ...); counts are not looked at.
@@ -92,7 +114,33 @@ def over_spots(
     ``on_batch`` is called with the number of spots of each batch. ``stains`` are those of the section and of the training tissue,
     which it is then matched to; see :func:`hyperst.stain.matching`.
     """
-    parts: dict[str, list[np.ndarray]] = {}
+    seen = as_trained(run, section)
+    batches = spot_batches(run, seen, batch_size)
+    collected: dict[str, np.ndarray] = {}
+    for number, found in compute_batches(run, seen, compute, batches, range(len(batches)), stains):
+        for name, values in found.items():
+            if name not in collected:
+                collected[name] = np.empty((section.n_spots, *values.shape[1:]), dtype=np.float32)
+            collected[name][batches[number]] = values
+        on_batch(len(batches[number]))
+    return collected
+
+
+def compute_batches(
+    run: Run,
+    section: Section,
+    compute: Compute,
+    batches: Sequence[np.ndarray],
+    numbers: Sequence[int],
+    stains: Stains | None = None,
+    readers: int = 0,
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Number, and what ``compute`` makes of it, float32 (b ...), of each of the batches with these ``numbers``.
+
+    Args:
+        section: as the run was trained, see :func:`hyperst.run.as_trained`.
+        batches, readers: see :func:`hyperst.image_batches.read_batches`.
+    """
     trained_on = run.split.role("training")[0]
     width = feature_width(run.config, [section], trained_on.own_levels())
     if width is not None and width != run.model.backbone.width:
@@ -102,13 +150,10 @@ def over_spots(
         )
     require_same_encoder(run.config, section, trained_on.feature_sources, f"the run in {run.folder}")
     names = [f"{level}_image" for level in run.model.levels]
-    with torch.inference_mode():
-        for batch in DataLoader(spot_dataset(run.config, [as_trained(run, section)]), batch_size, collate_fn=collate):
+    for number, batch in read_batches(run, section, batches, numbers, readers):
+        with torch.inference_mode():
             batch = {name: value.to(run.device) for name, value in batch.items()}
             if stains is not None:
                 batch |= {name: match_stain(batch[name], *stains) for name in names}
-            found = compute(batch)
-            for name, value in found.items():
-                parts.setdefault(name, []).append(value.float().cpu().numpy())
-            on_batch(len(batch["spot"]))
-    return {name: np.concatenate(values) for name, values in parts.items()}
+            found = {name: value.float().cpu().numpy() for name, value in compute(batch).items()}
+        yield number, found

@@ -158,6 +158,7 @@ class SpotProgress:
         self.description, self.after = description, after or description
         self.bar = _bar(console)
         self.task = self.bar.add_task(before or description, total=None)
+        self.counting = False
 
     def __enter__(self) -> SpotProgress:
         self.bar.start()
@@ -168,8 +169,10 @@ class SpotProgress:
 
     def __call__(self, done: int, total: int) -> None:
         """Show how many are done."""
-        if done == 0:
-            self.bar.reset(self.task)  # the time left is that of the spots, not of what came before
+        if done == 0 or not self.counting:
+            # the time left is that of the spots, not of what came before, nor of those that an earlier process has done
+            self.bar.reset(self.task, completed=done)
+            self.counting = True
         description = self.description if done < total else self.after
         self.bar.update(self.task, completed=done, total=total, description=description)
 

@@ -7,7 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["BinUm", "Device", "Devices", "GeneNames", "Image", "Images", "MinCounts", "Mpp", "Sections", "StainOption"]
+__all__ = [
+    "BinUm",
+    "Device",
+    "Devices",
+    "GeneNames",
+    "Image",
+    "Images",
+    "MinCounts",
+    "Mpp",
+    "Readers",
+    "Sections",
+    "StainOption",
+]
 
 Sections = Annotated[
     list[Path],
@@ -50,6 +62,14 @@ StainOption = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; default: the GPU if there is one.")]
+Readers = Annotated[
+    int,
+    typer.Option(
+        "--readers",
+        min=0,
+        help="Processes that read and decode each image, beside the one that predicts; 0: that one does. Values are the same.",
+    ),
+]
 Devices = Annotated[
     int | None,
     typer.Option(

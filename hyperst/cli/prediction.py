@@ -15,7 +15,7 @@ from hyperst.cli.console import (
 from hyperst.cli.exports import Exports, print_next, write_exports
 from hyperst.cli.features import Features, NicheFeatures
 from hyperst.cli.levels import LevelFeatures, wider_features
-from hyperst.cli.options import Device, Mpp, StainOption
+from hyperst.cli.options import Device, Mpp, Readers, StainOption
 from hyperst.cli.predict_manifest import Again, Engine, Workers, predict_listed, refuse_for_one
 from hyperst.processes import is_first
 
@@ -65,14 +65,16 @@ def predict(
     ] = None,
     export: Exports = None,
     device: Device = None,
+    readers: Readers = 0,
     workers: Workers = None,
     engine: Engine = "local",
     again: Again = False,
 ) -> None:
     """Predict expression from an image, at given spots or on a grid over the tissue, and write an .h5ad.
 
-    Of a manifest one for each slide, a table of them (cohort.csv) and the mean expression of each (cohort.h5ad); the same command
-    goes on where it was interrupted.
+    The same command goes on where it was interrupted or killed; until then what it has is beside the output, in a file .part.
+
+    Of a manifest one for each slide, a table of them (cohort.csv) and the mean expression of each (cohort.h5ad).
     """
     console = make_console(quiet=not is_first())
     formats = tuple(dict.fromkeys(each.value for each in export or ()))
@@ -85,17 +87,20 @@ def predict(
             raise typer.BadParameter("a manifest names the sections whose spots are predicted", param_hint="--spots")
         place: dict[str, Any] = {"workers": workers, "engine": engine, "device": device, "again": again}
         wider = wider_features(level_features)
-        options = Options(mpp, features, niche_features, skip_damaged, stain, min_tissue, formats, wider)
+        options = Options(mpp, features, niche_features, skip_damaged, stain, min_tissue, formats, wider, readers)
         predict_listed(console, run_folder, image, output, options, **place)
         return
     refuse_for_one(workers, engine, again)
     if output is not None and output.suffix != ".h5ad":
         raise typer.BadParameter(f"{output} must end in .h5ad", param_hint="--output")
+    import anndata
+
     from hyperst.cli.reports import print_notes
     from hyperst.data import SectionSource
     from hyperst.export import check_exports
-    from hyperst.files import require_writable, write_h5ad_atomic
-    from hyperst.predict import check_output, predict_image, prediction_path
+    from hyperst.files import require_writable
+    from hyperst.predict import check_output, prediction_path
+    from hyperst.predict_file import image_into_part
     from hyperst.run import RunFolder, load_run
 
     RunFolder(run_folder).require()
@@ -105,21 +110,29 @@ def predict(
     check_exports(path, formats, RunFolder(run_folder).read_genes())
     with working(console, "the run is loaded"):
         run = load_run(run_folder, device=device)
-    with SpotProgress(console, "spots", before="tissue is found", after="tissue around each spot") as progress:
-        predicted = predict_image(
-            run,
-            image,
-            spots=spots,
-            mpp=mpp,
-            min_tissue=min_tissue,
-            skip_damaged=skip_damaged,
-            features=features,
-            niche_features=niche_features,
-            wider_features=wider_features(level_features),
-            stain=stain,
-            on_progress=progress,
-        )
-    write_h5ad_atomic(predicted, path)
+    try:
+        with (
+            SpotProgress(console, "spots", before="tissue is found", after="tissue around each spot") as progress,
+            image_into_part(
+                run,
+                image,
+                path,
+                spots=spots,
+                mpp=mpp,
+                min_tissue=min_tissue,
+                skip_damaged=skip_damaged,
+                features=features,
+                niche_features=niche_features,
+                wider_features=wider_features(level_features),
+                stain=stain,
+                readers=readers,
+                on_progress=progress,
+            ) as values,
+        ):
+            values.write(path)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("interrupted; the same command goes on with the spots that are left") from error
+    predicted = anndata.read_h5ad(path, backed="r")
     print_notes(console, predicted)
     console.print(
         f"{predicted.n_obs} spots x {predicted.n_vars} genes predicted as {predicted.uns['hyperst']['units']}\n"

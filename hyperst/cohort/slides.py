@@ -10,7 +10,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,10 +21,10 @@ from hyperst.data import SectionSource
 from hyperst.data.identity import sampled_hash
 from hyperst.data.images import IMAGE_SUFFIXES
 from hyperst.export import export_path, image_of, write_export
-from hyperst.files import anndata_elements, sha256, write_h5ad_atomic, write_text_atomic
-from hyperst.predict import predict_image, predict_section
+from hyperst.files import anndata_elements, write_text_atomic
+from hyperst.predict_file import SlideValues, image_into_part, section_into_part
 from hyperst.prediction_notes import prediction_notes
-from hyperst.run import Run, RunFolder, load_run
+from hyperst.run import Run, load_run, run_checksum
 from hyperst.stain import Stain
 from hyperst_kernels import __version__
 
@@ -41,7 +41,7 @@ class Options:
     """How slides are predicted, see :func:`hyperst.predict.predict_image`; of a cohort, ``features`` are folders with NAME.h5.
 
     ``mpp`` is for slides whose row of the table names none, ``min_tissue`` for those that are images; ``exports`` are endings of
-    files beside each prediction, see :func:`hyperst.export.write_export`.
+    files beside each prediction, see :func:`hyperst.export.write_export`; ``readers`` are processes for each slide.
     """
 
     mpp: float | None = None
@@ -52,6 +52,7 @@ class Options:
     min_tissue: float | None = None
     exports: tuple[str, ...] = ()
     wider_features: Mapping[str, Path] = field(default_factory=dict)
+    readers: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,6 @@ class SlideResult:
     notes: tuple[str, ...] = ()
 
 
-def run_checksum(folder: Path) -> str:
-    """SHA-256 of what a run predicts with: weights, configuration, genes, sections, and its calibration where there is one."""
-    place = RunFolder(folder)
-    paths = [place.best, place.config, place.genes, place.split]
-    paths += [place.calibration] if place.calibration.is_file() else []
-    return hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
-
-
 def stored_result(slide: Slide, *, again: bool = False) -> SlideResult | None:
     """The result of a slide that was predicted before; None if it has to be predicted, as all are ``again``.
 
@@ -186,7 +179,7 @@ class SlideWorker:
         said = dict.fromkeys(str(each.message) for each in warned if each.category is UserWarning)
         with suppress(OSError):  # there is none, of most
             slide.log.unlink()
-        return SlideResult(
+        result = SlideResult(
             slide.name,
             "kept" if slide.stored else "predicted",
             predicted.n_obs,
@@ -194,34 +187,39 @@ class SlideWorker:
             time.perf_counter() - started,
             notes=(*said, *prediction_notes(predicted)),
         )
+        predicted.file.close()
+        return result
 
     def _predict(self, slide: Slide) -> AnnData:
         if self.run is None:
             if run_checksum(self.folder) != self.checksum:
                 raise ValueError(f"the run in {self.folder} has changed since the cohort began; begin again")
             self.run = load_run(self.folder, device=self.device)
-        if slide.stored:
-            import anndata
+        import anndata
 
-            predicted = anndata.read_h5ad(slide.output)
+        if slide.stored:
+            predicted = anndata.read_h5ad(slide.output, backed="r")
             _write_exports(slide, predicted)
             return predicted
-        predicted, image = _predicted(self.run, slide)
-        facts = predicted.uns["hyperst"]
-        facts.pop("created", None)  # the same slide gives the same file
-        facts |= {"identity": slide.identity, "run_checksum": slide.run, "spots": predicted.n_obs}
-        facts |= {"predicted_with": __version__, "predicted_with_torch": str(torch.__version__)}
-        if image is not None:
-            place = Path(os.path.relpath(image, slide.source.path.parent))
-            facts |= {"image_place": place.as_posix(), "image_checksum": sampled_hash(image)}
-        for (
-            path
-        ) in slide.exports:  # of the prediction that is replaced, which a later call must not take for this one's
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        write_h5ad_atomic(predicted, slide.output)
+        with _predicted(self.run, slide) as values:
+            facts, image = values.predicted.uns["hyperst"], values.section.image_path
+            facts.pop("created", None)  # the same slide gives the same file
+            facts |= {"identity": slide.identity, "run_checksum": slide.run, "spots": values.section.n_spots}
+            facts |= {"predicted_with": __version__, "predicted_with_torch": str(torch.__version__)}
+            if values.section.patient is not None:
+                facts["patient"] = str(values.section.patient)
+            if image is not None:
+                place = Path(os.path.relpath(image, slide.source.path.parent))
+                facts |= {"image_place": place.as_posix(), "image_checksum": sampled_hash(image)}
+            for (
+                path
+            ) in slide.exports:  # of the prediction that is replaced, which a later call must not take for this one's
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            values.write(slide.output)
+        predicted = anndata.read_h5ad(slide.output, backed="r")
         _write_exports(slide, predicted)
         return predicted
 
@@ -234,20 +232,17 @@ def _write_exports(slide: Slide, predicted: AnnData) -> None:
             write_export(predicted, path, image=image, skip_damaged=slide.options.skip_damaged)
 
 
-def _predicted(run: Run, slide: Slide) -> tuple[AnnData, Path | None]:
-    """The prediction of a slide, and its image."""
+def _predicted(run: Run, slide: Slide) -> AbstractContextManager[SlideValues]:
+    """The prediction of a slide, to be written."""
     source = slide.source
     common = asdict(slide.options)
     mpp, min_tissue, _ = (common.pop(name) for name in ("mpp", "min_tissue", "exports"))
     if source.path.suffix.lower() in IMAGE_SUFFIXES:
         um_per_px = source.mpp if source.mpp is not None else mpp
-        return predict_image(run, source.path, mpp=um_per_px, min_tissue=min_tissue, **common), source.path
+        return image_into_part(run, source.path, slide.output, mpp=um_per_px, min_tissue=min_tissue, **common)
     need_image = run.config.data.feature_key is None
     section = source.read(mpp=mpp, require_counts=False, require_image=need_image)
-    predicted = predict_section(run, section, **common)
-    if section.patient is not None:
-        predicted.uns["hyperst"]["patient"] = str(section.patient)
-    return predicted, section.image_path
+    return section_into_part(run, section, slide.output, **common)
 
 
 def _failed(slide: Slide, error: Exception, seconds: float) -> SlideResult:

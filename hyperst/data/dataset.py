@@ -232,15 +232,18 @@ def _dihedral(crops: np.ndarray, element: int) -> np.ndarray:
 
 def _checked_indices(sections: list[Section], indices: Sequence[tuple[int, int]] | np.ndarray | None) -> np.ndarray:
     if indices is None:
-        pairs = [(number, spot) for number, section in enumerate(sections) for spot in range(section.n_spots)]
+        every = [np.arange(section.n_spots) for section in sections]
+        pairs = np.concatenate(
+            [np.stack([np.full_like(spots, number), spots], 1) for number, spots in enumerate(every)]
+        )
     else:
-        pairs = [(int(number), int(spot)) for number, spot in indices]
-    if not pairs:
+        pairs = np.array([(int(number), int(spot)) for number, spot in indices], dtype=np.int64)
+    if not len(pairs):
         raise ValueError("indices: no spots are left; need at least one (section, spot) pair")
-    for number, spot in pairs:
+    for number, spot in () if indices is None else pairs:
         if not (0 <= number < len(sections) and 0 <= spot < sections[number].n_spots):
             raise ValueError(f"indices: ({number}, {spot}) is not a (section, spot) of the {len(sections)} sections")
-    return np.asarray(pairs, dtype=np.int64)
+    return pairs
 
 
 def _feature_tables(

@@ -24,6 +24,7 @@ _SQUARE = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
 _DIAGONAL = [(0, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)]
 # Reach, in pitches, of a niche on coordinates alone: between the wanted neighbours and the next ones out.
 _REACH = {"square": 1.7, "hexagonal": 1.35, "none": 1.35}
+_SPOTS_AT_A_TIME = 1 << 16
 
 
 def niche_size(kind: str) -> int:
@@ -115,6 +116,13 @@ def _from_coordinates(spot_px: np.ndarray, pitch_px: float | None, kind: str) ->
     if pitch_px is None or n_spots < 2:
         return np.arange(n_spots), np.arange(n_spots)
     nearest = min(niche_size(kind), n_spots)
-    distance, neighbour = cKDTree(spot_px).query(spot_px, k=nearest, distance_upper_bound=_REACH[kind] * pitch_px)
-    rows, place = np.nonzero(np.isfinite(distance))
-    return rows, neighbour[rows, place]
+    tree, reach = cKDTree(spot_px), _REACH[kind] * pitch_px
+    rows, columns = [], []
+    for start in range(0, n_spots, _SPOTS_AT_A_TIME):
+        distance, neighbour = tree.query(
+            spot_px[start : start + _SPOTS_AT_A_TIME], k=nearest, distance_upper_bound=reach
+        )
+        row, place = np.nonzero(np.isfinite(distance))
+        rows.append((row + start).astype(np.int32))
+        columns.append(neighbour[row, place].astype(np.int32))
+    return np.concatenate(rows), np.concatenate(columns)

@@ -77,7 +77,8 @@ def _table(adata: AnnData) -> AnnData:
     ties = {"region": pd.Categorical(["spots"] * adata.n_obs), "spot_id": adata.obs_names.astype(str)}
     parts: Any = {"obsm": dict(adata.obsm), "layers": dict(adata.layers), "varm": dict(adata.varm)}
     uns = {name: value for name, value in adata.uns.items() if name != "spatial"}
-    table = AnnData(adata.X, obs=adata.obs.assign(**ties), var=adata.var, uns=uns, **parts)  # no copy of the numbers
+    values = adata.X[:] if adata.isbacked else adata.X
+    table = AnnData(values, obs=adata.obs.assign(**ties), var=adata.var, uns=uns, **parts)  # no copy of the numbers
     return TableModel.parse(table, region="spots", region_key="region", instance_key="spot_id")
 
 

@@ -14,7 +14,7 @@ from hyperst.plots.curves import curves_figure
 from hyperst.plots.expression import Scale, error_figure, expression_figure
 from hyperst.plots.panels import require_figure
 from hyperst.plots.tissue import tissue_of_prediction
-from hyperst.predict import SHORT_UNITS
+from hyperst.prediction_anndata import SHORT_UNITS
 from hyperst.report.spots import read_prediction
 from hyperst.report.summary import collect
 from hyperst.run import RunFolder

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hyperst.applicability import UNLIKE
+from hyperst.export.spots import spacing_px
 from hyperst.metrics import per_gene_pearson
 from hyperst.report.spots import SpotMap
 
-__all__ = ["DATA_BYTES", "embed", "quantise"]
+__all__ = ["DATA_BYTES", "MOST_SPOTS", "embed", "quantise", "thinned"]
 
 DATA_BYTES = 12_000_000
 """What the numbers and pictures of all maps of a page may take as text: with script and tables the page stays under 15 MB."""
+MOST_SPOTS = 50_000
+"""Of one map, so that a whole slide has room for most of 200 genes."""
 _LEVELS = 255
 
 
@@ -32,12 +36,32 @@ def quantise(values: np.ndarray) -> tuple[str, float, float]:
     return base64.b64encode(steps.astype(np.uint8).tobytes()).decode("ascii"), low, high
 
 
+def thinned(positions: np.ndarray, most: int) -> np.ndarray:
+    """int64 (kept,): at most ``most`` spots, spread evenly over all (spot 2): of a grid every second, third ... row and column.
+
+    >>> grid = np.stack([each.ravel() for each in np.meshgrid(np.arange(4), np.arange(4))], axis=1)
+    >>> thinned(grid, 4).tolist(), len(thinned(grid, 16))
+    ([0, 2, 8, 10], 16)
+    """
+    kept = np.arange(len(positions))
+    side = spacing_px(positions) or 1.0
+    step = 1
+    while len(kept) > most:
+        step += 1
+        # half a pitch, so that rounding puts no row of a grid into the square of its neighbour
+        squares = np.floor((positions - positions.min(axis=0)) / side / step + 0.5 / step).astype(np.int64)
+        kept = np.sort(np.unique(squares, axis=0, return_index=True)[1])
+    return kept
+
+
 def embed(spots: SpotMap, budget: int) -> dict[str, Any]:
     """Plain values for the page's script; genes by falling correlation, as many as ``budget`` bytes hold.
 
+    Of more than 50,000 spots some are kept, see :func:`thinned`.
+
     Returns:
         "genes": of each gene its name, ``r`` (correlation over the spots of the whole numbers, None where undefined or not
-        measured) and "predicted" and "measured" as :func:`quantise` gives them; "n_genes": how many the file has;
+        measured) and "predicted" and "measured" as :func:`quantise` gives them; "n_genes" and "n_spots": how many the file has;
         "applicability" as :func:`quantise` gives it, and "unlike", a byte for each spot, 1 where it is unlike the training tissue;
         both None where that is not recorded; "half_width" of each gene, None likewise;
         "positions": little-endian float32 (spot 2) as base64; and what else a map needs.
@@ -45,6 +69,9 @@ def embed(spots: SpotMap, budget: int) -> dict[str, Any]:
     correlation = np.full(len(spots.genes), np.nan)
     if spots.measured is not None and len(spots.positions) > 1:
         correlation = np.asarray(per_gene_pearson(spots.predicted, spots.measured), dtype=np.float64)
+    n_spots = len(spots.positions)
+    if n_spots > MOST_SPOTS:
+        spots = _some(spots, thinned(spots.positions, MOST_SPOTS))
     positions = base64.b64encode(spots.positions.astype("<f4").tobytes()).decode("ascii")
     left = budget - len(positions) - sum(len(name.encode()) + 3 for name in spots.spot_ids)
     like = None if spots.applicability is None else quantise(spots.applicability)
@@ -75,8 +102,20 @@ def embed(spots: SpotMap, budget: int) -> dict[str, Any]:
         "applicability": like,
         "unlike": None if spots.applicability is None else _mask(spots.applicability <= UNLIKE),
         "n_genes": len(spots.genes),
+        "n_spots": n_spots,
         "genes": genes,
     }
+
+
+def _some(spots: SpotMap, kept: np.ndarray) -> SpotMap:
+    return replace(
+        spots,
+        spot_ids=[spots.spot_ids[spot] for spot in kept],
+        positions=spots.positions[kept],
+        predicted=spots.predicted[kept],
+        measured=None if spots.measured is None else spots.measured[kept],
+        applicability=None if spots.applicability is None else spots.applicability[kept],
+    )
 
 
 def _mask(marked: np.ndarray) -> str:

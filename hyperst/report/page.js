@@ -91,8 +91,9 @@ function tellGene() {
   const { map, gene } = state;
   const measured = gene.measured === null ? "; predicted only: nothing was measured here" : gene.r === null ? "; r is not defined" : `; r = ${gene.r.toFixed(2)}`;
   const held = map.genes.length < map.n_genes ? ` This page holds ${map.genes.length} of the file's ${map.n_genes} genes, for reasons of size.` : "";
+  const drawn = map.spots.length < map.n_spots ? ` It draws ${map.spots.length} of ${map.n_spots} spots, evenly spread.` : "";
   const within = gene.half_width === null ? "" : ` 90 % interval: prediction ± ${shown(gene.half_width)}.`;
-  element("message").textContent = `${gene.name} on ${map.name}${measured}.${within}${held}`;
+  element("message").textContent = `${gene.name} on ${map.name}${measured}.${within}${held}${drawn}`;
 }
 
 /** What each panel shows: title, values, colours and their range. */

@@ -18,7 +18,7 @@ from hyperst.baselines import RIDGE_OWN
 from hyperst.evaluation_record import COLUMNS
 from hyperst.files import write_text_atomic
 from hyperst.nearest import TrainingSpots, read_training_spots
-from hyperst.predict import UNITS
+from hyperst.prediction_anndata import UNITS
 from hyperst.report.embed import DATA_BYTES, embed
 from hyperst.report.nearest import nearest_examples
 from hyperst.report.origin import origin_warnings, require_origin

@@ -13,7 +13,10 @@ from PIL import Image
 
 from hyperst.data.images.scale import RecordedScale
 
-__all__ = ["SlideImage"]
+__all__ = ["CACHE_BYTES", "SlideImage"]
+
+CACHE_BYTES = 256 << 20
+"""Decoded tiles that an image keeps, in each process that reads it."""
 
 _WHITE = 255
 _BAND_PIXELS = 1 << 25  # read at a time: 100 MB
@@ -47,6 +50,10 @@ class SlideImage(ABC):
     def _read_level(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """RGB uint8 (y1-y0, x1-x0, 3) of a box that lies inside level ``level``, in pixels of that level."""
 
+    def tile_size(self, level: int) -> tuple[int, int] | None:
+        """Width and height of what is decoded at a time, in pixels of a stored resolution; None where that is the whole image."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Free the decoded pixels and close the file. Reading again reopens it."""
@@ -75,10 +82,8 @@ class SlideImage(ABC):
             left, top = math.floor(x0 + 0.5), math.floor(y0 + 0.5)
             return self._padded(0, left, top, left + max(1, round(width)), top + max(1, round(height)))
         out_height, out_width = (size, size) if isinstance(size, int) else size
-        levels = self._levels()
         wanted = min(width / out_width, height / out_height)
-        level = max(k for k, factor in enumerate(levels) if factor <= max(wanted, 1.0) * 1.001)
-        factor = levels[level]
+        level, factor = self.level_read(wanted)
         # A margin of the filter's support keeps the edge pixels of the crop identical to those of a larger crop.
         box = (x0 / factor, y0 / factor, (x0 + width) / factor, (y0 + height) / factor)
         margin = math.ceil(max(1.0, wanted / factor)) + 1
@@ -87,6 +92,10 @@ class SlideImage(ABC):
         region = Image.fromarray(self._padded(level, left, top, right, bottom))
         shifted = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
         return np.asarray(region.resize((out_width, out_height), Image.Resampling.BILINEAR, box=shifted))
+
+    def level_read(self, wanted: float) -> tuple[int, float]:
+        """The coarsest stored resolution still finer than ``wanted`` full-resolution pixels a pixel, and its downsampling."""
+        return max((k, factor) for k, factor in enumerate(self._levels()) if factor <= max(wanted, 1.0) * 1.001)
 
     def thumbnail(self, longest_side: int = 1000) -> np.ndarray:
         """The whole image as uint8 (h w 3), at most ``longest_side`` pixels long (never enlarged)."""

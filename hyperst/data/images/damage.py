@@ -24,6 +24,15 @@ class DamagedTiles:
         """Remember a tile of a level and its box (left, upper, right, lower) in full-resolution pixels."""
         self._boxes[level, tile] = box
 
+    def table(self) -> np.ndarray:
+        """float64 (tile 6): level, tile and box of each."""
+        return np.array([[*key, *box] for key, box in self._boxes.items()], dtype=np.float64).reshape(-1, 6)
+
+    def add_table(self, table: np.ndarray) -> None:
+        """Remember what :meth:`table` has returned elsewhere."""
+        for level, tile, left, upper, right, lower in table.tolist():
+            self.add(int(level), int(tile), (left, upper, right, lower))
+
     def __len__(self) -> int:
         return len(self._boxes)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperst.data.images.base import SlideImage
+from hyperst.data.images.base import CACHE_BYTES, SlideImage
 from hyperst.data.images.damage import DamagedTiles
 from hyperst.data.images.pil import to_rgb
 from hyperst.data.images.scale import RecordedScale, recorded_scale
@@ -58,6 +58,7 @@ class OpenSlideImage(SlideImage):
             ) from error
         try:
             self._slide = openslide.OpenSlide(str(self.path))
+            self._slide.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
         except openslide.OpenSlideError as error:
             hint = _COMPANIONS.get(self.path.suffix.lower(), "")
             remedy = actual_kind(self.path) or "copy or export it again"
@@ -100,7 +101,7 @@ class OpenSlideImage(SlideImage):
 
     def _readable_tiles(self, damaged: DamagedTiles, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         out = np.full((y1 - y0, x1 - x0, 3), _WHITE, dtype=np.uint8)
-        width, height = self._tile_size(level)
+        width, height = self.tile_size(level)
         across = -(-self._sizes[level][0] // width)
         given_up = self._given_up.setdefault(level, set())
         for row in range(y0 // height, -(-y1 // height)):
@@ -119,7 +120,7 @@ class OpenSlideImage(SlideImage):
                     damaged.add(level, tile, (left_, top_, right_, bottom_))
         return out
 
-    def _tile_size(self, level: int) -> tuple[int, int]:
+    def tile_size(self, level: int) -> tuple[int, int]:
         if self._slide is None:
             self._open()
         properties = self._slide.properties

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperst.data.images.base import SlideImage
+from hyperst.data.images.base import CACHE_BYTES, SlideImage
 from hyperst.data.images.damage import DamagedTiles
 from hyperst.data.images.memory import check_fits
 from hyperst.data.images.orientation import check_orientation
@@ -25,7 +25,6 @@ __all__ = ["TiffImage"]
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # without a handler its texts go to the terminal
 
-_CACHE_BYTES = 256 << 20
 _AXES = {"YX", "YXS", "SYX", "CYX"}
 _WHITE = 255
 
@@ -103,7 +102,7 @@ class TiffImage(SlideImage):
         _check_codec(pages[0])
         height, width = int(shape[axes.index("Y")]), int(shape[axes.index("X")])
         for page in pages:
-            tile = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+            tile = _tile_size(page)
             if (page.imagewidth, page.imagelength) != (width, height) or min(width, height, *tile) < 1:
                 raise ValueError(f"{page.imagewidth} x {page.imagelength} px in segments of {tile[0]} x {tile[1]}")
         if not self._resolutions:
@@ -115,6 +114,9 @@ class TiffImage(SlideImage):
 
     def _level_size(self, level: int) -> tuple[int, int]:
         return self._resolutions[level].width, self._resolutions[level].height
+
+    def tile_size(self, level: int) -> tuple[int, int]:
+        return _tile_size(self._resolutions[level].pages[0])
 
     def _read_level(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         with self._lock:
@@ -188,7 +190,7 @@ class TiffImage(SlideImage):
             ) from error
         self._cache[key] = pixels
         self._cached_bytes += pixels.nbytes
-        while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
+        while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
             _, dropped = self._cache.popitem(last=False)
             self._cached_bytes -= dropped.nbytes
         return pixels
@@ -201,11 +203,15 @@ class TiffImage(SlideImage):
             self._file = None
 
 
+def _tile_size(page: Any) -> tuple[int, int]:
+    return (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+
+
 def _segments(page: Any, box: tuple[int, int, int, int]) -> Iterator[tuple[int | None, int, tuple[int, int, int, int]]]:
     """Tiles or strips of a page under a box: (sample if they hold one each, number, box cut at the page's border)."""
     x0, y0, x1, y1 = box
     width, height = page.imagewidth, page.imagelength
-    tile_width, tile_height = (page.tilewidth, page.tilelength) if page.is_tiled else (width, page.rowsperstrip)
+    tile_width, tile_height = _tile_size(page)
     across, down = -(-width // tile_width), -(-height // tile_height)
     samples = range(page.samplesperpixel) if page.planarconfig == 2 else (None,)
     for sample in samples:

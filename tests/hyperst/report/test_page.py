@@ -253,6 +253,35 @@ def test_20000_spots_stay_under_15_mb(evaluated, predicted, n_genes):
     assert shown["genes"][0]["name"] == f"GENE{n_genes - 1}"
 
 
+def test_a_whole_slide_is_drawn_by_spots_evenly_spread(evaluated, predicted):
+    """r is that of all spots; the page says how many it draws."""
+    side, n_genes = 320, 200
+    grid = np.stack([each.ravel() for each in np.meshgrid(np.arange(side), np.arange(side))], axis=1)
+    random = np.random.default_rng(0)
+    values = np.repeat(random.normal(size=(side**2, 1)).astype(np.float32), n_genes, axis=1)
+    spots = replace(
+        read_spot_map(predicted, collect(evaluated).genes),
+        genes=[f"GENE{i}" for i in range(n_genes)],
+        spot_ids=[f"slide_{i}" for i in range(side**2)],
+        positions=(200.0 * grid + 100).astype(np.float32),
+        predicted=values,
+        measured=None,
+        half_widths=None,
+        applicability=random.uniform(size=side**2).astype(np.float32),
+    )
+    text = render(collect(evaluated), [spots], "hyperst report")
+    assert len(text.encode()) < LIMIT
+    (shown,) = data_of(Page(text))["maps"]
+    assert shown["n_spots"] == side**2
+    assert len(shown["spots"]) == (side // 2) ** 2
+    assert len(shown["genes"]) == n_genes
+    positions = np.frombuffer(base64.b64decode(shown["positions"]), "<f4").reshape(-1, 2)
+    np.testing.assert_array_equal(positions, 400.0 * grid[(grid < side // 2).all(axis=1)] + 100)
+    first = np.frombuffer(base64.b64decode(shown["genes"][0]["predicted"][0]), np.uint8)
+    kept = values.reshape(side, side, n_genes)[::2, ::2, 0].ravel().astype(np.float64)
+    np.testing.assert_array_equal(first, np.round((kept - kept.min()) / np.ptp(kept) * 255).astype(np.uint8))
+
+
 def test_the_script_is_javascript():
     node = shutil.which("node")
     if node is None:

@@ -1,0 +1,277 @@
+"""Whole slides: predicted into a file tile by tile, in memory that does not grow with spots, gone on with after SIGKILL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tracemalloc
+from dataclasses import replace
+
+import anndata
+import numpy as np
+import pytest
+import tifffile
+
+from hyperst.closed_form import blocks_with_closed_form, with_closed_form
+from hyperst.data import open_image
+from hyperst.data.images import tiff
+from hyperst.data.reading_order import reading_order
+from hyperst.files import write_h5ad_in_blocks
+from hyperst.part_file import PartFile
+from hyperst.predict import predict_image
+from hyperst.predict_file import image_into_part, part_path
+from hyperst.run import load_run
+from hyperst.synthetic_slide import write_slide
+
+SIDE, MPP, TILE = 2400, 1.4, 128
+KILLED = """
+import os, signal, sys
+from hyperst.cli.commands import main
+from hyperst.part_file import PartFile
+
+write, left = PartFile._write, int(sys.argv.pop())
+
+def write_or_die(self, place, content):
+    global left
+    left -= 1
+    if left == 0:
+        write(self, place, content[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, place, content)
+
+PartFile._write = write_or_die
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    return write_slide(tmp_path_factory.mktemp("slide") / "slide.tif", SIDE, um_per_px=MPP, tile=TILE)
+
+
+@pytest.fixture(scope="module")
+def run(evaluated):
+    return load_run(evaluated, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def in_memory(run, slide):
+    return predict_image(run, slide)
+
+
+def into_file(run, slide, path, **options):
+    with image_into_part(run, slide, path, **options) as values:
+        values.write(path)
+    return anndata.read_h5ad(path)
+
+
+def assert_same(one, other):
+    np.testing.assert_array_equal(one.X, other.X)
+    np.testing.assert_array_equal(one.obsm["spatial"], other.obsm["spatial"])
+    assert one.obs.equals(other.obs)
+    assert one.var.equals(other.var)
+    assert list(one.uns) == list(other.uns)
+    facts = [{**each.uns["hyperst"], "created": ""} for each in (one, other)]
+    assert facts[0] == facts[1]
+
+
+@pytest.mark.parametrize("readers", [0, 2])
+def test_the_file_holds_the_bits_that_memory_gives(run, slide, in_memory, tmp_path, readers):
+    told = []
+    found = into_file(run, slide, tmp_path / "p.h5ad", readers=readers, on_progress=lambda *count: told.append(count))
+    assert_same(found, in_memory)
+    assert found.X.dtype == np.float32
+    assert told[0] == (0, found.n_obs)
+    assert told[-1] == (found.n_obs, found.n_obs)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
+
+
+def test_a_slide_larger_than_the_cache_is_read_in_columns(run, slide, in_memory, tmp_path, monkeypatch):
+    for module in ("hyperst.data.reading_order", "hyperst.data.images.tiff"):
+        monkeypatch.setattr(f"{module}.CACHE_BYTES", 1 << 20)
+    again = predict_image(run, slide)
+    assert_same(into_file(run, slide, tmp_path / "p.h5ad"), again)
+    # other spots are in a batch with each, which changes how sums are rounded
+    np.testing.assert_allclose(again.X, in_memory.X, rtol=1e-4, atol=1e-5)
+
+
+def count_decoded(monkeypatch):
+    """Which tile is decoded, each time one is."""
+    decoded, segment = [], tiff.TiffImage._segment
+
+    def counted(self, level, plane, page, index, box):
+        if (level, plane, index) not in self._cache:
+            decoded.append((level, index))
+        return segment(self, level, plane, page, index, box)
+
+    monkeypatch.setattr(tiff.TiffImage, "_segment", counted)
+    return decoded
+
+
+def grid(pitch):
+    steps = np.arange(pitch / 2, SIDE, pitch)
+    return np.stack([each.ravel() for each in np.meshgrid(steps, steps)], axis=1)
+
+
+def test_each_tile_is_decoded_about_once(slide, monkeypatch):
+    decoded = count_decoded(monkeypatch)
+    monkeypatch.setattr("hyperst.data.reading_order.CACHE_BYTES", 5 << 19)
+    monkeypatch.setattr(tiff, "CACHE_BYTES", 5 << 19)  # of 16 MiB
+    centres, widths, size = grid(125.0), [100.0, 220.0], 64
+
+    def read(order):
+        decoded.clear()
+        with open_image(slide) as image:
+            for x, y in centres[order]:
+                for width in widths:
+                    image.read(x - width / 2, y - width / 2, width, width, size=size)
+        return len(decoded) / len(set(decoded))
+
+    with open_image(slide) as image:
+        order = reading_order(image, centres, widths, size)
+    assert sorted(order) == list(range(len(centres)))
+    assert read(order) < 1.3
+    assert read(np.arange(len(centres))) > 2
+    assert {level for level, _ in decoded} == {0}
+
+
+def test_strips_are_read_from_top_to_bottom_and_decoded_once(tmp_path, monkeypatch):
+    decoded = count_decoded(monkeypatch)
+    for module in ("hyperst.data.reading_order", "hyperst.data.images.tiff"):
+        monkeypatch.setattr(f"{module}.CACHE_BYTES", 3 << 20)
+    pixels = np.random.default_rng(0).integers(0, 255, (1200, 1500, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "strips.tif", pixels, photometric="rgb", rowsperstrip=8)
+    centres = np.random.default_rng(1).uniform(100, 1100, (200, 2))
+    with open_image(tmp_path / "strips.tif") as image:
+        order = reading_order(image, centres, [100.0], 100)
+        for x, y in centres[order]:
+            image.read(x - 50, y - 50, 100, 100, size=100)
+    assert (np.diff(centres[order, 1]) >= 0).all()
+    assert len(decoded) == len(set(decoded)) > 100
+
+
+def test_small_and_whole_images_keep_the_order_of_the_spots(slide, section_paths):
+    for path in (slide, section_paths[0].parent / "images" / "S1.png"):
+        with open_image(path) as image:
+            centres = np.array([[90.0, 90.0], [20.0, 20.0], [50.0, 10.0]])
+            assert reading_order(image, centres, [40.0], 32).tolist() == [0, 1, 2]
+
+
+def test_killed_twice_and_gone_on_with_the_result_is_that_of_an_undisturbed_run(run, slide, in_memory, tmp_path):
+    output = tmp_path / "p.h5ad"
+    third = -(-in_memory.n_obs // 64) // 3
+    for write in (2 * third + 1, 2 * third):  # that of a batch's rows, and of its mark, end in the middle
+        script = [sys.executable, "-c", KILLED, "predict", run.folder, slide, "-o", output, "--device", "cpu", write]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run([*map(str, script)], env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad.part"]
+    told = []
+    assert_same(into_file(run, slide, output, on_progress=lambda *count: told.append(count)), in_memory)
+    assert told[0][0] == 64 * (2 * third - 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
+
+
+def test_what_was_begun_otherwise_is_refused_and_kept(run, slide, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(done, total):
+        if done:
+            raise Stop
+
+    output = tmp_path / "p.h5ad"
+    with pytest.raises(Stop):
+        into_file(run, slide, output, on_progress=stop)
+    kept = part_path(output).read_bytes()
+    for options, name in (({"mpp": 1.3}, "um/px"), ({"min_tissue": 0.9}, "spots"), ({"stain": "match"}, "stain")):
+        with pytest.raises(FileExistsError, match=rf"p\.h5ad\.part .* begun with other [^.]*{name}.*remove it"):
+            into_file(run, slide, output, **options)
+    assert part_path(output).read_bytes() == kept
+
+
+def test_a_part_file_says_what_it_is(tmp_path):
+    path, batches = tmp_path / "x.part", [np.array([1]), np.array([0])]
+    arguments = (path, {"run": "a"}, batches, {"values": 2, "summary": 1})
+    part = PartFile(*arguments)
+    with pytest.raises(BlockingIOError, match="another process predicts the same"):
+        PartFile(*arguments)
+    part.close()
+    assert not path.exists()  # nothing was in it
+    part = PartFile(*arguments)
+    part.put(1, {"values": np.array([[1.0, 2.0]]), "summary": np.array([3.0])})
+    part.put_damage(np.arange(6.0)[None])
+    part.close()
+    again = PartFile(*arguments)
+    assert again.left == [0]
+    assert again["values"][np.array([0])].tolist() == [[1.0, 2.0]]
+    assert again["summary"][np.array([0])].tolist() == [[3.0]]
+    assert again.damage().tolist() == [[0, 1, 2, 3, 4, 5]]
+    again.close()
+    with pytest.raises(FileExistsError, match="begun with other run"):
+        PartFile(path, {"run": "b"}, *arguments[2:])
+    content = bytearray(path.read_bytes())
+    content[-60] ^= 1  # of a row
+    path.write_bytes(content)
+    part = PartFile(*arguments)
+    assert part.left == [0, 1]
+    part.remove()
+    for damaged in (b"", b"something else", bytes(content[:20])):
+        path.write_bytes(damaged)
+        with pytest.raises(FileExistsError, match="no begun prediction or damaged"):
+            PartFile(*arguments)
+
+
+def test_damaged_tiles_that_other_processes_meet_are_counted(run, slide, in_memory, tmp_path):
+    content = bytearray(slide.read_bytes())
+    with tifffile.TiffFile(slide) as file:
+        page = file.pages[0]
+        for tile in (100, 120):
+            content[page.dataoffsets[tile] : page.dataoffsets[tile] + page.databytecounts[tile]] = bytes(
+                page.databytecounts[tile]
+            )
+    path = tmp_path / "damaged.tif"
+    path.write_bytes(content)
+    sharp = replace(
+        run, config=replace(run.config, crop=replace(run.config.crop, image_size=80))
+    )  # of the finest level
+    options = {"skip_damaged": True, "spots": in_memory.obsm["spatial"][::3], "mpp": MPP}
+    one, two = (into_file(sharp, path, tmp_path / f"{n}.h5ad", readers=n, **options) for n in (0, 2))
+    assert_same(one, two)
+    assert one.uns["hyperst"]["damaged_tiles"] == 2
+    assert 0 < one.obs["on_damaged_tile"].sum() < one.n_obs
+
+
+def test_values_on_disk_take_no_memory(tmp_path):
+    def peak(n_spots):
+        batches = np.split(np.arange(n_spots), range(64, n_spots, 64))
+        part = PartFile(tmp_path / "x.part", {}, batches, {"values": 500})
+        adata = anndata.AnnData(shape=(n_spots, 500))
+        tracemalloc.start()
+        for number, batch in enumerate(batches):
+            part.put(number, {"values": np.full((len(batch), 500), number)})
+        blocks = (part["values"][np.arange(at, min(at + 512, n_spots))] for at in range(0, n_spots, 512))
+        write_h5ad_in_blocks(adata, blocks, tmp_path / "x.h5ad")
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        np.testing.assert_array_equal(anndata.read_h5ad(tmp_path / "x.h5ad").X[:, 7], np.arange(n_spots) // 64)
+        part.remove()
+        return found
+
+    peak(1000)  # what is imported
+    assert peak(8000) - peak(2000) < 0.1 * 6000 * 500 * 4
+
+
+def test_blocks_of_the_closed_form_are_its_bits(run, sections):
+    random = np.random.default_rng(0)
+    section = sections[2]
+    width = len(run.model.levels) * run.model.backbone.width
+    found = {
+        "features": random.normal(size=(section.n_spots, width)).astype(np.float32),
+        "prediction": random.normal(size=(section.n_spots, len(run.genes))).astype(np.float32),
+    }
+    whole = with_closed_form(run, section, found)
+    np.testing.assert_array_equal(np.concatenate(list(blocks_with_closed_form(run, section, found))), whole)
+    assert run.mixture is not None
