@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
+from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.reference.pair import norm
 
 _FLOATING = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
@@ -298,6 +300,10 @@ def _largest_rapidity(v: Tensor, c: Tensor) -> float:
     """sqrt(c)|v| at its largest; 0 where looking would stop the device."""
     if not (seen(v) and seen(c)) or v.numel() == 0:
         return 0.0
+    if v.ndim == 2 and bindings.usable(v):
+        square, rows = (ctypes.c_double * 1)(), bindings.rows(v)
+        bindings.call("largest_square", rows, rows.stride(0), *rows.shape, square)
+        return math.sqrt(square[0] * float(c.detach()))
     return float(norm(v.detach().to(c.dtype)).max() * c.detach().sqrt())
 
 
@@ -308,13 +314,17 @@ def geometry_dtype(*tensors: Tensor) -> torch.dtype:
 
 def prepare(c: float | Tensor, **named: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Check and broadcast vectors (..., d): c in the geometry's dtype, and the vectors in their common dtype."""
+    checked: list[Tensor] = []
     for name, x in named.items():
-        features(name, x)
-        finite(name, x)
+        if not any(x is other for other in checked):
+            features(name, x)
+            finite(name, x)
+            checked.append(x)
     one_device(named)
     tensors = list(named.values())
     try:
-        tensors = list(torch.broadcast_tensors(*tensors))
+        if any(x.shape != tensors[0].shape for x in tensors):
+            tensors = list(torch.broadcast_tensors(*tensors))
     except RuntimeError:
         shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in named.items())
         raise ValueError(f"shapes must broadcast to one another, got {shapes}") from None

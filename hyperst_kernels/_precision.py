@@ -14,7 +14,7 @@ LARGEST_LOGIT = {torch.float32: 2.0**30, torch.float64: 2.0**42}
 _BACKENDS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 
 
-def _exact() -> bool:
+def is_full_float32() -> bool:
     """Whether products of float32 numbers are products of float32 numbers now; "none" is the setting of all backends."""
     inherited = torch.backends.fp32_precision  # type: ignore[attr-defined]
     exact = ("ieee", "none") if inherited in ("ieee", "none") else ("ieee",)
@@ -24,7 +24,7 @@ def _exact() -> bool:
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
     """Multiply float32 matrices in float32 inside the block: ``torch.set_float32_matmul_precision`` may say tf32 or bf16."""
-    if _exact():
+    if is_full_float32():
         yield
         return
     precisions = [backend.fp32_precision for backend in _BACKENDS]

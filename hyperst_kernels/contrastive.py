@@ -180,5 +180,9 @@ def hierarchical_contrastive_loss(
 
 def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float | Tensor]) -> Tensor:
     """The sum of losses of one shape, each multiplied with its weight."""
-    weighted = [found * torch.as_tensor(w).reshape(()).to(found) for w, found in zip(weights, losses, strict=True)]
-    return torch.stack(weighted).sum(0)
+    stacked = torch.stack(tuple(losses))
+    if any(isinstance(w, Tensor) for w in weights):
+        factors = torch.stack([torch.as_tensor(w).reshape(()).to(stacked) for w in weights])
+    else:
+        factors = stacked.new_tensor(weights)
+    return (stacked * factors.reshape(-1, *(1,) * (stacked.ndim - 1))).sum(0)

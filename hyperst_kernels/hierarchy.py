@@ -137,9 +137,10 @@ class HierarchicalAlignmentLoss(nn.Module):
             contrastive = weighted_sum(losses, [term.weight for term in self.contrastive])
         if mean is not None:
             (curvature,) = Ranks(self.group.held).shared(curvature)
-        for e, hinge in zip(self.entailment, self._hinges(features, curvature, weights, mean), strict=True):
-            parts[f"{e.parent}>={e.child}"] = hinge
-            entailment = entailment + hinge * e.weight
+        if self.entailment:
+            hinges = self._hinges(features, curvature, weights, mean).unbind()
+            parts |= {f"{e.parent}>={e.child}": hinge for e, hinge in zip(self.entailment, hinges, strict=True)}
+            entailment = weighted_sum(hinges, [e.weight for e in self.entailment])
         loss = contrastive * self.weights[0] + entailment * self.weights[1]
         return {"loss": loss, "contrastive": contrastive, "entailment": entailment, **parts}
 
@@ -172,10 +173,8 @@ class HierarchicalAlignmentLoss(nn.Module):
 
     def _hinges(
         self, features: Mapping[str, Tensor], curvature: float | Tensor, weights: Tensor | None, mean: Means | None
-    ) -> Tensor | tuple[()]:
+    ) -> Tensor:
         """The mean of each relation's hinges."""
-        if not self.entailment:
-            return ()
         relations = [(features[e.parent], features[e.child], e.eta) for e in self.entailment]
         hinges = entailment_hinges(relations, curvature, self.min_radius, self.input)
         hinges = hinges.to(geometry_dtype(hinges))

@@ -20,7 +20,7 @@ from hyperst_kernels.entailment import entailment_loss
 from hyperst_kernels.first_logit_scale import FirstLogitScale
 from hyperst_kernels.loss_terms import DIRECTIONS, Options, Term, check_options, losses_of
 from hyperst_kernels.maps import scaled_exp_map0
-from hyperst_kernels.operators.register import in_reverse
+from hyperst_kernels.operators.register import in_reverse, transformed
 from hyperst_kernels.rank_losses import Call, Shard
 
 
@@ -52,6 +52,8 @@ def bounded(x: Tensor, low: float, high: float) -> Tensor:
     >>> bounded(x, 0.0, 1.0).backward(); x.grad
     tensor(1.)
     """
+    if _checks.seen(x) and not transformed() and x.numel() == 1 and low < float(x.detach()) < high:
+        return x.view_as(x)  # as it is: a custom function would take 50 us
     return in_reverse("bounded", _Bounded.apply, x, low, high)
 
 

@@ -1,25 +1,43 @@
-"""Exterior angles and cone hinges of matching float32 rows in machine code (`native/rows.h`), as in `reference.entailment`."""
+"""Exterior angles and cone hinges of matching float32 rows in machine code (`native/terms.h`), as in `reference.entailment`."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from hyperst_kernels.cpu.distance import row_gradients, row_values
+from hyperst_kernels.cpu.native import bindings
 
 
 def exterior_angle(x: Tensor, y: Tensor, c: Tensor, tangent: bool) -> Tensor:
     """(r d), (r d) -> (r): the hinge of a cone without an aperture."""
-    return row_values("hinge", x, y, c, tangent, 0.0, 1.0)
+    return entailment_hinges([x], [y], c, [0.0], 1.0, tangent)[0]
 
 
 def exterior_angle_backward(
     grad: Tensor, x: Tensor, y: Tensor, c: Tensor, tangent: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, y (r d) and c () from that of the angles (r)."""
-    return row_gradients("hinge_slopes", grad, x, y, c, tangent, 0.0, 1.0)
+    (dx,), (dy,), dc = entailment_hinges_backward(grad[None], [x], [y], c, [0.0], 1.0, tangent)
+    return dx, dy, dc
+
+
+def _shared(
+    vectors: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    c: Tensor,
+    etas: Sequence[float],
+    min_radius: float,
+    tangent: bool,
+) -> tuple:
+    """Features, relations and what they have in common, as arguments of the functions."""
+    features = bindings.features(vectors, gradients)
+    r, (rows, d) = len(etas), vectors[0].shape
+    relations = bindings.table(*((k, r + k) for k in range(r)))
+    numbers = (ctypes.c_double * r)(*etas)
+    return features, relations, r, rows, d, float(c) ** 0.5, tangent, numbers, min_radius
 
 
 def entailment_hinges(
@@ -31,8 +49,10 @@ def entailment_hinges(
     tangent: bool,
 ) -> Tensor:
     """One (n d) of each per relation -> (relations n)."""
-    relations = zip(parents, children, etas, strict=True)
-    return torch.stack([row_values("hinge", x, y, c, tangent, eta, min_radius) for x, y, eta in relations])
+    vectors = [bindings.rows(x.float()) for x in (*parents, *children)]
+    out = vectors[0].new_empty(len(etas), vectors[0].shape[0])
+    bindings.call("hinges", *_shared(vectors, [], c, etas, min_radius, tangent), out)
+    return out.to(parents[0].dtype)
 
 
 def entailment_hinges_backward(
@@ -45,7 +65,10 @@ def entailment_hinges_backward(
     tangent: bool,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Gradients of parents, children and c () from that of the hinges (relations n)."""
-    relations = zip(grad, parents, children, etas, strict=True)
-    found = [row_gradients("hinge_slopes", g, x, y, c, tangent, eta, min_radius) for g, x, y, eta in relations]
-    dx, dy, dc = zip(*found, strict=True)
-    return list(dx), list(dy), torch.stack(dc).sum()
+    vectors = [bindings.rows(x.float()) for x in (*parents, *children)]
+    gradients = [x.new_empty(x.shape) for x in vectors]
+    dc = c.new_empty(vectors[0].shape[0], dtype=torch.float64)
+    features, *shared = _shared(vectors, gradients, c, etas, min_radius, tangent)
+    bindings.call("hinges_slopes", features, len(vectors), *shared, grad.float().contiguous(), dc)
+    found = [g.to(parents[0].dtype) for g in gradients]
+    return found[: len(etas)], found[len(etas) :], dc.sum().to(c.dtype)

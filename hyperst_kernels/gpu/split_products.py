@@ -31,6 +31,22 @@ def store_weights(place, weight, inside, part_stride, SPLIT: tl.constexpr):
         tl.store(place + part_stride, (weight - rounded.to(weight.dtype)).to(place.dtype.element_ty), inside)
 
 
+@triton.jit
+def store_summands(place, x, inside):
+    """Store numbers x as PARTS that add up to them: `summands` of one row each, from ``place`` (r 1) on."""
+    DTYPE: tl.constexpr = place.dtype.element_ty
+    column = tl.arange(0, PARTS)[None, :]
+    part = x.to(DTYPE)
+    tile = tl.where(column == 0, part.to(x.dtype)[:, None], 0)
+    if tl.bfloat16 == DTYPE:
+        found = part.to(x.dtype)
+        part = (x - found).to(DTYPE)
+        tile = tl.where(column == 1, part.to(x.dtype)[:, None], tile)
+        found += part.to(x.dtype)
+        tile = tl.where(column == 2, (x - found).to(DTYPE).to(x.dtype)[:, None], tile)
+    tl.store(place + column, tile.to(DTYPE), inside[:, None])
+
+
 def parts_of_weights(dtype: torch.dtype, precision: str) -> int:
     """In how many bf16 numbers a weight of the geometry's dtype is held; 0: in one of that dtype.
 

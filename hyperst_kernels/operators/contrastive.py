@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperst_kernels.cpu import contrastive as cpu_contrastive
-from hyperst_kernels.cpu import memory
+from hyperst_kernels.cpu import memory, small_batch
 from hyperst_kernels.cpu.online_softmax import wide
 from hyperst_kernels.operators.register import (
     PORTABLE,
@@ -25,6 +25,7 @@ from hyperst_kernels.operators.register import (
     in_full_precision,
     in_reverse,
     on_triton,
+    once,
     raising,
     reference_in_use,
 )
@@ -51,9 +52,14 @@ def _same_ids(exclude_ids: Tensor | None) -> cpu_contrastive.Ids:
 def _portable_contrastive(
     features, factors, c, logit_scale, exclude_ids, pairings, geometry, tangent, precision, atomic, keep
 ):
-    flags = (_unflattened(pairings), geometry, tangent, keep)
-    ids = _same_ids(exclude_ids)
-    *negatives, kept = cpu_contrastive.forward(scaled(features, factors, c), c, logit_scale, ids, *flags)
+    vectors, pairings = scaled(features, factors, c), _unflattened(pairings)
+    if small_batch.fits(vectors, pairings, geometry):
+        kept = c.new_empty(cpu_contrastive.kept_shape(features, pairings, c, keep))
+        found = small_batch.forward(vectors, c, logit_scale, exclude_ids, pairings, tangent, kept)
+        if found is not None:
+            return *found, kept
+    flags = (pairings, geometry, tangent, keep)
+    *negatives, kept = cpu_contrastive.forward(vectors, c, logit_scale, _same_ids(exclude_ids), *flags)
     return (*(loss.to(c.dtype) for loss in cpu_contrastive.losses(*negatives)), *negatives, kept)
 
 
@@ -70,11 +76,22 @@ def _portable_contrastive_backward(
     positives,
     kept,
     pairings,
-    *flags,
+    geometry,
+    tangent,
+    precision,
+    atomic,
 ):
-    upstream = cpu_contrastive.of_losses(grad_rows, grad_columns, rows, columns, positives)
-    ids = _same_ids(exclude_ids)
-    return portable_gradients(upstream, features, factors, c, logit_scale, ids, kept, _unflattened(pairings), *flags)
+    vectors, pairings, found = scaled(features, factors, c), _unflattened(pairings), None
+    if kept.numel() > 0 and small_batch.fits(vectors, pairings, geometry):
+        grads, logits = (grad_rows, grad_columns), (rows, columns, positives)
+        found = small_batch.backward(*grads, vectors, c, logit_scale, pairings, tangent, logits, kept)
+    if found is None:
+        upstream = cpu_contrastive.of_losses(grad_rows, grad_columns, rows, columns, positives)
+        given = (vectors, c, logit_scale, _same_ids(exclude_ids), kept, pairings, geometry, tangent)
+        found = cpu_contrastive.backward(upstream, *given)
+    gradients, dc, ds = found
+    gradients, d_factors = _by_factors(gradients, vectors, factors, c)
+    return [g.to(x.dtype) for g, x in zip(gradients, features, strict=True)], d_factors, dc, ds
 
 
 def portable_gradients(
@@ -99,14 +116,19 @@ def portable_gradients(
     vectors = scaled(features, factors, c)
     given = (vectors, c, logit_scale, ids, kept, pairings, geometry, tangent)
     gradients, dc, ds = cpu_contrastive.backward(upstream, *given)
-    d_factors = c.new_zeros(0)
-    if factors is not None:
-        along = [torch.linalg.vecdot(u, g).sum(dtype=torch.float64) for u, g in zip(vectors, gradients, strict=True)]
-        d_factors = (torch.stack(along) / factors).to(c.dtype)
-        gradients = [g.mul_(factor) for g, factor in zip(gradients, factors, strict=True)]
+    gradients, d_factors = _by_factors(gradients, vectors, factors, c)
     if not unrounded:
         gradients = [g.to(x.dtype) for g, x in zip(gradients, features, strict=True)]
     return gradients, d_factors, dc, ds
+
+
+def _by_factors(gradients, vectors, factors, c):
+    """Gradients of features and factors from those of the ``vectors`` that these make."""
+    if factors is None:
+        return gradients, c.new_zeros(0)
+    along = [torch.linalg.vecdot(u, g).sum(dtype=torch.float64) for u, g in zip(vectors, gradients, strict=True)]
+    gradients = [g.mul_(factor) for g, factor in zip(gradients, factors, strict=True)]
+    return gradients, (torch.stack(along) / factors).to(c.dtype)
 
 
 def _triton_contrastive(features, factors, c, logit_scale, exclude_ids, pairings, *flags):
@@ -176,9 +198,8 @@ class _Contrastive(torch.autograd.Function):
             c.new_zeros(negatives.shape) if grad is None else grad.contiguous()
             for grad, negatives in zip(grads, outputs[:2], strict=False)
         )
-        gradients, d_factors, dc, ds = _backward(
-            *upstream, features, factors, c, logit_scale, exclude_ids, *outputs, *ctx.flags
-        )
+        given = (*upstream, features, factors, c, logit_scale, exclude_ids, *outputs, *ctx.flags)
+        gradients, d_factors, dc, ds = once(_backward, *given)
         return (d_factors if ctx.factors else None, dc, ds, None, None, *gradients)
 
 

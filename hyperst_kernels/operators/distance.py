@@ -19,6 +19,7 @@ from hyperst_kernels.operators.register import (
     differentiated,
     in_full_precision,
     in_reverse,
+    once,
     raising,
     reference_in_use,
 )
@@ -74,7 +75,7 @@ class _PairwiseDistance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return (*matrix_backward(grad, *ctx.saved_tensors, *ctx.flags), *(None,) * len(ctx.flags))
+        return (*once(matrix_backward, grad, *ctx.saved_tensors, *ctx.flags), *(None,) * len(ctx.flags))
 
 
 matrix = define(

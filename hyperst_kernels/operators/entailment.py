@@ -18,6 +18,7 @@ from hyperst_kernels.operators.register import (
     differentiate,
     differentiated,
     in_reverse,
+    once,
     reference_in_use,
     transformed,
 )
@@ -85,7 +86,7 @@ class _DifferentiatedHinges(torch.autograd.Function):
 
             dc, *grads = reference_gradients(portable, grad, (c, *vectors), ())
         else:
-            parents, children, dc = _hinges_backward(grad, vectors[:r], vectors[r:], c, *ctx.flags)
+            parents, children, dc = once(_hinges_backward, grad, vectors[:r], vectors[r:], c, *ctx.flags)
             grads = [*parents, *children]
         return (dc, None, None, None, *grads)
 

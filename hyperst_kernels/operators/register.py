@@ -26,7 +26,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch._ops import OpOverloadPacket
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from hyperst_kernels._precision import full_float32
+from hyperst_kernels._precision import full_float32, is_full_float32
 
 _LIBRARY = torch.library.Library("hyperst_kernels", "DEF")
 ops = torch.ops.hyperst_kernels
@@ -144,7 +144,10 @@ def in_full_precision(kernel: Callable) -> Callable:
 
     @functools.wraps(kernel)
     def called(first: Tensor | Sequence[Tensor], *rest):
-        with full_precision((first if isinstance(first, Tensor) else first[0]).device):
+        device = (first if isinstance(first, Tensor) else first[0]).device
+        if not torch.is_autocast_enabled(device.type) and is_full_float32():
+            return kernel(first, *rest)
+        with full_precision(device):
             return kernel(first, *rest)
 
     return called
@@ -189,6 +192,14 @@ def raising(backward: OpOverloadPacket, name: str, remedy: str) -> Callable:
         return tree_unflatten(list(flat), structure[0])
 
     return called
+
+
+def once(backward: OpOverloadPacket, *args):
+    """Call a backward operator from a backward pass: past its autograd kernel, where no second derivative is asked for."""
+    if torch.is_grad_enabled() or transformed():
+        return backward(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return backward(*args)
 
 
 def forward_mode(name: str) -> NotImplementedError:

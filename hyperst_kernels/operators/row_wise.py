@@ -24,6 +24,7 @@ from hyperst_kernels.operators.register import (
     differentiate,
     differentiated,
     in_reverse,
+    once,
     raising,
     reference_in_use,
     transformed,
@@ -88,7 +89,7 @@ def row_wise(
             if torch.is_grad_enabled():  # a second derivative is wanted: that of the reference
                 grads = reference_gradients(portable, grad, tensors, ctx.flags)
             else:
-                grads = backward(grad, *tensors, *ctx.flags)
+                grads = once(backward, grad, *tensors, *ctx.flags)
             return (*grads, *(None,) * len(ctx.flags))
 
     kernels = {
@@ -111,8 +112,8 @@ def row_wise(
         backwards,
     )
     differentiate(operator, autograd)
-    once = raising(backward, name, "call backward with create_graph=True on the operator itself")
-    differentiate(backward, dict.fromkeys(backwards, once))
+    refusing = raising(backward, name, "call backward with create_graph=True on the operator itself")
+    differentiate(backward, dict.fromkeys(backwards, refusing))
     return RowWise(name, portable, operator, backward, gpu)
 
 

@@ -24,6 +24,8 @@ from hyperst_kernels.gpu.contrastive import backward_blocks
 from hyperst_kernels.reference.contrastive import Pairing
 from tests.benchmarks.counting import Counts, count
 from tests.kernels import ahead_of_time
+from tests.kernels.launches import Launches as Asked
+from tests.kernels.launches import of_loss
 
 # Numbers of the size of the features, (n, d + 8), that a step may hold at once: operands, gradients, temporaries of
 # positives. Seven or eight are needed.
@@ -175,3 +177,28 @@ def test_a_block_of_weights_is_few_calls(monkeypatch):
     monkeypatch.setattr(backward_blocks, "BLOCK", 1024)
     small, large = (launches(k * 1024, monkeypatch, d=128) for k in (1, 4))
     assert large.backward.calls - small.backward.calls <= 15 * 250
+
+
+@pytest.mark.parametrize("n", [1, 64, 4096])
+def test_a_small_batch_is_few_calls(n):
+    """A CPU needs as long for each as a GPU for thousands of pairs. Had a pass to wait for a number, counting would raise."""
+    forward, backward = of_loss("sm_90", n, 128, torch.bfloat16)
+    assert forward == Asked(kernels=7, calls=8)
+    assert backward == Asked(kernels=11, calls=6)
+    hierarchy = of_loss("sm_90", n, 128, torch.bfloat16, ahead_of_time.HIERARCHY)
+    assert hierarchy == (Asked(kernels=8, calls=10), Asked(kernels=15, calls=6))
+
+
+@pytest.mark.parametrize("geometry", ["lorentz", "euclidean", "cosine"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_no_pass_waits_for_a_number(geometry, dtype):
+    """Tensors without numbers go through: no pass copies one to the CPU, or branches on it. A CUDA graph can capture it."""
+    forward, backward = of_loss("sm_90", 512, 64, dtype, ahead_of_time.HIERARCHY, geometry)
+    assert min(forward.kernels, backward.kernels) > 3
+
+
+def test_a_pass_that_waits_for_a_number_is_seen(monkeypatch):
+    made = gpu.scalar_gradients
+    monkeypatch.setattr(gpu, "scalar_gradients", lambda inputs, *given: made(inputs, *given)[2].item())
+    with pytest.raises(RuntimeError, match="meta"):
+        of_loss("sm_90", 64, 128, torch.bfloat16)

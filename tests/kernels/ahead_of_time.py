@@ -107,17 +107,17 @@ def needs(kernel: CompiledKernel) -> dict[str, int]:
     }
 
 
-def _cuda(kernel: CompiledKernel) -> dict[str, int]:
+def _tool(kernel: CompiledKernel, name: str, option: str) -> str:
+    """What one of the tools in Triton says of a kernel's machine code."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(kernel.asm["cubin"])
+        return subprocess.run([_TOOLS / name, option, path], capture_output=True, text=True, check=True).stdout
 
-        def tool(name: str, option: str) -> str:
-            return subprocess.run([_TOOLS / name, option, path], capture_output=True, text=True, check=True).stdout
 
-        registers = int(re.search(r"REG:(\d+)", tool("cuobjdump", "--dump-resource-usage"))[1])
-        sass = tool("nvdisasm", "-c")
-    opcodes, loops = _control_flow(sass)
+def _cuda(kernel: CompiledKernel) -> dict[str, int]:
+    registers = int(re.search(r"REG:(\d+)", _tool(kernel, "cuobjdump", "--dump-resource-usage"))[1])
+    opcodes, loops = control_flow(kernel)
     taking_powers = [end - start for start, end in loops if "MUFU.EX2" in opcodes[start:end]]
     return {
         "registers": registers,
@@ -129,17 +129,25 @@ def _cuda(kernel: CompiledKernel) -> dict[str, int]:
     }
 
 
-def _control_flow(sass: str) -> tuple[list[str], list[tuple[int, int]]]:
+# a label, and an instruction with what follows its opcode
+_SASS = re.compile(r"(\.L_x_\d+):"), re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")
+_GCN = re.compile(r"(\.LBB\w+):"), re.compile(r"\t((?:[sv]|global|ds|buffer|flat)_\w+)(.*)")
+
+
+def control_flow(kernel: CompiledKernel) -> tuple[list[str], list[tuple[int, int]]]:
     """Opcodes in order, and the first and last of each loop: of what a branch backwards repeats."""
+    cuda = "cubin" in kernel.asm
+    text = _tool(kernel, "nvdisasm", "-c") if cuda else kernel.asm["amdgcn"]
+    label, instruction = _SASS if cuda else _GCN
     opcodes: list[str] = []
     labels: dict[str, int] = {}
     loops = []
-    for line in sass.splitlines():
-        if label := re.match(r"^(\.L_x_\d+):", line):
-            labels[label[1]] = len(opcodes)
-        elif found := re.match(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)", line):
+    for line in text.splitlines():
+        if named := label.match(line):
+            labels[named[1]] = len(opcodes)
+        elif found := instruction.match(line):
             opcodes.append(found[1])
-            target = re.search(r"(\.L_x_\d+)", found[2]) if found[1].startswith("BRA") else None
+            target = re.search(r"(\.L\w+)", found[2]) if found[1].startswith(("BRA", "s_cbranch", "s_branch")) else None
             if target and target[1] in labels:
                 loops.append((labels[target[1]], len(opcodes)))
     return opcodes, loops

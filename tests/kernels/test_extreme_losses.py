@@ -12,7 +12,7 @@ import hyperst_kernels as hk
 from benchmarks import cases
 from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.gpu import launch
-from hyperst_kernels.gpu.contrastive import LARGEST_BY_ROWS
+from hyperst_kernels.gpu.contrastive.numbers import LARGEST_BY_ROWS
 from hyperst_kernels.reference import contrastive as reference
 from tests.kernels.triton import AVAILABLE, DEVICE
 from tests.kernels.triton.test_contrastive_kernel import VARIANTS

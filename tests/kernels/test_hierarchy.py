@@ -87,7 +87,8 @@ def test_terms_of_several_lengths_and_a_feature_beside_itself():
     terms = [hk.Term(x, y), hk.Term(x, bank, 1.0, "rows"), hk.Term(small, bank), hk.Term(y, y, 2.0)]
     total, parts = hk.hierarchical_contrastive_loss(terms, 0.8, 9.0)
     alone = [hk.contrastive_loss(t.queries, t.keys, 0.8, 9.0, directions=t.directions) for t in terms]
-    assert all(torch.equal(a, b) for a, b in zip(parts, alone, strict=True))
+    # terms of one length alone go through other code than several lengths do: a logit of 50 carries its rounding
+    torch.testing.assert_close(list(parts), alone, rtol=0, atol=64 * torch.finfo(torch.float32).eps)
     grads = torch.autograd.grad(total, (x, y, bank))
     want = torch.autograd.grad(sum(t.weight * loss for t, loss in zip(terms, alone, strict=True)), (x, y, bank))
     torch.testing.assert_close(grads, want, rtol=1e-5, atol=1e-6)

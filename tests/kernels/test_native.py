@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import hyperst_kernels as hk
 from benchmarks import cases, oracle
-from hyperst_kernels.cpu import contrastive, memory, online_softmax
+from hyperst_kernels.cpu import contrastive, memory, online_softmax, small_batch
 from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.operators.register import ops
 from hyperst_kernels.reference import contrastive as reference
@@ -27,6 +27,7 @@ def small_tiles(monkeypatch):
     """Several tiles in both directions, and several chunks in a tile."""
     monkeypatch.setattr(online_softmax, "NATIVE_ROWS", 24)
     monkeypatch.setattr(online_softmax, "NATIVE_COLUMNS", 300)
+    monkeypatch.setattr(small_batch, "SMALL", 0)
 
 
 def run(queries, keys, scale, dtype, compute=cases.contrastive_terms, **options):

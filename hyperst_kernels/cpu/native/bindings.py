@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import os
 import warnings
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ _ROWS = (_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _DOUBLE, _INT)
 _MAP = (_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _DOUBLE, _DOUBLE)
 _SLOPES = (_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _INT)
 _BLOCK = (_POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, *(_POINTER,) * 6)
+_BATCH = (_POINTER, _POINTER, _LONG, _LONG, _LONG, _DOUBLE, _DOUBLE, _FLOAT, _FLOAT, _DOUBLE, _INT)
 _COSINES = (_POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _POINTER, _LONG, _FLOAT)
 _SIGNATURES = {
     "hyperst_minima": (_POINTER, _LONG, _LONG, _LONG, _POINTER, _INT),
@@ -37,8 +39,15 @@ _SIGNATURES = {
     "hyperst_operand_slopes": (*_FEATURES, _POINTER, _LONG, _POINTER, _LONG, _INT),
     "hyperst_distance": (*_ROWS, _POINTER, _INT),
     "hyperst_distance_slopes": (*_ROWS, *_SLOPES),
-    "hyperst_hinge": (*_ROWS, _DOUBLE, _DOUBLE, _POINTER, _INT),
-    "hyperst_hinge_slopes": (*_ROWS, _DOUBLE, _DOUBLE, *_SLOPES),
+    "hyperst_operands": (_POINTER, _POINTER, _LONG, _LONG, _LONG, _DOUBLE, _INT, _INT),
+    "hyperst_term_losses": (*_BATCH, *(_POINTER,) * 6, _LONG, _POINTER, _INT),
+    "hyperst_term_weights": (*_BATCH, *(_POINTER,) * 5, _LONG, _POINTER, _LONG, *(_POINTER,) * 3, _INT),
+    "hyperst_term_slopes": (*_BATCH, _LONG, _POINTER, _LONG, _POINTER, _LONG, _INT),
+    "hyperst_largest_square": (_POINTER, _LONG, _LONG, _LONG, _POINTER, _INT),
+    "hyperst_hinges": (_POINTER, _POINTER, *(_LONG,) * 3, _DOUBLE, _INT, _POINTER, _DOUBLE, _POINTER, _INT),
+    "hyperst_hinges_slopes": (
+        *(_POINTER, _LONG, _POINTER, *(_LONG,) * 3, _DOUBLE, _INT, _POINTER, _DOUBLE, _POINTER, _POINTER, _INT),
+    ),
     **dict.fromkeys([f"hyperst_{name}" for name in MAPS], (*_MAP, _POINTER, _INT)),
     **dict.fromkeys([f"hyperst_{name}_slopes" for name in MAPS], (*_MAP, *(_POINTER,) * 4, _INT)),
     "hyperst_add_powers": (*_BLOCK, _POINTER, _LONG, _POINTER, _LONG, _INT, _INT),
@@ -96,6 +105,18 @@ def call(name: str, *arguments) -> None:
     """Call a function on as many threads as PyTorch uses; tensors are passed as pointers to their first number."""
     plain = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
     getattr(library(), f"hyperst_{name}")(*plain, torch.get_num_threads())
+
+
+def table(*rows: Iterable[int]) -> ctypes.Array:
+    """Numbers of 64 bits for a function that takes a table; whoever passes an address keeps its tensor alive."""
+    numbers = [number for row in rows for number in row]
+    return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+def features(vectors: Sequence[Tensor], gradients: Sequence[Tensor] = ()) -> ctypes.Array:
+    """The table of features of `native/terms.h`, with gradients or without."""
+    addresses = [g.data_ptr() for g in gradients] or [0] * len(vectors)
+    return table(*((x.data_ptr(), x.stride(0), x.shape[0], g) for x, g in zip(vectors, addresses, strict=True)))
 
 
 def large(x: Tensor) -> Tensor:

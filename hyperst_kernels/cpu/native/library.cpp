@@ -4,6 +4,7 @@
 // A tile is cut into chunks of columns of one width, whatever the number of threads, and what the chunks give is merged
 // in their order: results are the same from run to run.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -193,6 +194,8 @@ static void slopes_of_rows(Map slopes, const float *x, long x_stride, const floa
     }
 }
 
+#include "terms.h"
+
 extern "C" {
 
 int hyperst_signatures() { return SIGNATURES; }
@@ -352,23 +355,12 @@ void hyperst_distance_slopes(const float *x, long x_stride, const float *y, long
     }
 }
 
-void hyperst_hinge(const float *x, long x_stride, const float *y, long y_stride, long rows, long d, double unit,
-                   int tangent, double eta, double min_radius, float *out, int threads) {
-    Rows pairs = {x, x_stride, y, y_stride, d, unit, (bool)tangent};
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long i = 0; i < rows; i++) out[i] = (float)hinge(pairs.polar(i), eta, min_radius);
-}
-
-void hyperst_hinge_slopes(const float *x, long x_stride, const float *y, long y_stride, long rows, long d, double unit,
-                          int tangent, double eta, double min_radius, const float *weights, float *dx, long dx_stride,
-                          float *dy, long dy_stride, double *dc, int threads) {
-    Rows pairs = {x, x_stride, y, y_stride, d, unit, (bool)tangent};
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long i = 0; i < rows; i++) {
-        Polar polar = pairs.polar(i);
-        Slopes slopes = slopes_of_hinge(polar, eta, min_radius, unit, tangent);
-        dc[i] = pairs.add(i, polar, slopes, weights[i], dx + i * dx_stride, dy + i * dy_stride);
-    }
+// |x|^2 of the longest row.
+void hyperst_largest_square(const float *x, long stride, long rows, long d, double *out, int threads) {
+    double largest = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(max : largest)
+    for (long i = 0; i < rows; i++) largest = larger(kernels.inner(x + i * stride, x + i * stride, d), largest);
+    *out = largest;
 }
 
 // Maps of rows, by name. y is null in maps of one row.

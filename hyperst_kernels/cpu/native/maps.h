@@ -11,17 +11,17 @@ struct MapRow {
 };
 
 // asinh(z) / z as a function of H = z^2, and how fast it falls: z^2 times ``fall`` is the map less 1 / sqrt(1 + z^2).
-static double asinhc(double H) {
-    if (H < 1e-3) return 1 - H / 6 + 3 * H * H / 40 - 5 * H * H * H / 112;
-    return std::asinh(std::sqrt(H)) / std::sqrt(H);
-}
+struct Asinhc {
+    double value, fall;
 
-static double fall(double H) {
-    if (H < 1e-3) return 1 / 3. - 3 * H / 10 + 15 * H * H / 56;
-    return (asinhc(H) - 1 / std::sqrt(1 + H)) / H;
-}
-
-static double sinhc(double t) { return t == 0 ? 1 : std::sinh(t) / t; }
+    Asinhc(double H) {
+        if (H < 1e-3) {
+            value = 1 - H / 6 + 3 * H * H / 40 - 5 * H * H * H / 112, fall = 1 / 3. - 3 * H / 10 + 15 * H * H / 56;
+            return;
+        }
+        value = std::asinh(std::sqrt(H)) / std::sqrt(H), fall = (value - 1 / std::sqrt(1 + H)) / H;
+    }
+};
 
 // out = c0 (x - y) + c1 x + c2 y + c3 grad
 struct Mixture {
@@ -35,22 +35,23 @@ static void mix(const MapRow &r, const Mixture &mixture, float *out) {
 
 static void exp_map0(const MapRow &r) {
     double t = std::sqrt(r.c * kernels.inner(r.x, r.x, r.d)) * std::fabs(r.scale);
-    mix(r, {0, r.scale * sinhc(t), 0, 0}, r.out);
+    mix(r, {0, r.scale * Stretch(t).value, 0, 0}, r.out);
 }
 
 static void exp_map0_slopes(const MapRow &r) {
     double square = r.scale * r.scale * kernels.inner(r.x, r.x, r.d), along = kernels.inner(r.x, r.grad, r.d);
-    double t = std::sqrt(r.c * square), stretch = sinhc(t), bend = kappa(t);
-    mix(r, {0, r.scale * r.c * r.scale * r.scale * bend * along, 0, r.scale * stretch}, r.dx);
-    r.scalars[0] = along * (stretch + bend * t * t), r.scalars[1] = along * r.scale * bend * square / 2;
+    Stretch stretch(std::sqrt(r.c * square));
+    mix(r, {0, r.scale * r.c * r.scale * r.scale * stretch.kappa * along, 0, r.scale * stretch.value}, r.dx);
+    r.scalars[0] = along * stretch.of.cosh, r.scalars[1] = along * r.scale * stretch.kappa * square / 2;
 }
 
-static void log_map0(const MapRow &r) { mix(r, {0, asinhc(r.c * kernels.inner(r.x, r.x, r.d)), 0, 0}, r.out); }
+static void log_map0(const MapRow &r) { mix(r, {0, Asinhc(r.c * kernels.inner(r.x, r.x, r.d)).value, 0, 0}, r.out); }
 
 static void log_map0_slopes(const MapRow &r) {
-    double H = r.c * kernels.inner(r.x, r.x, r.d), along = kernels.inner(r.x, r.grad, r.d), falls = fall(H);
-    mix(r, {0, -r.c * falls * along, 0, asinhc(H)}, r.dx);
-    r.scalars[0] = 0, r.scalars[1] = -along * falls * H / (2 * r.c);
+    double H = r.c * kernels.inner(r.x, r.x, r.d), along = kernels.inner(r.x, r.grad, r.d);
+    Asinhc ratio(H);
+    mix(r, {0, -r.c * ratio.fall * along, 0, ratio.value}, r.dx);
+    r.scalars[0] = 0, r.scalars[1] = -along * ratio.fall * H / (2 * r.c);
 }
 
 // A vector as part x and what is across x.
@@ -72,20 +73,22 @@ struct Parts {
 // x = sinh(p) / sqrt(c) a and v = nu cosh(p) / sqrt(c) a + w / sqrt(c), t^2 = nu^2 + |w|^2: see reference/exponential.py.
 // The point is R / sqrt(c) a + sinhc(t) w / sqrt(c). Inwards, sums of positive terms take the place of differences.
 struct Geodesic {
-    double unit, norm, sinh_p, cosh_p, nu, w2, t, stretch, bend, R, E;
+    double unit, norm, sinh_p, cosh_p, nu, w2, t, cosh_t, stretch, bend, R, E;
     bool inwards;
 
     Geodesic(const MapRow &r, double square, const Parts &v) {
         unit = std::sqrt(r.c), norm = std::sqrt(square);
         sinh_p = unit * norm, cosh_p = std::sqrt(1 + r.c * square);
         nu = unit * v.part * norm / cosh_p, w2 = r.c * v.across2;
-        t = std::sqrt(nu * nu + w2), stretch = sinhc(t), bend = kappa(t);
+        t = std::sqrt(nu * nu + w2);
+        Stretch of_t(t);
+        stretch = of_t.value, bend = of_t.kappa, cosh_t = of_t.of.cosh;
         inwards = nu < 0 && t > 1 && -2 * nu > t;
         if (inwards) {
             double apart = std::asinh(sinh_p) - t, rest = stretch * w2 / (t - nu);
             R = std::sinh(apart) + rest * cosh_p, E = std::cosh(apart) + rest * sinh_p;
         } else {
-            double cosh_t = std::cosh(t), along = nu * stretch;
+            double along = nu * stretch;
             R = cosh_t * sinh_p + along * cosh_p, E = cosh_t * cosh_p + along * sinh_p;
         }
     }
@@ -109,7 +112,7 @@ static void exp_map_slopes(const MapRow &r) {
     double by_t = along * (g.stretch * g.sinh_p + g.bend * g.nu * g.cosh_p) + turned, by_nu = g.nu * by_t;
     if (g.inwards) by_nu = along * (g.E - g.cosh_p * (g.stretch + bent)) + g.nu * turned;
     double by_p = along * (g.E * (1 - g.nu * tanh_p) + g.nu * g.sinh_p * bent) - g.nu * tanh_p * (g.nu * turned);
-    double of_x[] = {by_p / (g.cosh_p * norm), -by_nu * tanh_p * g.unit, std::cosh(g.t)};
+    double of_x[] = {by_p / (g.cosh_p * norm), -by_nu * tanh_p * g.unit, g.cosh_t};
     double of_v[] = {(along * (g.E / g.cosh_p - bent) + g.nu * turned / g.cosh_p) / norm, by_t * g.unit, g.stretch};
     kernels.spread(r.x, r.y, r.grad, r.d, v.part, grad.part, of_x, r.dx);
     kernels.spread(r.x, r.y, r.grad, r.d, v.part, grad.part, of_v, r.dy);
@@ -118,15 +121,16 @@ static void exp_map_slopes(const MapRow &r) {
 }
 
 static void log_map(const MapRow &r) {
-    double H = polar(r.x, r.y, r.d, std::sqrt(r.c), false).H, ratio = asinhc(H) / std::sqrt(1 + H);  // D / sinh D
+    double H = polar(r.x, r.y, r.d, std::sqrt(r.c), false).H, ratio = Asinhc(H).value / std::sqrt(1 + H);  // D / sinh D
     mix(r, {-ratio, -2 * H * ratio, 0, 0}, r.out);
 }
 
 static void log_map_slopes(const MapRow &r) {
     double unit = std::sqrt(r.c);
     Polar t = polar(r.x, r.y, r.d, unit, false);
-    double H = t.H, root = std::sqrt(1 + H), ratio = asinhc(H) / root;
-    double ratio_slope = -fall(H) / (2 * root) - ratio / (2 * (1 + H));
+    double H = t.H, root = std::sqrt(1 + H);
+    Asinhc half(H);
+    double ratio = half.value / root, ratio_slope = -half.fall / (2 * root) - ratio / (2 * (1 + H));
     double back_slope = 2 * ratio + 2 * H * ratio_slope;  // of 2 H ratio
     double of_x = kernels.inner(r.x, r.grad, r.d), of_y = kernels.inner(r.y, r.grad, r.d);
     double slope = ratio_slope * (of_y - of_x) - back_slope * of_x;  // dL/dH
@@ -135,7 +139,7 @@ static void log_map_slopes(const MapRow &r) {
     kernels.combine(r.x, r.y, r.d, t.chord, to_x, r.x, r.grad, r.dx);
     kernels.combine(r.x, r.y, r.d, t.chord, to_y, r.y, r.grad, r.dy);
     double apart = gap(t, unit);
-    r.scalars[0] = 0, r.scalars[1] = slope * (H - apart * apart / (4 * t.cosh_p * t.cosh_q)) / r.c;
+    r.scalars[0] = 0, r.scalars[1] = slope * (H - apart * apart / (4 * t.p.cosh * t.q.cosh)) / r.c;
 }
 
 using Map = void (*)(const MapRow &);

@@ -14,16 +14,14 @@ library products. All sums have a fixed order, unless ``atomic`` allows one run 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 import triton
 from torch import Tensor
 
-from hyperst_kernels._precision import LARGEST_LOGIT
 from hyperst_kernels.gpu import launch
-from hyperst_kernels.gpu.contrastive.backward_blocks import BLOCK, grad_points_by_blocks
+from hyperst_kernels.gpu.contrastive.backward_blocks import BLOCK, dtype_of_weights, grad_points_by_blocks
 from hyperst_kernels.gpu.contrastive.backward_rows import grad_points_by_rows
 from hyperst_kernels.gpu.contrastive.exact import (
     _cancelled_gradients,
@@ -32,7 +30,7 @@ from hyperst_kernels.gpu.contrastive.exact import (
     _positives,
 )
 from hyperst_kernels.gpu.contrastive.forward import FARTHEST, KeyArgs, LogSums, _log_sum_exps, _merge
-from hyperst_kernels.gpu.contrastive.geometry import LN_2, _to_features, _to_gradients, curvature_grad
+from hyperst_kernels.gpu.contrastive.geometry import _to_features, _to_gradients
 from hyperst_kernels.gpu.contrastive.inputs import (
     CANCELLED,
     Flags,
@@ -45,12 +43,12 @@ from hyperst_kernels.gpu.contrastive.inputs import (
     matrix_args_of,
     rounds,
 )
+from hyperst_kernels.gpu.contrastive.numbers import add_sums, of_losses, scalar_gradients, upstream_of
 from hyperst_kernels.reference.contrastive import Pairing, Slopes
 
+__all__ = ["backward", "flags_shape", "forward", "of_losses"]
+
 WORKSPACE = 1 << 25  # numbers that the programs of the forward pass may hold for the columns
-# In float32: a logit is a product less a rounded product, whose rounding is a power of two in the sum, and overflows beyond
-# the first; the backward pass by rows may round a distance to its neighbour, which takes a factor of e^2 at the second.
-LARGEST, LARGEST_BY_ROWS = 2.0**27, 2.0**24
 SUMS = 1 << 28  # float32 numbers of half-precision gradients that may be in memory together
 
 
@@ -76,53 +74,45 @@ def forward(
     without a loss, rows beyond a term's own. ``all_columns``: the sums of all m.
     """
     inputs = LossInputs(features, factors, c, logit_scale, ids, pairings, geometry, tangent, precision)
-    columns = c.new_full((len(pairings), inputs.m if all_columns else inputs.n), -torch.inf, dtype=torch.float64)
+    width = inputs.m if all_columns else inputs.n
+    # log2-sum-exps of each term, over unflagged tiles and over flagged ones
+    sums = c.new_full((2, len(pairings), inputs.n + width), -torch.inf, dtype=torch.float64)
+    rows, columns = sums[:, :, : inputs.n].unbind(), sums[:, :, inputs.n :].unbind()
     positives = c.new_empty(len(pairings), inputs.n, dtype=torch.float64)
-    found: dict[int, Tensor] = {}
     flags = torch.zeros(flags_shape(features, pairings, geometry), dtype=torch.int8, device=c.device)
     for symmetric in (True, False):
         terms = [term for term in inputs.queries if term.symmetric == symmetric]
         if terms:
-            found.update(
-                zip([t.number for t in terms], _log_sums(inputs, terms, flags, columns, all_columns), strict=True)
-            )
-    rows = torch.stack([found[t] for t in range(len(pairings))])
+            _log_sums(inputs, terms, flags, rows[0], columns[0], all_columns)
     if inputs.cancels:
-        _add_cancelled_sums(inputs, inputs.queries, flags, rows, True)
-        _add_cancelled_sums(inputs, [term for term in inputs.keys if term.symmetric], flags, columns, all_columns)
+        _cancelled_sums(inputs, inputs.queries, flags, rows[1], True)
+        _cancelled_sums(inputs, [term for term in inputs.keys if term.symmetric], flags, columns[1], all_columns)
     launch.over_rows(
         _positives, "pair", tuple(t.x.vectors for t in inputs.queries), *matrix_args(inputs.queries), c, logit_scale,
         positives, inputs.n,
         GEOMETRY=inputs.constants["GEOMETRY"], TANGENT=tangent,
     )  # fmt: skip
-    return _held(rows * LN_2, c.dtype), _held(columns * LN_2, c.dtype), positives, flags
-
-
-def _held(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """NaN in place of sums of logits that the kernels' numbers do not hold."""
-    if dtype != torch.float32:
-        return logits
-    return logits.masked_fill((logits.abs() > LARGEST) & (logits != -torch.inf), torch.nan)
+    row_sums, column_sums = add_sums((sums[:, :, : inputs.n], sums[:, :, inputs.n :]), inputs.cancels, c)
+    return row_sums, column_sums, positives, flags
 
 
 def _log_sums(
-    inputs: LossInputs, terms: Sequence[TermView], flags: Tensor, columns: Tensor, all_columns: bool
-) -> Tensor:
+    inputs: LossInputs, terms: Sequence[TermView], flags: Tensor, sums: Tensor, columns: Tensor, all_columns: bool
+) -> None:
     """log2-sum-exps over unflagged tiles of terms that are all symmetric or all not, a chunk of keys at a time.
 
-    Returns those of the rows (r n), puts in place those of the columns, and sets the flags.
+    Puts in place those of the rows and those of the columns, and sets the flags.
     """
     c, symmetric, step = inputs.c, terms[0].symmetric, inputs.table["columns"]
     xs, ys = matrix_args(terms)
     n, m = max(xs.lengths), max(ys.lengths)
     programs = min(triton.cdiv(n, inputs.table["rows"]), triton.cdiv(inputs.table["programs"], len(terms)))
     key_chunk = max(1, WORKSPACE // (2 * len(terms) * programs * step)) if symmetric else triton.cdiv(m, step)
-    found = []
     for first in range(0, triton.cdiv(m, step), key_chunk):
-        found.append(c.new_full((len(terms), inputs.n), -torch.inf, dtype=torch.float64))
+        found = sums if first == 0 else torch.full_like(sums, -torch.inf)
         left, tiles = first * step, min(key_chunk, triton.cdiv(m, step) - first)
         workspace = c.new_zeros(len(terms), programs, tiles if symmetric else 0, 2, step)
-        workspace[:, :, :, 0] = FARTHEST.value
+        workspace[:, :, :, 0].fill_(FARTHEST.value)
         keys = slice(left, left + tiles * step)
         some = KeyArgs(
             tuple(t.y.vectors[keys] for t in terms), ys.strides, tuple(len(t.y.vectors[keys]) for t in terms),
@@ -131,7 +121,8 @@ def _log_sums(
         )  # fmt: skip
         own = Flags(tuple(flags[t.number, :, first:] for t in terms), flags.stride(1), 1)
         _log_sum_exps[(programs, len(terms))](
-            xs, some, inputs.ids.rows, inputs.steepness, LogSums(found[-1], inputs.n, workspace), own, CANCELLED[c.dtype],
+            xs, some, inputs.ids.rows, inputs.steepness, LogSums(tuple(found[t.number] for t in terms), workspace),
+            own, CANCELLED[c.dtype],
             SYMMETRIC=symmetric, ALL_COLUMNS=all_columns, WHOLE=inputs.d <= inputs.table["inner"], **inputs.product(inputs.table),
         )  # fmt: skip
         if symmetric and left < (m if all_columns else n):
@@ -140,48 +131,22 @@ def _log_sums(
             _merge[(tiles, len(terms))](
                 workspace, out, programs, tiles, inside, DTYPE=inputs.constants["DTYPE"], BLOCK_M=step, **launch.OPTIONS
             )
-    return functools.reduce(torch.logaddexp2, found)
+        if found is not sums:
+            sums.copy_(torch.logaddexp2(sums, found))
 
 
-def _add_cancelled_sums(
-    inputs: LossInputs, terms: Sequence[TermView], flags: Tensor, sums: Tensor, of_all: bool
-) -> None:
-    """Take the pairs of flagged tiles into log2-sum-exps, of all rows or of those that have a positive."""
+def _cancelled_sums(inputs: LossInputs, terms: Sequence[TermView], flags: Tensor, sums: Tensor, of_all: bool) -> None:
+    """Put log2-sum-exps over flagged tiles in place, of all rows or of those that have a positive."""
     if not terms:
         return
-    exact = torch.full_like(sums, -torch.inf)
     own, size = inputs.flagged(terms, flags)
     _cancelled_log_sum_exps[inputs.exact_grid(terms, sums.shape[1])](
         *matrix_args(terms), inputs.c, inputs.ids_of(terms), inputs.exact_steepness, own,
-        tuple(exact[t.number] for t in terms), tuple(t.n if of_all else t.pairs for t in terms), **inputs.exactly(size),
+        tuple(sums[t.number] for t in terms), tuple(t.n if of_all else t.pairs for t in terms), **inputs.exactly(size),
     )  # fmt: skip
-    torch.logaddexp2(sums, exact, out=sums)
 
 
 # ---------------------------------------------------------------------------------------------------------- backward
-
-
-def of_losses(
-    grad_rows: Tensor,
-    grad_columns: Tensor,
-    row_negatives: Tensor,
-    column_negatives: Tensor,
-    positives: Tensor,
-    features: Sequence[Tensor],
-    pairings: Sequence[Pairing],
-) -> Slopes:
-    """From gradients of the losses of rows and columns, and what `forward` gave, all (t n)."""
-    m = max(len(features[p.keys]) for p in pairings)
-    lse, grad = row_negatives.new_zeros(len(pairings), m), grad_columns.new_zeros(len(pairings), m)
-    for t, pairing in enumerate(pairings):
-        if pairing.symmetric:  # keys beyond the queries have no loss
-            n = len(features[pairing.queries])
-            lse[t, :n] = torch.logaddexp(column_negatives[t, :n], positives[t, :n])
-            grad[t, :n] = grad_columns[t, :n]
-    # of each pair of rows (i, i): minus its share of dL/dlogit
-    by_row, by_column = (torch.sigmoid(v - positives).to(grad) for v in (row_negatives, column_negatives))
-    shares = grad_rows * by_row + grad_columns * by_column
-    return Slopes(torch.logaddexp(row_negatives, positives), grad_rows, lse, grad, positives, shares)
 
 
 @launch.on_own_device
@@ -201,37 +166,37 @@ def backward(
     unrounded: bool = False,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     """Gradients of the features, factors (f, or 0), c () and logit_scale (); ``unrounded``: those of features in c's dtype."""
-    inputs = LossInputs(features, factors, c, logit_scale, ids, pairings, geometry, tangent, precision)
+    d, dtype = features[0].shape[1], features[0].dtype
+    table = launch.lookup("contrastive backward", d, dtype) if _multiplies(dtype) else {}
+    parts = dtype if table else dtype_of_weights(dtype, c.dtype, precision)
+    inputs = LossInputs(features, factors, c, logit_scale, ids, pairings, geometry, tangent, precision, parts)
     gradients = [torch.empty(x.shape, dtype=c.dtype if unrounded else x.dtype, device=x.device) for x in features]
-    table = launch.lookup("contrastive backward", inputs.d, inputs.dtype) if _multiplies(inputs.dtype) else {}
-    upstream = _upstream(slopes, bool(table))
-    scale_grad = -(slopes.shares.double() * slopes.diagonal).sum()  # s dL/ds
-    by_rows = c.new_zeros(len(features), max(map(len, features)))  # <x, dL/dx>
+    upstream, for_points, of_positives = upstream_of(slopes, inputs, bool(table))
+    # <x, dL/dx> of the features' rows; of the queries', shares of s dL/ds over unflagged and, with the keys', over flagged tiles
+    terms, longest = len(pairings), max(map(len, features))
+    each = c.new_zeros(len(features) + 3 * terms, longest)
+    by_rows, by_tiles, cancelled = each.split((len(features), terms, 2 * terms))
     atomic = atomic and bool(table.get("atomic", 1))  # 0: with a second product the kernel does not fit into registers
-    of_positives = logit_scale * slopes.shares
+    of_blocks = []
     for row_chunk in _row_chunks(inputs, unrounded or (atomic and bool(table))):
-        scale_grad += _add_row_chunk(
-            inputs, upstream, flags, table, atomic, row_chunk, of_positives, gradients, by_rows
-        )
-    by_features = by_rows.sum(1, dtype=torch.float64)
-    dc = curvature_grad(geometry, by_features.sum(), scale_grad, c)
-    d_factors = c.new_zeros(0) if factors is None else (by_features / factors).to(c.dtype)
-    return gradients, d_factors, dc, (scale_grad / logit_scale.double()).to(c.dtype)
+        sums = _no_sums(inputs, row_chunk, gradients)
+        if table:
+            grad_points_by_rows(inputs, for_points, flags, table, atomic, row_chunk, sums, by_tiles)
+        else:
+            of_blocks.append(grad_points_by_blocks(inputs, for_points, flags, row_chunk, sums))
+        _finish_row_chunk(inputs, upstream, flags, row_chunk, of_positives, sums, gradients, by_rows, cancelled)
+        del sums  # before those of the next chunk are there
+    return gradients, *scalar_gradients(
+        inputs, slopes, factors, by_rows, by_tiles if table else None, sum(of_blocks[1:], of_blocks[0]) if of_blocks else None,
+        cancelled[:terms] if inputs.cancels else None,
+    )  # fmt: skip
 
 
-def _add_row_chunk(
-    inputs: LossInputs, upstream: Upstream, flags: Tensor, table: dict[str, int], atomic: bool, row_chunk: slice,
-    of_positives: Tensor, gradients: Sequence[Tensor], by_rows: Tensor,
-) -> Tensor:  # fmt: skip
-    """Put the gradients of some rows in place, and return the queries' share of s dL/ds.
-
-    The sums of a chunk are let go of before those of the next one are there.
-    """
-    sums = [_no_sums(inputs, k, row_chunk, gradient) for k, gradient in enumerate(gradients)]
-    if table:
-        scale_grad = grad_points_by_rows(inputs, upstream, flags, table, atomic, row_chunk, sums)
-    else:
-        scale_grad = grad_points_by_blocks(inputs, upstream, flags, row_chunk, sums)
+def _finish_row_chunk(
+    inputs: LossInputs, upstream: Upstream, flags: Tensor, row_chunk: slice, of_positives: Tensor, sums: Sequence[Sums],
+    gradients: Sequence[Tensor], by_rows: Tensor, cancelled: Tensor,
+) -> None:  # fmt: skip
+    """Make gradients of the sums of some rows over unflagged tiles, with flagged tiles and positives."""
     vectors, xs = tuple(side.vectors[: row_chunk.stop] for side in inputs.sides), matrix_args_of(inputs.sides)
     points = tuple(own.points for own in sums)
     launch.over_rows(
@@ -239,37 +204,16 @@ def _add_row_chunk(
         GEOMETRY=inputs.constants["GEOMETRY"], TANGENT=inputs.tangent, UNIT=inputs.unit,
     )  # fmt: skip
     if inputs.cancels:
-        scale_grad += _add_cancelled_gradients(inputs, upstream, flags, row_chunk, sums)
+        _add_cancelled_gradients(inputs, upstream, flags, row_chunk, sums, cancelled)
     _add_positives(inputs, of_positives, row_chunk, sums)
     launch.over_rows(
         _to_gradients, "map", vectors, xs, points, tuple(gradients), by_rows, by_rows.shape[1], row_chunk.start
     )
-    return scale_grad
 
 
 def _multiplies(dtype: torch.dtype) -> bool:
     """Whether a kernel can multiply what it has computed: of float64 numbers, Triton compiles no such product."""
     return dtype != torch.float64 or launch.architecture() == "interpreter"
-
-
-def _upstream(slopes: Slopes, by_rows: bool) -> Upstream:
-    grad = slopes.row_grad
-    largest = LARGEST_BY_ROWS if by_rows else LARGEST
-    if grad.dtype == torch.float64:
-        largest = LARGEST_LOGIT[grad.dtype]
-    of_rows = _rounded(slopes.row_lse, grad, largest)
-    return Upstream(*of_rows, *_rounded(slopes.column_lse, slopes.column_grad, largest))
-
-
-def _rounded(lse: Tensor, grad: Tensor, largest: float) -> tuple[Tensor, Tensor]:
-    """Log-sum-exps in units of log2(e) and the geometry's dtype; what rounding takes from their powers goes to the gradient.
-
-    The gradient is NaN where rounding leaves no weight.
-    """
-    grad = grad.masked_fill(lse.abs() > largest, torch.nan)
-    lse = lse / LN_2
-    rounded = lse.to(grad.dtype)
-    return rounded, grad * torch.exp2(rounded - lse).to(grad.dtype)
 
 
 def _row_chunks(inputs: LossInputs, whole: bool) -> list[slice]:
@@ -281,26 +225,31 @@ def _row_chunks(inputs: LossInputs, whole: bool) -> list[slice]:
     return [slice(top, min(top + height, longest)) for top in range(0, longest, height)]
 
 
-def _no_sums(inputs: LossInputs, k: int, row_chunk: slice, gradient: Tensor) -> Sums:
-    """Zeros for one of the features: in place of its gradient, where that has the precision."""
-    mine = gradient[row_chunk]
-    points = mine.zero_() if mine.dtype == inputs.c.dtype else inputs.c.new_zeros(mine.shape)
-    return Sums(points, inputs.c.new_zeros(len(mine)))
+def _no_sums(inputs: LossInputs, row_chunk: slice, gradients: Sequence[Tensor]) -> list[Sums]:
+    """Zeros for each of the features: in place of its gradient, where that has the precision."""
+    mine = [gradient[row_chunk] for gradient in gradients]
+    in_place = mine[0].dtype == inputs.c.dtype
+    shapes = [x.shape for x in mine if not in_place] + [x.shape[:1] for x in mine]
+    sizes = [-(-shape.numel() // 16) * 16 for shape in shapes]  # aligned for wide loads
+    pieces = inputs.c.new_zeros(sum(sizes)).split(sizes)
+    zeros = [piece[: shape.numel()].view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    points, times = [x.zero_() for x in mine] if in_place else zeros[: len(mine)], zeros[-len(mine) :]
+    return [Sums(*both) for both in zip(points, times, strict=True)]
 
 
 def _add_cancelled_gradients(
-    inputs: LossInputs, upstream: Upstream, flags: Tensor, row_chunk: slice, sums: Sequence[Sums]
-) -> Tensor:
-    """Add the gradients of the pairs of flagged tiles, and return their share of s dL/ds."""
-    scale_grad = inputs.c.new_zeros(2, len(inputs.queries), row_chunk.stop - row_chunk.start)
+    inputs: LossInputs, upstream: Upstream, flags: Tensor, row_chunk: slice, sums: Sequence[Sums], cancelled: Tensor
+) -> None:
+    """Add the gradients of the pairs of flagged tiles; put sums of dL/dlogit times the distance (2 t longest) in place."""
+    count, rows = len(inputs.queries), row_chunk.stop - row_chunk.start
     for terms in (*rounds(inputs.queries), *rounds(inputs.keys)):
         own, size = inputs.flagged(terms, flags)
-        _cancelled_gradients[inputs.exact_grid(terms, scale_grad.shape[2])](
+        _cancelled_gradients[inputs.exact_grid(terms, rows)](
             *matrix_args(terms), inputs.c, inputs.ids_of(terms), inputs.scale, inputs.exact_steepness, own, upstream.of(terms),
-            tuple(sums[t.owner].points for t in terms), tuple(scale_grad[int(t.swapped), t.number] for t in terms),
+            tuple(sums[t.owner].points for t in terms),
+            tuple(cancelled[int(t.swapped) * count + t.number, row_chunk.start :] for t in terms),
             row_chunk.start, row_chunk.stop, **inputs.exactly(size),
         )  # fmt: skip
-    return -inputs.scale * scale_grad[0].sum(dtype=torch.float64)
 
 
 def _add_positives(inputs: LossInputs, weights: Tensor, row_chunk: slice, sums: Sequence[Sums]) -> None:

@@ -32,7 +32,6 @@ from hyperst_kernels.gpu.split_products import (
     parts_of_weights,
     product,
     store_weights,
-    summands,
 )
 from hyperst_kernels.gpu.tile_math import load_each
 
@@ -127,20 +126,19 @@ class Operand(NamedTuple):
 def grad_points_by_blocks(
     inputs: LossInputs, upstream: Upstream, flags: Tensor, row_chunk: slice, sums: Sequence[Sums]
 ) -> Tensor:
-    """Add to the sums of some rows, whole blocks, of all features, and return the queries' share of s dL/ds.
+    """Add to the sums of some rows, whole blocks, of all features, and return the queries' sum of remoteness ().
 
     Whatever can be is computed outside the loop over blocks: a GPU waits for a CPU that launches much more for each.
     """
-    c, upstream = inputs.c, upstream.for_points(inputs)
+    c = inputs.c
     rows, columns = inputs.table["rows"], inputs.table["columns"]
-    parts = _parts_of_weights(inputs)
-    dtype = torch.bfloat16 if parts else c.dtype
+    parts = _parts_of_weights(inputs.dtype, c.dtype, inputs.precision)
+    dtype = dtype_of_weights(inputs.dtype, c.dtype, inputs.precision)
     weights = torch.empty(max(1, parts), min(BLOCK, inputs.n), min(BLOCK, inputs.m), dtype=dtype, device=c.device)
     out = Weights(weights, weights.stride(0), weights.stride(1))
-    ratios = [None if not inputs.cancels else summands(side.ratio, dtype) for side in inputs.sides]
 
     def operand(side: int, rows: slice) -> Operand:
-        ratio = ratios[side]
+        ratio = inputs.sides[side].parts
         return Operand(
             parts_of(inputs.sides[side].vectors[rows], dtype, len(weights)), None if ratio is None else ratio[rows]
         )
@@ -174,7 +172,7 @@ def grad_points_by_blocks(
     for side, (points, times) in zip(inputs.sides, sums, strict=True):
         points /= side.scale[row_chunk, None]
         times /= side.scale[row_chunk]
-    return inputs.from_remoteness(scale_grad)
+    return scale_grad
 
 
 def _add_products(sums: Sums, some: slice, weights: Tensor, others: Operand) -> None:
@@ -185,6 +183,11 @@ def _add_products(sums: Sums, some: slice, weights: Tensor, others: Operand) -> 
             sums.times[some] += product(part, others.ratio).sum(1)
 
 
-def _parts_of_weights(inputs: LossInputs) -> int:
+def _parts_of_weights(features: torch.dtype, geometry: torch.dtype, precision: str) -> int:
     """Of bfloat16 features one part, which is as precise as they are."""
-    return 1 if inputs.dtype == torch.bfloat16 else parts_of_weights(inputs.c.dtype, inputs.precision)
+    return 1 if features == torch.bfloat16 else parts_of_weights(geometry, precision)
+
+
+def dtype_of_weights(features: torch.dtype, geometry: torch.dtype, precision: str) -> torch.dtype:
+    """In which weights meet the features, by the dtypes of these and of the geometry."""
+    return torch.bfloat16 if _parts_of_weights(features, geometry, precision) else geometry

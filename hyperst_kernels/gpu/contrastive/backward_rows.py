@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -38,7 +37,7 @@ from hyperst_kernels.gpu.contrastive.inputs import (
     rounds,
     sums_of,
 )
-from hyperst_kernels.gpu.split_products import PARTS, summands
+from hyperst_kernels.gpu.split_products import PARTS
 from hyperst_kernels.gpu.tile_math import load_each, pick
 
 
@@ -246,11 +245,10 @@ def grad_points_by_rows(
     atomic: bool,
     row_chunk: slice,
     sums: Sequence[Sums],
-) -> Tensor:
-    """Add to the sums of some rows of all features, atomically of all, and return the queries' share of s dL/ds."""
-    upstream = upstream.for_points(inputs)
-    scale_grad = inputs.c.new_zeros(len(inputs.queries), row_chunk.stop - row_chunk.start)
-    parts = [summands(side.ratio, inputs.dtype) for side in inputs.sides]
+    scale_grad: Tensor,
+) -> None:
+    """Add to the sums of some rows of all features, atomically of all; of the queries, sums of remoteness (t longest)."""
+    nothing = inputs.c.new_empty(0, dtype=inputs.dtype)
     constants = inputs.product({**table, "inner": launch.bucket(inputs.d)})
     for terms in _launches(inputs, atomic):
         symmetric, swapped = terms[0].symmetric, terms[0].swapped
@@ -259,14 +257,15 @@ def grad_points_by_rows(
             ROW_SHARE=symmetric or not swapped, COLUMN_SHARE=symmetric or swapped, SCALE_GRAD=not swapped, ATOMIC=atomic,
             **(size if inputs.cancels else {"FLAG_N": 0, "FLAG_M": 0}),
         )  # fmt: skip
-        rows = min(scale_grad.shape[1], max(term.n for term in terms))
+        rows = min(row_chunk.stop - row_chunk.start, max(term.n for term in terms))
         _grad_points[(triton.cdiv(rows, table["rows"]), len(terms))](
-            *matrix_args(terms), tuple(parts[t.partner] for t in terms), inputs.ids_of(terms), inputs.steepness,
-            upstream.of(terms), own, sums_of(sums, [t.owner for t in terms]), tuple(scale_grad[t.number] for t in terms),
+            *matrix_args(terms), tuple(nothing if t.y.parts is None else t.y.parts for t in terms),
+            inputs.ids_of(terms), inputs.steepness,
+            upstream.of(terms), own, sums_of(sums, [t.owner for t in terms]),
+            tuple(scale_grad[t.number, row_chunk.start :] for t in terms),
             sums_of(sums, [t.partner for t in terms]), row_chunk.start, row_chunk.stop,
             FORM=form, **constants,
         )  # fmt: skip
-    return inputs.from_remoteness(scale_grad.sum(dtype=torch.float64))
 
 
 def _launches(inputs: LossInputs, atomic: bool) -> Iterator[list[TermView]]:

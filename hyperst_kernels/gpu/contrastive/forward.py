@@ -295,10 +295,9 @@ class KeyArgs(NamedTuple):
 
 
 class LogSums(NamedTuple):
-    """Where log-sum-exps of the rows of each term go, with the stride from term to term; and sums of columns, for each program."""
+    """Where log-sum-exps of the rows of each term go; and sums of columns, for each program."""
 
-    ptr: tl.tensor
-    stride: tl.tensor
+    ptrs: tuple[tl.tensor, ...]
     workspace_ptr: tl.tensor
 
 
@@ -354,7 +353,7 @@ def _log_sum_exps(
                 offset, total = add_tile(
                     offset, total, tile * BLOCK_M, block, owned, keys, True, False, SYMMETRIC, ALL_COLUMNS, WHOLE, TILING,
                 )  # fmt: skip
-        tl.store(sums.ptr + tl.cast(t, tl.int64) * sums.stride + rows, log_sum(offset, total), rows < n)
+        tl.store(pick(sums.ptrs, t) + rows, log_sum(offset, total), rows < n)
 
 
 @triton.jit

@@ -21,7 +21,8 @@ from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.distance_matrix import scale_and_excess
 from hyperst_kernels.gpu.exact_pairs import compare_all, numbers_of
 from hyperst_kernels.gpu.pair import compare, distance_of, per_chord, slopes_of_distance
-from hyperst_kernels.gpu.scalars import at_least, kappa, nonzero, sinhc, sqrt_rn
+from hyperst_kernels.gpu.scalars import at_least, div_rn, kappa, nonzero, sinhc, sqrt_rn
+from hyperst_kernels.gpu.split_products import PARTS, store_summands
 from hyperst_kernels.gpu.tile_math import block, dot, load_each, load_rows, pick, store_each, store_rows
 
 LORENTZ, EUCLIDEAN, COSINE = (tl.constexpr(GEOMETRIES.index(name)) for name in ("lorentz", "euclidean", "cosine"))
@@ -35,11 +36,6 @@ LN_2 = 0.6931471805599453
 def cancels(geometry: str) -> bool:
     """Whether products of points lose the digits of near pairs; then points have times too, whose weighted sums count."""
     return geometry != "cosine"
-
-
-def slope_of_logits(geometry: str, c: Tensor, logit_scale: Tensor) -> Tensor:
-    """Return minus the slope of a logit by sqrt(c) d in the Lorentz model, by d in the others."""
-    return logit_scale / c.sqrt() if geometry == "lorentz" else logit_scale
 
 
 def unit_of_remoteness(geometry: str) -> float:
@@ -56,22 +52,17 @@ def unit_of_weights(geometry: str, tangent: bool, dtype: torch.dtype) -> float:
     return 2.0**48 if far else 1.0
 
 
-def curvature_grad(geometry: str, by_features: Tensor, scale_grad: Tensor, c: Tensor) -> Tensor:
-    """Return dL/dc from <x, dL/dx> of all features and s dL/ds: d is homogeneous in the features and 1/sqrt(c)."""
-    if geometry != "lorentz":
-        return torch.zeros_like(c)
-    return ((by_features - scale_grad) / (2 * c.double())).to(c.dtype)
-
-
 class PreparedFeatures(NamedTuple):
     """Queries or keys.
 
     ``vectors`` (r d) as they were given; ``stats`` (6 longest) are the norm of each with its factor, s, t, a and t / s,
-    and at the start of the last row the largest a and the factor.
+    and at the start of the last row the largest a, the factor and, of the first side, what all logits have in common.
+    ``parts`` (r PARTS) are numbers whose sums are t / s.
     """
 
     vectors: Tensor
     stats: Tensor
+    parts: Tensor | None
 
     @property
     def scale(self) -> Tensor:
@@ -82,12 +73,23 @@ class PreparedFeatures(NamedTuple):
         return self.stats[EXCESS.value, : len(self.vectors)]
 
     @property
-    def ratio(self) -> Tensor:
-        return self.stats[RATIO.value, : len(self.vectors)]
-
-    @property
     def largest(self) -> Tensor:
         return self.stats[OTHER.value, 0]
+
+    @property
+    def slope(self) -> Tensor:
+        """Minus the slope of a logit by sqrt(c) d in the Lorentz model, by d in the others."""
+        return self.stats[OTHER.value, 2]
+
+    @property
+    def steepness(self) -> Tensor:
+        """Minus that of a logit in units of log2(e) by the remoteness."""
+        return self.stats[OTHER.value, 3]
+
+    @property
+    def exact_steepness(self) -> Tensor:
+        """And by the distance."""
+        return self.stats[OTHER.value, 4]
 
 
 @triton.jit
@@ -103,14 +105,16 @@ def factor_of(stats_ptr, longest):
 
 @triton.jit
 def _row_stats(
-    x_ptrs, factors_ptr, c_ptr, stats_ptr, x_strides, longest, ns, d, GEOMETRY: tl.constexpr, TANGENT: tl.constexpr,
-    ROUNDED: tl.constexpr, ROWS: tl.constexpr,
+    x_ptrs, factors_ptr, c_ptr, scale_ptr, stats_ptr, parts_ptr, x_strides, longest, ns, d,
+    GEOMETRY: tl.constexpr, TANGENT: tl.constexpr, ROUNDED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     k = tl.program_id(1)
     n = pick(ns, k)
     rows, columns = block(ROWS)
     x = load_rows(pick(x_ptrs, k), rows, columns, pick(x_strides, k), n, d, ROWS.DTYPE)
-    factor = tl.load(factors_ptr + k)
+    factor = tl.full([], 1, ROWS.DTYPE)
+    if factors_ptr is not None:
+        factor = tl.load(factors_ptr + k)
     length = sqrt_rn(dot(x, x))
     norm = factor * length
     if ROUNDED:
@@ -128,25 +132,53 @@ def _row_stats(
     store_each(out + SCALE * longest, rows, scale, n)
     store_each(out + TIME * longest, rows, time, n)
     store_each(out + EXCESS * longest, rows, excess, n)
-    store_each(out + RATIO * longest, rows, time / scale, n)
+    ratio = time / scale
+    store_each(out + RATIO * longest, rows, ratio, n)
+    if parts_ptr is not None:
+        store_summands(parts_ptr + (tl.cast(k, tl.int64) * longest + rows)[:, None] * PARTS, ratio, rows < n)
     if tl.program_id(0) == 0:
         tl.store(out + OTHER * longest + 1, factor)
+        if k == 0:
+            logit_scale = tl.load(scale_ptr)
+            slope = logit_scale
+            if GEOMETRY == LORENTZ:
+                slope = div_rn(logit_scale, sqrt_rn(tl.load(c_ptr)))
+            others = out + OTHER * longest
+            tl.store(others + 2, slope)
+            if GEOMETRY == LORENTZ:  # whose remoteness is in units of log2(e) itself
+                tl.store(others + 3, slope)
+            else:
+                tl.store(others + 3, slope * 1.4426950408889634)
+            tl.store(others + 4, logit_scale * 1.4426950408889634)
 
 
 def prepare(
-    features: Sequence[Tensor], factors: Tensor | None, c: Tensor, geometry: str, tangent: bool, precision: str
+    features: Sequence[Tensor],
+    factors: Tensor | None,
+    c: Tensor,
+    logit_scale: Tensor,
+    geometry: str,
+    tangent: bool,
+    precision: str,
+    parts: torch.dtype | None,
 ) -> list[PreparedFeatures]:
-    """The sides of all features, in one launch."""
+    """The sides of all features, in one launch; with ``parts`` in some dtype, if there is one and points have times."""
     features = [launch.unit_stride(x) for x in features]
     longest = -(-max(map(len, features)) // 16) * 16  # every row of ``stats`` aligned for wide loads
     stats = c.new_zeros(len(features), OTHER.value + 1, longest)  # no excess is below 0
-    factors = c.new_ones(len(features)) if factors is None else factors.contiguous()
+    factors = None if factors is None else factors.contiguous()
+    with_parts = parts is not None and cancels(geometry)
+    summands = c.new_empty(len(features), longest, PARTS.value, dtype=parts) if with_parts else None
     rounded = precision == "bf16" and features[0].dtype == torch.float32
     flags = {"GEOMETRY": GEOMETRIES.index(geometry), "TANGENT": tangent, "ROUNDED": rounded}
     strides = tuple(x.stride(0) for x in features)
-    launch.over_rows(_row_stats, "map", features, tuple(features), factors, c, stats, strides, longest, **flags)
+    given = (tuple(features), factors, c, logit_scale, stats, summands, strides, longest)
+    launch.over_rows(_row_stats, "map", features, *given, **flags)
     torch.amax(stats[:, EXCESS.value], 1, out=stats[:, OTHER.value, 0])
-    return [PreparedFeatures(x, own) for x, own in zip(features, stats, strict=True)]
+    return [
+        PreparedFeatures(x, stats[k], None if summands is None else summands[k, : len(x)])
+        for k, x in enumerate(features)
+    ]
 
 
 # ---------------------------------------------------------------------------- pairs, from products and from differences

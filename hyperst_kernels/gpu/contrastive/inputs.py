@@ -17,12 +17,9 @@ from hyperst_kernels._constants import GEOMETRIES
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.contrastive.forward import Exact, Tiling
 from hyperst_kernels.gpu.contrastive.geometry import (
-    LN_2,
     PreparedFeatures,
     cancels,
     prepare,
-    slope_of_logits,
-    unit_of_remoteness,
     unit_of_weights,
 )
 from hyperst_kernels.gpu.exact_pairs import EXACT_TILE
@@ -135,17 +132,15 @@ def sums_of(sums: Sequence[Sums], features: Sequence[int]) -> Sums:
 
 class Upstream(NamedTuple):
     """Of rows (t n) and columns (t m): log-sum-exp with the positive in units of log2(e), rounded, and gradient of the loss
-    times what rounding took from the power of the sum."""
+    times what rounding took from the power of the sum.
+
+    Of points: times what turns a softmax weight into that of a point, in the unit of `Sums`, too.
+    """
 
     row_lse: Tensor
     row_grad: Tensor
     column_lse: Tensor
     column_grad: Tensor
-
-    def for_points(self, inputs: LossInputs) -> Upstream:
-        """With gradients times what turns a softmax weight into that of a point, in the unit of `Sums`."""
-        factor = -inputs.slope * inputs.unit
-        return self._replace(row_grad=self.row_grad * factor, column_grad=self.column_grad * factor)
 
     def of(self, terms: Sequence[TermView]) -> UpstreamOf:
         """As an argument: of each term's rows and of its columns."""
@@ -199,21 +194,22 @@ class LossInputs:
         geometry: str,
         tangent: bool,
         precision: str,
+        parts: torch.dtype | None = None,
     ):
         first = features[0]
         self.c, self.scale, self.geometry, self.tangent = c, logit_scale, geometry, tangent
         self.d, self.dtype, self.precision, self.cancels = first.shape[1], first.dtype, precision, cancels(geometry)
-        self.sides = prepare(features, factors, c, geometry, tangent, precision)
+        self.sides = prepare(features, factors, c, logit_scale, geometry, tangent, precision, parts)
         self.queries = [self._view(t, p, False) for t, p in enumerate(pairings)]
         self.keys = [self._view(t, p, True) for t, p in enumerate(pairings)]
         self.n, self.m = (max(term.n for term in terms) for terms in (self.queries, self.keys))
         nothing = first.new_empty(0, dtype=torch.int64)
         self.ids = Ids(nothing, nothing) if ids is None else Ids(*(x.contiguous() for x in ids))
         # logit = -slope * (distance but for 1/sqrt(c)) = -steepness ln 2 * remoteness
-        self.slope = slope_of_logits(geometry, c, logit_scale)
-        self.steepness = self.slope * (unit_of_remoteness(geometry) / LN_2)
+        own = self.sides[0]
+        self.slope, self.steepness, self.exact_steepness = own.slope, own.steepness, own.exact_steepness
         self.unit = unit_of_weights(geometry, tangent, first.dtype)
-        self.exact_steepness = logit_scale / LN_2  # of distances that are computed feature by feature
+        self._counts: dict[int, Tensor] = {}
         self.table = launch.settings("contrastive", self.d, self.dtype)
         self.constants = {
             "GEOMETRY": GEOMETRIES.index(geometry),
@@ -255,13 +251,11 @@ class LossInputs:
         strides, axis = (flags.stride(1), 1), 2
         if terms[0].swapped:
             rows, columns, strides, axis = columns, rows, strides[::-1], 1
-        counts = flags.sum(axis, dtype=torch.int32)
+        if axis not in self._counts:  # flags do not change any more
+            self._counts[axis] = flags.sum(axis, dtype=torch.int32)
+        counts = self._counts[axis]
         own = Flagged(tuple(flags[t.number] for t in terms), tuple(counts[t.number] for t in terms), *strides)
         return own, {"FLAG_N": rows, "FLAG_M": columns}
-
-    def from_remoteness(self, scale_grad: Tensor) -> Tensor:
-        """s dL/ds from the sum of remoteness times the weights of points."""
-        return scale_grad * (unit_of_remoteness(self.geometry) / self.unit)
 
     def exact_grid(self, terms: Sequence[TermView], rows: int) -> tuple[int, int]:
         """Of kernels whose programs own ``exact_tile`` of so many rows."""

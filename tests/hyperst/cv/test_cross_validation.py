@@ -113,7 +113,7 @@ def test_the_report_says_better_only_where_the_interval_does(found):
     assert {(each.row, each.metric) for each in found.comparisons} == {
         *(
             (row, metric)
-            for row in ("no_hca_hea", "network", "stain_match", "ridge_own", "ridge_stain")
+            for row in ("no_hca_hea", "network", "stain_match", "ridge_own", "ridge_stain", "retrieval")
             for metric in ("pcc", "mse")
         ),
         ("training_mean", "mse"),
