@@ -51,7 +51,8 @@ class Training:
         learnt = nn.ModuleList([self.model, self.alignment])
         self.optimizer = torch.optim.AdamW(parameter_groups(learnt, 0.01), lr=1e-4)
         with torch.no_grad():
-            self.features = {k: v for k, v in self.model(self.batch).items() if k != "prediction"}
+            outputs = self.model(self.batch)
+            self.features = {name: outputs[name] for name in outputs if name.startswith(("image_", "gene_"))}
 
     def step(self) -> float:
         """Forward, backward and update; returns the loss."""

@@ -21,7 +21,7 @@ FILES = {  # of a job
     "rows": [f"test_{name}.py" for name in ("maps", "transport", "poincare", "distance", "entailment")],
     "distance_matrix": ["test_distance_matrix.py"],
     "scalars": ["test_scalars.py"],
-    "calls": [f"test_{name}.py" for name in ("empty", "compile", "func", "launch", "tune")],
+    "calls": [*(f"test_{name}.py" for name in ("empty", "compile", "func", "launch", "tune")), "triton/test_graphs.py"],
     "extreme_losses": ["test_extreme_losses.py"],
     "pair_blocks": ["test_pair_blocks.py"],
     "rectangle": ["test_rectangle.py", "test_pair_rectangle.py"],

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 import hyperst_kernels as hk
-from hyperst_kernels.cpu import memory
+from hyperst_kernels.cpu import memory, small_batch
 
 LIKE = torch.empty(0)
 
 
 @pytest.fixture(autouse=True)
-def nothing_held():
+def nothing_held(monkeypatch):
+    monkeypatch.setattr(small_batch, "SMALL", 0)  # small batches borrow nothing
     memory.release_cpu_memory()
     yield
     memory.release_cpu_memory()
