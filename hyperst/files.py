@@ -274,6 +274,8 @@ def write_h5ad_in_blocks(adata: AnnData, blocks: Iterable[np.ndarray], path: str
         for block in blocks:
             values[start : start + len(block)] = block
             start += len(block)
+        if start != adata.n_obs:
+            raise ValueError(f"blocks: got {start} rows for the {adata.n_obs} of {path}")
     return path
 
 

@@ -43,6 +43,7 @@ ROWS, DISTANCES = "nearest_training_rows", "nearest_training_distances"
 
 _MOST = 5000  # of the training: 5 MB at the default width
 _SPOTS_AT_A_TIME = 1 << 14
+_QUERIES_AT_A_TIME = 256  # each with the genes of as many keys as the square root of their number
 _FACTS = ("checkpoint", "spacing")
 
 
@@ -179,4 +180,7 @@ def add_nearest(predicted: AnnData, trained: TrainingSpots | None, features: Row
 
 def retrieve(space: ImageSpace, queries: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Mean ``values`` (key gene) of the nearest keys of each query, as many as the square root of their number: (query gene)."""
-    return values[space.nearest(queries, keys, round(len(keys) ** 0.5))[1]].mean(axis=1)
+    count = round(len(keys) ** 0.5)
+    starts = range(0, len(queries), _QUERIES_AT_A_TIME)
+    parts = [queries[start : start + _QUERIES_AT_A_TIME] for start in starts]
+    return np.concatenate([values[space.nearest(part, keys, count)[1]].mean(axis=1) for part in parts])

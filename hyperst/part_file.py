@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import zlib
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperst.files import atomic_path, raise_full_disk
+from hyperst.files import raise_full_disk
 
 __all__ = ["PartFile"]
 
@@ -45,8 +46,9 @@ class PartFile:
     ...         part = PartFile(Path(folder) / "slide.part", {"run": "a"}, batches, {"values": 1})
     ...         left = part.left
     ...         part.put(number, {"values": 10.0 * batches[number][:, None]})
+    ...         values = part["values"][np.arange(3)].ravel().tolist()
     ...         part.close()
-    ...     left, part["values"][np.arange(3)].ravel().tolist()
+    ...     left, values
     ([1], [0.0, 10.0, 20.0])
     """
 
@@ -64,27 +66,37 @@ class PartFile:
         self._marks_at = -(-(start + len(header)) // 8) * 8
         self._rows_at = self._marks_at + 8 * len(batches)
         self._damage_at = self._rows_at + 4 * self._width * int(self._first[-1])
-        if not self.path.exists():
-            with atomic_path(self.path) as temporary, temporary.open("rb+") as file:
-                file.write(_MAGIC + len(header).to_bytes(8, "little") + header)
-                file.truncate(self._damage_at)
-                _claim(file.fileno(), self._damage_at)
-        self._file = self.path.open("rb+", buffering=0)
+        self._file = self._locked()
         try:
-            self._lock()
+            empty = not self._file.read(len(_MAGIC)).strip(b"\0")
+            if empty and self.path.stat().st_size in (0, self._damage_at):
+                self._begin(header)
             self._require(header)
             self._marks = self._read_marks()
         except BaseException:
             self._file.close()
             raise
 
-    def _lock(self) -> None:
+    def _locked(self) -> io.FileIO:
+        """The file, new or not, with a lock; not one that another process has removed since it was opened."""
+        while True:
+            file = io.FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+            try:
+                self._lock(file)
+                if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                    return file
+            except BaseException:
+                file.close()
+                raise
+            file.close()
+
+    def _lock(self, file: io.FileIO) -> None:
         try:
             import fcntl
         except ImportError:  # Windows
             return
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(
                 error.errno, f"{self.path} is being written: another process predicts the same; wait for it, or end it"
@@ -92,9 +104,24 @@ class PartFile:
         except OSError:  # a file system without locks
             return
 
+    def _begin(self, header: bytes) -> None:
+        """Take the disk's room and write the header, its first bytes last: without them nothing has begun."""
+        start = _MAGIC + len(header).to_bytes(8, "little")
+        try:
+            self._file.truncate(self._damage_at)
+            _claim(self._file.fileno(), self._damage_at)
+            self._write(len(start), header)
+            self._write(0, start)
+        except BaseException as error:
+            self.remove()
+            if isinstance(error, OSError):
+                raise_full_disk(error, self.path)
+            raise
+
     def _require(self, header: bytes) -> None:
         """Raise FileExistsError unless the file has this header."""
         remedy = "Give the same command once more to go on with it, name another --output, or remove it"
+        self._file.seek(0)
         held = self._file.read(len(_MAGIC) + 8)
         size = int.from_bytes(held[len(_MAGIC) :], "little")
         found = self._file.read(size) if held.startswith(_MAGIC) and size < self.path.stat().st_size else b""
@@ -151,7 +178,7 @@ class PartFile:
         found = np.empty((len(spots), columns.stop - columns.start), dtype=np.float32)
         for start in range(0, len(spots), _MAPPED):
             # mapped anew: what has been read through a mapping stays in memory as long as it does
-            kept = np.memmap(self.path, "<f4", "r", self._rows_at, (len(self._place), self._width))
+            kept = np.memmap(self._file, "<f4", "r", self._rows_at, (len(self._place), self._width))
             found[start : start + _MAPPED] = kept[self._place[spots[start : start + _MAPPED]], columns]
         return found
 
@@ -167,15 +194,16 @@ class PartFile:
 
     def close(self) -> None:
         """Close the file, and remove it where it holds nothing."""
-        if not self._file.closed:
-            self._file.close()
-            if not self._marks.any():
-                self.remove()
+        if not self._file.closed and not self._marks.any():
+            self.remove()
+        self._file.close()
 
     def remove(self) -> None:
         """Close and remove the file: the work is done."""
+        if os.name == "nt":  # what is open cannot be removed there
+            self._file.close()
+        self.path.unlink(missing_ok=True)  # while it is locked: nobody else begins to write it
         self._file.close()
-        self.path.unlink(missing_ok=True)
 
 
 class StoredRows:

@@ -16,13 +16,14 @@ import torch
 from hyperst.closed_form import blocks_with_closed_form
 from hyperst.data import Section
 from hyperst.data.identity import sampled_hash
+from hyperst.data.readers.features import find_features
 from hyperst.files import require_space, write_h5ad_in_blocks
 from hyperst.image_batches import spot_batches
 from hyperst.part_file import PartFile
 from hyperst.predict import check_options, prepare_section, section_on
 from hyperst.prediction_anndata import Known, describe_prediction
 from hyperst.progress import Count
-from hyperst.run import Run, as_trained, run_checksum
+from hyperst.run import Run, RunFolder, as_trained, run_checksum
 from hyperst.spot_values import compute_batches, require_finite, summarising
 from hyperst.stain import Stain, matching
 from hyperst_kernels import __version__
@@ -124,7 +125,8 @@ def section_into_part(
     """
     if readers < 0:
         raise ValueError(f"readers (--readers): got {readers}, need 0 or more")
-    given = (features, niche_features, *(wider_features or {}).values())
+    given = {"features": features, "niche features": niche_features}
+    given |= {f"features of {level}": place for level, place in (wider_features or {}).items()}
     section = prepare_section(
         run,
         section,
@@ -143,7 +145,7 @@ def section_into_part(
         columns["summary"] = 1
     if known.trained is not None:
         columns["image_spot"] = known.trained.features.shape[1]
-    part = PartFile(part_path(path), _facts(run, seen, stain, given), batches, columns)
+    part = PartFile(part_path(path), _facts(run, seen, stain, batches, given), batches, columns)
     try:
         require_space(path, 4 * section.n_spots * len(run.genes))
         if section.damaged is not None:
@@ -192,15 +194,23 @@ def _blocks(part: PartFile, run: Run, section: Section) -> Iterator[np.ndarray]:
         yield values
 
 
-def _facts(run: Run, section: Section, stain: Stain, features: Sequence[str | Path | None]) -> dict[str, Any]:
-    """What the values of a section's spots depend on, under the names that messages use."""
-    files = [Path(path) for path in (section.path, section.image_path, *features) if path is not None]
+def _facts(
+    run: Run, section: Section, stain: Stain, batches: Sequence[np.ndarray], features: Mapping[str, str | Path | None]
+) -> dict[str, Any]:
+    """What the values of a section's spots depend on, and their order, under the names that messages use."""
+    files = {"section": section.path, "image": section.image_path}
+    files |= {name: find_features(place, section.name) for name, place in features.items() if place is not None}
+    if stain == "macenko":
+        files["tissue pixels"] = RunFolder(run.folder).tissue_pixels
+    hashes = {name: sampled_hash(path) for name, path in files.items() if path is not None and path.is_file()}
     grid = section.grid
+    order = [*map(len, batches), *np.concatenate(batches).tolist()]
     return {
         "version": [__version__, str(torch.__version__)],
         "run": run_checksum(run.folder),
-        "files": [sampled_hash(path) for path in files if path.is_file()],
+        "files": hashes,
         "spots": hashlib.sha256(np.ascontiguousarray(section.spot_px).tobytes()).hexdigest(),
+        "order": hashlib.sha256(np.asarray(order, dtype="<i8").tobytes()).hexdigest(),
         "um/px": [grid.um_per_px, grid.pitch_px, section.spot_diameter_px],
         "stain": stain,
         "device": run.device.type,

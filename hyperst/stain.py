@@ -120,10 +120,13 @@ def matching(run: Run, section: Section, stain: Stain) -> Stains | None:
         raise ValueError(f"stain (--stain): got {stain!r}, need match, macenko or none")
     mean, std, pixels = run.config.data.stain_mean, run.config.data.stain_std, RunFolder(run.folder).tissue_pixels
     if mean is None or std is None or (stain == "macenko" and not pixels.is_file()):
-        why = "precomputed features" if run.config.data.feature_key is not None else "an earlier version"
+        why, remedy = "it is of an earlier version", "train again"
+        if run.config.data.feature_key is not None:
+            why = "it takes precomputed features"
+        elif mean is not None and not RunFolder(run.folder).summary.is_file():
+            why, remedy = "its training has not ended", "go on with it (hyperst train --resume)"
         raise ValueError(
-            f"the run in {run.folder} has recorded no stain of its training tissue ({why}); leave --stain {stain} out, or "
-            "train again"
+            f"the run in {run.folder} has recorded no stain of its training tissue: {why}; leave --stain {stain} out, or {remedy}"
         )
     if stain == "macenko":
         require_torchstain()

@@ -300,7 +300,7 @@ def _largest_rapidity(v: Tensor, c: Tensor) -> float:
     """sqrt(c)|v| at its largest; 0 where looking would stop the device."""
     if not (seen(v) and seen(c)) or v.numel() == 0:
         return 0.0
-    if v.ndim == 2 and bindings.usable(v):
+    if v.ndim == 2 and bindings.usable(v) and not _functorch.is_functorch_wrapped_tensor(v):
         square, rows = (ctypes.c_double * 1)(), bindings.rows(v)
         bindings.call("largest_square", rows, rows.stride(0), *rows.shape, square)
         return math.sqrt(square[0] * float(c.detach()))

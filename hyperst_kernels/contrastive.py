@@ -180,9 +180,8 @@ def hierarchical_contrastive_loss(
 
 def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float | Tensor]) -> Tensor:
     """The sum of losses of one shape, each multiplied with its weight."""
-    stacked = torch.stack(tuple(losses))
-    if any(isinstance(w, Tensor) for w in weights):
-        factors = torch.stack([torch.as_tensor(w).reshape(()).to(stacked) for w in weights])
-    else:
-        factors = stacked.new_tensor(weights)
-    return (stacked * factors.reshape(-1, *(1,) * (stacked.ndim - 1))).sum(0)
+    # numbers are factors as they are: a tensor of them would make a GPU wait
+    factors = [
+        w.reshape(()).to(found) if isinstance(w, Tensor) else w for w, found in zip(weights, losses, strict=True)
+    ]
+    return torch.stack([found * factor for found, factor in zip(losses, factors, strict=True)]).sum(0)

@@ -138,7 +138,7 @@ class HierarchicalAlignmentLoss(nn.Module):
         if mean is not None:
             (curvature,) = Ranks(self.group.held).shared(curvature)
         if self.entailment:
-            hinges = self._hinges(features, curvature, weights, mean).unbind()
+            hinges = [x.clone() for x in self._hinges(features, curvature, weights, mean)]  # not views
             parts |= {f"{e.parent}>={e.child}": hinge for e, hinge in zip(self.entailment, hinges, strict=True)}
             entailment = weighted_sum(hinges, [e.weight for e in self.entailment])
         loss = contrastive * self.weights[0] + entailment * self.weights[1]

@@ -176,9 +176,12 @@ def _fused(
     given = (options.input, options.geometry, options.exclude_ids, options.precision or "bf16x3")
     rows, columns = contrastive_terms(vectors, factors, c, logit_scale, pairings, *given, not options.deterministic)
     simple = options.reduction == "mean" and options.weights is None and options.logit_bias is None and len(terms) > 1
-    if simple and all(term.queries.shape[0] == rows.shape[1] for term in terms):  # all in five calls
-        shares = rows.new_tensor([[0.5, 0.5] if term.directions == "both" else [1.0, 0.0] for term in terms])
-        return list((torch.stack([rows.mean(1), columns.mean(1)], 1) * shares).sum(1).unbind())
+    if simple and all(term.queries.shape[0] == rows.shape[1] for term in terms):
+        of_rows, of_columns = rows.mean(1), columns.mean(1)
+        return [
+            (of_rows[t] + of_columns[t]) / 2 if term.directions == "both" else of_rows[t].clone()
+            for t, term in enumerate(terms)
+        ]
     losses = []
     for t, term in enumerate(terms):
         n = term.queries.shape[0]

@@ -53,7 +53,7 @@ def bounded(x: Tensor, low: float, high: float) -> Tensor:
     tensor(1.)
     """
     if _checks.seen(x) and not transformed() and x.numel() == 1 and low < float(x.detach()) < high:
-        return x.view_as(x)  # as it is: a custom function would take 50 us
+        return x.clone()  # a custom function would take 50 us
     return in_reverse("bounded", _Bounded.apply, x, low, high)
 
 

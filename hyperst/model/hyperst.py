@@ -200,7 +200,10 @@ class HyperST(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = self._image_features(self._raw(batch))
         outputs["output"] = self._output(outputs)
-        outputs["prediction"] = self._on_target_scale(outputs["output"])
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and self.likelihood is None
+        ):  # counts teach the output itself
+            outputs["prediction"] = self._on_target_scale(outputs["output"])
         for level in self.levels:
             if f"{level}_expression" in batch:
                 genes = self.gene_projectors[level](batch[f"{level}_expression"])

@@ -83,7 +83,7 @@ def _training_pictures(
         own = rows[trained.sections[rows] == record.name]
         if niche_um is None or record.image is None or record.um_per_px is None or not len(own):
             continue
-        with suppress(OSError, ValueError), warnings.catch_warnings():
+        with suppress(OSError, ValueError, ImportError, MemoryError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an image that training has warned about
             with open_image(Path(record.image)) as image:
                 for row in own:

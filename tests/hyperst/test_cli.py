@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -238,15 +239,17 @@ def test_truncated_file(section_paths, tmp_path):
 @pytest.mark.parametrize(
     ("interruption", "code"), [(OSError(errno.ENOSPC, "No space left on device"), 1), (KeyboardInterrupt(), 130)]
 )
-def test_a_failed_write_leaves_nothing_behind(run_folder, section_paths, tmp_path, monkeypatch, interruption, code):
-    def fail(content, file):
-        file.write(content.read(100))
+def test_a_failed_write_leaves_what_was_computed(run_folder, section_paths, tmp_path, monkeypatch, interruption, code):
+    def fail(self, place, values):
         raise interruption
 
-    monkeypatch.setattr("hyperst.files.shutil.copyfileobj", fail)
-    result = call("predict", run_folder, section_paths[2], "-o", tmp_path / "p.h5ad")
+    with monkeypatch.context() as patched:
+        patched.setattr(h5py.Dataset, "__setitem__", fail)
+        result = call("predict", run_folder, section_paths[2], "-o", tmp_path / "p.h5ad")
     assert result.exit_code == code, result.output
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad.part"]
+    assert call("predict", run_folder, section_paths[2], "-o", tmp_path / "p.h5ad").exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
     if code == 1:
         assert "no space left" in result.stderr
         assert "p.h5ad" in result.stderr

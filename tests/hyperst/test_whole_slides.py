@@ -164,7 +164,10 @@ def test_small_and_whole_images_keep_the_order_of_the_spots(slide, section_paths
 def test_killed_twice_and_gone_on_with_the_result_is_that_of_an_undisturbed_run(run, slide, in_memory, tmp_path):
     output = tmp_path / "p.h5ad"
     third = -(-in_memory.n_obs // 64) // 3
-    for write in (2 * third + 1, 2 * third):  # that of a batch's rows, and of its mark, end in the middle
+    for write in (
+        2 * third + 3,
+        2 * third,
+    ):  # the first writes the header too; that of rows, and of a mark, end in the middle
         script = [sys.executable, "-c", KILLED, "predict", run.folder, slide, "-o", output, "--device", "cpu", write]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         ended = subprocess.run([*map(str, script)], env=environment, capture_output=True, text=True, check=False)
@@ -220,10 +223,60 @@ def test_a_part_file_says_what_it_is(tmp_path):
     part = PartFile(*arguments)
     assert part.left == [0, 1]
     part.remove()
-    for damaged in (b"", b"something else", bytes(content[:20])):
+    for damaged in (b"something else", bytes(content[:20]), bytes(40)):
         path.write_bytes(damaged)
         with pytest.raises(FileExistsError, match="no begun prediction or damaged"):
             PartFile(*arguments)
+        assert path.read_bytes() == damaged
+    path.write_bytes(b"")
+    part = PartFile(*arguments)
+    assert part.left == [0, 1]
+    part.remove()
+
+
+def test_a_part_file_that_was_not_begun_whole_is_begun_again(tmp_path, monkeypatch):
+    """Killed before its first bytes, or removed by the process that had it while another waited for the lock."""
+    path, arguments = tmp_path / "x.part", ({"run": "a"}, [np.array([0])], {"values": 1})
+    part = PartFile(path, *arguments)
+    part.put(0, {"values": np.array([[1.0]])})
+    part.close()
+    content = path.read_bytes()
+    path.write_bytes(bytes(24) + content[24:])
+    again = PartFile(path, *arguments)
+    again.put(0, {"values": np.array([[2.0]])})
+
+    lock = PartFile._lock
+
+    def late(self, file):
+        if path.exists() and not again._file.closed:
+            again.remove()  # between the opening of the file and its lock
+        lock(self, file)
+
+    monkeypatch.setattr(PartFile, "_lock", late)
+    other = PartFile(path, *arguments)
+    assert other.left == [0]
+    other.put(0, {"values": np.array([[3.0]])})
+    assert other["values"][np.array([0])].tolist() == [[3.0]]
+    other.remove()
+    assert not path.exists()
+
+
+def test_another_order_of_the_spots_is_refused(run, slide, tmp_path, monkeypatch):
+    """As another version of a reader may give, whose tiles have another size."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(done, total):
+        if done:
+            raise Stop
+
+    output = tmp_path / "p.h5ad"
+    with pytest.raises(Stop):
+        into_file(run, slide, output, on_progress=stop)
+    monkeypatch.setattr("hyperst.image_batches.reading_order", lambda image, centres, *_: np.arange(len(centres))[::-1])
+    with pytest.raises(FileExistsError, match="begun with other order"):
+        into_file(run, slide, output)
 
 
 def test_damaged_tiles_that_other_processes_meet_are_counted(run, slide, in_memory, tmp_path):

@@ -29,8 +29,8 @@ ONCE = (
 REFUSED = r"\w+ has no derivative in forward mode AD: take torch.func.jacrev in place of .* and jacrev\(jacrev\(f\)\) in place"
 
 
-def inputs_of(name: str, n: int = 3) -> list[Tensor]:
-    return [x.detach().to(DEVICE) for x in CALLS[name].inputs(n, torch.float64)]
+def inputs_of(name: str, n: int = 3, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    return [x.detach().to(DEVICE) for x in CALLS[name].inputs(n, dtype)]
 
 
 def summed(name: str):
@@ -50,10 +50,15 @@ def test_every_public_callable_is_called():
     assert not uncalled()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])  # the second has machine code
 @pytest.mark.parametrize("name", CALLS)
-def test_grad(name):
-    given = inputs_of(name)
-    close(grad(summed(name), tuple(range(len(given))))(*given), autograd(name, given))
+def test_grad(name, dtype):
+    given = inputs_of(name, dtype=dtype)
+    found, want = grad(summed(name), tuple(range(len(given))))(*given), autograd(name, given)
+    if dtype == torch.float64:
+        close(found, want)
+    else:  # with the same steps
+        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CALLS)

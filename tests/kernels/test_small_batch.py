@@ -113,3 +113,13 @@ def test_is_the_same_from_run_to_run_on_several_threads():
     assert_close(first, alone)
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip((*first[0], *first[1]), (*other[0], *other[1]), strict=True))
+
+
+def test_losses_of_terms_can_be_changed_in_place():
+    """They are no views of one tensor, which autograd would refuse to have changed."""
+    a, b = (torch.randn(8, 4, requires_grad=True) for _ in range(2))
+    _, losses = hierarchical_contrastive_loss([Term(a, b), Term(b, a, directions="rows")])
+    for loss in losses:
+        loss *= 2
+    sum(losses).backward()
+    assert torch.isfinite(a.grad).all()
