@@ -188,8 +188,9 @@ def sum_of(pointer, other_ptr, size):
 @triton.jit
 def _scalar_gradients(
     by_rows_ptr, shares_ptr, diagonal_ptr, tiles_ptr, remoteness_ptr, cancelled_ptr, factors_ptr, c_ptr, scale_ptr,
-    features, longest, pairs, rows, d_factors_ptr, dc_ptr, ds_ptr, GEOMETRY: tl.constexpr, UNIT: tl.constexpr,
+    sizes, d_factors_ptr, dc_ptr, ds_ptr, GEOMETRY: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
+    features, longest, pairs, rows = sizes
     scale = tl.load(scale_ptr).to(tl.float64)
     scale_grad = -sum_of(shares_ptr, diagonal_ptr, pairs)  # s dL/ds
     if tiles_ptr is not None:
@@ -227,12 +228,12 @@ def scalar_gradients(
     and sums over flagged ones of dL/dlogit times the distance (t longest).
     """
     c = inputs.c
+    sizes = (*by_rows.shape, slopes.shares.numel(), len(inputs.queries) * by_rows.shape[1])
     d_factors = c.new_empty(0 if factors is None else len(factors))
     dc, ds = c.new_empty(()), c.new_empty(())
     _scalar_gradients[(1,)](
         by_rows, slopes.shares.contiguous(), slopes.diagonal.contiguous(), tiles, remoteness, cancelled, factors, c,
-        inputs.scale, *by_rows.shape, slopes.shares.numel(),
-        len(inputs.queries) * by_rows.shape[1], d_factors, dc, ds, GEOMETRY=inputs.constants["GEOMETRY"],
+        inputs.scale, sizes, d_factors, dc, ds, GEOMETRY=inputs.constants["GEOMETRY"],
         UNIT=unit_of_remoteness(inputs.geometry) / inputs.unit, num_warps=8, **launch.OPTIONS,
     )  # fmt: skip
     return d_factors, dc, ds
