@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 
 import lightning
 import torch
+import torch.distributed as dist
 import toy
 from torch import Tensor, nn
 
@@ -31,6 +33,10 @@ class Clip(lightning.LightningModule):
             local_loss=self.trainer.world_size > 1,
             gather_with_grad=True,
         )
+
+    def teardown(self, stage: str) -> None:
+        """Processes that Lightning started leave their group before they end: its threads would abort some of them."""
+        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         return self.lift(self.image(image), "image"), self.lift(self.text(text), "text")
