@@ -79,6 +79,7 @@ class PartFile:
 
     def _locked(self) -> io.FileIO:
         """The file, new or not, with a lock; not one that another process has removed since it was opened."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             file = io.FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
             try:
