@@ -234,6 +234,6 @@ def scalar_gradients(
     _scalar_gradients[(1,)](
         by_rows, slopes.shares.contiguous(), slopes.diagonal.contiguous(), tiles, remoteness, cancelled, factors, c,
         inputs.scale, sizes, d_factors, dc, ds, GEOMETRY=inputs.constants["GEOMETRY"],
-        UNIT=unit_of_remoteness(inputs.geometry) / inputs.unit, num_warps=8, **launch.OPTIONS,
+        UNIT=unit_of_remoteness(inputs.geometry) / inputs.unit, num_warps=16, **launch.OPTIONS,
     )  # fmt: skip
     return d_factors, dc, ds
