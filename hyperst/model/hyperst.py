@@ -200,9 +200,8 @@ class HyperST(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = self._image_features(self._raw(batch))
         outputs["output"] = self._output(outputs)
-        with torch.set_grad_enabled(
-            torch.is_grad_enabled() and self.likelihood is None
-        ):  # counts teach the output itself
+        taught = torch.is_grad_enabled() and self.likelihood is None  # else the output itself learns, from counts
+        with torch.set_grad_enabled(taught):
             outputs["prediction"] = self._on_target_scale(outputs["output"])
         for level in self.levels:
             if f"{level}_expression" in batch:

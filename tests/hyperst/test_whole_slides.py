@@ -179,17 +179,24 @@ def test_killed_twice_and_gone_on_with_the_result_is_that_of_an_undisturbed_run(
     assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
 
 
-def test_what_was_begun_otherwise_is_refused_and_kept(run, slide, tmp_path):
-    class Stop(Exception):
-        pass
+class Stop(Exception):
+    """Ends a prediction."""
+
+
+def begun(run, slide, output):
+    """The path of a prediction that ended after its first batch."""
 
     def stop(done, total):
         if done:
             raise Stop
 
-    output = tmp_path / "p.h5ad"
     with pytest.raises(Stop):
         into_file(run, slide, output, on_progress=stop)
+    return output
+
+
+def test_what_was_begun_otherwise_is_refused_and_kept(run, slide, tmp_path):
+    output = begun(run, slide, tmp_path / "p.h5ad")
     kept = part_path(output).read_bytes()
     for options, name in (({"mpp": 1.3}, "um/px"), ({"min_tissue": 0.9}, "spots"), ({"stain": "match"}, "stain")):
         with pytest.raises(FileExistsError, match=rf"p\.h5ad\.part .* begun with other [^.]*{name}.*remove it"):
@@ -263,17 +270,7 @@ def test_a_part_file_that_was_not_begun_whole_is_begun_again(tmp_path, monkeypat
 
 def test_another_order_of_the_spots_is_refused(run, slide, tmp_path, monkeypatch):
     """As another version of a reader may give, whose tiles have another size."""
-
-    class Stop(Exception):
-        pass
-
-    def stop(done, total):
-        if done:
-            raise Stop
-
-    output = tmp_path / "p.h5ad"
-    with pytest.raises(Stop):
-        into_file(run, slide, output, on_progress=stop)
+    output = begun(run, slide, tmp_path / "p.h5ad")
     monkeypatch.setattr("hyperst.image_batches.reading_order", lambda image, centres, *_: np.arange(len(centres))[::-1])
     with pytest.raises(FileExistsError, match="begun with other order"):
         into_file(run, slide, output)

@@ -152,6 +152,20 @@ def test_a_second_derivative_is_right_or_refused(name):
 
 
 @pytest.mark.parametrize("name", CALLS)
+def test_a_forward_derivative_of_float32_is_right_or_refused(name):
+    """Where there is machine code, which must not be given what torch.func wraps."""
+    given = inputs_of(name, dtype=torch.float32)
+    want = sum(g.sum() for g in autograd(name, given))
+    slope, refused = want, ""
+    try:
+        _, slope = jvp(summed(name), tuple(given), tuple(torch.ones_like(x) for x in given))
+    except NotImplementedError as error:
+        refused = str(error)
+    assert not refused or re.match(REFUSED, refused)
+    torch.testing.assert_close(slope, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CALLS)
 def test_a_forward_derivative_is_right_or_refused(name):
     given = inputs_of(name)
     want, refused = sum(g.sum() for g in autograd(name, given)), ""
