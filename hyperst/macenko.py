@@ -6,6 +6,7 @@ Source: Macenko et al., A method for normalizing histology slides for quantitati
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,13 +77,23 @@ def stain_vectors(pixels: np.ndarray, name: str) -> StainVectors:
         ValueError: the pixels do not show two stains.
     """
     require_torchstain()
-    from torchstain.torch.normalizers import TorchMacenkoNormalizer
+    from torchstain.numpy.normalizers import (
+        NumpyMacenkoNormalizer,
+    )  # in float64: float32's last digit changes from call to call
 
-    normaliser = TorchMacenkoNormalizer()
+    normaliser = NumpyMacenkoNormalizer()
     try:
-        normaliser.fit(torch.from_numpy(np.ascontiguousarray(pixels.T))[:, None], Io=_WHITE)
-        (hematoxylin, eosin), highest = normaliser.HERef.T.tolist(), normaliser.maxCRef.tolist()
-    except (RuntimeError, IndexError) as error:  # too few pixels dense enough, or all of one colour
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of too few pixels, which are refused below
+            normaliser.fit(pixels[None], Io=_WHITE)
+        found = np.stack([*normaliser.HERef.T, [*normaliser.maxCRef, 0]]).astype(np.float32).astype(float)
+        hematoxylin, eosin, highest = found[0].tolist(), found[1].tolist(), found[2, :2].tolist()
+    except (
+        RuntimeError,
+        ValueError,
+        IndexError,
+        np.linalg.LinAlgError,
+    ) as error:  # too few pixels dense enough, or all of one colour
         raise ValueError(f"{_NO_STAINS} {name} ({reason_of(error)})") from error
     across = np.linalg.norm(np.cross(hematoxylin, eosin))
     if not (np.isfinite([*hematoxylin, *eosin, *highest]).all() and min(highest) > 0 and across > math.sin(0.02)):
