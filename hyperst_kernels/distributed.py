@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+if torch.distributed.is_available():
+    # Before there is a group: functions of this module hold on, as defaults, to the group that is there when it is imported, and
+    # DistributedDataParallel imports it. Threads then outlive destroy_process_group, and gloo's may abort the end of the process.
+    import torch.distributed.nn
+
 SCHEMES = ("auto", "gather", "ring")
 Checked = TypeVar("Checked")
 Sizes = tuple[int, int, int]  # rows of queries, rows of keys, and 1 where each query has a logit scale of its own

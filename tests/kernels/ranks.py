@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ def join(rank: int, world_size: int, folder: str | Path) -> None:
     )
 
 
+def leave() -> None:
+    """End this process at once: threads of the group abort Python's end where caches of PyTorch's hold on to the group."""
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    os._exit(0)
+
+
 def one_rank(rank: int, world_size: int, folder: str, cases: dict[str, Case]) -> None:
     join(rank, world_size, folder)
     found = {}
@@ -39,8 +47,7 @@ def one_rank(rank: int, world_size: int, folder: str, cases: dict[str, Case]) ->
         except Exception as error:
             found[name] = error
     torch.save(found, f"{folder}/{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def run(world_size: int, folder: Path, cases: dict[str, Case]) -> dict[str, list[Any]]:
@@ -51,3 +58,11 @@ def run(world_size: int, folder: Path, cases: dict[str, Case]) -> dict[str, list
     )
     results = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
     return {name: [result[name] for result in results] for name in cases}
+
+
+def raised(found: list[Any]) -> list[Any]:
+    """Return what a case gave on every rank, or raise the first error among it."""
+    for each in found:
+        if isinstance(each, Exception):
+            raise each
+    return found

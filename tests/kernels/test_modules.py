@@ -13,6 +13,7 @@ from torch import nn
 
 import hyperst_kernels as hk
 from hyperst_kernels.reference.contrastive import dissimilarity
+from tests.kernels import ranks
 
 
 def pairs(n: int = 6, d: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,11 +162,10 @@ def test_checkpoints_of_scalars_load(prefix):
         holder.load_state_dict(holder.state_dict())
 
 
-def shard(folder: str) -> None:
+def shard(rank: int, world_size: int) -> None:
     from torch.distributed.fsdp import fully_shard
 
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
-    mesh = torch.distributed.init_device_mesh("cpu", (1,))
+    mesh = torch.distributed.init_device_mesh("cpu", (world_size,))
     torch.manual_seed(0)
     x, y = torch.randn(2, 6, 4)
 
@@ -208,15 +208,11 @@ def shard(folder: str) -> None:
     sharded.reshard()
     with pytest.raises(RuntimeError, match="inside the forward of the sharded module"):
         hk.distance(x, y, sharded.lift.curvature)
-    torch.distributed.destroy_process_group()
 
 
 def test_fully_shard_trains_a_lift(tmp_path):
     """In a process of its own: a group is one for each process. And DTensors are refused with what to do."""
-    process = torch.multiprocessing.get_context("spawn").Process(target=shard, args=(str(tmp_path),))
-    process.start()
-    process.join(120)
-    assert process.exitcode == 0
+    ranks.raised(ranks.run(1, tmp_path, {"shard": shard})["shard"])
 
 
 # ------------------------------------------------------------------------------------- what is printed, and warned about

@@ -18,6 +18,7 @@ from torch import nn
 
 from benchmarks.torchvision_of_another_build import prepare_torchvision
 from hyperst_kernels import contrastive_loss, pairwise_distance
+from tests.kernels import ranks
 
 TINY = {
     "embed_dim": 16,
@@ -362,8 +363,8 @@ def one_rank(rank: int, folder: Path, port: int, more: tuple[str, ...]) -> None:
     nn.parallel.DistributedDataParallel = on_a_cpu
     flags = ("--precision", "fp32", "--local-loss", "--gather-with-grad", "--dist-backend", "gloo")
     train(folder, "two", *flags, *more)
-    torch.save(wrapped[0].module.state_dict(), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save(wrapped.pop().module.state_dict(), folder / f"{rank}.pt")
+    ranks.leave()
 
 
 def two_processes(folder: Path, *more: str) -> list[dict[str, torch.Tensor]]:

@@ -103,10 +103,7 @@ def _found(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_learn_what_one_does_of_all_rows(clip, found, name):
-    for each in found[name]:
-        if isinstance(each, Exception):
-            raise each
-    one, other = found[name]
+    one, other = ranks.raised(found[name])
     assert all(torch.equal(x, other[2][key]) for key, x in one[2].items())
     siglip, policy = CASES[name]
     model = hyperbolic_model(siglip)

@@ -9,6 +9,7 @@ from torch import nn
 from benchmarks.torchvision_of_another_build import prepare_torchvision
 from hyperst_kernels import pairwise_distance
 from hyperst_kernels.interop.sentence_transformers import HyperbolicRankingLoss
+from tests.kernels import ranks
 
 
 @pytest.fixture(name="library")
@@ -73,20 +74,16 @@ def test_it_holds_the_model_and_says_what_it_is():
             HyperbolicRankingLoss(Embed(), **options)
 
 
-def one_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def of_rank(rank: int, world_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     loss = HyperbolicRankingLoss(Embed(), gather_across_devices=True)
     mine = [{"x": column["x"][3 * rank : 3 * rank + 3]} for column in columns(3)]
     value = loss(mine)
     value.backward()
-    torch.save((value.detach(), loss.model.layer.weight.grad), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return value.detach(), loss.model.layer.weight.grad
 
 
 def test_two_processes_share_their_documents(tmp_path):
-    torch.multiprocessing.spawn(one_rank, (str(tmp_path),), nprocs=2)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    found = ranks.raised(ranks.run(2, tmp_path, {"of_rank": of_rank})["of_rank"])
     loss = HyperbolicRankingLoss(Embed())
     value = loss(columns(3))
     value.backward()
