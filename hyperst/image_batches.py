@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from hyperst.data import Section, crop_widths_px
 from hyperst.data.dataset import collate
 from hyperst.data.images import DamagedTiles
 from hyperst.data.reading_order import reading_order
+from hyperst.pool import end_with_parent
 from hyperst.run import Run, spot_dataset
 
 __all__ = ["read_batches", "spot_batches"]
@@ -44,6 +46,7 @@ def read_batches(
         batch_sampler=(batches[number].tolist() for number in dealt),
         num_workers=readers,
         collate_fn=_Collate(section.damaged),
+        worker_init_fn=_begin_reader,
     )
     for number, batch in zip(dealt, loader, strict=True):
         if section.damaged is not None:
@@ -59,6 +62,10 @@ def _dealt(numbers: Sequence[int], readers: int) -> list[int]:
     """
     parts = [part.tolist() for part in np.array_split(np.asarray(numbers, dtype=np.int64), max(1, readers))]
     return [part[turn] for turn in range(len(parts[0])) for part in parts if turn < len(part)]
+
+
+def _begin_reader(number: int) -> None:
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 class _Collate:

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,13 +22,14 @@ _MAGIC = b"hyperst part 1\n\0"
 _DONE = 1 << 32  # beside the checksum in a batch's mark, which is 0 before it is written
 _MAPPED = 1 << 14  # spots whose rows are read at a time
 _TILE = 6  # numbers that tell of a damaged tile
+_LOCKED: weakref.WeakSet[io.FileIO] = weakref.WeakSet()  # files of this process
 
 
 class PartFile:
     """Rows of spots, batch by batch: each batch is there as a whole, with a checksum, or not at all.
 
     The file holds a header (JSON), a mark for each batch, the rows in the order of the batches, and the damaged tiles that were
-    met. As long as it is open no other process can open it, on systems with ``fcntl``.
+    met. As long as it is open no other process can open it, on systems with ``fcntl``. In a process that is forked it is closed.
 
     Args:
         facts: what the rows depend on; names and values that JSON can hold.
@@ -85,6 +87,7 @@ class PartFile:
             try:
                 self._lock(file)
                 if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                    _LOCKED.add(file)
                     return file
             except BaseException:
                 file.close()
@@ -215,6 +218,16 @@ class StoredRows:
 
     def __getitem__(self, spots: np.ndarray) -> np.ndarray:
         return self._part.rows(spots, self._columns)
+
+
+def _close_in_fork() -> None:
+    """Close the files that a forked process has of its parent: the lock is held as long as one of them is open."""
+    for file in list(_LOCKED):
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_close_in_fork)
 
 
 def _claim(file: int, size: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ __all__ = ["COLUMNS", "PSEUDO_BULK", "TABLE", "pseudo_bulk", "require_own_tables
 TABLE, PSEUDO_BULK = "cohort.csv", "cohort.h5ad"
 COLUMNS = ("slide", "status", "spots", "tissue_mm2", "seconds", "error")
 _CONTENT = "pseudo-bulk of predictions: the mean over the spots of each slide; not measured"
+_NUMBERS = 1 << 20  # of a prediction that are in memory at a time
 _SHARED = ("target", "units", "run", "best_epoch", "training_sections", "run_checksum")
 
 
@@ -45,17 +47,16 @@ def pseudo_bulk(slides: Sequence[Slide]) -> AnnData:
     means, rows, first = [], [], None
     for slide in slides:
         try:
-            stored = anndata.read_h5ad(slide.output)
+            mean, n_spots, var, facts = _stored_mean(slide.output)
         except Exception as error:  # whatever the library raises of a damaged file
             raise ValueError(
                 f"{slide.output} is damaged ({error}); remove it, and the same command predicts it again"
             ) from error
-        first = stored if first is None else first
-        facts = stored.uns["hyperst"]
-        means.append(np.asarray(stored.X).mean(axis=0, dtype=np.float64).astype(np.float32))
+        first = (var, facts) if first is None else first
+        means.append(mean)
         rows.append(
             {
-                "n_spots": stored.n_obs,
+                "n_spots": n_spots,
                 "tissue_mm2": facts.get("tissue_mm2", np.nan),
                 "patient": slide.source.patient or facts.get("patient"),
             }
@@ -67,10 +68,28 @@ def pseudo_bulk(slides: Sequence[Slide]) -> AnnData:
     obs = obs.drop(columns=unknown)
     if "patient" in obs:
         obs["patient"] = pd.Categorical(obs["patient"])  # which holds an unknown one
-    result = anndata.AnnData(np.stack(means), obs=obs, var=first.var.copy())
-    facts = first.uns["hyperst"]
+    var, facts = first
+    result = anndata.AnnData(np.stack(means), obs=obs, var=var)
     result.uns["hyperst"] = {"content": _CONTENT, **{name: facts[name] for name in _SHARED if name in facts}}
     return result
+
+
+def _stored_mean(path: Path) -> tuple[np.ndarray, int, pd.DataFrame, dict[str, Any]]:
+    """Mean float32 (gene,) of a stored prediction, how many spots it is over, var, and ``uns["hyperst"]``.
+
+    Some rows are in memory at a time. They are added one after another in float64, as the mean of all at once adds them.
+    """
+    import anndata
+
+    stored = anndata.read_h5ad(path, backed="r")
+    with closing(stored.file):
+        rows = max(1, _NUMBERS // stored.n_vars)
+        total = np.zeros(stored.n_vars)
+        for start in range(0, stored.n_obs, rows):
+            block = stored.X[start : start + rows].astype(np.float64)
+            block[0] += total
+            total = block.sum(axis=0)
+        return (total / stored.n_obs).astype(np.float32), stored.n_obs, stored.var, dict(stored.uns["hyperst"])
 
 
 def write_tables(folder: Path, slides: Sequence[Slide], results: Sequence[SlideResult]) -> None:

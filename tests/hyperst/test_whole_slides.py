@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import replace
 
 import anndata
 import numpy as np
+import psutil
 import pytest
 import tifffile
 
@@ -43,6 +45,23 @@ def write_or_die(self, place, content):
 
 PartFile._write = write_or_die
 main()
+"""
+STUCK = """
+import sys, threading
+from pathlib import Path
+import psutil
+from hyperst.image_batches import _Collate
+
+collate, place, calls = _Collate.__call__, Path(sys.argv.pop()), []
+
+def once(self, items):
+    calls.append(1)
+    if len(calls) > 1:  # a reader whose first images are read, and which never comes to ask for its parent
+        threading.Event().wait()
+    place.joinpath(str(psutil.Process().pid)).touch()
+    return collate(self, items)
+
+_Collate.__call__ = once
 """
 
 
@@ -177,6 +196,48 @@ def test_killed_twice_and_gone_on_with_the_result_is_that_of_an_undisturbed_run(
     assert_same(into_file(run, slide, output, on_progress=lambda *count: told.append(count)), in_memory)
     assert told[0][0] == 64 * (2 * third - 1)
     assert [path.name for path in tmp_path.iterdir()] == ["p.h5ad"]
+
+
+def test_readers_end_with_the_process_that_was_killed(run, slide, tmp_path):
+    """So that the same command goes on at once."""
+    readers = tmp_path / "readers"
+    readers.mkdir()
+    arguments = ["predict", run.folder, slide, "-o", tmp_path / "p.h5ad", "--device", "cpu", "--readers", 2, 3, readers]
+    script = [sys.executable, "-c", STUCK + KILLED, *map(str, arguments)]
+    with (tmp_path / "said.txt").open("w") as said:  # no pipe, which readers that are left keep open
+        ended = subprocess.run(
+            script, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=said, stderr=said, check=False
+        )
+    assert ended.returncode == -signal.SIGKILL, (tmp_path / "said.txt").read_text()
+    found = [int(path.name) for path in readers.iterdir()]
+    assert found
+    left = [process for process in psutil.process_iter() if process.pid in found]
+    try:
+        assert not psutil.wait_procs(left, timeout=60)[1]
+    finally:
+        for process in left:
+            if process.is_running():
+                process.kill()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="without os.fork no process holds another's file")
+def test_a_forked_process_holds_no_lock(tmp_path):
+    arguments = (tmp_path / "x.part", {}, [np.array([0])], {"values": 1})
+    part = PartFile(*arguments)
+    forked = multiprocessing.get_context("fork")
+    here, there = forked.Pipe()
+    child = forked.Process(target=lambda: (there.send(part._file.closed), there.recv()))
+    child.start()
+    try:
+        assert here.recv()
+        with pytest.raises(BlockingIOError):  # of this process
+            PartFile(*arguments)
+        part.put(0, {"values": np.array([[1.0]])})
+        part.close()
+        PartFile(*arguments).remove()
+    finally:
+        here.send(None)
+        child.join()
 
 
 class Stop(Exception):
