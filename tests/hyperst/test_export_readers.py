@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 
 from hyperst.data import open_image
@@ -11,6 +15,8 @@ from hyperst.export import write_export
 from hyperst.export.spots import spots_of
 
 from .test_cli import call
+
+HOWTO = Path(__file__).parents[2] / "docs" / "howto" / "exports.md"
 
 
 def reader(name):
@@ -28,11 +34,23 @@ def image(section_paths):
 
 
 @pytest.fixture(scope="module")
-def written(adata, image, tmp_path_factory):
+def folder(adata, image, tmp_path_factory):
+    """Where the .zarr is."""
+    reader("spatialdata")
+    return write_export(adata, tmp_path_factory.mktemp("zarr") / "slide.zarr", image=image).parent
+
+
+@pytest.fixture(scope="module")
+def written(folder):
     """The .zarr, read."""
-    spatialdata = reader("spatialdata")
-    path = write_export(adata, tmp_path_factory.mktemp("zarr") / "p.zarr", image=image)
-    return spatialdata.read_zarr(path)
+    return reader("spatialdata").read_zarr(folder / "slide.zarr")
+
+
+def example(section):
+    """The Python of a section of docs/howto/exports.md, but for its last line, which opens a window."""
+    text = HOWTO.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    *lines, _ = text.split("```python\n")[1].split("```")[0].strip().splitlines()
+    return "\n".join(lines)
 
 
 def test_squidpy_draws_what_is_printed(evaluated, section_paths, tmp_path):
@@ -117,13 +135,68 @@ def test_the_command_line_takes_the_image_of_a_section(evaluated, section_paths,
 
 
 def test_geopandas_reads_the_detections(adata, tmp_path):
+    """As QuPath does: a ring marked isEllipse is the ellipse within its bounds, measurements are a name and a number each."""
     geopandas = reader("geopandas")
     shapes = geopandas.read_file(write_export(adata, tmp_path / "p.geojson"))
-    assert len(shapes) == adata.n_obs
+    assert list(shapes["name"]) == list(adata.obs_names)
     assert shapes.geometry.is_valid.all()
-    assert (shapes["objectType"] == "detection").all()
-    centres = np.stack(
-        [shapes.geometry.bounds[["minx", "maxx"]].mean(axis=1), shapes.geometry.bounds[["miny", "maxy"]].mean(axis=1)],
-        1,
+    assert (shapes.geometry.geom_type == "Polygon").all()
+    assert set(shapes["objectType"]) == {"detection"}
+    low, high = np.split(shapes.geometry.bounds.to_numpy(), 2, axis=1)
+    np.testing.assert_allclose((low + high) / 2, adata.obsm["spatial"], atol=0.01)  # px are written with two decimals
+    diameter = spots_of(adata).diameter_px
+    np.testing.assert_allclose(high - low, diameter, atol=0.01)
+    corners = len(shapes.geometry[0].exterior.coords) - 1
+    area = corners / 2 * np.sin(2 * np.pi / corners) * (diameter / 2) ** 2
+    # each corner is moved by 0.01 px at most
+    np.testing.assert_allclose(shapes.geometry.area, area, atol=0.01 * np.pi * diameter)
+    classes, measurements = (
+        [json.loads(each) if isinstance(each, str) else each for each in shapes[name]]  # by version
+        for name in ("classification", "measurements")
     )
-    np.testing.assert_allclose(centres, adata.obsm["spatial"], atol=0.01)
+    for each in classes:
+        assert ":" not in each["name"]  # which parts a class from a class that is derived of it
+        assert len(each["color"]) == 3
+        assert all(isinstance(value, int) and 0 <= value <= 255 for value in each["color"])
+    table = pd.DataFrame(measurements, index=adata.obs_names)
+    assert set(table) == {*spots_of(adata).facts.columns, *adata.var_names}
+    np.testing.assert_allclose(table[list(adata.var_names)], adata.X, rtol=1e-6)  # seven digits are written
+    np.testing.assert_allclose(table["tissue_fraction"], adata.obs["tissue_fraction"], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Extra installs are necessary:UserWarning")  # of widgets
+def test_vitessce_finds_what_its_configuration_names(folder, written, adata, tmp_path, monkeypatch):
+    """And finds there what its loaders of SpatialData take: Vitessce itself runs in a browser."""
+    vitessce = reader("vitessce")
+    zarr = reader("zarr")
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.chdir(folder)
+    names: dict = {}
+    exec(example("Vitessce"), names)
+    config = names["config"]
+    site = "https://localhost/data"
+    found = config.export(to="files", base_url=site, out_dir=str(tmp_path))
+    assert vitessce.VitessceConfig.from_dict(found).to_dict(base_url=site) == found
+    (file,) = found["datasets"][0]["files"]
+    served, options = tmp_path / file["url"].removeprefix(f"{site}/"), file["options"]
+    files = [path.relative_to(folder / "slide.zarr") for path in (folder / "slide.zarr").rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        assert (served / path).read_bytes() == (folder / "slide.zarr" / path).read_bytes()
+    store = zarr.open_group(served, mode="r")
+    np.testing.assert_array_equal(store[options["obsFeatureMatrix"]["path"]][:], adata.X)
+    spots = options["obsSpots"]
+    assert spots["coordinateSystem"] in written.coordinate_systems
+    table = store[spots["tablePath"]]
+    assert table.attrs["region"] == spots["region"]
+    assert list(table["obs"][table.attrs["instance_key"]][:]) == list(adata.obs_names)
+    assert store[spots["path"]].attrs["spatialdata_attrs"]["version"] in ("0.2", "0.3")
+    shapes = pyarrow.read_schema(served / spots["path"] / "shapes.parquet")
+    assert shapes.field("geometry").metadata[b"ARROW:extension:name"] == b"geoarrow.wkb"
+    assert "radius" in shapes.names
+    picture = store[options["image"]["path"]]
+    (scales,) = picture.attrs["ome"]["multiscales"]
+    assert [axis["name"] for axis in scales["axes"]] == ["c", "y", "x"]
+    assert len(picture.attrs["ome"]["omero"]["channels"]) == 3
+    for level in scales["datasets"]:
+        assert picture[level["path"]].dtype == np.uint8
