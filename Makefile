@@ -37,7 +37,7 @@ timm: build/with-timm/.installed
 loops: build/with-loops/.installed
 	build/with-loops/bin/python -m pytest -q $(addprefix tests/kernels/test_,open_clip.py open_clip_sharded.py sentence_transformers.py retrieval.py)
 
-# What opens exports, squidpy and spatialdata, likewise.
+# What opens exports, squidpy, spatialdata and Vitessce, likewise.
 exports: build/with-spatialdata/.installed
 	build/with-spatialdata/bin/python -m pytest -q tests/hyperst/test_export_readers.py
 

@@ -8,6 +8,7 @@ comes from where PyTorch does, and stays out of the environment below.
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 import sysconfig
@@ -16,6 +17,11 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from torch_for_this_machine import PIP, install
+
+BESIDE = {"spatialdata": ["black", "starlette"]}  # which vitessce imports
+ALONE = {
+    "spatialdata": ["vitessce>=3.8"]
+}  # it asks for a Zarr that spatialdata no longer takes, and works with the newer one
 
 
 def main(folder: Path, extra: str) -> None:
@@ -29,7 +35,16 @@ def main(folder: Path, extra: str) -> None:
     found = [Requirement(line) for line in metadata.requires("hyperst-kernels") or ()]
     wanted = [each for each in found if each.marker and each.marker.evaluate({"extra": extra})]
     names = [f"{each.name}{each.specifier}" for each in wanted if not each.marker.evaluate({"extra": ""})]
-    subprocess.run([python, *PIP, "-c", ".ci/constraints.txt", *names], check=True)
+    pip(python, "-c", ".ci/constraints.txt", *names, *BESIDE.get(extra, []))
+    if extra in ALONE:
+        pip(python, "--no-deps", *ALONE[extra])
+
+
+def pip(python: str, *arguments: str) -> None:
+    if subprocess.run([python, *PIP, *arguments], check=False).returncode:
+        raise SystemExit(
+            f"Python {platform.python_version()} cannot have {arguments[-1]} and what goes with it, see above"
+        )
 
 
 if __name__ == "__main__":

@@ -195,8 +195,9 @@ def test_vitessce_finds_what_its_configuration_names(folder, written, adata, tmp
     assert shapes.field("geometry").metadata[b"ARROW:extension:name"] == b"geoarrow.wkb"
     assert "radius" in shapes.names
     picture = store[options["image"]["path"]]
-    (scales,) = picture.attrs["ome"]["multiscales"]
+    ome = picture.attrs.get("ome", picture.attrs)  # the latter in Zarr 2
+    (scales,) = ome["multiscales"]
     assert [axis["name"] for axis in scales["axes"]] == ["c", "y", "x"]
-    assert len(picture.attrs["ome"]["omero"]["channels"]) == 3
+    assert len(ome["omero"]["channels"]) == 3
     for level in scales["datasets"]:
         assert picture[level["path"]].dtype == np.uint8
