@@ -31,7 +31,7 @@ def write_geojson(adata: AnnData, path: str | Path) -> Path:
     """Write a QuPath detection per spot, atomically: its circle in full-resolution pixels; as measurements obs and every gene.
 
     Raises:
-        ValueError: ``adata`` is no prediction.
+        ValueError: ``adata`` is no prediction, or a gene has the name of a column of obs.
         OSError: see :func:`hyperst.files.atomic_path`.
     """
     spots = spots_of(adata)
@@ -39,6 +39,8 @@ def write_geojson(adata: AnnData, path: str | Path) -> Path:
     ring = spots.diameter_px / 2 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     ring[-1] = ring[0]
     names = [*map(str, spots.facts.columns), *map(str, adata.var_names)]
+    if both := set(map(str, spots.facts.columns)) & set(map(str, adata.var_names)):
+        raise ValueError(f"gene {min(both)} has the name of a column of obs; export as zarr, where genes stand apart")
     facts = spots.facts.to_numpy(dtype=np.float64)
     path = Path(path)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

@@ -23,7 +23,7 @@ def check_columns(genes: Iterable[str], others: Iterable[str] = ()) -> None:
     """Raise ValueError where a gene has the name of another column."""
     if both := set(genes) & {*_PLACE, *others}:
         raise ValueError(
-            f"gene {min(both)} has the name of a column of the table; export as geojson or zarr, where genes stand apart"
+            f"gene {min(both)} has the name of a column of the table; export as zarr, where genes stand apart"
         )
 
 

@@ -107,8 +107,9 @@ def test_what_is_no_prediction(adata, tmp_path):
         write_export(adata, tmp_path / "a.txt")
     renamed = adata.copy()
     renamed.var_names = ["tissue_fraction", *adata.var_names[1:]]
-    with pytest.raises(ValueError, match="gene tissue_fraction has the name of a column"):
-        write_export(renamed, tmp_path / "a.csv")
+    for ending in ("csv", "geojson"):
+        with pytest.raises(ValueError, match="gene tissue_fraction has the name of a column"):
+            write_export(renamed, tmp_path / f"a.{ending}")
     assert list(tmp_path.iterdir()) == []
 
 
