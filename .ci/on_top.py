@@ -3,7 +3,7 @@
     .venv/bin/python .ci/on_top.py build/with-timm timm
 
 For extras that bring torchvision: it fits one build of PyTorch, and Lightning and peft import whichever they find. So it
-comes from where PyTorch does, and stays out of the environment below.
+comes from where PyTorch does, and stays out of the environment below. spatialdata brings none, but a good many others.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ def main(folder: Path, extra: str) -> None:
     ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     packages = Path(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip())
     (packages / "below.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-    minor = int(metadata.version("torch").split(".")[1])
-    install(python, "--no-deps", f"torchvision==0.{minor + 15}.*")  # 0.28 goes with 2.13
+    if extra != "spatialdata":
+        minor = int(metadata.version("torch").split(".")[1])
+        install(python, "--no-deps", f"torchvision==0.{minor + 15}.*")  # 0.28 goes with 2.13
     found = [Requirement(line) for line in metadata.requires("hyperst-kernels") or ()]
     wanted = [each for each in found if each.marker and each.marker.evaluate({"extra": extra})]
     names = [f"{each.name}{each.specifier}" for each in wanted if not each.marker.evaluate({"extra": ""})]
