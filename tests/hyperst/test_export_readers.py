@@ -201,3 +201,32 @@ def test_vitessce_finds_what_its_configuration_names(folder, written, adata, tmp
     assert len(ome["omero"]["channels"]) == 3
     for level in scales["datasets"]:
         assert picture[level["path"]].dtype == np.uint8
+
+
+def test_napari_places_spots_and_image(folder, image, adata, monkeypatch):
+    """Without a screen. Its packages are large: `make exports` leaves them out."""
+    pytest.importorskip("napari_spatialdata", reason="needs pip install 'napari-spatialdata[all]'")
+    from qtpy.QtTest import QTest
+
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+    monkeypatch.chdir(folder)
+    names: dict = {}
+    exec(example("napari"), names)
+    window = names["Interactive"](names["slide"], headless=True)
+    try:
+        layers = window._viewer.layers
+        for number, element in enumerate(("image", "spots")):
+            window.add_element(element, "global")
+            while len(layers) == number or window._sdata_widget.worker_thread.isRunning():
+                QTest.qWait(10)
+        picture, spots = layers
+        with open_image(image) as slide:
+            # a layer's extent is from centre to centre of its outer pixels
+            np.testing.assert_allclose(
+                picture.extent.world[:, -2:], [[0, 0], [slide.height - 1, slide.width - 1]], atol=1
+            )
+        assert picture.rgb
+        np.testing.assert_allclose(spots.data, adata.obsm["spatial"][:, ::-1], atol=1e-3)
+        np.testing.assert_allclose(spots.size, spots_of(adata).diameter_px, rtol=1e-3)
+    finally:
+        window._viewer.close()
