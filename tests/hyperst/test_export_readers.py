@@ -204,29 +204,24 @@ def test_vitessce_finds_what_its_configuration_names(folder, written, adata, tmp
 
 
 def test_napari_places_spots_and_image(folder, image, adata, monkeypatch):
-    """Without a screen. Its packages are large: `make exports` leaves them out."""
+    """Its layers without its window, which needs OpenGL. Its packages are large: `make exports` leaves them out."""
     pytest.importorskip("napari_spatialdata", reason="needs pip install 'napari-spatialdata[all]'")
-    from qtpy.QtTest import QTest
+    from napari.components import ViewerModel
+    from napari.utils.events import EventedList
+    from napari_spatialdata._viewer import SpatialDataViewer
 
-    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
     monkeypatch.chdir(folder)
     names: dict = {}
     exec(example("napari"), names)
-    window = names["Interactive"](names["slide"], headless=True)
-    try:
-        layers = window._viewer.layers
-        for number, element in enumerate(("image", "spots")):
-            window.add_element(element, "global")
-            while len(layers) == number or window._sdata_widget.worker_thread.isRunning():
-                QTest.qWait(10)
-        picture, spots = layers
-        with open_image(image) as slide:
-            # a layer's extent is from centre to centre of its outer pixels
-            np.testing.assert_allclose(
-                picture.extent.world[:, -2:], [[0, 0], [slide.height - 1, slide.width - 1]], atol=1
-            )
-        assert picture.rgb
-        np.testing.assert_allclose(spots.data, adata.obsm["spatial"][:, ::-1], atol=1e-3)
-        np.testing.assert_allclose(spots.size, spots_of(adata).diameter_px, rtol=1e-3)
-    finally:
-        window._viewer.close()
+    viewer, stored = ViewerModel(), names["slide"]
+    made = SpatialDataViewer(viewer, EventedList([stored]))
+    picture = viewer.add_layer(made.get_sdata_image(stored, "image", "global", False))
+    spots = viewer.add_layer(made.get_sdata_circles(stored, "spots", "global", False))
+    with open_image(image) as slide:
+        # from centre to centre of the outer pixels
+        outer = [[0.5, 0.5], [slide.height - 0.5, slide.width - 0.5]]
+    np.testing.assert_allclose(picture.extent.world, outer)
+    assert picture.rgb
+    np.testing.assert_allclose(spots.data, adata.obsm["spatial"][:, ::-1])
+    np.testing.assert_allclose(spots.size, spots_of(adata).diameter_px)
+    assert list(spots.metadata["adata"].obs_names) == list(adata.obs_names)
