@@ -69,6 +69,7 @@ def gradients(tiles: Tiles, fill: Callable[[slice, slice, Tensor, Tensor], objec
 def _gradients_from(distance: Tensor, grad: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor, float]:
     """The same from the distances (n m), which spare a product for each tile, and their gradients."""
     sums, geometry = _Gradients(tiles), tiles.geometry
+    assert isinstance(geometry, Lorentz)
     for rows, columns, (weights,) in tiles.visit(1):
         known, upstream = distance[rows, columns], grad[rows, columns]
         least, along = geometry.weigh(known, upstream, weights)
