@@ -125,7 +125,7 @@ def _provenance(run: Run, section: Section) -> dict[str, Any]:
         "training_sections": ", ".join(record.name for record in run.split.role("training")),
         "image": section.image_path.name if section.image_path is not None else "",
         "image_path": None if path is None else str(path),
-        "image_hash": None if path is None else sampled_hash(path),
+        "image_checksum": None if path is None else sampled_hash(path),
         "um_per_px": section.grid.um_per_px,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "trained_with": versions.get("hyperst-kernels"),

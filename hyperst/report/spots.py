@@ -168,8 +168,8 @@ def _picture(entry: Any, positions: np.ndarray) -> tuple[str | None, tuple[float
     return f"data:image/jpeg;base64,{data}", (pixels.shape[1] / scale, pixels.shape[0] / scale)
 
 
-def jpeg_base64(pixels: np.ndarray) -> str:
+def jpeg_base64(pixels: np.ndarray, quality: int = _JPEG_QUALITY) -> str:
     """RGB uint8 (h w 3) as JPEG, as text."""
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, format="JPEG", quality=_JPEG_QUALITY)
+    Image.fromarray(pixels).save(content, format="JPEG", quality=quality)
     return base64.b64encode(content.getvalue()).decode("ascii")

@@ -1,4 +1,4 @@
-"""Deep zoom: finer pictures of the tissue under the spots, a pyramid of JPEG tiles for each slide, in bytes that all slides share."""
+"""Deep zoom: a pyramid of JPEG tiles of the tissue under the spots of each slide, within bytes that all slides share."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from hyperst.validation import reason_of
 __all__ = ["LEAST_BYTES", "MOST_BYTES", "TILE_PX", "Zooms", "covered", "deep_zoom", "tile_pyramid"]
 
 TILE_PX = 256
-LEAST_BYTES, MOST_BYTES = 3_000_000, 6_000_000
+LEAST_BYTES, MOST_BYTES = 3_000_000, 8_000_000
 """What the tiles of all slides of a page may take as text: the least where numbers would take all, and the most."""
+_QUALITY = 75  # of the JPEGs: of the same bytes, finer pixels tell more than better ones
 _GAIN = 1.5  # a level has pixels so much finer than the thumbnail's, or is left out
 _STEPS = 4  # resolutions to choose from, between one and half of it
 _SAMPLES = 8  # tiles that tell how well a slide compresses
@@ -131,7 +132,7 @@ def tile_pyramid(
     def fits(factor: float) -> bool:
         levels = grids(factor)
         tiles = levels[0][np.unique(np.linspace(0, len(levels[0]) - 1, _SAMPLES).round().astype(np.int64))]
-        mean = np.mean([len(jpeg_base64(_read(slide, factor, row, column))) for row, column in tiles.tolist()])
+        mean = np.mean([len(_jpeg(_read(slide, factor, row, column))) for row, column in tiles.tolist()])
         return bool(sum(map(len, levels)) * (mean + _PLACE_BYTES) * _MARGIN <= n_bytes)
 
     for factor in factors[bisect_left(factors, True, key=fits) :]:
@@ -163,7 +164,7 @@ def _encoded(slide: SlideImage, finest: float, grids: list[np.ndarray], n_bytes:
                     quarter = _read(slide, factor, *child, half)
                 pixels[down * half :, right * half :][:half, :half] = quarter
         if taken <= n_bytes:
-            jpegs[level][row, column] = jpeg_base64(pixels)
+            jpegs[level][row, column] = _jpeg(pixels)
             taken += len(jpegs[level][row, column]) + _PLACE_BYTES
         return pixels
 
@@ -189,11 +190,15 @@ def _read(slide: SlideImage, factor: float, row: int, column: int, side: int = T
     return slide.read_in_bands(column * width, row * width, width, width, (side, side))
 
 
+def _jpeg(pixels: np.ndarray) -> str:
+    return jpeg_base64(pixels, _QUALITY)
+
+
 def _find(spots: SpotMap, images: Path | None) -> Path | None:
     recorded = spots.facts.get("image_path")
     paths = [Path(recorded)] if recorded else []
     if images is not None and spots.facts.get("image"):
-        paths.insert(0, images / spots.facts["image"])
+        paths.insert(0, images / Path(spots.facts["image"]).name)
     return next((path for path in paths if path.is_file()), None)
 
 
@@ -204,7 +209,7 @@ def _of_file(path: Path, maps: Sequence[SpotMap], n_bytes: int) -> dict[str, Any
         with open_image(path, damaged=DamagedTiles()) as slide:  # white, as the prediction may have left them
             for spots in maps:
                 pixel, (width, height) = spots.picture_px or 0.0, spots.extent
-                known = spots.facts.get("image_hash")
+                known = spots.facts.get("image_checksum")
                 if max(abs(width - slide.width), abs(height - slide.height)) > pixel or (
                     known is not None and known != sampled_hash(path)
                 ):

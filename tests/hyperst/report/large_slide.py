@@ -45,7 +45,7 @@ def write_large_slide(folder: Path, genes: Sequence[str]) -> Path:
         "um_per_px": 0.5,
         "image": slide.name,
         "image_path": str(slide),
-        "image_hash": sampled_hash(slide),
+        "image_checksum": sampled_hash(slide),
     }
     stored.write_h5ad(folder / "large.h5ad")
     return folder / "large.h5ad"

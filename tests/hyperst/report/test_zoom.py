@@ -41,7 +41,7 @@ def noise(tmp_path_factory) -> Path:
 def on_noise(spots: SpotMap, noise: Path, last: float) -> SpotMap:
     """Spots on a grid over the upper left of the slide of noise."""
     steps = np.linspace(20, last, len(spots.spot_ids), dtype=np.float32)
-    facts = {name: value for name, value in spots.facts.items() if name != "image_hash"}
+    facts = {name: value for name, value in spots.facts.items() if name != "image_checksum"}
     return replace(
         spots,
         positions=np.stack([steps, steps[::-1]], axis=1),
@@ -86,7 +86,9 @@ def test_a_mark_lies_under_its_spot_at_every_level(spots):
             rows, columns = np.nonzero(picture(level, row, column)[..., 0] < 100)
             found += np.stack([columns + 0.5 + column * TILE_PX, rows + 0.5 + row * TILE_PX]).sum(axis=1) * factor
             total += len(rows)
-        assert total * factor**2 == pytest.approx(40**2, rel=0.2)  # of 10 x 10 px at the coarsest, the border may be lost
+        assert total * factor**2 == pytest.approx(
+            40**2, rel=0.2
+        )  # of 10 x 10 px at the coarsest, the border may be lost
         np.testing.assert_allclose(found / total, [x, y], atol=factor / 2)
 
 
@@ -146,7 +148,7 @@ def test_without_the_slide_the_thumbnail_stays(spots, noise, tmp_path):
     words, slides = said(Path(spots.facts["image_path"]).parent, **gone)
     assert words == "Finest picture: 0.5 µm per pixel where spots are, 3 elsewhere."
     assert len(slides) == 1
-    for facts in ({"image_path": str(noise)}, {"image_hash": "0" * 32}):
+    for facts in ({"image_path": str(noise)}, {"image_checksum": "0" * 32}):
         words, slides = said(**facts)
         assert "is another file than the one that was predicted)" in words
         assert slides == []
