@@ -54,11 +54,11 @@ def thinned(positions: np.ndarray, most: int) -> np.ndarray:
     return kept
 
 
-def wanted_bytes(spots: SpotMap) -> int:
-    """What :func:`embed` takes for all genes, rather too much."""
+def wanted_bytes(spots: SpotMap, n_genes: int) -> int:
+    """What :func:`embed` takes for so many genes, rather too much."""
     n = min(len(spots.positions), MOST_SPOTS)
     names = sum(len(name.encode()) + 3 for name in spots.spot_ids) * n // len(spots.positions)
-    return int(1.02 * (20 * n + names + len(spots.genes) * _gene_bytes(n, spots.measured is not None))) + 1000
+    return int(1.02 * (20 * n + names + n_genes * _gene_bytes(n, spots.measured is not None))) + 1000
 
 
 def _gene_bytes(n_spots: int, measured: bool) -> int:
@@ -108,7 +108,6 @@ def embed(spots: SpotMap, budget: int) -> dict[str, Any]:
         "positions": positions,
         "picture": spots.picture,
         "extent": spots.extent,
-        "picture_px": spots.picture_px,
         "um_per_px": spots.um_per_px,
         "diameter_px": spots.diameter_px,
         "applicability": like,

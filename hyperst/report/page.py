@@ -25,7 +25,7 @@ from hyperst.report.origin import origin_warnings, require_origin
 from hyperst.report.spots import SpotMap, read_spot_map
 from hyperst.report.summary import RunSummary, SectionScores, collect
 from hyperst.report.verdict import figure, strongest_ridge, verdicts
-from hyperst.report.zoom import deep_zoom
+from hyperst.report.zoom import LEAST_BYTES, MOST_BYTES, deep_zoom
 from hyperst.run import RunFolder
 from hyperst.versions import code_versions
 
@@ -93,7 +93,8 @@ def write_report(
         require_origin(spots, file, summary)
         twice = spots.title in {each.title for each in maps}
         maps.append(replace(spots, title=f"{spots.title} ({file.name})") if twice else spots)
-    command = shlex.join(["hyperst", "report", str(folder), *map(str, predictions)])
+    where = [] if images is None else ["--images", str(images)]
+    command = shlex.join(["hyperst", "report", str(folder), *map(str, predictions), *where])
     slides = None if images is None else Path(images)
     return write_text_atomic(path, render(summary, maps, command, unmapped=len(evaluated[room:]), images=slides))
 
@@ -128,8 +129,7 @@ def render(
     shown = [scores for scores in summary.evaluations if scores.space is not None][:_MOST_MAPS]
     spaces = [{"name": scores.section, **(scores.space or {})} for scores in shown]
     room = DATA_BYTES - pictures - len(json.dumps(spaces))
-    largest = max(map(wanted_bytes, maps), default=0)  # every map has the same share of what tiles leave
-    zooms = deep_zoom(maps, images, room - largest * len(maps))
+    zooms = deep_zoom(maps, images, _tile_bytes(maps, room))
     budget = (room - len(json.dumps(zooms.slides))) // max(1, len(maps))
     overs = [_ridge_columns(scores) for scores in summary.evaluations]
     most_rows = max(1, _MOST_ROWS // max(1, len(overs)))
@@ -171,6 +171,14 @@ def render(
         script=Markup("".join((_PARTS / name).read_text(encoding="utf-8") for name in _SCRIPTS)),
         plotly=base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode("ascii"),
     )
+
+
+def _tile_bytes(maps: Sequence[SpotMap], room: int) -> int:
+    """What tiles may take of ``room``: what all genes leave of it, or their least, if that leaves each map a gene."""
+    # each map has the same share of what tiles leave, so that the largest counts
+    everything = len(maps) * max((wanted_bytes(each, len(each.genes)) for each in maps), default=0)
+    one_gene = len(maps) * max((wanted_bytes(each, 1) for each in maps), default=0)
+    return min(max(room - everything, LEAST_BYTES), MOST_BYTES, room - one_gene)
 
 
 def _training_spots(summary: RunSummary) -> TrainingSpots | None:

@@ -51,9 +51,9 @@ def deep_zoom(maps: Sequence[SpotMap], images: Path | None, n_bytes: int) -> Zoo
     Slides share the bytes equally; what a slide does not need the next ones have. Maps of one slide have one pyramid.
 
     Args:
-        n_bytes: for all slides, raised to ``LEAST_BYTES`` and cut to ``MOST_BYTES``.
+        n_bytes: for the tiles of all slides.
     """
-    left = min(max(n_bytes, LEAST_BYTES), MOST_BYTES)
+    left = n_bytes
     reasons = [""] * len(maps)
     of_slide: dict[Path, list[int]] = {}
     for number, spots in enumerate(maps):

@@ -16,11 +16,11 @@ pytest.importorskip("plotly")
 pytest.importorskip("jinja2")
 
 from hyperst.data import open_image
-from hyperst.report import zoom
+from hyperst.report import page
 from hyperst.report.page import render
 from hyperst.report.spots import SpotMap, read_spot_map
 from hyperst.report.summary import collect
-from hyperst.report.zoom import TILE_PX, covered, deep_zoom, tile_pyramid
+from hyperst.report.zoom import MOST_BYTES, TILE_PX, covered, deep_zoom, tile_pyramid
 
 from .large_slide import MARKED, write_large_slide
 
@@ -74,7 +74,7 @@ def test_tiles_are_those_under_spots(side):
 
 
 def test_a_mark_lies_under_its_spot_at_every_level(spots):
-    zooms = deep_zoom([spots], None, zoom.MOST_BYTES)
+    zooms = deep_zoom([spots], None, MOST_BYTES)
     levels = zooms.slides[zooms.of_map[0]]["levels"]
     assert [level["factor"] for level in levels] == [4, 2, 1]
     x, y = spots.positions[MARKED]
@@ -93,7 +93,7 @@ def test_a_mark_lies_under_its_spot_at_every_level(spots):
 
 
 def test_tiles_are_the_slides_pixels(spots):
-    zooms = deep_zoom([spots], None, zoom.MOST_BYTES)
+    zooms = deep_zoom([spots], None, MOST_BYTES)
     tiles = [covered(spots.positions, spots.diameter_px, TILE_PX * factor, (6000, 6000)) for factor in (4, 2, 1)]
     with open_image(spots.facts["image_path"]) as slide:
         for level, places in zip(zooms.slides[0]["levels"], tiles, strict=True):
@@ -120,14 +120,13 @@ def test_the_finest_resolution_that_fits_is_chosen(spots, noise):
         assert tile_pyramid(slide, here.positions, 20, 0.9, 10**9) is None
 
 
-def test_slides_share_the_bytes_and_leave_the_rest_to_others(spots, noise, tmp_path, monkeypatch):
+def test_slides_share_the_bytes_and_leave_the_rest_to_others(spots, noise, tmp_path):
     (tmp_path / "small.png").write_bytes(noise.read_bytes())
     large, small = on_noise(spots, noise, 2000), on_noise(spots, tmp_path / "small.png", 100)
     small = replace(small, positions=small.positions[:40])
     with open_image(noise) as slide:
         alone = [tile_pyramid(slide, each.positions, 20, 8 / 1.5, 10**9) for each in (large, small)]
     budget = taken(alone[1]) + taken(alone[0]) // 2
-    monkeypatch.setattr(zoom, "LEAST_BYTES", 0)
     zooms = deep_zoom([large, small, large], None, budget)
     assert zooms.of_map == [1, 0, 1]  # both maps of one slide have its pyramid
     assert zooms.slides[0] == alone[1]
@@ -174,7 +173,7 @@ def test_numbers_and_tiles_stay_under_15_mb(evaluated, spots, noise, monkeypatch
         applicability=None,
         nearest=None,
     )
-    monkeypatch.setattr(zoom, "LEAST_BYTES", 1_000_000)
+    monkeypatch.setattr(page, "LEAST_BYTES", 1_000_000)
     text = render(collect(evaluated), [many], "hyperst report")
     assert len(text.encode()) < 15_000_000
     shown = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
