@@ -308,6 +308,7 @@ def test_what_is_no_run_or_no_prediction_is_named(evaluated, predicted, section_
     assert "holds no run" in failure("report", tmp_path)
     assert "got 13 predictions, a page holds 12" in failure("report", evaluated, *[predicted] * 13)
     assert "no such file" in failure("report", evaluated, tmp_path / "none.h5ad")
+    assert "none (--images) is no folder" in failure("report", evaluated, "--images", tmp_path / "none")
     assert "is no prediction" in failure("report", evaluated, section_paths[0])
     (tmp_path / "torn.h5ad").write_bytes(predicted.read_bytes()[:1000])
     assert "torn.h5ad is no readable .h5ad" in failure("report", evaluated, tmp_path / "torn.h5ad")

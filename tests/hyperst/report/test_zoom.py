@@ -8,6 +8,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +17,7 @@ pytest.importorskip("plotly")
 pytest.importorskip("jinja2")
 
 from hyperst.data import open_image
+from hyperst.data.identity import sampled_hash
 from hyperst.report import page
 from hyperst.report.page import render
 from hyperst.report.spots import SpotMap, read_spot_map
@@ -157,6 +159,13 @@ def test_without_the_slide_the_thumbnail_stays(spots, noise, tmp_path):
     assert slides == []
     assert deep_zoom([replace(spots, picture_px=None)], None, 0).words == [""]
     assert deep_zoom([replace(spots, picture_px=1.0)], None, 0).words == ["Finest picture: 0.5 µm per pixel."]
+
+
+def test_predictions_and_evaluations_say_which_image_is_theirs(evaluated, predicted, section_paths):
+    image = section_paths[2].parent / "images" / "S3.png"
+    for file in (predicted, evaluated / "evaluation" / "S3" / "expression.h5ad"):
+        facts = anndata.read_h5ad(file).uns["hyperst"]
+        assert (facts["image_path"], facts["image_checksum"]) == (str(image.resolve()), sampled_hash(image))
 
 
 def test_numbers_and_tiles_stay_under_15_mb(evaluated, spots, noise, monkeypatch):
