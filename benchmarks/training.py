@@ -23,20 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import training_loops as loops
 from benchmarks.markdown import markdown, replace_between
-from benchmarks.measure import AGAIN
 from benchmarks.problem import OURS
 from benchmarks.results import REPOSITORY, Row, append, commit, device_name, path_for, versions
 from benchmarks.tables import find, number, ratio
 from benchmarks.training_products import TRIPLEX
-from benchmarks.training_spans import (
-    AFTER,
-    LOOP,
-    OF_EPOCH,
-    OF_RUN,
-    Times,
-    before_training,
-    traced,
-)
+from benchmarks.training_spans import AFTER, OF_EPOCH, OF_RUN, Times, before_training, traced
 from hyperst.config import RunConfig
 from hyperst.data import Section, read_section
 from hyperst.train import Epoch, fit
@@ -45,7 +36,6 @@ from hyperst.train.step import TrainingStep
 PAGE = REPOSITORY / "docs" / "notes" / "training.md"
 STEP, COUNTED = "HyperST step by part", "operations of training"
 OF_STEP = "step"
-HEAD = "of an epoch's steps"
 
 
 def wide(config: RunConfig) -> RunConfig:
@@ -77,8 +67,8 @@ def breakdown(config: RunConfig, sections: Sequence[Section], epochs: int) -> li
         end = spans.taken()
     setting = "crops" if config.data.feature_key is None else "features"
     about: dict[str, Any] = {"n": sizes["batch"], "d": config.model.width, "dtype": "float32", "operation": STEP}
-    times = {name: (once[0] | {AFTER: end[AFTER]})[name] for name in OF_RUN if name in once[0] or name == AFTER}
-    per = {"run": (times, 1), "epoch": ({}, epochs), OF_STEP: ({}, epochs * sizes["steps"])}
+    of_run = {name: taken for name, taken in {**once[0], AFTER: end[AFTER]}.items() if name in OF_RUN}
+    per = {"run": (of_run, 1), "epoch": ({}, epochs), OF_STEP: ({}, epochs * sizes["steps"])}
     for name, taken in repeated[0].items():
         per["epoch" if name in OF_EPOCH else OF_STEP][0][name] = taken
     found = []
