@@ -13,6 +13,7 @@ import datetime
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,11 +93,8 @@ def operations(config: RunConfig, sections: Sequence[Section], name: str) -> Row
         counted.append((count(module, batch), len(batch["target"])))
         raise Done
 
-    with tempfile.TemporaryDirectory() as folder, before_training(prepare):
-        try:
-            fit(config, sections, Path(folder) / "run")
-        except Done:
-            pass
+    with tempfile.TemporaryDirectory() as folder, before_training(prepare), suppress(Done):
+        fit(config, sections, Path(folder) / "run")
     total, batch = counted[0]
     about: dict[str, Any] = {"operation": COUNTED, "n": batch, "d": config.model.width, "dtype": "float32"}
     return Row.of([total / batch], provider=name, metric="operations per spot", **about)

@@ -56,7 +56,9 @@ class PlainLoop:
         self.optimizer = torch.optim.AdamW(self.learnt.parameters(), lr=self.settings.learning_rate)
         self.loader = DataLoader(spots, batch, shuffle=True, drop_last=True, collate_fn=collate)
         self.alike = alike
-        self.averaged = averaged_model(self.model, self.settings.averaging) if alike and self.settings.averaging else None
+        self.averaged = (
+            averaged_model(self.model, self.settings.averaging) if alike and self.settings.averaging else None
+        )
 
     def epoch(self) -> float:
         """Mean loss of an epoch."""

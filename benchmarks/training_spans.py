@@ -1,9 +1,9 @@
 """Where the time of a training goes: every moment of :func:`hyperst.train.fit` belongs to one named span.
 
 Lightning tells its profiler when a part of its loop begins and ends; the parts of this package are called through wrappers that do
-the same. Of nested spans the innermost counts, so that the times add up. A part's backward pass begins with the gradient of what the
-part has returned and ends where that of another part begins: on a CPU autograd works through the graph in the reverse of the order
-in which it was made, in the thread of the step.
+the same. Of nested spans the innermost counts, so that the times add up. The backward pass of a part begins with the gradient of
+what it has returned and ends where that of another begins: on a CPU autograd works through the graph in the reverse of the order in
+which it was made, in the thread of the step.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Spans(Profiler):
 
 @contextmanager
 def before_training(prepare: Callable[[lightning.Trainer, TrainingStep, DataLoader], None]) -> Iterator[None]:
-    """Have ``prepare`` see the trainer, the module and the loader of the training spots before the first step of a ``fit`` inside."""
+    """Have ``prepare`` see trainer, module and loader of the training spots before the first step of a ``fit`` inside."""
     original = lightning.Trainer.fit
 
     def fit(trainer: lightning.Trainer, module: TrainingStep, loader: DataLoader, *rest: Any, **options: Any) -> None:

@@ -33,7 +33,14 @@ SMALL = update(
         "training": {"batch_size": 8, "epochs": 1},
     },
 )
-LEARNT = {"convolutional backbone", "image encoders", "gene encoders", "prediction head", "prediction error", "alignment"}
+LEARNT = {
+    "convolutional backbone",
+    "image encoders",
+    "gene encoders",
+    "prediction head",
+    "prediction error",
+    "alignment",
+}
 OF_STEP = {
     *(f"forward: {part}" for part in (*LEARNT, "backbone", "stain features")),
     *(f"backward: {part}" for part in (*LEARNT, "backbone", "losses joined")),
