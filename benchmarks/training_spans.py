@@ -34,6 +34,7 @@ BACKWARD, JOINED = "backward: ", "losses joined"
 VALIDATION, CHECKPOINTS = "validation", "checkpoints and metrics.csv"
 OF_EPOCH = (VALIDATION, CHECKPOINTS)
 OF_RUN = (BEFORE, DECODING, AFTER)
+_WHOLE = (*OF_EPOCH, AFTER)
 
 _HOOKS = {
     "train_dataloader_next": "loader",
@@ -60,7 +61,7 @@ Times = dict[str, tuple[float, float]]
 
 
 class Spans(Profiler):
-    """A stack of names; what passes counts for the one on top. What lies inside of an :data:`OF_EPOCH` span is part of it."""
+    """A stack of names; what passes counts for the one on top. Validation, checkpoints and the end have no parts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class Spans(Profiler):
     def push(self, name: str) -> None:
         self._count()
         top = self._stack[-1]
-        self._stack.append(top if top in OF_EPOCH else name)
+        self._stack.append(top if top in _WHOLE else name)
 
     def pop(self) -> None:
         self._count()
