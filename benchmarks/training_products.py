@@ -36,7 +36,7 @@ class Product(NamedTuple):
 def products(model: HyperST, batch: dict[str, Tensor]) -> list[Product]:
     """Products of a training step on precomputed features, in the order of the forward pass.
 
-    Those of batch x batch distances are left out: at the default size they are a two-hundredth of these.
+    Those of batch x batch distances are left out: they are below a hundredth of these.
     """
     found: list[Product] = []
 
