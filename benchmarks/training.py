@@ -127,18 +127,21 @@ def step_table(rows: Sequence[Row], setting: str) -> str:
     """Parts of a step, the longest first, with their sum; then those of an epoch and of the run."""
     here = [row for row in rows if row.operation == STEP and row.setting.startswith(setting)]
     lines = []
-    for scope in (OF_STEP, "epoch", "run"):
-        wall = {row.provider: row.median for row in here if row.setting.endswith(scope) and row.metric == "wall s"}
-        cpu = {row.provider: row.median for row in here if row.setting.endswith(scope) and row.metric != "wall s"}
-        total = sum(wall.values())
-        for name in sorted(wall, key=lambda each: -wall[each]):
-            share = f"{100 * wall[name] / total:.1f} %" if scope == OF_STEP else ""
-            what = name if scope == OF_STEP else f"{name}, {'each epoch' if scope == 'epoch' else 'once'}"
-            lines.append([what, number(1e3 * cpu[name]), number(1e3 * wall[name]), share])
+    for scope, when in ((OF_STEP, ""), ("epoch", ", each epoch"), ("run", ", once")):
+        cpu, wall = (
+            {row.provider: row.median for row in here if row.setting.endswith(scope) and row.metric == metric}
+            for metric in ("processor s", "wall s")
+        )
+        totals = sum(cpu.values()), sum(wall.values())
+        for name in sorted(cpu, key=lambda each: -cpu[each]):
+            line = [name + when]
+            for seconds, total in zip((cpu[name], wall[name]), totals, strict=True):
+                line += [number(1e3 * seconds), f"{100 * seconds / total:.1f} %" if scope == OF_STEP else ""]
+            lines.append(line)
         if scope == OF_STEP:
-            lines.append(["**step**", number(1e3 * sum(cpu.values())), number(1e3 * total), "100 %"])
+            lines.append(["**step**", number(1e3 * totals[0]), "100 %", number(1e3 * totals[1]), "100 %"])
     batch = next(row.n for row in here)
-    return markdown([f"{setting}, batch {batch}", "processor, ms", "wall, ms", "of the step"], lines)
+    return markdown([f"{setting}, batch {batch}", "processor, ms", "of the step", "wall, ms", "of the step"], lines)
 
 
 def speed_table(rows: Sequence[Row]) -> str:
