@@ -140,6 +140,20 @@ class Lorentz:
     def product(self, distance: Tensor) -> Tensor:
         return torch.sinh(distance / (2 * self.unit)) ** 2
 
+    def weigh(self, distance: Tensor, grad: Tensor, out: Tensor) -> tuple[Tensor, float]:
+        """Fill out with gradients by z from those by distances, all (n m).
+
+        Returns the least distance of each row (n), and the sum of gradient times distance.
+        """
+        if not bindings.usable(distance):
+            torch.div(grad, torch.sinh(distance / self.unit), out=out).mul_(2 * self.unit)
+            return distance.amin(1), float(inner(grad, distance).sum(dtype=torch.float64))
+        distance, grad = bindings.rows(distance), bindings.rows(grad)
+        least, along = distance.new_empty(len(distance)), distance.new_empty(len(distance), dtype=torch.float64)
+        places = distance, distance.stride(0), grad, grad.stride(0), *distance.shape
+        bindings.call("weights", *places, self.unit, out, least, along)
+        return least, float(along.sum())
+
     def exact(self, x: Tensor, y: Tensor) -> Tensor:
         if bindings.usable(x):
             return rows.distance(x, y, self.c, self.tangent)

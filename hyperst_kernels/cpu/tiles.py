@@ -104,15 +104,21 @@ class Tiles:
             out[near] = self.exact(rows, columns, near)
         return near
 
-    def cancelled(self, rows: slice, columns: slice, z: Tensor, minima: Tensor) -> Near:
-        """Entries whose product has cancelled: a cheap test of the row minima, then of the rows that fail it."""
+    def cancelled(
+        self, rows: slice, columns: slice, z: Tensor, minima: Tensor, product: Callable[[Tensor], Tensor] | None = None
+    ) -> Near:
+        """Entries whose product has cancelled: a cheap test of the row minima, then of the rows that fail it.
+
+        ``product`` gives z from what is passed in its place.
+        """
         left, right = self.terms(self.left[rows]), self.terms(self.right[columns])
         if columns.start not in self.widest:
             self.widest[columns.start] = right[right[:, -1].argmax()][None]
         suspects = (minima <= self.near * self.geometry.scale(left, self.widest[columns.start])[:, 0]).nonzero()[:, 0]
         if len(suspects) == 0:
             return None
-        i, j = (z[suspects] <= self.near * self.geometry.scale(left[suspects], right)).nonzero(as_tuple=True)
+        of_suspects = z[suspects] if product is None else product(z[suspects])
+        i, j = (of_suspects <= self.near * self.geometry.scale(left[suspects], right)).nonzero(as_tuple=True)
         if len(i) == 0:
             return None
         self.near_left -= len(i)

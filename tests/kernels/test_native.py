@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import hyperst_kernels as hk
 from benchmarks import cases, oracle
 from hyperst_kernels.cpu import contrastive, memory, online_softmax, small_batch
+from hyperst_kernels.cpu.geometry import Lorentz
 from hyperst_kernels.cpu.native import bindings
 from hyperst_kernels.operators.register import ops
 from hyperst_kernels.reference import contrastive as reference
@@ -97,6 +98,7 @@ def test_kept_products_change_nothing(is_native, small_tiles, monkeypatch):
 
 
 def test_products_are_kept_only_for_a_backward_pass():
+    torch.manual_seed(0)  # of some features digits cancel, and all is computed once more
     arguments = ([torch.randn(6, 4), torch.randn(9, 4)], None, torch.tensor(1.0), torch.tensor(10.0), None)
     flags = ([0, 1, 1], "lorentz", True, "bf16x3", False)
     for keep, shape in ((4 * 6 * 9, (1, 6, 9)), (4 * 6 * 9 - 1, (1, 0, 0)), (0, (1, 0, 0))):
@@ -162,3 +164,21 @@ def test_log1p_against_mpmath():
         want = mpmath.log1p(oracle.vector(at[None])[0])
         assert abs(float(got) - want) <= 2 * EPS * want
     assert torch.isnan(values("log1p", torch.tensor([torch.nan]))).all()
+
+
+@pytest.mark.parametrize("c", [1.0, 0.3])
+def test_gradients_by_products_of_distances_against_mpmath(c):
+    """A distance of D units carries D eps into sinh."""
+    geometry, distance = Lorentz(torch.tensor(c), True), torch.logspace(-6, 1.68, 900).reshape(3, 300)
+    grad, out = torch.linspace(-1, 2, 900).reshape(3, 300), torch.empty(3, 300)
+    least, along = geometry.weigh(distance.T.contiguous().T, grad, out)
+    unit = 1 / mpmath.sqrt(float(torch.tensor(c)))
+    for d, g, got in zip(distance.flatten(), oracle.vector(grad.flatten()), oracle.vector(out.flatten()), strict=True):
+        D = oracle.vector(d[None])[0] / unit
+        want = g * 2 * unit / mpmath.sinh(D)
+        assert abs(got - want) <= 2 * EPS * (1 + D) * abs(want)
+    assert torch.equal(least, distance.amin(1))
+    terms = distance.double() * grad
+    assert abs(along - float(terms.sum())) <= 300 * EPS * float(terms.abs().sum())
+    geometry.weigh(torch.full((1, 3), torch.nan), grad[:1, :3], out[:1, :3])
+    assert torch.isnan(out[0, :3]).all()

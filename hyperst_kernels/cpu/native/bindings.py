@@ -35,6 +35,7 @@ _SIGNATURES = {
     "hyperst_sums": (*_TILE, *(_POINTER,) * 5, _INT),
     "hyperst_weigh": (*_TILE, _FLOAT, *(_POINTER,) * 5, _LONG, _POINTER, _INT),
     "hyperst_distances": (_POINTER, _LONG, _FLOAT, _POINTER, _FLOAT, _POINTER, _INT),
+    "hyperst_weights": (*(_POINTER, _LONG) * 2, _LONG, _LONG, _FLOAT, *(_POINTER,) * 3, _INT),
     "hyperst_operand": (*_FEATURES, _POINTER, _LONG, _INT),
     "hyperst_operand_slopes": (*_FEATURES, _POINTER, _LONG, _POINTER, _LONG, _INT),
     "hyperst_distance": (*_ROWS, _POINTER, _INT),

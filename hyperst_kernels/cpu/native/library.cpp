@@ -98,6 +98,7 @@ struct Kernels {
     void (*merge)(long, float, const float *, const float *, float *, float *);
     double (*weigh[3])(const Tile &, long, long, const Upstream &);
     void (*distances)(const float *, long, float, float *, float, float *);
+    void (*distance_weights)(const float *, const float *, long, float, float *, float *, double *);
     double (*inner)(const float *, const float *, long);
     double (*scale)(const float *, long, float, float *);
     void (*compare)(const float *, const float *, long, double *);
@@ -248,6 +249,15 @@ void hyperst_distances(const float *z, long n, float factor, float *out, float i
         long some = n - i < 16 * CHUNK ? n - i : 16 * CHUNK;
         kernels.distances(z + i, some, factor, out + i, inverse_factor, inverse ? inverse + i : nullptr);
     }
+}
+
+// dL/dz of a block of distances (rows columns) from dL/dd; of each row the least distance, and the sum of dL/dd d.
+void hyperst_weights(const float *distance, long stride, const float *grad, long grad_stride, long rows, long columns,
+                     float unit, float *weights, float *least, double *along, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++)
+        kernels.distance_weights(distance + i * stride, grad + i * grad_stride, columns, unit, weights + i * columns,
+                                 least + i, along + i);
 }
 
 #define BLOCK                                                                                                            \
