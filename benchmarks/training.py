@@ -3,7 +3,7 @@
 python -m benchmarks.training --section A.h5ad --section B.h5ad     # prints the tables
 python -m benchmarks.training --docs                                # puts them into docs/notes/training.md
 
-Without --section: C2, C3 and C4 of her2st in the folder that HYPERST_DATA names.
+Without --section: C2 to C5 of her2st in the folder that HYPERST_DATA names.
 """
 
 from __future__ import annotations
@@ -83,19 +83,19 @@ def breakdown(config: RunConfig, sections: Sequence[Section], epochs: int) -> li
 
 def operations(config: RunConfig, sections: Sequence[Section], name: str) -> Row:
     """Operations of a training step for each of its spots, as PyTorch counts them; without those of the alignment's kernels."""
-    counted: list[tuple[int, int]] = []
+    totals: list[tuple[int, int]] = []
 
     class Done(Exception):
         pass
 
     def prepare(trainer: Any, module: TrainingStep, loader: DataLoader) -> None:
         batch = next(iter(loader))
-        counted.append((count(module, batch), len(batch["target"])))
+        totals.append((count(module, batch), len(batch["target"])))
         raise Done
 
     with tempfile.TemporaryDirectory() as folder, before_training(prepare), suppress(Done):
         fit(config, sections, Path(folder) / "run")
-    total, batch = counted[0]
+    total, batch = totals[0]
     about: dict[str, Any] = {"operation": COUNTED, "n": batch, "d": config.model.width, "dtype": "float32"}
     return Row.of([total / batch], provider=name, metric="operations per spot", **about)
 
@@ -177,7 +177,8 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def measure(config: RunConfig, sections: Sequence[Section], rounds: int) -> list[Row]:
-    """All rows."""
+    """All rows, on the processor."""
+    config = replace(config, training=replace(config.training, accelerator="cpu"))
     with tempfile.TemporaryDirectory() as folder:
         featured = loops.with_features(sections, Path(folder))
         features = loops.on_features(config)
@@ -193,7 +194,7 @@ def _sections(paths: Sequence[Path]) -> list[Section]:
         folder = os.environ.get("HYPERST_DATA")
         if folder is None:
             raise SystemExit("give sections with --section FILE.h5ad, or the folder that holds her2st in HYPERST_DATA")
-        paths = [Path(folder) / "her2st" / "h5ad" / f"{name}.h5ad" for name in ("C2", "C3", "C4")]
+        paths = [Path(folder) / "her2st" / "h5ad" / f"{name}.h5ad" for name in ("C2", "C3", "C4", "C5")]
     return [read_section(path) for path in paths]
 
 
