@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pandas as pd
 from hyperst.calibration import Calibration, read_calibration
 from hyperst.closed_form import Rows
 from hyperst.data import Section, SlideImage, crop_widths_px, find_tissue, spot_window
+from hyperst.data.identity import sampled_hash
 from hyperst.doubt import add_doubt
 from hyperst.export.held_out import held_out_figures
 from hyperst.nearest import TrainingSpots, add_nearest, read_training_spots
@@ -112,6 +114,7 @@ def section_anndata(
 def _provenance(run: Run, section: Section) -> dict[str, Any]:
     """Where the numbers come from; strings and numbers only, so that every reader of .h5ad can hold it."""
     versions = RunFolder(run.folder).read_versions()
+    path = None if section.image_path is None else Path(section.image_path).resolve()
     facts = {
         "content": "predicted from the image; not measured",
         "target": run.config.data.target,
@@ -121,6 +124,8 @@ def _provenance(run: Run, section: Section) -> dict[str, Any]:
         "checkpoint": run.checkpoint,
         "training_sections": ", ".join(record.name for record in run.split.role("training")),
         "image": section.image_path.name if section.image_path is not None else "",
+        "image_path": None if path is None else str(path),
+        "image_checksum": None if path is None else sampled_hash(path),
         "um_per_px": section.grid.um_per_px,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "trained_with": versions.get("hyperst-kernels"),

@@ -28,11 +28,20 @@ def report(
             "--output", "-o", help="The .html to write; an earlier report is replaced. Default RUN/report.html."
         ),
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            help="Folder of slides that are no longer where they were predicted. Where a slide is found, its map can be "
+            "zoomed into.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """One HTML file that opens anywhere without a network: whether to believe a run, its scores, maps and provenance."""
     from hyperst.report import write_report
 
     console = make_console()
     with working(console, "the page is made"):
-        path = write_report(run_folder, predictions or (), output)
+        path = write_report(run_folder, predictions or (), output, images)
     console.print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser", soft_wrap=True)

@@ -13,7 +13,7 @@ from hyperst.export.spots import spacing_px
 from hyperst.metrics import per_gene_pearson
 from hyperst.report.spots import SpotMap
 
-__all__ = ["DATA_BYTES", "MOST_SPOTS", "embed", "quantise", "thinned"]
+__all__ = ["DATA_BYTES", "MOST_SPOTS", "embed", "quantise", "thinned", "wanted_bytes"]
 
 DATA_BYTES = 12_000_000
 """What the numbers and pictures of all maps of a page may take as text: with script and tables the page stays under 15 MB."""
@@ -54,6 +54,17 @@ def thinned(positions: np.ndarray, most: int) -> np.ndarray:
     return kept
 
 
+def wanted_bytes(spots: SpotMap, n_genes: int) -> int:
+    """What :func:`embed` takes for so many genes, rather too much."""
+    n = min(len(spots.positions), MOST_SPOTS)
+    names = sum(len(name.encode()) + 3 for name in spots.spot_ids) * n // len(spots.positions)
+    return int(1.02 * (20 * n + names + n_genes * _gene_bytes(n, spots.measured is not None))) + 1000
+
+
+def _gene_bytes(n_spots: int, measured: bool) -> int:
+    return (4 * (n_spots // 3 + 1) + 60) * (2 if measured else 1) + 130
+
+
 def embed(spots: SpotMap, budget: int) -> dict[str, Any]:
     """Plain values for the page's script; genes by falling correlation, as many as ``budget`` bytes hold.
 
@@ -76,7 +87,7 @@ def embed(spots: SpotMap, budget: int) -> dict[str, Any]:
     left = budget - len(positions) - sum(len(name.encode()) + 3 for name in spots.spot_ids)
     like = None if spots.applicability is None else quantise(spots.applicability)
     left -= 0 if like is None else 2 * len(like[0])
-    each = (4 * (len(spots.positions) // 3 + 1) + 60) * (1 if spots.measured is None else 2) + 130
+    each = _gene_bytes(len(spots.positions), spots.measured is not None)
     held = np.argsort(-np.nan_to_num(correlation, nan=-2.0), kind="stable")[: max(1, left // each)]
     genes = []
     for column in held:

@@ -58,7 +58,7 @@ function roundLength(length) {
 
 // ---- maps -------------------------------------------------------------------------------------------------------------
 
-const state = { map: null, gene: null, x: null, y: null, panels: [], view: null, size: 6, bar: null };
+const state = { map: null, gene: null, x: null, y: null, panels: [], view: null, across: 0, size: 6, bar: null, pictures: "" };
 let printing = false;
 const PAPER = 980; // pixels; browsers shrink a page to the paper
 const widthOf = (plot) => (printing ? PAPER : plot.clientWidth);
@@ -75,6 +75,7 @@ function chooseMap(number) {
   state.y = Float32Array.from(map.spots, (_, spot) => places[2 * spot + 1] * scale);
   state.unlike = map.applicability && Array.from(bytes(map.unlike));
   element("unlike").closest("label").hidden = !map.applicability;
+  element("finest").textContent = map.finest;
   element("gene-names").replaceChildren(...map.genes.map((gene) => new Option(gene.name, gene.name)));
   const same = map.genes.findIndex((gene) => gene.name === state.gene?.name);
   chooseGene(Math.max(same, 0));
@@ -138,7 +139,6 @@ function wholeImage() {
 
 function draw() {
   const { map } = state;
-  const scale = map.um_per_px ?? 1;
   state.panels = makePanels();
   state.view ??= wholeImage();
   const count = state.panels.length;
@@ -147,16 +147,12 @@ function draw() {
   const panel = Math.min(narrow() ? width : width / Math.max(count, 2), 640);
   const height = narrow() ? count * (panel * Math.min(share, 1.3) / 0.72) : Math.min(Math.max(panel * share, 260), 560) / 0.79;
   const buttons = touch ? 32 : 0; // where the buttons are always there, they have a place of their own
-  const layout = { width, height: height + buttons, margin: { l: 4, r: 4, t: 6 + buttons, b: 6 }, showlegend: false, dragmode: touch ? false : "pan", images: [], annotations: [], shapes: state.bar ? [state.bar.line] : [] };
+  const layout = { width, height: height + buttons, margin: { l: 4, r: 4, t: 6 + buttons, b: 6 }, showlegend: false, dragmode: touch ? false : "pan", images: pictures(), annotations: [], shapes: state.bar ? [state.bar.line] : [] };
   const traces = state.panels.map((part, number) => {
     const suffix = number === 0 ? "" : String(number + 1);
     const place = domain(number, count === 1 && !narrow() ? 2 : count);
     layout[`xaxis${suffix}`] = { domain: place.x, range: [...state.view.x], visible: false, constrain: "domain", anchor: `y${suffix}`, ...(number && { matches: "x" }) };
     layout[`yaxis${suffix}`] = { domain: place.y, range: [...state.view.y], visible: false, constrain: "domain", anchor: `x${suffix}`, ...(number ? { matches: "y" } : { scaleanchor: "x" }) };
-    if (map.picture && element("tissue").checked) {
-      const [sizex, sizey] = map.extent.map((side) => side * scale);
-      layout.images.push({ source: map.picture, xref: `x${suffix}`, yref: `y${suffix}`, x: 0, y: 0, sizex, sizey, sizing: "stretch", layer: "below" });
-    }
     layout.annotations.push({ text: part.title, xref: "paper", yref: "paper", x: (place.x[0] + place.x[1]) / 2, y: place.y[1], xanchor: "center", yanchor: "bottom", showarrow: false, font: { size: 14 } });
     const bar = { orientation: "h", x: (place.x[0] + place.x[1]) / 2, xanchor: "center", y: place.y[0] - 0.01, yanchor: "top", len: (place.x[1] - place.x[0]) * 0.92, thickness: 12, title: { text: map.units, side: "bottom", font: { size: 11 } } };
     return {
@@ -182,6 +178,7 @@ function followView() {
   const perPixel = (right - left) / axis._length;
   const scale = state.map.um_per_px ?? 1;
   state.view = { x: [left, right], y: [bottom, top] };
+  state.across = axis._length;
   const size = Math.max(2, (state.map.diameter_px * scale) / perPixel);
   const length = roundLength((right - left) / 4);
   const from = left + (right - left) * 0.04;
@@ -191,10 +188,12 @@ function followView() {
     line: { type: "line", xref: "x", yref: "y", x0: from, x1: from + length, y0: at, y1: at, line: { color: "#000", width: 4 } },
     text: { text: `${length} ${unit}`, xref: "x", yref: "y", x: from, y: at, xanchor: "left", yanchor: "bottom", showarrow: false, bgcolor: "rgba(255,255,255,0.75)", font: { size: 12, color: "#000" } },
   };
-  if (size === state.size && JSON.stringify(bar) === JSON.stringify(state.bar)) return; // drawn so already
+  const before = state.pictures;
+  const images = pictures();
+  if (size === state.size && JSON.stringify(bar) === JSON.stringify(state.bar) && before === state.pictures) return; // drawn so already
   Object.assign(state, { size, bar });
   const titles = plot.layout.annotations.slice(0, state.panels.length);
-  Plotly.update(plot, { "marker.size": size }, { shapes: [bar.line], annotations: [...titles, bar.text] });
+  Plotly.update(plot, { "marker.size": size }, { shapes: [bar.line], annotations: [...titles, bar.text], images });
 }
 
 function tellSpot(event) {

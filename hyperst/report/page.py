@@ -19,18 +19,20 @@ from hyperst.evaluation_record import COLUMNS
 from hyperst.files import write_text_atomic
 from hyperst.nearest import TrainingSpots, read_training_spots
 from hyperst.prediction_anndata import UNITS
-from hyperst.report.embed import DATA_BYTES, embed
+from hyperst.report.embed import DATA_BYTES, embed, wanted_bytes
 from hyperst.report.nearest import nearest_examples
 from hyperst.report.origin import origin_warnings, require_origin
 from hyperst.report.spots import SpotMap, read_spot_map
 from hyperst.report.summary import RunSummary, SectionScores, collect
 from hyperst.report.verdict import figure, strongest_ridge, verdicts
+from hyperst.report.zoom import LEAST_BYTES, MOST_BYTES, deep_zoom
 from hyperst.run import RunFolder
 from hyperst.versions import code_versions
 
 __all__ = ["render", "require_report", "write_report"]
 
 _PARTS = Path(__file__).parent
+_SCRIPTS = ("page.js", "zoom.js", "space.js")
 _MARK = '<meta name="generator" content="hyperst report">'
 _KINDS = {
     f"{of}_{level}": f"{of.replace('gene', 'genes')} of the {level}"
@@ -52,16 +54,22 @@ def require_report() -> None:
         ) from error
 
 
-def write_report(folder: str | Path, predictions: Sequence[str | Path] = (), output: str | Path | None = None) -> Path:
+def write_report(
+    folder: str | Path,
+    predictions: Sequence[str | Path] = (),
+    output: str | Path | None = None,
+    images: str | Path | None = None,
+) -> Path:
     """Write the report of a run, with maps of its evaluated sections and of ``predictions``, and return its path.
 
     Args:
         folder: of the run.
         predictions: .h5ad files that the run has predicted.
         output: file to write, default ``report.html`` in the run; an earlier report is replaced.
+        images: folder of slides that are no longer where they were predicted; of slides that are found there is a deep zoom.
 
     Raises:
-        FileNotFoundError: no run, or no such prediction.
+        FileNotFoundError: no run, no such prediction, or no folder ``images``.
         ValueError: a damaged file, a prediction of other genes or of other weights, or more predictions than a page holds.
         FileExistsError: ``output`` is a file that is no report.
         ImportError: the extra `report` is not installed.
@@ -72,6 +80,8 @@ def write_report(folder: str | Path, predictions: Sequence[str | Path] = (), out
     path = folder / "report.html" if output is None else Path(output)
     if path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
         raise FileExistsError(f"{path} exists and is no report of `hyperst report`; choose another --output")
+    if images is not None and not Path(images).is_dir():
+        raise FileNotFoundError(f"{images} (--images) is no folder")
     summary = collect(folder)
     room = _MOST_MAPS - len(predictions)
     if room < 0:
@@ -83,16 +93,21 @@ def write_report(folder: str | Path, predictions: Sequence[str | Path] = (), out
         require_origin(spots, file, summary)
         twice = spots.title in {each.title for each in maps}
         maps.append(replace(spots, title=f"{spots.title} ({file.name})") if twice else spots)
-    command = shlex.join(["hyperst", "report", str(folder), *map(str, predictions)])
-    return write_text_atomic(path, render(summary, maps, command, unmapped=len(evaluated[room:])))
+    where = [] if images is None else ["--images", str(images)]
+    command = shlex.join(["hyperst", "report", str(folder), *map(str, predictions), *where])
+    slides = None if images is None else Path(images)
+    return write_text_atomic(path, render(summary, maps, command, unmapped=len(evaluated[room:]), images=slides))
 
 
-def render(summary: RunSummary, maps: Sequence[SpotMap], command: str, unmapped: int = 0) -> str:
+def render(
+    summary: RunSummary, maps: Sequence[SpotMap], command: str, unmapped: int = 0, images: Path | None = None
+) -> str:
     """The page as HTML. Everything that comes from files is escaped.
 
     Args:
         command: that makes the page.
         unmapped: how many evaluated sections have no room among the maps.
+        images: folder to look for slides in first.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -113,7 +128,9 @@ def render(summary: RunSummary, maps: Sequence[SpotMap], command: str, unmapped:
     pictures = sum(len(each.picture or "") for each in maps) + len(json.dumps(examples, default=asdict))
     shown = [scores for scores in summary.evaluations if scores.space is not None][:_MOST_MAPS]
     spaces = [{"name": scores.section, **(scores.space or {})} for scores in shown]
-    budget = (DATA_BYTES - pictures - len(json.dumps(spaces))) // max(1, len(maps))
+    room = DATA_BYTES - pictures - len(json.dumps(spaces))
+    zooms = deep_zoom(maps, images, _tile_bytes(maps, room))
+    budget = (room - len(json.dumps(zooms.slides))) // max(1, len(maps))
     overs = [_ridge_columns(scores) for scores in summary.evaluations]
     most_rows = max(1, _MOST_ROWS // max(1, len(overs)))
     curves = [{str(key): float(value) for key, value in row.items()} for row in summary.curves.to_dict("records")]
@@ -141,15 +158,27 @@ def render(summary: RunSummary, maps: Sequence[SpotMap], command: str, unmapped:
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
         data={
-            "maps": [embed(each, budget) for each in maps],
+            "maps": [
+                {**embed(each, budget), "slide": slide, "finest": words}
+                for each, slide, words in zip(maps, zooms.of_map, zooms.words, strict=True)
+            ],
+            "slides": zooms.slides,
             "spaces": spaces,
             "curves": curves,
             "best_epoch": None if summary.training is None else summary.training.get("best_epoch"),
         },
         style=Markup((_PARTS / "page.css").read_text(encoding="utf-8")),
-        script=Markup("".join((_PARTS / name).read_text(encoding="utf-8") for name in ("page.js", "space.js"))),
+        script=Markup("".join((_PARTS / name).read_text(encoding="utf-8") for name in _SCRIPTS)),
         plotly=base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode("ascii"),
     )
+
+
+def _tile_bytes(maps: Sequence[SpotMap], room: int) -> int:
+    """What tiles may take of ``room``: what all genes leave of it, or their least, if that leaves each map a gene."""
+    # each map has the same share of what tiles leave, so that the largest counts
+    everything = len(maps) * max((wanted_bytes(each, len(each.genes)) for each in maps), default=0)
+    one_gene = len(maps) * max((wanted_bytes(each, 1) for each in maps), default=0)
+    return min(max(room - everything, LEAST_BYTES), MOST_BYTES, room - one_gene)
 
 
 def _training_spots(summary: RunSummary) -> TrainingSpots | None:

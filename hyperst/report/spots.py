@@ -20,7 +20,7 @@ from hyperst.validation import reason_of
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["SpotMap", "read_prediction", "read_spot_map"]
+__all__ = ["SpotMap", "jpeg_base64", "read_prediction", "read_spot_map"]
 
 _JPEG_QUALITY = 82
 
@@ -35,6 +35,7 @@ class SpotMap:
         positions: float32 (spot 2), x, y in full-resolution pixels.
         predicted, measured: float32 (spot gene); measured is None where nothing was.
         picture: JPEG of the tissue as a data URI, None without an image; its sides are ``extent`` (x, y) in full-resolution pixels.
+        picture_px: width of a pixel of the picture, in full-resolution pixels; None without a picture.
         um_per_px: None where unknown.
         diameter_px: of a spot.
         tissue_fraction: float32 (spot,), or None.
@@ -56,6 +57,7 @@ class SpotMap:
     measured: np.ndarray | None
     picture: str | None
     extent: tuple[float, float]
+    picture_px: float | None
     um_per_px: float | None
     diameter_px: float
     tissue_fraction: np.ndarray | None
@@ -131,6 +133,7 @@ def read_spot_map(path: str | Path, genes: Sequence[str]) -> SpotMap:
         measured=None if measured is None else np.asarray(measured),
         picture=picture,
         extent=extent,
+        picture_px=None if entry is None else 1 / float(entry["scalefactors"]["tissue_hires_scalef"]),
         um_per_px=None if scale is None else float(scale),
         diameter_px=diameter,
         tissue_fraction=None if tissue is None else np.asarray(tissue, dtype=np.float32),
@@ -161,7 +164,12 @@ def _picture(entry: Any, positions: np.ndarray) -> tuple[str | None, tuple[float
     if pixels.dtype != np.uint8:
         pixels = np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
     scale = float(entry["scalefactors"]["tissue_hires_scalef"])
-    content = io.BytesIO()
-    Image.fromarray(pixels[..., :3]).save(content, format="JPEG", quality=_JPEG_QUALITY)
-    data = base64.b64encode(content.getvalue()).decode("ascii")
+    data = jpeg_base64(pixels[..., :3])
     return f"data:image/jpeg;base64,{data}", (pixels.shape[1] / scale, pixels.shape[0] / scale)
+
+
+def jpeg_base64(pixels: np.ndarray, quality: int = _JPEG_QUALITY) -> str:
+    """RGB uint8 (h w 3) as JPEG, as text."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="JPEG", quality=quality)
+    return base64.b64encode(content.getvalue()).decode("ascii")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from .large_slide import MARKED, STRIPED, write_large_slide
 
 for needed in ("plotly", "jinja2"):
     pytest.importorskip(needed)
@@ -19,10 +24,12 @@ if CHROMIUM is None:
 
 
 @pytest.fixture(scope="module")
-def address(evaluated, predicted) -> str:
+def address(evaluated, predicted, tmp_path_factory) -> str:
     from hyperst.report import write_report
+    from hyperst.run import RunFolder
 
-    return write_report(evaluated, [predicted]).resolve().as_uri()
+    large = write_large_slide(tmp_path_factory.mktemp("large"), RunFolder(evaluated).read_genes())
+    return write_report(evaluated, [predicted, large]).resolve().as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +231,99 @@ def test_a_print_has_the_width_of_paper(page):
     assert panels(page, "plot.layout.width") == page.evaluate("PAPER")
     page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     assert panels(page, "plot.layout.width") == width
+
+
+def look_at(page, spot: int, um: float) -> None:
+    """Show ``um`` around a spot of the large slide, as a scroll and a drag would."""
+    page.locator("#map").select_option("2")
+    page.evaluate("element('panels').scrollIntoView()")
+    page.evaluate(f"""(() => {{
+      const [x, y, half] = [state.x[{spot}], state.y[{spot}], {um} / 2];
+      const tall = half * element("panels")._fullLayout.yaxis._length / element("panels")._fullLayout.xaxis._length;
+      return Plotly.relayout("panels", {{
+        "xaxis.range": [x - half, x + half], "yaxis.range": [y + tall, y - tall],
+      }});
+    }})()""")
+
+
+def pixels_around(page, spot: int, um: float) -> np.ndarray:
+    """What the screen shows in a square of ``um`` around a spot, without the spots."""
+    page.evaluate("Plotly.restyle('panels', {visible: false})")
+    left, top, side = page.evaluate(f"""(() => {{
+      const [box, axes] = [element("panels").getBoundingClientRect(), element("panels")._fullLayout];
+      const [x, y, half] = [state.x[{spot}], state.y[{spot}], {um} / 2];
+      const [left, right, top] = [axes.xaxis.d2p(x - half), axes.xaxis.d2p(x + half), axes.yaxis.d2p(y - half)];
+      return [box.left + axes.xaxis._offset + left, box.top + axes.yaxis._offset + top, right - left];
+    }})()""")
+    shot = page.screenshot(clip={"x": left, "y": top, "width": side, "height": side})
+    page.evaluate("Plotly.restyle('panels', {visible: true})")
+    return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(float)
+
+
+def tiles_drawn(page) -> list[str]:
+    return panels(page, "plot.layout.images.map((image) => image.name).slice(1)")
+
+
+def test_nearer_there_are_finer_pictures(page):
+    """Stripes of 2 um, of which the thumbnail's pixels of 3 um show nothing, are black and white on the screen."""
+    page.locator("#map").select_option("2")
+    assert page.locator("#finest").inner_text() == "Finest picture: 0.5 µm per pixel where spots are, 3 elsewhere."
+    look_at(page, STRIPED, 100)
+    assert {name[0] for name in tiles_drawn(page)} == {"0", "1", "2"}
+    fine = pixels_around(page, STRIPED, 40)
+    page.evaluate("state.map.slide = null; draw()")
+    assert tiles_drawn(page) == []
+    coarse = pixels_around(page, STRIPED, 40)
+    assert np.ptp(fine[len(fine) // 2].mean(axis=1)) > 200
+    assert np.ptp(coarse[len(coarse) // 2].mean(axis=1)) < 100
+
+
+def test_a_mark_stays_under_its_spot(page):
+    for um, levels in ((1000, 1), (60, 3)):
+        look_at(page, MARKED, um)
+        assert len({name[0] for name in tiles_drawn(page)}) >= levels
+        shown = pixels_around(page, MARKED, 40)
+        rows, columns = np.nonzero(shown[..., 0] < 100)
+        size = len(shown)
+        assert len(rows) == pytest.approx((size / 2) ** 2, rel=0.3)  # 20 of 40 um; at the farthest a pixel is much
+        assert abs(rows.mean() + 0.5 - size / 2) < 1.5
+        assert abs(columns.mean() + 0.5 - size / 2) < 1.5
+        per_pixel = panels(
+            page, "(plot._fullLayout.xaxis.range[1] - plot._fullLayout.xaxis.range[0]) / plot._fullLayout.xaxis._length"
+        )
+        assert panels(page, "plot.data[0].marker.size") == pytest.approx(55 / per_pixel, rel=1e-6)
+
+
+@LAPTOP
+def test_only_tiles_in_view_are_drawn(page):
+    look_at(page, MARKED, 100)
+    view, names = page.evaluate("state.view"), tiles_drawn(page)
+    assert 3 <= len(names) <= 12
+    assert len(names) == len(set(names))
+    for level, row, column in (map(int, name.split("/")) for name in names):
+        width = 256 * 0.5 * 4 / 2**level
+        assert column * width < view["x"][1]
+        assert (column + 1) * width > view["x"][0]
+        assert row * width < view["y"][0]
+        assert (row + 1) * width > view["y"][1]
+    assert panels(page, "plot.querySelectorAll('image').length") == 1 + len(names)
+    page.locator("#tissue").uncheck()
+    assert panels(page, "plot.layout.images.length") == 0
+    page.locator("#tissue").check()
+    assert tiles_drawn(page) == names
+    page.locator("#reset").click()
+    assert len(tiles_drawn(page)) < len(names) + 40
+
+
+@LAPTOP
+def test_tiles_follow_the_wheel_in_every_panel(page):
+    page.evaluate("data.maps[2].genes.forEach((gene) => { gene.measured = gene.predicted; })")
+    look_at(page, MARKED, 400)
+    box = page.locator("#panels").bounding_box()
+    before = tiles_drawn(page)
+    page.mouse.move(box["x"] + box["width"] / 6, box["y"] + 150)
+    page.mouse.wheel(0, -600)
+    page.wait_for_function(f"state.pictures !== {'thumbnail ' + ' '.join(before)!r}")
+    of_axis = "plot.layout.images.filter((image) => image.xref === axis).map((image) => image.name).join(' ')"
+    by_panel = panels(page, f"['x', 'x2', 'x3'].map((axis) => {of_axis})")
+    assert by_panel == [page.evaluate("state.pictures")] * 3

@@ -93,7 +93,7 @@ def test_nothing_is_fetched(page):
     policies = [each["content"] for _, each in page.elements if each.get("http-equiv") == "Content-Security-Policy"]
     assert policies[0].startswith("default-src 'none';")
     assert "http" not in policies[0]
-    for part in ("page.css", "page.js", "space.js"):
+    for part in ("page.css", "page.js", "zoom.js", "space.js"):
         assert "//" not in (Path(report.__file__).parent / part).read_text().replace("// ", "")
     assert all(each["picture"].startswith("data:image/jpeg;base64,") for each in data_of(page)["maps"])
 
@@ -286,7 +286,9 @@ def test_the_script_is_javascript():
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
-    parts = [Path(report.__file__).parent / part for part in ("page.js", "space.js")]  # one script on the page
+    parts = [
+        Path(report.__file__).parent / part for part in ("page.js", "zoom.js", "space.js")
+    ]  # one script on the page
     subprocess.run([node, "--check", "-"], input="".join(part.read_text() for part in parts), text=True, check=True)
 
 
@@ -306,6 +308,7 @@ def test_what_is_no_run_or_no_prediction_is_named(evaluated, predicted, section_
     assert "holds no run" in failure("report", tmp_path)
     assert "got 13 predictions, a page holds 12" in failure("report", evaluated, *[predicted] * 13)
     assert "no such file" in failure("report", evaluated, tmp_path / "none.h5ad")
+    assert "none (--images) is no folder" in failure("report", evaluated, "--images", tmp_path / "none")
     assert "is no prediction" in failure("report", evaluated, section_paths[0])
     (tmp_path / "torn.h5ad").write_bytes(predicted.read_bytes()[:1000])
     assert "torn.h5ad is no readable .h5ad" in failure("report", evaluated, tmp_path / "torn.h5ad")
