@@ -119,7 +119,7 @@ def counted(config: RunConfig, sections: Sequence[Section], featured: Sequence[S
     spots, about = [section.n_spots for section in sections], {"operation": COUNTED, "n": 128, "dtype": "float32"}
     for name, model in TRIPLEX.items():
         per_spot = model.flops(spots, 128, config.data.n_genes)
-        found.append(Row.of([per_spot], provider=name, d=model.width, metric="operations per spot", **about))  # type: ignore[arg-type]
+        found.append(Row.of([per_spot], provider=name, d=model.width, metric="operations per spot", **about))
     return found
 
 

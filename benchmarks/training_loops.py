@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def rows(config: RunConfig, sections: Sequence[Section], rounds: int) -> list[Ro
             others[ALIKE] = PlainLoop(module, loader.dataset, batch, alike=True).epoch
         else:
             multiplications = Multiplications(products(module.model, next(iter(loader))))
-            others[PRODUCTS] = lambda: [multiplications.step() for _ in range(len(loader))]
+            others[PRODUCTS] = partial(multiplications.steps, len(loader))
 
     def on_epoch(row: Epoch, best: int) -> None:
         number = int(row["epoch"]) - 1

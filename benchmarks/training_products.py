@@ -60,14 +60,15 @@ class Multiplications:
             to_x = torch.empty_like(x) if input_gradient else None
             self._operands.append((x, weight, y, to_x, torch.randn_like(y), torch.empty_like(weight)))
 
-    def step(self) -> None:
-        """Multiply each once."""
-        for x, weight, y, *_ in self._operands:
-            torch.mm(x, weight.T, out=y)
-        for x, weight, _, to_x, gradient, to_weight in reversed(self._operands):
-            torch.mm(gradient.T, x, out=to_weight)
-            if to_x is not None:
-                torch.mm(gradient, weight, out=to_x)
+    def steps(self, number: int) -> None:
+        """Multiply each ``number`` times."""
+        for _ in range(number):
+            for x, weight, y, *_ in self._operands:
+                torch.mm(x, weight.T, out=y)
+            for x, weight, _, to_x, gradient, to_weight in reversed(self._operands):
+                torch.mm(gradient.T, x, out=to_weight)
+                if to_x is not None:
+                    torch.mm(gradient, weight, out=to_x)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def test_the_products_of_a_step_are_those_that_pytorch_counts(tracked):
     module = SimpleNamespace(model=model, alignment=Alignment(AlignmentConfig(), 16))
     assert sum(product.flops for product in listed) == training.count(module, batch)
     with FlopCounterMode(display=False) as counter:
-        Multiplications(listed).step()
+        Multiplications(listed).steps(1)
     assert counter.get_total_flops() == sum(product.flops for product in listed)
 
 
