@@ -6,7 +6,9 @@ import statistics
 
 import pytest
 import torch
+from einops import rearrange
 
+from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from hyperst.model import HyperST, ModelConfig
 from hyperst.model.alignment import ABLATIONS, Alignment, AlignmentConfig
 from hyperst.model.backbones import build_backbone
@@ -97,6 +99,23 @@ def test_backbone_widths(name):
     features = backbone(torch.rand(2, 3, 64, 64))
     assert features.shape == (2, backbone.width)
     assert torch.isfinite(features).all()
+
+
+def test_texture_of_stain_is_that_of_densities_averaged_over_squares_of_each_scale():
+    images = torch.rand(2, 3, 32, 32)  # between the mean and brighter, where no density is cut off
+    mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    density = -torch.log((images.double() * std + mean).clamp(0.02, 1))
+    found = build_backbone("stain")(images).double()
+    moments = torch.cat([density.flatten(2).mean(2), density.flatten(2).std(2)], dim=1)
+    # a density is a logarithm of numbers near 1/2: as many roundings as a sum of 1024 of them may keep
+    tolerance = {"rtol": 100 * torch.finfo(torch.float32).eps, "atol": 0.0}
+    torch.testing.assert_close(found[:, :6], moments, **tolerance)
+    for number, scale in enumerate((1, 2, 4, 8)):
+        pooled = rearrange(density, "b c (h r) (w s) -> b c h w (r s)", r=scale, s=scale).mean(-1)
+        spread = pooled.flatten(2).std(2)
+        slope = pooled.diff(dim=2).abs().mean((2, 3)) + pooled.diff(dim=3).abs().mean((2, 3))
+        start = 3 * (2 + 5 + 2 * number)
+        torch.testing.assert_close(found[:, start : start + 6], torch.cat([spread, slope], dim=1), **tolerance)
 
 
 def test_options_that_cannot_be():

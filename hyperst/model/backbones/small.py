@@ -58,11 +58,12 @@ class Stain(Backbone):
         density = -torch.log((x.float() * self.std + self.mean).clamp(0.02, 1))
         flat = rearrange(density, "b c h w -> b c (h w)")
         quantiles = _quantiles(flat, (0.05, 0.25, 0.5, 0.75, 0.95))
-        parts = [flat.mean(2), flat.std(2), *quantiles]
+        spread = flat.std(2)
+        parts = [flat.mean(2), spread, *quantiles]
         for scale in self._SCALES:
-            pooled = F.avg_pool2d(density, scale)
+            pooled = density if scale == 1 else F.avg_pool2d(density, scale)
             slopes = [reduce(pooled.diff(dim=dim).abs(), "b c h w -> b c", "mean") for dim in (2, 3)]
-            parts += [rearrange(pooled, "b c h w -> b c (h w)").std(2), slopes[0] + slopes[1]]
+            parts += [spread if scale == 1 else rearrange(pooled, "b c h w -> b c (h w)").std(2), slopes[0] + slopes[1]]
         darkness = reduce(density, "b c h w -> b (h w)", "mean")
         bins = (darkness / 2 * self._BINS).long().clamp(0, self._BINS - 1)
         counts = darkness.new_zeros(len(darkness), self._BINS).scatter_add_(1, bins, torch.ones_like(darkness))
