@@ -178,7 +178,8 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
 
 def measure(config: RunConfig, sections: Sequence[Section], rounds: int) -> list[Row]:
     """All rows, on the processor."""
-    config = replace(config, training=replace(config.training, accelerator="cpu"))
+    one = replace(config.model, networks=1)
+    config = replace(config, model=one, training=replace(config.training, accelerator="cpu"))
     with tempfile.TemporaryDirectory() as folder:
         featured = loops.with_features(sections, Path(folder))
         features = loops.on_features(config)

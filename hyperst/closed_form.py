@@ -31,6 +31,7 @@ __all__ = [
     "fit_head",
     "fit_mixture",
     "head_features",
+    "of_network",
     "with_closed_form",
 ]
 
@@ -142,31 +143,48 @@ def _with_neighbours(
     return np.concatenate([own, niches @ chosen / niches.sum(axis=1)[:, None]], axis=1)
 
 
-def with_closed_form(run: Run, section: Section, found: Mapping[str, Rows]) -> np.ndarray:
-    """What the run predicts, float32 (spot gene), from the network's "prediction" and the "features" of all spots of a section.
+def of_network(name: str, number: int) -> str:
+    """How the values called ``name`` are called of a network: as they are of the first, 0.
 
-    Warns where the run is to have a closed-form head and, its training not having ended, has none yet.
+    >>> of_network("features", 0), of_network("features", 1)
+    ('features', 'features of network 2')
+    """
+    return name if number == 0 else f"{name} of network {number + 1}"
+
+
+def with_closed_form(run: Run, section: Section, found: Mapping[str, Rows]) -> np.ndarray:
+    """What the run predicts, float32 (spot gene), from its networks' "prediction" and "features" of all spots of a section.
+
+    The mean over networks. Warns where the run is to have a closed-form head and, its training not having ended, has none yet.
     """
     return np.concatenate(list(blocks_with_closed_form(run, section, found)))
 
 
 def blocks_with_closed_form(run: Run, section: Section, found: Mapping[str, Rows]) -> Iterator[np.ndarray]:
     """:func:`with_closed_form` of 1024 spots after another."""
+    of_networks = (_blocks_of(network, section, found, number) for number, network in enumerate(run.networks))
+    for blocks in zip(*of_networks, strict=True):
+        yield blocks[0] if len(blocks) == 1 else np.mean(blocks, axis=0, dtype=np.float64).astype(np.float32)
+
+
+def _blocks_of(run: Run, section: Section, found: Mapping[str, Rows], number: int) -> Iterator[np.ndarray]:
+    """What the network of this number predicts, 1024 spots after another."""
     if run.mixture is None and run.config.model.head != "network":
         warnings.warn(
             f"the training of the run in {run.folder} has not ended, so the network predicts without the closed-form head; go on "
             f"with hyperst train --resume --output {run.folder}",
-            stacklevel=3,
+            stacklevel=4,
         )
     members = None if run.mixture is None else niche_members(section)
     for start in range(0, section.n_spots, _CHUNK):
         part = slice(start, min(start + _CHUNK, section.n_spots))
-        network = found["prediction"][np.arange(part.start, part.stop)]
+        network = found[of_network("prediction", number)][np.arange(part.start, part.stop)]
         if run.mixture is None or members is None:
             yield network
         else:
+            features = found[of_network("features", number)]
             yield run.mixture(
-                _with_neighbours(members, part, found["features"], run.model.levels, run.model.head_levels), network
+                _with_neighbours(members, part, features, run.model.levels, run.model.head_levels), network
             )
 
 

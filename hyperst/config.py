@@ -143,7 +143,7 @@ def _paper() -> RunConfig:
     return RunConfig(
         data=DataConfig(target="log2"),
         crop=CropConfig(image_size=224),
-        model=ModelConfig(backbone="uni", tune="lora", width=1024, dropout=0.1, head="network"),
+        model=ModelConfig(backbone="uni", tune="lora", width=1024, dropout=0.1, head="network", networks=1),
         training=TrainingConfig(
             epochs=200,
             batch_size=128,
@@ -176,7 +176,7 @@ def preset(name: str) -> RunConfig:
 
 
 def with_ablation(config: RunConfig, name: str) -> RunConfig:
-    """``config`` with what a row of the paper's ablation is about, the network alone as head, and everything else as it was.
+    """``config`` with what a row of the paper's ablation is about, one network alone as head, and everything else as it was.
 
     Raises:
         ValueError: no such row, or one that does not go with the rest of the alignment.
@@ -190,7 +190,7 @@ def with_ablation(config: RunConfig, name: str) -> RunConfig:
     return replace(
         config,
         alignment=replace(config.alignment, **alignment),
-        model=replace(config.model, head_inputs=head_inputs, head="network"),
+        model=replace(config.model, head_inputs=head_inputs, head="network", networks=1),
     )
 
 
@@ -221,9 +221,10 @@ def read_config(path: str | Path, base: RunConfig | None = None) -> RunConfig:
 def read_run_config(path: str | Path) -> RunConfig:
     """Read a run's ``config.yaml``.
 
-    One without ``min_counts`` or ``head`` is of an older version, which used every spot and the network alone: it goes on so.
+    One without ``min_counts``, ``head`` or ``networks`` is of an older version, which used every spot and one network alone: it
+    goes on so.
     """
-    return read_config(path, RunConfig(data=DataConfig(min_counts=0), model=ModelConfig(head="network")))
+    return read_config(path, RunConfig(data=DataConfig(min_counts=0), model=ModelConfig(head="network", networks=1)))
 
 
 def write_config(config: RunConfig, path: str | Path) -> Path:

@@ -49,7 +49,7 @@ def demo_config(epochs: int = 18) -> RunConfig:
         config,
         data=replace(config.data, n_genes=60),
         crop=replace(config.crop, image_size=64),
-        model=replace(config.model, width=128),
+        model=replace(config.model, width=128, networks=1),
         training=replace(config.training, epochs=epochs, patience=8, learning_rate=1e-3),
     )
 

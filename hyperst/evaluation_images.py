@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hyperst.closed_form import with_closed_form
+from hyperst.closed_form import of_network, with_closed_form
 from hyperst.data import Section
 from hyperst.model import build_backbone
 from hyperst.progress import Count
@@ -25,9 +25,9 @@ def read_images(
 ) -> dict[str, np.ndarray]:
     """One pass over a section's crops: "prediction" and "network" (spot gene), "own", "stain" and "image_spot" (spot width).
 
-    "network" is the prediction without the closed-form head, "image_spot" what the network makes of the spot's image. "own" are
-    the features of its backbone. Features of the crops of all levels stand side by side. Stain features need crops, so they are
-    missing with precomputed features. ``stains``: see :func:`hyperst.spot_values.over_spots`.
+    "network" is the prediction without the closed-form head, the mean over networks. "image_spot" is what the first network makes
+    of the spot's image, "own" are the features of its backbone. Features of the crops of all levels stand side by side. Stain
+    features need crops, so they are missing with precomputed features. ``stains``: see :func:`hyperst.spot_values.over_spots`.
     """
     stain = build_backbone("stain").to(run.device) if run.config.data.feature_key is None else None
 
@@ -39,5 +39,6 @@ def read_images(
 
     found = over_spots(run, section, compute, (progress or Count(None, 0)).add, stains=stains)
     prediction = with_closed_form(run, section, found)
-    images = {"network": found.pop("prediction"), "own": found.pop("features")}
-    return {**found, **images, "prediction": prediction}
+    of_networks = [found.pop(of_network("prediction", number)) for number in range(len(run.networks))]
+    own, *_ = [found.pop(of_network("features", number)) for number in range(len(run.networks))]
+    return {**found, "network": np.mean(of_networks, axis=0), "own": own, "prediction": prediction}

@@ -106,8 +106,9 @@ def require_new(folder: str | Path) -> None:
     checkpoints = place.best.parent
     files = [place.config, place.genes, place.split, place.versions, place.metrics, place.summary, place.calibration]
     taken = [file.name for file in files if os.path.lexists(file)]  # a link that leads nowhere is replaced too
-    if os.path.lexists(checkpoints) and not (checkpoints.is_dir() and not any(checkpoints.iterdir())):
-        taken.append(f"{checkpoints.name}/")
+    for part in (checkpoints, place.networks):
+        if os.path.lexists(part) and not (part.is_dir() and not any(part.iterdir())):
+            taken.append(f"{part.name}/")
     if taken:
         raise FileExistsError(
             f"{place.path} holds {', '.join(taken)}, which a run writes, but no run that can be continued (no "

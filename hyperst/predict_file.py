@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hyperst.closed_form import blocks_with_closed_form
+from hyperst.closed_form import blocks_with_closed_form, of_network
 from hyperst.data import Section
 from hyperst.data.identity import sampled_hash
 from hyperst.data.readers.features import find_features
@@ -138,9 +138,11 @@ def section_into_part(
     known = Known.of(run, stain)
     seen = as_trained(run, section)
     batches = spot_batches(run, seen)
-    columns = {"prediction": len(run.genes)}
-    if run.mixture is not None:
-        columns["features"] = len(run.model.levels) * run.model.backbone.width
+    columns: dict[str, int] = {}
+    for number, network in enumerate(run.networks):
+        columns[of_network("prediction", number)] = len(run.genes)
+        if network.mixture is not None:
+            columns[of_network("features", number)] = len(run.model.levels) * network.model.backbone.width
     if known.distances is not None:
         columns["summary"] = 1
     if known.trained is not None:

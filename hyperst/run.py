@@ -69,6 +69,11 @@ class RunFolder:
         self.tissue_pixels = self.path / "tissue_pixels.npz"
         self.best = self.path / "checkpoints" / "best.ckpt"
         self.last = self.path / "checkpoints" / "last.ckpt"
+        self.networks = self.path / "networks"
+
+    def network(self, number: int) -> RunFolder:
+        """The folder of a further network, from 2 on: a run of its own, whose predictions count as much as those of this one."""
+        return RunFolder(self.networks / str(number))
 
     def exists(self) -> bool:
         """Whether a run was started here."""
@@ -223,6 +228,8 @@ class Run:
         best_epoch: that epoch, counted from 1.
         checkpoint: SHA-256 of the file with the weights.
         mixture: of the network and the closed-form head; None where the network predicts alone, as until training has ended.
+        others: runs of further networks, see `hyperst.model.ModelConfig.networks`; all else that is said of the run, intervals
+            too, is of the first.
     """
 
     folder: Path
@@ -234,13 +241,22 @@ class Run:
     best_epoch: int
     checkpoint: str
     mixture: Mixture | None = None
+    others: tuple[Run, ...] = ()
+
+    @property
+    def networks(self) -> tuple[Run, ...]:
+        """The run and the others."""
+        return (self, *self.others)
 
 
-def load_run(folder: str | Path, *, device: str | None = None) -> Run:
+def load_run(folder: str | Path, *, device: str | None = None, first_alone: bool = False) -> Run:
     """Load the best checkpoint of a run; a run that is still training, or was interrupted, can be loaded too.
+
+    Warns where further networks are not trained yet.
 
     Args:
         device: ``"cpu"``, ``"cuda"``, ...; default: the GPU if there is one.
+        first_alone: without further networks.
 
     Raises:
         FileNotFoundError: no run in ``folder``, or none of its epochs is finished.
@@ -271,13 +287,29 @@ def load_run(folder: str | Path, *, device: str | None = None) -> Run:
         raise ValueError(f"{place.best} does not fit {place.config}: {error}; {_AGAIN}") from error
     require_frozen(checkpoint, model, frozen, config.model.weights, place.path, place.config)
     model, epoch = model.eval().to(chosen), checkpoint["epoch"] + 1
-    return Run(place.path, config, genes, split, model, chosen, epoch, sha256(place.best), mixture)
+    others = () if first_alone else tuple(load_run(path, device=device) for path in _trained_networks(place, config))
+    return Run(place.path, config, genes, split, model, chosen, epoch, sha256(place.best), mixture, others)
+
+
+def _trained_networks(place: RunFolder, config: RunConfig) -> list[Path]:
+    """Folders of further networks whose training has ended. Warns where some are missing."""
+    wanted = [place.network(number) for number in range(2, config.model.networks + 1)]
+    trained = [each.path for each in wanted if each.summary.is_file()]
+    if len(trained) < len(wanted):
+        warnings.warn(
+            f"{1 + len(trained)} of the {1 + len(wanted)} networks of the run in {place.path} are trained, and predict without the "
+            f"others; go on with hyperst train --resume --output {place.path}",
+            stacklevel=3,
+        )
+    return trained
 
 
 def run_checksum(folder: Path) -> str:
     """SHA-256 of what a run predicts with: weights, configuration, genes, sections, and its calibration where there is one."""
     place = RunFolder(folder)
-    paths = [place.best, place.config, place.genes, place.split]
+    further = sorted(place.networks.glob("*/summary.json"))
+    places = [place, *(RunFolder(path.parent) for path in further)]
+    paths = [path for each in places for path in (each.best, each.config, each.genes, each.split)]
     paths += [place.calibration] if place.calibration.is_file() else []
     return hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hyperst.closed_form import with_closed_form
+from hyperst.closed_form import of_network, with_closed_form
 from hyperst.data import Section
 from hyperst.feature_check import feature_width, require_same_encoder
 from hyperst.image_batches import BATCH_SIZE, read_batches, spot_batches
@@ -83,8 +83,15 @@ def require_finite(run: Run, section: Section, values: np.ndarray) -> None:
 
 
 def encode(run: Run, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What :meth:`hyperst.model.HyperST.encode_images` gives, the network's prediction and its features."""
-    return run.model.encode_images(batch)
+    """What :meth:`hyperst.model.HyperST.encode_images` gives; of further networks "prediction" and "features".
+
+    They are called as :func:`hyperst.closed_form.of_network` says.
+    """
+    found = run.model.encode_images(batch)
+    for number, other in enumerate(run.others, 1):
+        theirs = other.model.encode_images(batch)
+        found |= {of_network(name, number): theirs[name] for name in ("prediction", "features")}
+    return found
 
 
 def summarising(run: Run, summarise: Callable[[np.ndarray], np.ndarray] | None) -> Compute:
@@ -94,8 +101,9 @@ def summarising(run: Run, summarise: Callable[[np.ndarray], np.ndarray] | None) 
         found = encode(run, batch)
         if summarise is not None:
             found["summary"] = torch.from_numpy(summarise(found["features"].double().cpu().numpy()))
-        if run.mixture is None:
-            del found["features"]
+        for number, network in enumerate(run.networks):
+            if network.mixture is None:
+                del found[of_network("features", number)]
         return found
 
     return compute

@@ -112,6 +112,9 @@ def train(
             "--average", help="Predict from the crops as they are (none) or the mean over their turns (dihedral)."
         ),
     ] = None,
+    networks: Annotated[
+        int | None, typer.Option("--networks", help="Networks to train, whose predictions are averaged.")
+    ] = None,
     image_size: Annotated[int | None, typer.Option("--image-size", help="Side of the crops, pixels.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Most passes over the spots.")] = None,
     patience: Annotated[
@@ -151,6 +154,7 @@ def train(
             "head": head,
             "likelihood": likelihood,
             "average": average,
+            "networks": networks,
         },
         "training": {
             "epochs": epochs,
@@ -224,6 +228,7 @@ def train(
                 resume=resume,
                 on_epoch=progress,
                 on_crops=progress.crops,
+                on_network=progress.network,
                 devices=devices,
             )
     except KeyboardInterrupt as error:
@@ -231,7 +236,7 @@ def train(
             f"{str(error) or 'interrupted'}; nothing of the finished epochs is lost. Go on with: "
             f"hyperst train --resume --output {output}"
         ) from error
-    print_training(console, summary)
+    print_training(console, summary, config.model.networks)
     console.print(f"run folder: {output}", soft_wrap=True)
     console.print(f"next: hyperst evaluate {output} SECTION   or   hyperst predict {output} IMAGE", soft_wrap=True)
 

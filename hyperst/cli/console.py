@@ -87,10 +87,11 @@ def print_sections(console: Console, sections: Sequence[Section], title: str) ->
     console.print(table)
 
 
-def print_training(console: Console, summary: TrainingSummary) -> None:
+def print_training(console: Console, summary: TrainingSummary, networks: int = 1) -> None:
     """How a training ended."""
+    several = f"{networks} networks trained in {summary.seconds:.0f} s, the first for {summary.epochs} epochs"
     console.print(
-        f"trained for {summary.epochs} epochs in {summary.seconds:.0f} s"
+        f"{several if networks > 1 else f'trained for {summary.epochs} epochs in {summary.seconds:.0f} s'}"
         f"{', stopped early' if summary.stopped_early else ''}; kept epoch {summary.best_epoch}: "
         f"validation MSE {summary.validation_mse:.4f}, mean PCC {summary.validation_pcc:+.3f}"
     )
@@ -113,6 +114,7 @@ class EpochProgress:
         self.console = console
         self.epochs = epochs
         self.bar = _bar(console)
+        self.name = ""
         self.reading = self.bar.add_task("crops are read", total=None, visible=False)
         self.task = self.bar.add_task("first epoch", total=epochs, visible=False)
 
@@ -125,6 +127,13 @@ class EpochProgress:
     def close(self) -> None:
         """Leave the bar as it is."""
         self.bar.stop()
+
+    def network(self, number: int, networks: int) -> None:
+        """Begin with one of several networks."""
+        if networks > 1 and self.bar.disable:
+            self.console.print(f"network {number} of {networks}")
+        self.name = f"network {number} of {networks}, " if networks > 1 else ""
+        self.bar.reset(self.task, total=self.epochs, description=f"{self.name}first epoch", visible=False)
 
     def crops(self, done: int, total: int) -> None:
         """Show how many crops are read; then the first epoch begins."""
@@ -141,7 +150,7 @@ class EpochProgress:
             f"training MSE {row['training_mse']:.4f}; best epoch {best_epoch}"
         )
         if not self.bar.disable:
-            self.bar.update(self.task, completed=epoch, description=line, visible=True)
+            self.bar.update(self.task, completed=epoch, description=f"{self.name}{line}", visible=True)
             self.bar.start()
         elif epoch == 1 or epoch % max(1, self.epochs // 10) == 0:
             self.console.print(f"  epoch {epoch} of at most {self.epochs}: {line}")

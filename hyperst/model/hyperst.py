@@ -48,6 +48,8 @@ class ModelConfig:
             is predicted is on the target's scale either way; see :mod:`hyperst.model.likelihood`.
         average: "dihedral" predicts from the mean over the eight orientations of the crops, quarter turns and mirror images, which
             takes eight times as long and does not depend on how a slide was laid; "none" from the crops as they are.
+        networks: how many networks are trained, each with initial weights, validation spots and an order of its own; what is
+            predicted is the mean of their predictions (Lakshminarayanan et al., NeurIPS 2017), 1 in the paper.
     """
 
     backbone: str = "conv+stain"
@@ -62,6 +64,7 @@ class ModelConfig:
     head: Literal["network", "closed-form", "both"] = "both"
     likelihood: Likelihood = "gaussian"
     average: Literal["none", "dihedral"] = "none"
+    networks: Count = 4
 
     def __post_init__(self) -> None:
         if self.tune != "frozen" and not is_pretrained(self.backbone):

@@ -22,7 +22,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from hyperst.calibration import calibrate
 from hyperst.checkpoint import load_checkpoint, require_genes
-from hyperst.config import RunConfig
+from hyperst.config import RunConfig, read_run_config
 from hyperst.data import Section
 from hyperst.feature_check import feature_width, require_same_encoder
 from hyperst.files import write_json_atomic
@@ -45,6 +45,8 @@ from hyperst.train.step import TrainingStep
 from hyperst.train.together import Processes, joined
 
 __all__ = ["Epoch", "TrainingSummary", "fit"]
+
+_SEEDS_APART = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def fit(
     resume: bool = False,
     on_epoch: Callable[[Epoch, int], None] | None = None,
     on_crops: Callable[[int, int], None] | None = None,
+    on_network: Callable[[int, int], None] | None = None,
     devices: int | None = None,
 ) -> TrainingSummary:
     """Train on ``sections`` and keep everything that prediction needs in ``folder``.
@@ -84,7 +87,8 @@ def fit(
     The genes are selected on the training sections only. Without ``validation_sections`` spatial blocks of spots are
     held out of the training sections; either way the validation MSE chooses the checkpoint and ends the training.
     A run is deterministic given the configuration and the sections (bitwise on the CPU), also when interrupted and
-    resumed: it then goes on after the last finished epoch.
+    resumed: it then goes on after the last finished epoch. Further networks (`hyperst.model.ModelConfig.networks`) are trained
+    one after another, each as a run of its own in ``folder/networks``, with a seed of its own.
 
     Args:
         sections: training sections, read with :func:`hyperst.data.read_section`.
@@ -93,10 +97,14 @@ def fit(
         on_epoch: called after each epoch with its row of ``metrics.csv`` and the best epoch so far; in one of several processes
             that torchrun or srun has started only on rank 0.
         on_crops: called with (spots, spots in all) while their crops are read, in one process.
+        on_network: called with (number, networks in all) before the training of each network.
         devices: processes to start on this machine, one for each GPU, or that many on a CPU; they end before this function
             does. A script must then call it under ``if __name__ == "__main__":``. None: as many as torchrun or srun has
             started, each of which calls this function alike, else one. The batch is divided among them, so that the run is that
             of one process but for rounding, dropout and augmentation.
+
+    Returns:
+        How the training of the first network ended; the seconds are those of all.
 
     Raises:
         FileExistsError: ``folder`` holds a run and ``resume`` is False.
@@ -109,11 +117,35 @@ def fit(
         KeyboardInterrupt: interrupted by Ctrl-C or SIGTERM; resume to go on.
     """
     _check_devices(config, devices)
-    train = partial(_fit, config, list(sections), folder, list(validation_sections), resume)
-    if devices is not None and devices > 1 and not started_processes():
-        return _fit_in_processes(devices, train, on_epoch)
-    with joined() as processes:
-        return train(on_epoch, processes, on_crops if processes.size == 1 else None)
+    place = RunFolder(folder)
+    groups = list(sections), list(validation_sections)
+
+    def train(network: RunConfig, where: RunFolder, going_on: bool, number: int, networks: int) -> TrainingSummary:
+        if on_network is not None:
+            on_network(number, networks)
+        one = partial(_fit, network, groups[0], where.path, groups[1], going_on)
+        if devices is not None and devices > 1 and not started_processes():
+            return _fit_in_processes(devices, one, on_epoch)
+        with joined() as processes:
+            return one(on_epoch, processes, on_crops if processes.size == 1 else None)
+
+    if resume:
+        place.require()
+        config = read_run_config(place.config)
+    networks = config.model.networks
+    summaries = [train(config, place, resume, 1, networks)]
+    for number, network in enumerate(_further_networks(config), 2):
+        where = place.network(number)
+        begun = where.exists()  # alike in all processes: none writes before all have met
+        summaries.append(train(network, where, begun, number, networks))
+    return replace(summaries[0], seconds=sum(summary.seconds for summary in summaries))
+
+
+def _further_networks(config: RunConfig) -> list[RunConfig]:
+    """Configurations of the networks from the second on. Their seeds are far from those that somebody counts up."""
+    model = replace(config.model, networks=1)
+    seeds = [(config.training.seed + _SEEDS_APART * number) % 2**32 for number in range(1, config.model.networks)]
+    return [replace(config, model=model, training=replace(config.training, seed=seed)) for seed in seeds]
 
 
 def _check_devices(config: RunConfig, devices: int | None) -> None:
@@ -237,7 +269,7 @@ def _finish(
     before, encoded = None, None
     if config.model.head != "network":
         before, encoded = add_closed_form(place, sections, validation_sections, device)
-    run = replace(load_run(place.path, device=device), mixture=before)
+    run = replace(load_run(place.path, device=device, first_alone=True), mixture=before)
     calibrate(run, sections, validation_sections, encoded).write(place.calibration)
     _write_training_spots(run, sections, encoded)
     if run.config.data.stain_mean is not None:

@@ -37,7 +37,7 @@ def add_closed_form(
         The mixture before the held-out spots are fitted, for what is to be measured on them, and what
         :func:`hyperst.spot_values.encode` gave of each section and validation section.
     """
-    run = load_run(place.path, device=device)
+    run = load_run(place.path, device=device, first_alone=True)
     groups = (*sections, *validation_sections)
     found = [over_spots(run, section, partial(encode, run), lambda _: None) for section in groups]
     features = [

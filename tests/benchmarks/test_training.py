@@ -29,7 +29,7 @@ SMALL = update(
     {
         "data": {"n_genes": 20},
         "crop": {"image_size": 32},
-        "model": {"width": 16, "head": "network"},
+        "model": {"width": 16, "head": "network", "networks": 1},
         "training": {"batch_size": 8, "epochs": 1},
     },
 )

@@ -45,7 +45,7 @@ def tiny_config():
         config,
         data=replace(config.data, n_genes=12),
         crop=replace(config.crop, image_size=32),
-        model=replace(config.model, width=16),
+        model=replace(config.model, width=16, networks=1),
         training=replace(config.training, epochs=3, batch_size=16, patience=3),
     )
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from hyperst.cli import app
 
-SMALL = ["--n-genes", "12", "--width", "16", "--image-size", "32", "--epochs", "1"]
+SMALL = ["--n-genes", "12", "--width", "16", "--image-size", "32", "--epochs", "1", "--networks", "1"]
 
 
 def call(*arguments: object) -> Result:

@@ -220,7 +220,7 @@ def test_update_leaves_the_original_alone():
 def test_every_ablation_is_selectable_and_survives_yaml(tmp_path, name):
     config = with_ablation(RunConfig(), name)
     assert read_config(write_config(config, tmp_path / "config.yaml")) == config
-    assert (config == update(RunConfig(), {"model": {"head": "network"}})) == (name == "full")
+    assert (config == update(RunConfig(), {"model": {"head": "network", "networks": 1}})) == (name == "full")
 
 
 def test_head_ablations_choose_the_heads_input():
@@ -253,7 +253,7 @@ def test_an_ablation_changes_its_own_fields_only(name):
     )
     changed = with_ablation(theirs, name)
     heads = {"full": None, "spot_head": ("spot",)}
-    model = {"head_inputs": heads.get(name, ("niche",)), "head": "network"}
+    model = {"head_inputs": heads.get(name, ("niche",)), "head": "network", "networks": 1}
     assert changed == update(theirs, {"alignment": ROWS[name], "model": model})
 
 

@@ -156,7 +156,7 @@ def test_what_is_in_pieces_compressed_or_of_other_numbers_is_read_into_memory(tm
 @pytest.fixture(scope="module")
 def run_folder(section_paths, folder, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "run"
-    chosen = ["-o", run, "--epochs", 1, "--n-genes", 6, "--width", 8, "--level", "region=616"]
+    chosen = ["-o", run, "--epochs", 1, "--n-genes", 6, "--width", 8, "--networks", 1, "--level", "region=616"]
     code, output = call("train", *section_paths[:2], *chosen, *options(folder))
     assert code == 0, output
     return run

@@ -13,7 +13,7 @@ from hyperst.evaluation import MEAN, NULL, OURS, RIDGE_STAIN, evaluate
 from hyperst.predict import predict_section
 from hyperst.run import load_run
 
-SHORT = ["--image-size", "48", "--width", "64", "--epochs", "6", "--n-genes", "60"]
+SHORT = ["--image-size", "48", "--width", "64", "--epochs", "6", "--n-genes", "60", "--networks", "1"]
 
 
 def call(*arguments: object) -> Result:

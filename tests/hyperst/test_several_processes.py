@@ -39,7 +39,7 @@ from hyperst.train.together import Processes, _tell, first_error, joined
 # rounding of a small one is not small in the weights; a thousand roundings leave a factor of ten to what is seen here.
 TOLERANCE = 1000 * torch.finfo(torch.float32).eps
 ABLATIONS = ("meru", "no_hca_hea")  # parameters without a gradient; no features to exchange
-SMALL = ["--n-genes", "12", "--width", "16", "--image-size", "32"]
+SMALL = ["--n-genes", "12", "--width", "16", "--image-size", "32", "--networks", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -278,7 +278,20 @@ def test_sigint_ends_the_command_and_resume_finishes_it(section_paths, tmp_path)
         "--output",
         str(tmp_path / "run"),
     ]
-    options = ["--n-genes", "12", "--width", "16", "--image-size", "32", "--epochs", "400", "--patience", "400"]
+    options = [
+        "--n-genes",
+        "12",
+        "--width",
+        "16",
+        "--image-size",
+        "32",
+        "--epochs",
+        "400",
+        "--patience",
+        "400",
+        "--networks",
+        "1",
+    ]
     process = subprocess.Popen(
         [*command, *options],
         stdout=subprocess.PIPE,

@@ -139,7 +139,9 @@ def test_configurations_of_before_said_lora(tmp_path):
     assert read_run_config(tmp_path / "config.yaml").model.tune == "lora" == preset("paper").model.tune
     assert update(preset("paper"), {"model": {"lora": False}}).model.tune == "frozen"
     (tmp_path / "config.yaml").write_text("model: {lora: false}\n")
-    assert read_run_config(tmp_path / "config.yaml").model == ModelConfig(head="network")  # nor had they another head
+    assert read_run_config(tmp_path / "config.yaml").model == ModelConfig(
+        head="network", networks=1
+    )  # nor had they another head
 
 
 def start_run(name, tune, config, sections, place):

@@ -347,7 +347,7 @@ def test_the_command_line_from_files_to_prediction(section_paths, folder, tmp_pa
 
     run = tmp_path / "run"
     files = ["--features", folder, "--niche-features", folder / "niches"]
-    options = ["-o", run, "--epochs", 1, "--n-genes", 6, "--width", 8]
+    options = ["-o", run, "--epochs", 1, "--n-genes", 6, "--width", 8, "--networks", 1]
     code, output = call("train", *section_paths[:2], *options, *files)
     assert code == 0, output
     assert load_run(run, device="cpu").config.data.feature_key == "file"

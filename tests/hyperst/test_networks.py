@@ -1,0 +1,75 @@
+"""Runs of several networks: each a run of its own, predictions are their mean, and what is interrupted goes on."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hyperst.config import update
+from hyperst.evaluation_images import read_images
+from hyperst.predict import predict_section
+from hyperst.run import RunFolder, load_run, run_checksum
+from hyperst.spot_values import predict_values
+from hyperst.train import fit
+
+
+@pytest.fixture(name="config", scope="module")
+def _config(tiny_config):
+    return update(tiny_config, {"model": {"networks": 2}, "training": {"epochs": 2}})
+
+
+@pytest.fixture(name="folder", scope="module")
+def _folder(config, sections, tmp_path_factory):
+    folder, begun = tmp_path_factory.mktemp("networks") / "run", []
+    summary = fit(config, sections[:2], folder, on_network=lambda *of: begun.append(of))
+    stored = [each.read_summary() for each in (RunFolder(folder), RunFolder(folder).network(2))]
+    assert begun == [(1, 2), (2, 2)]
+    assert summary.seconds == stored[0]["seconds"] + stored[1]["seconds"]
+    assert summary.validation_mse == stored[0]["validation_mse"]
+    return folder
+
+
+def test_a_prediction_is_the_mean_of_runs_of_one_network(config, sections, folder, tmp_path):
+    run, section = load_run(folder), sections[2]
+    other = load_run(RunFolder(folder).network(2).path)
+    first = replace(run, others=())
+    assert (run.networks[1].checkpoint, run.genes) == (other.checkpoint, other.genes)
+    assert run.split.validation_spots != other.split.validation_spots
+    values = [predict_values(each, section) for each in (first, other)]
+    assert not np.allclose(*values)
+    mean = np.mean(values, axis=0, dtype=np.float64).astype(np.float32)
+    np.testing.assert_array_equal(predict_values(run, section), mean)
+    np.testing.assert_array_equal(predict_section(run, section).X, mean)
+    seen = [read_images(each, section) for each in (run, first, other)]
+    np.testing.assert_array_equal(seen[0]["network"], np.mean([each["network"] for each in seen[1:]], axis=0))
+    np.testing.assert_array_equal(seen[0]["own"], seen[1]["own"])
+    assert set(seen[0]) == set(seen[1])
+    fit(replace(config, model=replace(config.model, networks=1)), sections[:2], tmp_path / "alone")
+    np.testing.assert_array_equal(predict_values(load_run(tmp_path / "alone"), section), values[0])
+
+
+def test_networks_that_are_not_trained_yet_are_told_and_trained_by_resuming(config, sections, folder, tmp_path):
+    whole = shutil.copytree(folder, tmp_path / "run")
+    checksum, second = run_checksum(whole), RunFolder(whole).network(2)
+    second.summary.unlink()  # as after an interruption
+    with pytest.warns(UserWarning, match="^1 of the 2 networks of the run .* --resume --output"):
+        assert load_run(whole).others == ()
+    assert run_checksum(whole) != checksum
+    fit(config, sections[:2], whole, resume=True)
+    np.testing.assert_array_equal(
+        predict_values(load_run(whole), sections[2]), predict_values(load_run(folder), sections[2])
+    )
+    shutil.rmtree(RunFolder(whole).networks)
+    fit(config, sections[:2], whole, resume=True)
+    np.testing.assert_array_equal(
+        predict_values(load_run(whole), sections[2]), predict_values(load_run(folder), sections[2])
+    )
+
+
+def test_what_is_left_of_a_network_is_not_taken_for_one_of_a_new_run(config, sections, folder, tmp_path):
+    shutil.copytree(RunFolder(folder).networks, tmp_path / "run" / "networks")
+    with pytest.raises(FileExistsError, match="holds networks/, which a run writes"):
+        fit(config, sections[:2], tmp_path / "run")
