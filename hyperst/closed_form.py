@@ -164,7 +164,7 @@ def blocks_with_closed_form(run: Run, section: Section, found: Mapping[str, Rows
     """:func:`with_closed_form` of 1024 spots after another."""
     of_networks = (_blocks_of(network, section, found, number) for number, network in enumerate(run.networks))
     for blocks in zip(*of_networks, strict=True):
-        yield blocks[0] if len(blocks) == 1 else np.mean(blocks, axis=0, dtype=np.float64).astype(np.float32)
+        yield blocks[0] if len(blocks) == 1 else np.stack(blocks).mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
 def _blocks_of(run: Run, section: Section, found: Mapping[str, Rows], number: int) -> Iterator[np.ndarray]:

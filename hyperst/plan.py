@@ -46,7 +46,7 @@ class Plan:
 
 
 def plan_run(config: RunConfig, sections: Sequence[Section], validation_sections: Sequence[Section] = ()) -> Plan:
-    """Fix genes, split, crop widths and the encoder's normalisation of a new run.
+    """Fix genes, split, crop widths, how many networks, and the encoder's normalisation of a new run.
 
     Raises:
         FileNotFoundError, ValueError: what cannot be trained on: weights that are missing, sections of one name, two that are
@@ -64,6 +64,7 @@ def plan_run(config: RunConfig, sections: Sequence[Section], validation_sections
         for group in (sections, validation_sections)
     )
     genes = select_genes(sections, config.data.n_genes, config.data.gene_selection)
+    config = replace(config, model=replace(config.model, networks=config.model.n_networks))
     declared = config.model.normalisation or declared_normalisation(config.model.backbone)
     if declared is not None:
         config = replace(config, model=replace(config.model, image_mean=declared[0], image_std=declared[1]))

@@ -293,7 +293,7 @@ def load_run(folder: str | Path, *, device: str | None = None, first_alone: bool
 
 def _trained_networks(place: RunFolder, config: RunConfig) -> list[Path]:
     """Folders of further networks whose training has ended. Warns where some are missing."""
-    wanted = [place.network(number) for number in range(2, config.model.networks + 1)]
+    wanted = [place.network(number) for number in range(2, config.model.n_networks + 1)]
     trained = [each.path for each in wanted if each.summary.is_file()]
     if len(trained) < len(wanted):
         warnings.warn(

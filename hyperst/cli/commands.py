@@ -113,7 +113,11 @@ def train(
         ),
     ] = None,
     networks: Annotated[
-        int | None, typer.Option("--networks", help="Networks to train, whose predictions are averaged.")
+        int | None,
+        typer.Option(
+            "--networks",
+            help="Networks to train, whose predictions are averaged. Default: 4 of conv and conv+stain, else 1.",
+        ),
     ] = None,
     image_size: Annotated[int | None, typer.Option("--image-size", help="Side of the crops, pixels.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Most passes over the spots.")] = None,
@@ -236,7 +240,7 @@ def train(
             f"{str(error) or 'interrupted'}; nothing of the finished epochs is lost. Go on with: "
             f"hyperst train --resume --output {output}"
         ) from error
-    print_training(console, summary, config.model.networks)
+    print_training(console, summary, config.model.n_networks)
     console.print(f"run folder: {output}", soft_wrap=True)
     console.print(f"next: hyperst evaluate {output} SECTION   or   hyperst predict {output} IMAGE", soft_wrap=True)
 

@@ -132,7 +132,7 @@ def fit(
     if resume:
         place.require()
         config = read_run_config(place.config)
-    networks = config.model.networks
+    networks = config.model.n_networks
     summaries = [train(config, place, resume, 1, networks)]
     for number, network in enumerate(_further_networks(config), 2):
         where = place.network(number)
@@ -144,7 +144,7 @@ def fit(
 def _further_networks(config: RunConfig) -> list[RunConfig]:
     """Configurations of the networks from the second on. Their seeds are far from those that somebody counts up."""
     model = replace(config.model, networks=1)
-    seeds = [(config.training.seed + _SEEDS_APART * number) % 2**32 for number in range(1, config.model.networks)]
+    seeds = [(config.training.seed + _SEEDS_APART * number) % 2**32 for number in range(1, config.model.n_networks)]
     return [replace(config, model=model, training=replace(config.training, seed=seed)) for seed in seeds]
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperst.config import PRESETS, RunConfig, preset, read_config, read_run_config, update, with_ablation, write_config
+from hyperst.model import ModelConfig
 
 ABLATIONS = (
     "full",
@@ -221,6 +222,12 @@ def test_every_ablation_is_selectable_and_survives_yaml(tmp_path, name):
     config = with_ablation(RunConfig(), name)
     assert read_config(write_config(config, tmp_path / "config.yaml")) == config
     assert (config == update(RunConfig(), {"model": {"head": "network", "networks": 1}})) == (name == "full")
+
+
+def test_small_backbones_have_four_networks_and_others_one():
+    assert [ModelConfig(name).n_networks for name in ("conv", "conv+stain", "stain", "uni")] == [4, 4, 1, 1]
+    assert [ModelConfig(name, networks=2).n_networks for name in ("conv", "uni")] == [2, 2]
+    assert (preset("paper").model.n_networks, with_ablation(RunConfig(), "full").model.n_networks) == (1, 1)
 
 
 def test_head_ablations_choose_the_heads_input():
