@@ -130,6 +130,7 @@ def write_evaluation(
         "missing_genes": list(evaluation.missing_genes),
         "target": evaluation.target,
         "best_epoch": run.best_epoch,
+        "networks": len(run.networks),
         "training_sections": [each.name for each in run.split.role("training")],
         "methods": {name: entry.as_json() for name, entry in evaluation.scores.items()},
         "caveats": evaluation.caveats,

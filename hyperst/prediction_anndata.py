@@ -48,7 +48,7 @@ class Known:
     @classmethod
     def of(cls, run: Run, stain: Stain) -> Known:
         """Read it."""
-        held_out, evaluated = held_out_figures(run.folder, run.genes, run.best_epoch, stain)
+        held_out, evaluated = held_out_figures(run.folder, run.genes, run.best_epoch, stain, len(run.networks))
         trained = read_training_spots(run.folder, run.checkpoint)
         return cls(stain, held_out, evaluated, read_calibration(run), trained)
 
@@ -122,6 +122,7 @@ def _provenance(run: Run, section: Section) -> dict[str, Any]:
         "run": run.folder.resolve().name,
         "best_epoch": run.best_epoch,
         "checkpoint": run.checkpoint,
+        "networks": len(run.networks),
         "training_sections": ", ".join(record.name for record in run.split.role("training")),
         "image": section.image_path.name if section.image_path is not None else "",
         "image_path": None if path is None else str(path),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from hyperst.checkpoint import (
     require_settings,
     stored_mixture,
     take_weights,
+    trained_settings,
 )
 from hyperst.closed_form import Mixture
 from hyperst.config import RunConfig, read_run_config
@@ -74,6 +75,11 @@ class RunFolder:
     def network(self, number: int) -> RunFolder:
         """The folder of a further network, from 2 on: a run of its own, whose predictions count as much as those of this one."""
         return RunFolder(self.networks / str(number))
+
+    def trained_networks(self) -> list[RunFolder]:
+        """Folders of the further networks of the run whose training has ended."""
+        wanted = range(2, read_run_config(self.config).model.n_networks + 1)
+        return [each for each in map(self.network, wanted) if each.summary.is_file()]
 
     def exists(self) -> bool:
         """Whether a run was started here."""
@@ -287,28 +293,35 @@ def load_run(folder: str | Path, *, device: str | None = None, first_alone: bool
         raise ValueError(f"{place.best} does not fit {place.config}: {error}; {_AGAIN}") from error
     require_frozen(checkpoint, model, frozen, config.model.weights, place.path, place.config)
     model, epoch = model.eval().to(chosen), checkpoint["epoch"] + 1
-    others = () if first_alone else tuple(load_run(path, device=device) for path in _trained_networks(place, config))
-    return Run(place.path, config, genes, split, model, chosen, epoch, sha256(place.best), mixture, others)
+    run = Run(place.path, config, genes, split, model, chosen, epoch, sha256(place.best), mixture)
+    return run if first_alone else replace(run, others=tuple(_further_networks(run, device)))
 
 
-def _trained_networks(place: RunFolder, config: RunConfig) -> list[Path]:
-    """Folders of further networks whose training has ended. Warns where some are missing."""
-    wanted = [place.network(number) for number in range(2, config.model.n_networks + 1)]
-    trained = [each.path for each in wanted if each.summary.is_file()]
-    if len(trained) < len(wanted):
+def _further_networks(run: Run, device: str | None) -> Iterator[Run]:
+    """Load the further networks whose training has ended. Warns where some are missing."""
+    place = RunFolder(run.folder)
+    trained = place.trained_networks()
+    finished, wanted = int(place.summary.is_file()) + len(trained), run.config.model.n_networks
+    if wanted > 1 and finished < wanted:
         warnings.warn(
-            f"{1 + len(trained)} of the {1 + len(wanted)} networks of the run in {place.path} are trained, and predict without the "
-            f"others; go on with hyperst train --resume --output {place.path}",
+            f"the training of {finished} of the {wanted} networks of the run in {place.path} has ended, and without the others a "
+            f"prediction is another one; go on with hyperst train --resume --output {place.path}",
             stacklevel=3,
         )
-    return trained
+    for each in trained:
+        other = load_run(each.path, device=device)
+        if other.genes != run.genes or trained_settings(other.config) != trained_settings(run.config):
+            raise ValueError(
+                f"{each.path} is no network of the run in {place.path}: it has other genes, or was trained with another "
+                f"configuration; {_AGAIN}"
+            )
+        yield other
 
 
 def run_checksum(folder: Path) -> str:
     """SHA-256 of what a run predicts with: weights, configuration, genes, sections, and its calibration where there is one."""
     place = RunFolder(folder)
-    further = sorted(place.networks.glob("*/summary.json"))
-    places = [place, *(RunFolder(path.parent) for path in further)]
+    places = [place, *place.trained_networks()]
     paths = [path for each in places for path in (each.best, each.config, each.genes, each.split)]
     paths += [place.calibration] if place.calibration.is_file() else []
     return hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()

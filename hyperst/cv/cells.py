@@ -154,7 +154,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     }
     write_json_atomic(cell.work / _RESULT, result)
     os.replace(cell.work, cell.folder)
-    shutil.rmtree(RunFolder(cell.folder / "run").best.parent)  # the cell is done, whether this is or not
+    for checkpoints in (cell.folder / "run").rglob("checkpoints"):  # of further networks too
+        shutil.rmtree(checkpoints)  # the cell is done, whether this is or not
     return result
 
 

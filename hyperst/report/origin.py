@@ -19,8 +19,8 @@ def require_origin(spots: SpotMap, path: Path, summary: RunSummary) -> None:
         run, epoch = spots.facts.get("run", "another run"), spots.facts.get("best_epoch", "?")
         raise ValueError(
             f"{path} was not predicted by the run in {summary.folder} as it is now: it names the run {run}, epoch {epoch}, whose "
-            f"checkpoint has the SHA-256 {str(spots.checkpoint)[:12]}..., this one {summary.checksums[_BEST][:12]}...; give "
-            "predictions of this run, or predict again"
+            f"checkpoint has the SHA-256 {str(spots.checkpoint)[:12]}..., this one {summary.checksums[_BEST][:12]}... (networks: "
+            f"{spots.facts.get('networks', 1)} and {summary.networks}); give predictions of this run, or predict again"
         )
 
 
@@ -40,4 +40,6 @@ def origin_warnings(maps: Iterable[SpotMap], summary: RunSummary) -> list[str]:
 
 
 def _is_other(spots: SpotMap, summary: RunSummary) -> bool:
-    return None not in (spots.checkpoint, own := summary.checksums.get(_BEST)) and spots.checkpoint != own
+    if None in (spots.checkpoint, own := summary.checksums.get(_BEST)):
+        return False
+    return spots.checkpoint != own or int(spots.facts.get("networks", 1)) != summary.networks

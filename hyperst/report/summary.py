@@ -34,6 +34,7 @@ class SectionScores:
         caveats: what the numbers do not say.
         excluded_spots: ids of those left out for fewer counts than ``min_counts``, which is None where it is not recorded.
         best_epoch: of the weights that predicted; None where it is not recorded.
+        networks: how many predicted.
         doubt: mean noise ceiling ("noise_ceiling") and "coverage" of the intervals, "nominal_coverage"; empty in evaluations of
             earlier versions.
         space: see :func:`hyperst.evaluation_space.hyperbolic_space`; None where there is none.
@@ -56,6 +57,7 @@ class SectionScores:
     expression: Path | None
     doubt: dict[str, float | None] = field(default_factory=dict)
     space: dict[str, Any] | None = None
+    networks: int = 1
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class RunSummary:
 
     Attributes:
         folder, config, genes, split, versions: of the run.
-        training: how it ended, see ``summary.json``; None while it has not.
+        training: how it ended, see ``summary.json``; None while it has not. Of the first of ``networks`` that are trained.
         curves: rows of ``metrics.csv``, an epoch each; empty before the first.
         evaluations: one per section, by name.
         checksums: SHA-256, hexadecimal, of the files that determine predictions, by their names in the folder.
@@ -79,6 +81,7 @@ class RunSummary:
     curves: pd.DataFrame
     evaluations: tuple[SectionScores, ...]
     checksums: dict[str, str]
+    networks: int
 
 
 def collect(folder: str | Path) -> RunSummary:
@@ -90,7 +93,9 @@ def collect(folder: str | Path) -> RunSummary:
     """
     place = RunFolder(folder)
     place.require()
-    files = [path for path in (place.config, place.genes, place.split, place.best) if path.is_file()]
+    further = place.trained_networks()
+    weights = [each.best for each in (place, *further)]
+    files = [path for path in (place.config, place.genes, place.split, *weights) if path.is_file()]
     return RunSummary(
         folder=place.path,
         config=read_run_config(place.config),
@@ -103,6 +108,7 @@ def collect(folder: str | Path) -> RunSummary:
         else pd.DataFrame(),
         evaluations=read_evaluations(folder),
         checksums={path.relative_to(place.path).as_posix(): sha256(path) for path in files},
+        networks=1 + len(further),
     )
 
 
@@ -145,6 +151,7 @@ def _scores(path: Path) -> SectionScores:
             expression=expression if expression.is_file() else None,
             doubt=dict(stored.get("doubt", {})),
             space=read_space(path.parent),
+            networks=int(stored.get("networks", 1)),
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {_AGAIN}") from error

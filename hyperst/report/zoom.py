@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -195,11 +196,13 @@ def _jpeg(pixels: np.ndarray) -> str:
 
 
 def _find(spots: SpotMap, images: Path | None) -> Path | None:
-    recorded = spots.facts.get("image_path")
+    recorded, known = spots.facts.get("image_path"), spots.facts.get("image_checksum")
     paths = [Path(recorded)] if recorded else []
     if images is not None and spots.facts.get("image"):
         paths.insert(0, images / Path(spots.facts["image"]).name)
-    return next((path for path in paths if path.is_file()), None)
+    here = [path for path in paths if os.path.isfile(path) and os.access(path, os.R_OK)]
+    # another file of that name is looked at too, which then says so
+    return next((path for path in here if known in (None, sampled_hash(path))), here[0] if here else None)
 
 
 def _of_file(path: Path, maps: Sequence[SpotMap], n_bytes: int) -> dict[str, Any] | None:

@@ -118,26 +118,33 @@ def fit(
     """
     _check_devices(config, devices)
     place = RunFolder(folder)
+    if resume:
+        place.require()
+        config = read_run_config(place.config)
+    networks = config.model.n_networks
     groups = list(sections), list(validation_sections)
 
-    def train(network: RunConfig, where: RunFolder, going_on: bool, number: int, networks: int) -> TrainingSummary:
+    def train(network: RunConfig, where: RunFolder, going_on: bool, number: int) -> TrainingSummary:
         if on_network is not None:
             on_network(number, networks)
         one = partial(_fit, network, groups[0], where.path, groups[1], going_on)
         if devices is not None and devices > 1 and not started_processes():
             return _fit_in_processes(devices, one, on_epoch)
-        with joined() as processes:
-            return one(on_epoch, processes, on_crops if processes.size == 1 else None)
+        try:
+            with joined() as processes:
+                return one(on_epoch, processes, on_crops if processes.size == 1 else None)
+        except KeyboardInterrupt as error:
+            if networks == 1:
+                raise
+            raise KeyboardInterrupt(f"{str(error) or 'interrupted'}, network {number} of {networks}") from error
 
-    if resume:
-        place.require()
-        config = read_run_config(place.config)
-    networks = config.model.n_networks
-    summaries = [train(config, place, resume, 1, networks)]
+    summaries = [train(config, place, resume, 1)]
     for number, network in enumerate(_further_networks(config), 2):
         where = place.network(number)
         begun = where.exists()  # alike in all processes: none writes before all have met
-        summaries.append(train(network, where, begun, number, networks))
+        if not begun:  # what a kill may have left of its start
+            remove_start(where)
+        summaries.append(train(network, where, begun, number))
     return replace(summaries[0], seconds=sum(summary.seconds for summary in summaries))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import itertools
 import os
 import pickle
@@ -83,7 +84,7 @@ def joined() -> Iterator[Processes]:
         yield ALONE
         return
     os.environ.update(variables)
-    store, rank, size = next(dist.rendezvous("env://"))
+    store, rank, size = _meeting_point(tuple(variables.items()))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     meeting = dist.PrefixStore(f"hyperst/{next(_MEETINGS)}", store)
     dist.init_process_group(backend, store=meeting, rank=rank, world_size=size)
@@ -97,6 +98,12 @@ def joined() -> Iterator[Processes]:
                 raise
             raise first from error
     dist.destroy_process_group()
+
+
+@functools.cache
+def _meeting_point(variables: tuple[tuple[str, str], ...]) -> tuple[dist.Store, int, int]:
+    """Store, rank and size. Where rank 0 serves the store, others come to the next meeting before it has left the last one."""
+    return next(dist.rendezvous("env://"))
 
 
 def first_error(store: dist.Store) -> BaseException | None:

@@ -27,7 +27,7 @@ from hyperst.data import dataset
 from hyperst.data.genes import TooFewGenesError
 from hyperst.demo import run_demo
 from hyperst.processes import started_processes
-from hyperst.run import RunFolder, load_checkpoint
+from hyperst.run import RunFolder, load_checkpoint, load_run
 from hyperst.train import fit
 from hyperst.train.batch_norm import synchronise_batch_norms
 from hyperst.train.interruption import Interruption
@@ -368,18 +368,32 @@ def test_torchrun(section_paths, tmp_path):
     assert RunFolder(tmp_path / "run").read_summary()["epochs"] == 1
 
 
-def test_srun_with_other_sections_on_one_task(section_paths, tmp_path):
-    """No launcher tells these processes of each other's end: they agree before they start."""
+def tasks(section_paths, output, firsts, *options):
+    """Two of srun's tasks, each with the sections from its first on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "SLURM_STEP_TASKS_PER_NODE": "2"}
-    started = [
+    return [
         command(
-            "hyperst", "train", *section_paths[rank:2], "--output", tmp_path / "run", *SMALL,
+            "hyperst", "train", *section_paths[first:2], "--output", output, *SMALL, *options,
             SLURM_STEP_NUM_TASKS=2, SLURM_PROCID=rank, SLURM_LOCALID=rank, **place,
         )
-        for rank in (0, 1)
+        for rank, first in enumerate(firsts)
     ]  # fmt: skip
+
+
+def test_srun_trains_one_network_after_another(section_paths, tmp_path):
+    """Rank 0 serves the place where all meet, and keeps it: others come to the next meeting before it does."""
+    started = tasks(section_paths, tmp_path / "run", (0, 0), "--epochs", 1, "--networks", 2)
+    for process in started:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    assert load_run(tmp_path / "run").others[0].folder == tmp_path / "run" / "networks" / "2"
+
+
+def test_srun_with_other_sections_on_one_task(section_paths, tmp_path):
+    """No launcher tells these processes of each other's end: they agree before they start."""
+    started = tasks(section_paths, tmp_path / "run", (0, 1))
     for process in started:
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 1, output
