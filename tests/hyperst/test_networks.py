@@ -94,7 +94,7 @@ def test_a_network_of_another_run_is_refused(folder, sections, tiny_config, tmp_
     fit(update(tiny_config, {"data": {"n_genes": 11}, "training": {"epochs": 1}}), sections[:2], tmp_path / "other")
     shutil.rmtree(whole / "networks" / "2")
     shutil.copytree(tmp_path / "other", whole / "networks" / "2")
-    with pytest.raises(ValueError, match="2 is no network of the run in .*: it has other genes"):
+    with pytest.raises(ValueError, match=r"2 is no network of the run in .*: it has other genes"):
         load_run(whole)
 
 

@@ -40,7 +40,8 @@ FOLDS = [Fold("a", ("S1", "S2"), (), ("S3",)), Fold("b", ("S2",), (), ("S1", "S3
 
 @pytest.fixture(scope="module")
 def rows(tiny_config):
-    quick = replace(tiny_config, training=replace(tiny_config.training, epochs=1))
+    model = replace(tiny_config.model, networks=2)
+    quick = replace(tiny_config, model=model, training=replace(tiny_config.training, epochs=1))
     return {"full": quick, "no_hca_hea": with_ablation(quick, "no_hca_hea")}
 
 
