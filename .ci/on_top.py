@@ -18,10 +18,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from torch_for_this_machine import PIP, install
 
-BESIDE = {"spatialdata": ["black", "starlette"]}  # which vitessce imports
-ALONE = {
-    "spatialdata": ["vitessce>=3.8"]
-}  # it asks for a Zarr that spatialdata no longer takes, and works with the newer one
+# vitessce asks for a Zarr that spatialdata no longer takes, and works with the newer one: it comes without what it asks for
+ALONE = {"spatialdata": ["vitessce>=3.8"]}
+BESIDE = {"spatialdata": ["black", "starlette"]}  # of that, what it imports
 
 
 def main(folder: Path, extra: str) -> None:

@@ -77,9 +77,8 @@ def stain_vectors(pixels: np.ndarray, name: str) -> StainVectors:
         ValueError: the pixels do not show two stains.
     """
     require_torchstain()
-    from torchstain.numpy.normalizers import (
-        NumpyMacenkoNormalizer,
-    )  # in float64: float32's last digit changes from call to call
+    # in float64: float32's last digit changes from call to call
+    from torchstain.numpy.normalizers import NumpyMacenkoNormalizer
 
     normaliser = NumpyMacenkoNormalizer()
     try:
@@ -88,12 +87,8 @@ def stain_vectors(pixels: np.ndarray, name: str) -> StainVectors:
             normaliser.fit(pixels[None], Io=_WHITE)
         found = np.stack([*normaliser.HERef.T, [*normaliser.maxCRef, 0]]).astype(np.float32).astype(float)
         hematoxylin, eosin, highest = found[0].tolist(), found[1].tolist(), found[2, :2].tolist()
-    except (
-        RuntimeError,
-        ValueError,
-        IndexError,
-        np.linalg.LinAlgError,
-    ) as error:  # too few pixels dense enough, or all of one colour
+    except (RuntimeError, ValueError, IndexError, np.linalg.LinAlgError) as error:
+        # too few pixels dense enough, or all of one colour
         raise ValueError(f"{_NO_STAINS} {name} ({reason_of(error)})") from error
     across = np.linalg.norm(np.cross(hematoxylin, eosin))
     if not (np.isfinite([*hematoxylin, *eosin, *highest]).all() and min(highest) > 0 and across > math.sin(0.02)):

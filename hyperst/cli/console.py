@@ -89,9 +89,11 @@ def print_sections(console: Console, sections: Sequence[Section], title: str) ->
 
 def print_training(console: Console, summary: TrainingSummary, networks: int = 1) -> None:
     """How a training ended."""
-    several = f"{networks} networks trained in {summary.seconds:.0f} s, the first for {summary.epochs} epochs"
+    done = f"trained for {summary.epochs} epochs in {summary.seconds:.0f} s"
+    if networks > 1:
+        done = f"{networks} networks trained in {summary.seconds:.0f} s, the first for {summary.epochs} epochs"
     console.print(
-        f"{several if networks > 1 else f'trained for {summary.epochs} epochs in {summary.seconds:.0f} s'}"
+        f"{done}"
         f"{', stopped early' if summary.stopped_early else ''}; kept epoch {summary.best_epoch}: "
         f"validation MSE {summary.validation_mse:.4f}, mean PCC {summary.validation_pcc:+.3f}"
     )

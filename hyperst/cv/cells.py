@@ -154,7 +154,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     }
     write_json_atomic(cell.work / _RESULT, result)
     os.replace(cell.work, cell.folder)
-    for checkpoints in (cell.folder / "run").rglob("checkpoints"):  # of further networks too
+    for checkpoints in list((cell.folder / "run").rglob("checkpoints")):  # of further networks too
         shutil.rmtree(checkpoints)  # the cell is done, whether this is or not
     return result
 

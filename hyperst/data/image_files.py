@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def find_image(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} (--images) is no folder")
     named = [folder / path.name for path in table.images_to_try]
-    found = _first(folder, stems) or next((path for path in named if path.is_file()), None)
+    found = _first(folder, stems) or next((path for path in named if os.path.isfile(path)), None)
     if found is not None or not required:
         return found
     held = [path.name for path in sorted(folder.iterdir()) if is_image(path)]
@@ -60,7 +61,7 @@ def find_image(
 
 def _beside(table: SpotTable, stems: list[str]) -> Path | None:
     for path in table.images_to_try:
-        if path.is_file():
+        if os.path.isfile(path):  # on another machine the name may be one that cannot be looked at, which is no error here
             return path
     folder = _folder(table)
     places = [folder, folder / "images", folder.parent / "images", folder.parent / "wsis"]

@@ -127,10 +127,10 @@ def fit(
     def train(network: RunConfig, where: RunFolder, going_on: bool, number: int) -> TrainingSummary:
         if on_network is not None:
             on_network(number, networks)
-        one = partial(_fit, network, groups[0], where.path, groups[1], going_on)
-        if devices is not None and devices > 1 and not started_processes():
-            return _fit_in_processes(devices, one, on_epoch)
+        one = partial(_fit, network, groups[0], where.path, groups[1], going_on, number == 1)
         try:
+            if devices is not None and devices > 1 and not started_processes():
+                return _fit_in_processes(devices, one, on_epoch)
             with joined() as processes:
                 return one(on_epoch, processes, on_crops if processes.size == 1 else None)
         except KeyboardInterrupt as error:
@@ -201,6 +201,7 @@ def _fit(
     folder: str | Path,
     validation_sections: Sequence[Section],
     resume: bool,
+    first_network: bool,
     on_epoch: Callable[[Epoch, int], None] | None,
     processes: Processes,
     on_crops: Callable[[int, int], None] | None = None,
@@ -259,7 +260,7 @@ def _fit(
         seconds=time.perf_counter() - started,
         stopped_early=recorder.exhausted and len(recorder.history) < config.training.epochs,
     )
-    processes.from_first(partial(_finish, config, place, sections, validation_sections, summary))
+    processes.from_first(partial(_finish, config, place, sections, validation_sections, summary, first_network))
     return summary
 
 
@@ -269,18 +270,20 @@ def _finish(
     sections: Sequence[Section],
     validation_sections: Sequence[Section],
     summary: TrainingSummary,
+    first_network: bool,
 ) -> None:
-    """Write what is measured on the finished weights, then the summary: a run that has one is complete."""
+    """Write what is measured on the finished weights, of the first network, then the summary: a run that has one is complete."""
     device = "cpu" if config.training.accelerator == "cpu" else None
     # before it is fitted to the held-out spots too: of what it has seen its errors are too small
     before, encoded = None, None
     if config.model.head != "network":
         before, encoded = add_closed_form(place, sections, validation_sections, device)
-    run = replace(load_run(place.path, device=device, first_alone=True), mixture=before)
-    calibrate(run, sections, validation_sections, encoded).write(place.calibration)
-    _write_training_spots(run, sections, encoded)
-    if run.config.data.stain_mean is not None:
-        write_tissue_pixels(place.tissue_pixels, [tissue_pixels(run.config, section) for section in sections])
+    if first_network:
+        run = replace(load_run(place.path, device=device, first_alone=True), mixture=before)
+        calibrate(run, sections, validation_sections, encoded).write(place.calibration)
+        _write_training_spots(run, sections, encoded)
+        if run.config.data.stain_mean is not None:
+            write_tissue_pixels(place.tissue_pixels, [tissue_pixels(run.config, section) for section in sections])
     write_json_atomic(place.summary, asdict(summary))
 
 

@@ -34,6 +34,8 @@ def _folder(config, sections, tmp_path_factory):
     assert begun == [(1, 2), (2, 2)]
     assert summary.seconds == stored[0]["seconds"] + stored[1]["seconds"]
     assert summary.validation_mse == stored[0]["validation_mse"]
+    measured = [sorted(path.name for path in each.glob("*.npz")) for each in (folder, folder / "networks" / "2")]
+    assert measured == [["calibration.npz", "tissue_pixels.npz", "training_spots.npz"], []]
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import anndata
 import pytest
 
 from hyperst.data import distinct_names, find_sections, list_sections, read_manifest, read_section
@@ -108,6 +109,15 @@ def test_a_folder_of_images_without_the_image_is_no_reason_to_take_another(one, 
         assert words in str(caught.value)
     found = write_image(tmp_path / "slides" / "A.PNG")
     assert read_section(one, images_dir=tmp_path / "slides").image_path == found
+
+
+def test_a_name_of_another_machine_that_cannot_be_looked_at_is_passed_over(one):
+    stored = anndata.read_h5ad(one)
+    (library,) = stored.uns["spatial"].values()
+    library["metadata"] = {**library.get("metadata", {}), "source_image_path": f"/{'x' * 300}.svs"}
+    stored.write_h5ad(one)
+    assert read_section(one).image_path == one.with_name("A.tif")
+    assert read_section(one, images_dir=one.parent).image_path == one.with_name("A.tif")
 
 
 def test_no_image_anywhere_is_one_short_sentence(one):

@@ -286,9 +286,8 @@ def test_the_script_is_javascript():
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
-    parts = [
-        Path(report.__file__).parent / part for part in ("page.js", "zoom.js", "space.js")
-    ]  # one script on the page
+    # one script on the page
+    parts = [Path(report.__file__).parent / part for part in ("page.js", "zoom.js", "space.js")]
     subprocess.run([node, "--check", "-"], input="".join(part.read_text() for part in parts), text=True, check=True)
 
 
