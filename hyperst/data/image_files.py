@@ -61,7 +61,8 @@ def find_image(
 
 def _beside(table: SpotTable, stems: list[str]) -> Path | None:
     for path in table.images_to_try:
-        if os.path.isfile(path):  # on another machine the name may be one that cannot be looked at, which is no error here
+        # a name of another machine that cannot be looked at here is no error
+        if os.path.isfile(path):
             return path
     folder = _folder(table)
     places = [folder, folder / "images", folder.parent / "images", folder.parent / "wsis"]
