@@ -1,7 +1,7 @@
 """How a step of a loss would scale to more threads than this machine has, from the instructions that each thread executes.
 
 python -m benchmarks.threads                           # prints tables; needs valgrind, its headers and a C compiler
-python -m benchmarks.threads --shapes 512x128 --threads 1 64 --write   # and puts them into docs/notes/threads.md
+python -m benchmarks.threads --shapes 512x128 --threads 1 64
 
 One forward and backward pass runs under valgrind's callgrind with as many threads as asked for, on however many cores. What a
 thread waits costs no instructions, nor does memory: a prediction is an upper bound of the speed-up.
@@ -21,10 +21,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.markdown import markdown, replace_between
-from benchmarks.results import REPOSITORY
+from benchmarks.markdown import markdown
 
-PAGE = REPOSITORY / "docs" / "notes" / "threads.md"
 SHAPES, THREADS = ("512x128", "4096x128", "4096x512"), (1, 2, 4, 8, 16, 32, 64)
 # Requests to the running callgrind are macros of its header.
 SWITCH = """
@@ -163,11 +161,10 @@ def measured(shape: str, threads: int, folder: Path, switch: Path) -> list[Count
     return [of for of in found if of]
 
 
-def main(arguments: Sequence[str] | None = None, page: Path = PAGE) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help="rows x features")
     parser.add_argument("--threads", nargs="+", type=int, default=THREADS, help="numbers of threads, 1 among them")
-    parser.add_argument("--write", action="store_true", help="write the tables into docs/notes/threads.md")
     parser.add_argument("--switch", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.switch is not None:
@@ -183,11 +180,7 @@ def main(arguments: Sequence[str] | None = None, page: Path = PAGE) -> None:
         subprocess.run(["cc", "-shared", "-fPIC", "-o", switch, source], check=True)
         for shape in options.shapes:
             runs = {threads: measured(shape, threads, folder, switch) for threads in sorted(options.threads)}
-            for table in (scaling, parts):
-                if options.write:
-                    replace_between(page, f"{table.__name__} {shape}", table(runs))
-                else:
-                    print(f"{shape}\n\n{table(runs)}\n", flush=True)
+            print(f"{shape}\n\n{scaling(runs)}\n\n{parts(runs)}\n", flush=True)
 
 
 if __name__ == "__main__":
