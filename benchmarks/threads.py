@@ -177,7 +177,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(name)
         source, switch = folder / "switch.c", folder / "switch.so"
         source.write_text(SWITCH, encoding="utf-8")
-        subprocess.run(["cc", "-shared", "-fPIC", "-o", switch, source], check=True)
+        built = subprocess.run(["cc", "-shared", "-fPIC", "-o", switch, source], capture_output=True, text=True)
+        if built.returncode:
+            raise SystemExit(
+                f"valgrind's header callgrind.h does not compile, install valgrind with its headers:\n{built.stderr}"
+            )
         for shape in options.shapes:
             runs = {threads: measured(shape, threads, folder, switch) for threads in sorted(options.threads)}
             print(f"{shape}\n\n{scaling(runs)}\n\n{parts(runs)}\n", flush=True)
