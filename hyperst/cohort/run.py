@@ -16,6 +16,7 @@ from hyperst.cohort.ranks import Ranks
 from hyperst.cohort.slides import Options, Slide, SlideResult, SlideWorker, run_checksum, stored_result
 from hyperst.cohort.tables import TABLE, require_own_tables, result_table, write_tables
 from hyperst.data import SectionSource, distinct_names
+from hyperst.data.sources import refuse_image_of_image
 from hyperst.data.readers.features import find_features
 from hyperst.device import choose_device
 from hyperst.export import check_exports, check_formats
@@ -126,12 +127,15 @@ def _plan(
 ) -> tuple[list[Slide], list[SlideResult]]:
     """All slides, and the results of those that are there; raises what can be known before the work."""
     if not sources:
+    sources = distinct_names(sources)
+    for source in sources:
+        refuse_image_of_image(source, f"slide {source.name}")
         raise ValueError("sources: got no slide, need at least one")
     run = load_run(run_folder, device="cpu")  # a GPU's memory is for those that predict
     check_options(run, options.mpp, options.features, options.niche_features, options.wider_features)
     checksum = run_checksum(run_folder)
     slides = []
-    for source in distinct_names(sources):
+    for source in sources:
         place = replace(source, path=source.path.absolute(), image=source.image and source.image.absolute())
         own = replace(
             options,
