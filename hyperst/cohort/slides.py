@@ -11,7 +11,8 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -207,7 +208,7 @@ class SlideWorker:
             facts |= {"identity": slide.identity, "run_checksum": slide.run, "spots": values.section.n_spots}
             facts |= {"predicted_with": __version__, "predicted_with_torch": str(torch.__version__)}
             if values.section.patient is not None:
-                facts["patient"] = str(values.section.patient)
+                facts["section_patient"] = str(values.section.patient)
             if image is not None:
                 place = Path(os.path.relpath(image, slide.source.path.parent))
                 facts |= {"image_place": place.as_posix(), "image_checksum": sampled_hash(image)}
@@ -241,7 +242,8 @@ def _predicted(run: Run, slide: Slide) -> AbstractContextManager[SlideValues]:
         um_per_px = source.mpp if source.mpp is not None else mpp
         return image_into_part(run, source.path, slide.output, mpp=um_per_px, min_tissue=min_tissue, **common)
     need_image = run.config.data.feature_key is None
-    section = source.read(mpp=mpp, require_counts=False, require_image=need_image)
+    own = replace(source, patient=None)  # what a table says of it may change; the section does not
+    section = own.read(mpp=mpp, require_counts=False, require_image=need_image)
     return section_into_part(run, section, slide.output, **common)
 
 

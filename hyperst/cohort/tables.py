@@ -57,8 +57,8 @@ def pseudo_bulk(slides: Sequence[Slide]) -> AnnData:
         rows.append(
             {
                 "n_spots": n_spots,
-                "tissue_mm2": facts.get("tissue_mm2", np.nan),
-                "patient": slide.source.patient or facts.get("patient"),
+                **{name: facts.get(name) for name in _MEASURES},
+                "patient": slide.source.patient or facts.get("section_patient"),
             }
         )
     if first is None:

@@ -230,10 +230,19 @@ def test_a_stored_prediction_that_is_damaged_is_named(manifest, run, begun):
         predict_cohort(run, read_manifest(manifest)[:2], begun, workers=0)
 
 
-def test_a_patient_that_only_the_section_names(manifest, run, tmp_path):
-    path = write_tissue(tmp_path, seed=5, name="A", patient="PAT1", **SIZE)
-    predict_cohort(run, [SectionSource(path)], tmp_path / "out", workers=0)
-    assert list(anndata.read_h5ad(tmp_path / "out" / "cohort.h5ad").obs["patient"]) == ["PAT1"]
+def test_the_table_of_this_call_names_the_patient_or_else_the_section(run, tmp_path):
+    """Of predictions that are kept too."""
+    said = SectionSource(write_tissue(tmp_path, seed=5, name="A", patient="PAT1", **SIZE))
+    silent = SectionSource(write_tissue(tmp_path, seed=6, name="B", **SIZE))
+    for patients, expected in (
+        (("PX", "PY"), ["PX", "PY"]),
+        ((None, None), ["PAT1", None]),
+        (("PZ", None), ["PZ", None]),
+    ):
+        sources = [replace(source, patient=patient) for source, patient in zip((said, silent), patients, strict=True)]
+        predict_cohort(run, sources, tmp_path / "out", workers=0)
+        found = anndata.read_h5ad(tmp_path / "out" / "cohort.h5ad").obs["patient"]
+        assert list(found.astype(object).where(found.notna(), None)) == expected
 
 
 def test_where_all_fail_no_mean_is_left(found, manifest, run, tmp_path):
