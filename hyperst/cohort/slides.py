@@ -115,6 +115,7 @@ class SlideResult:
         status: "predicted"; "kept", from an earlier call; or "failed".
         spots: how many were predicted.
         tissue_mm2: area of tissue on its image, None where um/px or image are unknown.
+        unlike_share, unlike_slide: see :func:`hyperst.doubt.add_doubt`; None where the run has not measured that.
         seconds: that the prediction took, None of one that was kept.
         error: why it failed, in one line.
         notes: what one has to know of the prediction.
@@ -124,9 +125,33 @@ class SlideResult:
     status: Literal["predicted", "kept", "failed"]
     spots: int | None = None
     tissue_mm2: float | None = None
+    unlike_share: float | None = None
+    unlike_slide: bool | None = None
     seconds: float | None = None
     error: str | None = None
     notes: tuple[str, ...] = ()
+
+
+def _result(
+    slide: Slide,
+    status: Literal["predicted", "kept"],
+    spots: int,
+    facts: Mapping[str, Any],
+    seconds: float | None = None,
+    notes: tuple[str, ...] = (),
+) -> SlideResult:
+    """What came of a slide whose prediction has ``uns["hyperst"]`` ``facts``."""
+    unlike = facts.get("unlike_slide")
+    return SlideResult(
+        slide.name,
+        status,
+        spots,
+        facts.get("tissue_mm2"),
+        facts.get("unlike_share"),
+        None if unlike is None else bool(unlike),
+        seconds,
+        notes=notes,
+    )
 
 
 def stored_result(slide: Slide, *, again: bool = False) -> SlideResult | None:
@@ -152,7 +177,7 @@ def stored_result(slide: Slide, *, again: bool = False) -> SlideResult | None:
             f"{slide.output} exists: predicted by another run or version, with other options, or from other files than now. Choose "
             "another --output, remove it, or predict all slides once more with --again"
         )
-    return SlideResult(slide.name, "kept", int(facts["spots"]), facts.get("tissue_mm2"))
+    return _result(slide, "kept", int(facts["spots"]), facts)
 
 
 class SlideWorker:
@@ -180,14 +205,10 @@ class SlideWorker:
         said = dict.fromkeys(str(each.message) for each in warned if each.category is UserWarning)
         with suppress(OSError):  # there is none, of most
             slide.log.unlink()
-        result = SlideResult(
-            slide.name,
-            "kept" if slide.stored else "predicted",
-            predicted.n_obs,
-            predicted.uns["hyperst"].get("tissue_mm2"),
-            time.perf_counter() - started,
-            notes=(*said, *prediction_notes(predicted)),
-        )
+        status: Literal["predicted", "kept"] = "kept" if slide.stored else "predicted"
+        notes = (*said, *prediction_notes(predicted))
+        facts, seconds = predicted.uns["hyperst"], time.perf_counter() - started
+        result = _result(slide, status, predicted.n_obs, facts, seconds, notes)
         predicted.file.close()
         return result
 

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from hyperst.cohort import Options, predict_cohort
+from hyperst.cohort.tables import COLUMNS
 from hyperst.data import SectionSource, find_tissue, open_image, read_manifest
 from hyperst.predict import predict_image
 from hyperst.run import load_run
@@ -50,7 +51,7 @@ def test_one_damaged_slide_stops_no_other(found):
     assert len(files(found.folder)) == 20  # and cohort.h5ad
     assert REASON.split(r"\.")[0] in (found.folder / "logs" / f"{DAMAGED}.txt").read_text()
     table = pd.read_csv(found.folder / "cohort.csv")
-    assert list(table) == ["slide", "status", "spots", "tissue_mm2", "seconds", "error"]
+    assert list(table) == list(COLUMNS)
     assert list(table["slide"]) == [f"T{number:02}" for number in range(20)]
     (failed,) = table[table["status"] == "failed"].itertuples()
     assert (failed.slide, failed.error) == (DAMAGED, found.failures[DAMAGED])
@@ -75,12 +76,15 @@ def test_a_slide_is_predicted_as_it_is_alone(found, manifest, run):
 
 def test_pseudo_bulk_is_the_mean_over_spots(found):
     bulk = anndata.read_h5ad(found.folder / "cohort.h5ad")
+    table = pd.read_csv(found.folder / "cohort.csv", index_col="slide")
     assert list(bulk.obs_names) == [f"T{number:02}" for number in range(20) if f"T{number:02}" != DAMAGED]
     for name, row in zip(bulk.obs_names, bulk.X, strict=True):
         stored = anndata.read_h5ad(found.folder / f"{name}.h5ad")
         np.testing.assert_array_equal(row, stored.X.mean(axis=0, dtype=np.float64).astype(np.float32))
         assert bulk.obs.loc[name, "n_spots"] == stored.n_obs
         assert bulk.obs.loc[name, "tissue_mm2"] == stored.uns["hyperst"]["tissue_mm2"]
+        for fact in ("unlike_share", "unlike_slide"):
+            assert bulk.obs.loc[name, fact] == table.loc[name, fact] == stored.uns["hyperst"][fact]
         assert list(bulk.var_names) == list(stored.var_names)
     assert list(bulk.obs["patient"].cat.categories) == [f"P{number}" for number in range(10)]
     assert bulk.uns["hyperst"]["units"] == stored.uns["hyperst"]["units"]
