@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 import traceback
 import warnings
@@ -18,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from hyperst.cohort.exports import SlideExports, content
 from hyperst.data import SectionSource
 from hyperst.data.identity import sampled_hash
 from hyperst.data.images import IMAGE_SUFFIXES
-from hyperst.export import export_path, image_of, write_export
+from hyperst.export import image_of, write_export
 from hyperst.files import anndata_elements, write_text_atomic
 from hyperst.predict_file import SlideValues, image_into_part, section_into_part
 from hyperst.prediction_notes import prediction_notes
@@ -83,11 +83,11 @@ class Slide:
             run,
             __version__,
             [str(source.name), source.mpp, source.kind],
-            [_content(path) for path in (source.path, source.image, options.features, options.niche_features)],
+            [content(path) for path in (source.path, source.image, options.features, options.niche_features)],
             [options.mpp, options.skip_damaged, options.stain, options.min_tissue],
         ]
         if options.wider_features:
-            facts.append({level: _content(path) for level, path in options.wider_features.items()})
+            facts.append({level: content(path) for level, path in options.wider_features.items()})
         identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         return cls(source, options, output / f"{source.name}.h5ad", run, identity)
 
@@ -97,9 +97,9 @@ class Slide:
         return str(self.source.name)
 
     @property
-    def exports(self) -> list[Path]:
-        """Where they go."""
-        return [export_path(self.output, ending) for ending in self.options.exports]
+    def exports(self) -> SlideExports:
+        """What lies beside the .h5ad in other formats."""
+        return SlideExports(self.output, self.log.with_name(f"{self.name}.exports.json"))
 
     @property
     def log(self) -> Path:
@@ -233,25 +233,32 @@ class SlideWorker:
             if image is not None:
                 place = Path(os.path.relpath(image, slide.source.path.parent))
                 facts |= {"image_place": place.as_posix(), "image_checksum": sampled_hash(image)}
-            for (
-                path
-            ) in slide.exports:  # of the prediction that is replaced, which a later call must not take for this one's
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+            _remove_exports(slide)
             values.write(slide.output)
         predicted = anndata.read_h5ad(slide.output, backed="r")
         _write_exports(slide, predicted)
         return predicted
 
 
+def _remove_exports(slide: Slide) -> None:
+    """Those of the prediction that is replaced, and tell of those that are not made again."""
+    removed, left = slide.exports.remove()
+    for path in removed:
+        if path.suffix[1:] not in slide.options.exports:
+            warnings.warn(f"{path.name} was of the prediction before this one, and is removed", stacklevel=2)
+    for path in left:
+        warnings.warn(
+            f"{path.name} is left: it is not as the cohort has written it, and may be of another prediction",
+            stacklevel=2,
+        )
+
+
 def _write_exports(slide: Slide, predicted: AnnData) -> None:
     """Those that are not there."""
-    for path in slide.exports:
-        if not os.path.lexists(path):
-            image = image_of(slide.source) if path.suffix == ".zarr" else None
-            write_export(predicted, path, image=image, skip_damaged=slide.options.skip_damaged)
+    for ending in slide.exports.missing(slide.options.exports):
+        image = image_of(slide.source) if ending == "zarr" else None
+        write = partial(write_export, predicted, image=image, skip_damaged=slide.options.skip_damaged)
+        slide.exports.write(ending, write)
 
 
 def _predicted(run: Run, slide: Slide) -> AbstractContextManager[SlideValues]:
@@ -273,17 +280,6 @@ def _failed(slide: Slide, error: Exception, seconds: float) -> SlideResult:
         write_text_atomic(slide.log, "".join(traceback.format_exception(error)))
     message = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
     return SlideResult(slide.name, "failed", seconds=seconds, error=message)
-
-
-def _content(path: Path | None) -> Any:
-    """What tells that a file, or the names and sizes in a folder, are the same."""
-    try:
-        if path is None or path.is_file():
-            return path and sampled_hash(path)
-        files = sorted(each for each in path.rglob("*") if each.is_file())
-        return [[each.relative_to(path).as_posix(), each.stat().st_size] for each in files]
-    except OSError as error:
-        return str(error)  # which predicting the slide meets as well
 
 
 def _same_image(path: Path, checksum: str) -> bool:
