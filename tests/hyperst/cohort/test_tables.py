@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hyperst.cohort import Options, pseudo_bulk
+from hyperst.cohort import Cohort, Options, SlideResult, pseudo_bulk
 from hyperst.cohort.slides import Slide
 from hyperst.data import SectionSource
 from hyperst.doubt import HALF_WIDTH
 from hyperst.files import write_h5ad_atomic
+
+from ..test_cli import call
 
 
 def stored_slide(folder, values, var=None, **facts):
@@ -69,6 +71,25 @@ def test_slides_that_are_unlike_can_be_left_out(tmp_path):
     assert some.iloc[0]
     assert pd.isna(some.iloc[1])
     assert "unlike_slide" not in pseudo_bulk([unknown]).obs
+
+
+def test_the_command_names_slides_that_are_unlike(tmp_path, monkeypatch):
+    """Kept ones too, of which it says nothing else; where none is, it says nothing."""
+    (tmp_path / "A.h5ad").touch()
+    (tmp_path / "slides.csv").write_text("section\nA.h5ad\n")
+    results = [
+        SlideResult(name, "kept", 5, unlike_slide=unlike)
+        for name, unlike in zip("ABCD", (True, False, None, True), strict=True)
+    ]
+    said = []
+    for some in (results, results[1:3]):
+        monkeypatch.setattr("hyperst.cohort.predict_cohort", lambda *_, some=some, **__: Cohort(some, tmp_path))
+        result = call("predict", tmp_path, tmp_path / "slides.csv", "-o", tmp_path)
+        assert result.exit_code == 0, result.output
+        said.append(result.output)
+    assert "2 of them unlike the training tissue" in said[0]
+    assert said[0].rstrip().endswith("(unlike_slide in cohort.csv): A, D")
+    assert "unlike" not in said[1]
 
 
 def test_memory_does_not_grow_with_spots_times_genes(tmp_path, monkeypatch):
