@@ -131,6 +131,8 @@ class PartFile:
         found = self._file.read(size) if held.startswith(_MAGIC) and size < self.path.stat().st_size else b""
         try:
             there, wanted = json.loads(found), json.loads(header)
+            if there == wanted and self.path.stat().st_size < self._damage_at:
+                raise ValueError("its end is missing")
         except ValueError:
             raise FileExistsError(
                 f"{self.path} exists, is no begun prediction or damaged, and is not overwritten; remove it"

@@ -271,11 +271,14 @@ def _section_on(
         return read_section(spots, image=image, mpp=mpp, require_counts=False)
     positions, names = (spots, None) if isinstance(spots, np.ndarray) else read_spots(spots)
     section = image_section(image, positions, mpp=mpp, source="spots" if isinstance(spots, np.ndarray) else spots)
+    record = run.split.role("training")[0]
     if key is None and run.config.crop.niche_um is None:
         # Crops follow the spacing of the training spots: positions of a user's choice have a spacing of their own, or none.
-        record = run.split.role("training")[0]
         grid = replace(section.grid, pitch_px=record.pitch_px)
         section = replace(section, grid=grid, spot_diameter_px=record.spot_diameter_px)
+    elif section.grid.um_per_px and record.um_per_px and record.spot_diameter_px:
+        diameter_um = record.spot_diameter_px * record.um_per_px
+        section = replace(section, spot_diameter_px=diameter_um / section.grid.um_per_px)
     return section if names is None else replace(section, spot_ids=names)
 
 

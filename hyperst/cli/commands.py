@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -238,11 +239,12 @@ def train(
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"{str(error) or 'interrupted'}; nothing of the finished epochs is lost. Go on with: "
-            f"hyperst train --resume --output {output}"
+            f"hyperst train --resume --output {shlex.quote(str(output))}"
         ) from error
     print_training(console, summary, config.model.n_networks)
     console.print(f"run folder: {output}", soft_wrap=True)
-    console.print(f"next: hyperst evaluate {output} SECTION   or   hyperst predict {output} IMAGE", soft_wrap=True)
+    run = shlex.quote(str(output))
+    console.print(f"next: hyperst evaluate {run} SECTION   or   hyperst predict {run} IMAGE", soft_wrap=True)
 
 
 @app.command(name="evaluate")
@@ -315,7 +317,7 @@ def evaluate_command(
         path = summarise(results, (output or run_folder / "evaluation") / "summary.json")
         console.print(f"means over the {len(results)} sections: {path}", soft_wrap=True)
     if output is None:
-        console.print(f"next: hyperst report {run_folder}", soft_wrap=True)
+        console.print(f"next: hyperst report {shlex.quote(str(run_folder))}", soft_wrap=True)
 
 
 app.command()(predict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,7 +85,7 @@ def features(
                     encoder, section, width, path, barcodes=named, batch_size=batch_size, on_batch=count
                 )
             console.print(f"{section.n_spots} spots: {path}{'' if written else ' (was there)'}", soft_wrap=True)
-    folders = [str(feature_path(output, encoder.name, width, "NAME").parent) for width in chosen]
+    folders = [shlex.quote(str(feature_path(output, encoder.name, width, "NAME").parent)) for width in chosen]
     options = [f"{name} {folder}" for name, folder in zip(("--features", "--niche-features"), folders, strict=False)]
     for width, folder in zip(chosen[2:], folders[2:], strict=True):
         options.append(f"--level um{width:g}={width:g} --level-features um{width:g}={folder}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -51,9 +52,17 @@ def write_exports(
     from hyperst.export import export_path, image_of, write_export
 
     for ending in formats:
-        with working(console, f".{ending} is written"):
-            image = image_of(source) if ending == "zarr" else None
-            written = write_export(predicted, export_path(path, ending), image=image, skip_damaged=skip_damaged)
+        try:
+            with working(console, f".{ending} is written"):
+                image = image_of(source) if ending == "zarr" else None
+                written = write_export(predicted, export_path(path, ending), image=image, skip_damaged=skip_damaged)
+        except BaseException:
+            console.print(
+                f"the prediction itself is whole: {path}. Its .{ending} can be written in Python: hyperst.export.write_export("
+                f"anndata.read_h5ad({str(path)!r}), {str(export_path(path, ending))!r})",
+                soft_wrap=True,
+            )
+            raise
         console.print(f"written: {written}", soft_wrap=True)
 
 
@@ -61,7 +70,7 @@ def print_next(console: Console, run_folder: Path, predicted: AnnData, path: Pat
     """What to do with a prediction."""
     shape = "" if "spatial" in predicted.uns else ", shape=None"
     console.print(
-        f"next: hyperst plot {run_folder} {path}\n"
+        f"next: {shlex.join(['hyperst', 'plot', str(run_folder), str(path)])}\n"
         f"or in Python: adata = scanpy.read_h5ad(...); squidpy.pl.spatial_scatter(adata, color=adata.var_names[0]{shape})",
         soft_wrap=True,
     )

@@ -15,8 +15,10 @@ from hyperst.data.images import SlideImage
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Spots", "blocks_of_spots", "spacing_px", "spots_of"]
+__all__ = ["FACTS", "Spots", "blocks_of_spots", "spacing_px", "spots_of"]
 
+FACTS = ("array_row", "array_col", "tissue_fraction", "on_damaged_tile", "nearest_training_distance", "applicability")
+"""Columns of ``obs`` of a prediction that are numbers, so far as it has them."""
 _BLOCK = 2000  # spots that are text at a time
 
 

@@ -11,6 +11,7 @@ from hyperst.data import SectionSource
 from hyperst.data.images import IMAGE_SUFFIXES
 from hyperst.export.geojson import write_geojson
 from hyperst.export.spatial_data import require_spatialdata, write_spatialdata
+from hyperst.export.spots import FACTS
 from hyperst.export.table import check_columns, write_csv
 from hyperst.files import require_writable
 
@@ -38,7 +39,7 @@ def check_exports(prediction: str | Path, formats: Sequence[str], genes: Sequenc
     Raises:
         ImportError: the extra `spatialdata` is needed and not installed.
         FileExistsError: a file or folder that would be written exists.
-        ValueError: there is no such format, or a gene has the name of another column of the table.
+        ValueError: there is no such format, or a gene has the name of another column of the table or measurement.
         OSError: the folder cannot be written to.
     """
     check_formats(formats, genes)
@@ -56,8 +57,8 @@ def check_formats(formats: Sequence[str], genes: Sequence[str]) -> None:
             raise ValueError(f"formats: got {ending!r}, need some of {', '.join(FORMATS)}")
         if ending == "zarr":
             require_spatialdata()
-        if ending == "csv":
-            check_columns(genes)
+        if ending in ("csv", "geojson"):
+            check_columns(genes, FACTS)
 
 
 def image_of(source: SectionSource) -> Path | None:

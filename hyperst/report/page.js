@@ -247,10 +247,12 @@ function startMaps() {
 }
 
 function searchGene(text) {
-  const wanted = text.trim().toLowerCase();
-  const names = state.map.genes.map((gene) => gene.name.toLowerCase());
-  const found = names.includes(wanted) ? names.indexOf(wanted) : names.findIndex((name) => wanted && name.startsWith(wanted));
-  if (found >= 0) chooseGene(found);
+  const wanted = text.trim();
+  const begins = wanted.toLowerCase();
+  const names = state.map.genes.map((gene) => gene.name);
+  const small = names.map((name) => name.toLowerCase());
+  const found = [names.indexOf(wanted), small.indexOf(begins), small.findIndex((name) => begins && name.startsWith(begins))].find((each) => each >= 0);
+  if (found !== undefined) chooseGene(found);
   else element("message").textContent = `No gene on this page begins with ${text}.`;
 }
 
@@ -260,7 +262,10 @@ function showFromTable(button) {
     element("map").value = String(wanted);
     chooseMap(wanted);
   }
-  searchGene(button.closest("th").dataset.value);
+  const gene = button.closest("th").dataset.value;
+  const found = state.map.genes.findIndex((each) => each.name === gene);
+  if (found >= 0) chooseGene(found);
+  else element("message").textContent = `${gene} is not among the maps of this page.`;
   element("maps").scrollIntoView();
   element("gene").focus({ preventScroll: true });
 }

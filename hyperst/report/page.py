@@ -19,6 +19,7 @@ from hyperst.evaluation_record import COLUMNS
 from hyperst.files import write_text_atomic
 from hyperst.nearest import TrainingSpots, read_training_spots
 from hyperst.prediction_anndata import UNITS
+from hyperst.report.again import train_again
 from hyperst.report.embed import DATA_BYTES, embed, wanted_bytes
 from hyperst.report.nearest import nearest_examples
 from hyperst.report.origin import origin_warnings, require_origin
@@ -154,6 +155,7 @@ def render(
         trained=trained,
         quartiles=[_quartiles(each.tissue_fraction) for each in maps],
         facts=_facts(summary, maps),
+        again=train_again(summary),
         configuration=(summary.folder / "config.yaml").read_text(encoding="utf-8"),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
@@ -222,17 +224,8 @@ def _quartiles(fractions: np.ndarray | None) -> str:
 
 def _facts(summary: RunSummary, maps: Sequence[SpotMap]) -> list[tuple[str, dict[str, str]]]:
     """Tables of names and values: checksums, versions, and what each prediction says of itself."""
-    again = [
-        "hyperst",
-        "train",
-        *(str(record.path) for record in summary.split.role("training") if record.path is not None),
-    ]
-    again += ["--config", str(summary.folder / "config.yaml"), "--output", "NEW_RUN"]
     return [
-        (
-            "Checksums (SHA-256) and the command that trains it again",
-            {**summary.checksums, "command": shlex.join(again)},
-        ),
+        ("Checksums (SHA-256)", summary.checksums),
         ("Versions at the start of the training", summary.versions),
         ("Versions that made this page", code_versions()),
         *((f"Prediction: {each.title}", each.facts) for each in maps),

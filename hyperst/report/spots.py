@@ -88,6 +88,10 @@ def read_prediction(path: str | Path, genes: Sequence[str]) -> AnnData:
     except Exception as error:  # what a damaged file raises depends on where the damage is
         raise ValueError(f"{path} is no readable .h5ad: {reason_of(error)}") from error
     facts = stored.uns.get("hyperst", {})
+    if str(facts.get("content")).startswith("pseudo-bulk"):
+        raise ValueError(
+            f"{path} holds the means of a cohort's slides, no spots; leave it out, and give the slides' own .h5ad"
+        )
     if not {"units", "content"} <= facts.keys() or "spatial" not in stored.obsm or not stored.n_obs:
         raise ValueError(
             f"{path} is no prediction (no units in uns['hyperst'], or no spots); give an .h5ad that `hyperst predict` has written"

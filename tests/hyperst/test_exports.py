@@ -16,7 +16,7 @@ import pytest
 
 from hyperst.evaluation import evaluate
 from hyperst.export import check_exports, export_path, held_out_figures, write_export
-from hyperst.export.spots import blocks_of_spots, spacing_px, spots_of
+from hyperst.export.spots import FACTS, blocks_of_spots, spacing_px, spots_of
 from hyperst.files import atomic_folder
 from hyperst.predict import predict_section
 from hyperst.run import load_run
@@ -111,6 +111,22 @@ def test_what_is_no_prediction(adata, tmp_path):
         with pytest.raises(ValueError, match="gene tissue_fraction has the name of a column"):
             write_export(renamed, tmp_path / f"a.{ending}")
     assert list(tmp_path.iterdir()) == []
+    assert len(spots_of(adata).facts.columns) > 2
+    assert set(spots_of(adata).facts.columns) <= set(FACTS)
+
+
+def test_an_export_that_fails_says_how_to_write_it(evaluated, section_paths, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("hyperst.export.write.write_csv", full)
+    result = call("predict", evaluated, section_paths[2], "-o", out := tmp_path / "p q.h5ad", "--export", "csv")
+    assert result.exit_code == 1
+    assert f"the prediction itself is whole: {out}. Its .csv" in result.output
+    monkeypatch.undo()
+    said = result.output.partition("in Python: ")[2].splitlines()[0]
+    exec(f"import anndata, hyperst.export.write\n{said}".replace("export.write_export", "export.write.write_export"))
+    assert out.with_suffix(".csv").is_file()
 
 
 def test_what_can_be_told_before_the_work(tmp_path, monkeypatch):
@@ -121,6 +137,8 @@ def test_what_can_be_told_before_the_work(tmp_path, monkeypatch):
         check_exports(prediction, ["parquet"], ["ERBB2"])
     with pytest.raises(ValueError, match="gene x has the name of a column"):
         check_exports(prediction, ["csv"], ["ERBB2", "x"])
+    with pytest.raises(ValueError, match="gene applicability has the name of a column"):
+        check_exports(prediction, ["geojson"], ["ERBB2", "applicability"])
     (tmp_path / "a.b.geojson").write_text("mine")
     with pytest.raises(FileExistsError, match=r"a\.b\.geojson exists"):
         check_exports(prediction, ["geojson"], ["ERBB2"])

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hyperst.data import CropConfig, Grid, find_tissue, read_section, tile_grid
+from hyperst.export.spots import spots_of
 from hyperst.files import write_h5ad_atomic
 from hyperst.predict import check_output, predict_image, predict_section, predict_values, prediction_path, read_spots
 from hyperst.run import as_trained, load_checkpoint, load_run
@@ -76,6 +77,11 @@ def test_a_table_as_spots_gives_the_same(predicted, run, test_section, tmp_path)
     np.testing.assert_allclose(again.X, predicted.X, rtol=1e-3, atol=1e-4)
     by_array = predict_image(run, test_section.image_path, spots=test_section.spot_px, mpp=section_mpp)
     np.testing.assert_allclose(by_array.X, again.X, rtol=1e-6)
+    one = predict_image(run, test_section.image_path, spots=test_section.spot_px[:1], mpp=section_mpp)
+    sizes = [
+        spots_of(each).diameter_px for each in (again, by_array, one)
+    ]  # of the array, not of how far apart places are
+    assert sizes == pytest.approx([spots_of(predicted).diameter_px] * 3, rel=0.01)
 
 
 def test_without_spots_a_grid_covers_the_tissue(run, test_section):

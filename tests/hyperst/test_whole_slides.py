@@ -291,7 +291,9 @@ def test_a_part_file_says_what_it_is(tmp_path):
     part = PartFile(*arguments)
     assert part.left == [0, 1]
     part.remove()
-    for damaged in (b"something else", bytes(content[:20]), bytes(40)):
+    whole = len(content) - 48  # without the damaged tile
+    cut = [bytes(content[:length]) for length in (20, whole - 24 - 4, whole - 1)]  # in the header, the marks, the rows
+    for damaged in (b"something else", bytes(40), *cut):
         path.write_bytes(damaged)
         with pytest.raises(FileExistsError, match="no begun prediction or damaged"):
             PartFile(*arguments)

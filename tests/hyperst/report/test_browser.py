@@ -151,6 +151,12 @@ def test_genes_are_sorted_and_searched(page):
     assert page.locator(".found").inner_text() == "1 of 12 genes"
     page.locator("#genes-1 tbody tr:visible .show").click()
     assert page.locator("#gene").input_value() == name
+    first = page.evaluate("state.map.genes[0].name")
+    found = "(text) => { searchGene(text); return state.map.genes.indexOf(state.gene); }"
+    assert page.evaluate(found, first.lower()) == 0  # whatever the case
+    page.evaluate("(name) => { state.map.genes[4].name = name; }", first.lower())
+    assert page.evaluate(found, first.lower()) == 4  # but a name as it is first
+    assert page.evaluate(found, first) == 0
 
 
 @LAPTOP

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import shlex
 import shutil
 import subprocess
 from dataclasses import replace
@@ -20,10 +21,13 @@ pytest.importorskip("plotly")
 pytest.importorskip("jinja2")
 
 from hyperst import report
+from hyperst.data.manifest import read_manifest
+from hyperst.report.again import train_again
 from hyperst.report.embed import quantise
 from hyperst.report.page import render
 from hyperst.report.spots import read_spot_map
 from hyperst.report.summary import collect
+from hyperst.run import RunFolder
 
 from ..test_cli import call, failure
 
@@ -289,6 +293,35 @@ def test_the_script_is_javascript():
     # one script on the page
     parts = [Path(report.__file__).parent / part for part in ("page.js", "zoom.js", "space.js")]
     subprocess.run([node, "--check", "-"], input="".join(part.read_text() for part in parts), text=True, check=True)
+
+
+def test_the_run_can_be_trained_again(evaluated, tmp_path, monkeypatch):
+    """The tables hold all that a section was read with; the command names validation sections and features."""
+    summary = collect(evaluated)
+    moved = [replace(each, patient="P, 7", features="/f/S1.h5") for each in summary.split.sections]
+    split = replace(summary.split, sections=(*moved, replace(moved[0], name="V", role="validation")))
+    (_, training), (_, validation), (_, command) = train_again(replace(summary, split=split))
+    (tmp_path / "training.csv").write_text(training)
+    read = read_manifest(tmp_path / "training.csv")
+    assert [(str(each.path), each.name, str(each.image), each.mpp, each.patient) for each in read] == [
+        (each.path, each.name, each.image, each.um_per_px, "P, 7") for each in moved
+    ]
+    assert validation.splitlines()[1].split(",")[1] == "V"
+    assert "--validation-sections validation.csv" in command
+    assert "--features /f " in command
+    monkeypatch.chdir(tmp_path)
+    (_, training), (_, command) = train_again(summary)
+    Path("training.csv").write_text(training)
+    result = call(*shlex.split(command)[1:], "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    again = RunFolder(Path("NEW_RUN")).read_split()
+    assert [each.fingerprint for each in again.sections] == [each.fingerprint for each in summary.split.sections]
+
+
+def test_the_means_of_a_cohort_are_no_prediction(evaluated, tmp_path):
+    means = anndata.AnnData(np.ones((2, 3)), uns={"hyperst": {"content": "pseudo-bulk of predictions", "units": "u"}})
+    means.write_h5ad(tmp_path / "cohort.h5ad")
+    assert "holds the means of a cohort's slides" in failure("report", evaluated, tmp_path / "cohort.h5ad")
 
 
 def test_the_command_writes_and_replaces_its_own_page_only(evaluated, predicted, tmp_path):
