@@ -108,6 +108,12 @@ def predict_listed(
         f"{len(found.results) - len(found.failures)} of {len(found.results)} slides predicted: {found.folder}",
         soft_wrap=True,
     )
+    if unlike := [result.slide for result in found.results if result.unlike_slide]:
+        print_note(
+            console,
+            f"{len(unlike)} of them unlike the training tissue, whose values are not to be used unmeasured "
+            f"(unlike_slide in cohort.csv): {', '.join(unlike)}",
+        )
     if found.failures:
         described = any((found.folder / "logs" / f"{name}.txt").exists() for name in found.failures)
         where = "; logs/NAME.txt says where they did" if described else ""  # none of a process that was killed

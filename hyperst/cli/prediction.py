@@ -90,6 +90,8 @@ def predict(
         options = Options(mpp, features, niche_features, skip_damaged, stain, min_tissue, formats, wider, readers)
         predict_listed(console, run_folder, image, output, options, **place)
         return
+    if image.suffix.lower() == ".csv":
+        raise FileNotFoundError(f"manifest {image} {'is no file' if image.exists() else 'does not exist'}")
     refuse_for_one(workers, engine, again)
     if output is not None and output.suffix != ".h5ad":
         raise typer.BadParameter(f"{output} must end in .h5ad", param_hint="--output")

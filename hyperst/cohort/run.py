@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,8 +16,9 @@ from hyperst.cohort.slides import Options, Slide, SlideResult, SlideWorker, run_
 from hyperst.cohort.tables import TABLE, require_own_tables, result_table, write_tables
 from hyperst.data import SectionSource, distinct_names
 from hyperst.data.readers.features import find_features
+from hyperst.data.sources import refuse_image_of_image
 from hyperst.device import choose_device
-from hyperst.export import check_exports, check_formats
+from hyperst.export import check_formats
 from hyperst.files import require_writable
 from hyperst.on_ray import run_on_ray
 from hyperst.pool import Ended, run_in_processes
@@ -127,11 +127,14 @@ def _plan(
     """All slides, and the results of those that are there; raises what can be known before the work."""
     if not sources:
         raise ValueError("sources: got no slide, need at least one")
+    sources = distinct_names(sources)
+    for source in sources:
+        refuse_image_of_image(source, f"slide {source.name}")
     run = load_run(run_folder, device="cpu")  # a GPU's memory is for those that predict
     check_options(run, options.mpp, options.features, options.niche_features, options.wider_features)
     checksum = run_checksum(run_folder)
     slides = []
-    for source in distinct_names(sources):
+    for source in sources:
         place = replace(source, path=source.path.absolute(), image=source.image and source.image.absolute())
         own = replace(
             options,
@@ -150,12 +153,13 @@ def _plan(
     kept = []
     for number, slide in enumerate(slides):
         result = stored_result(slide, again=again)
-        if result is not None and all(os.path.lexists(path) for path in slide.exports):
-            kept.append(result)
-        elif result is not None:
+        slide.exports.require_own(options.exports)
+        if result is None:
+            continue
+        if slide.exports.missing(options.exports):
             slides[number] = replace(slide, stored=True)
-        elif not os.path.lexists(slide.output):  # what lies beside it is not of this cohort
-            check_exports(slide.output, options.exports, run.genes)
+        else:
+            kept.append(result)
     return slides, kept
 
 

@@ -5,22 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 import traceback
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from hyperst.cohort.exports import SlideExports, content
 from hyperst.data import SectionSource
 from hyperst.data.identity import sampled_hash
 from hyperst.data.images import IMAGE_SUFFIXES
-from hyperst.export import export_path, image_of, write_export
+from hyperst.export import image_of, write_export
 from hyperst.files import anndata_elements, write_text_atomic
 from hyperst.predict_file import SlideValues, image_into_part, section_into_part
 from hyperst.prediction_notes import prediction_notes
@@ -82,11 +83,11 @@ class Slide:
             run,
             __version__,
             [str(source.name), source.mpp, source.kind],
-            [_content(path) for path in (source.path, source.image, options.features, options.niche_features)],
+            [content(path) for path in (source.path, source.image, options.features, options.niche_features)],
             [options.mpp, options.skip_damaged, options.stain, options.min_tissue],
         ]
         if options.wider_features:
-            facts.append({level: _content(path) for level, path in options.wider_features.items()})
+            facts.append({level: content(path) for level, path in options.wider_features.items()})
         identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         return cls(source, options, output / f"{source.name}.h5ad", run, identity)
 
@@ -96,9 +97,9 @@ class Slide:
         return str(self.source.name)
 
     @property
-    def exports(self) -> list[Path]:
-        """Where they go."""
-        return [export_path(self.output, ending) for ending in self.options.exports]
+    def exports(self) -> SlideExports:
+        """What lies beside the .h5ad in other formats."""
+        return SlideExports(self.output, self.log.with_name(f"{self.name}.exports.json"))
 
     @property
     def log(self) -> Path:
@@ -114,6 +115,7 @@ class SlideResult:
         status: "predicted"; "kept", from an earlier call; or "failed".
         spots: how many were predicted.
         tissue_mm2: area of tissue on its image, None where um/px or image are unknown.
+        unlike_share, unlike_slide: see :func:`hyperst.doubt.add_doubt`; None where the run has not measured that.
         seconds: that the prediction took, None of one that was kept.
         error: why it failed, in one line.
         notes: what one has to know of the prediction.
@@ -123,9 +125,33 @@ class SlideResult:
     status: Literal["predicted", "kept", "failed"]
     spots: int | None = None
     tissue_mm2: float | None = None
+    unlike_share: float | None = None
+    unlike_slide: bool | None = None
     seconds: float | None = None
     error: str | None = None
     notes: tuple[str, ...] = ()
+
+
+def _result(
+    slide: Slide,
+    status: Literal["predicted", "kept"],
+    spots: int,
+    facts: Mapping[str, Any],
+    seconds: float | None = None,
+    notes: tuple[str, ...] = (),
+) -> SlideResult:
+    """What came of a slide whose prediction has ``uns["hyperst"]`` ``facts``."""
+    unlike = facts.get("unlike_slide")
+    return SlideResult(
+        slide.name,
+        status,
+        spots,
+        facts.get("tissue_mm2"),
+        facts.get("unlike_share"),
+        None if unlike is None else bool(unlike),
+        seconds,
+        notes=notes,
+    )
 
 
 def stored_result(slide: Slide, *, again: bool = False) -> SlideResult | None:
@@ -151,7 +177,7 @@ def stored_result(slide: Slide, *, again: bool = False) -> SlideResult | None:
             f"{slide.output} exists: predicted by another run or version, with other options, or from other files than now. Choose "
             "another --output, remove it, or predict all slides once more with --again"
         )
-    return SlideResult(slide.name, "kept", int(facts["spots"]), facts.get("tissue_mm2"))
+    return _result(slide, "kept", int(facts["spots"]), facts)
 
 
 class SlideWorker:
@@ -179,14 +205,10 @@ class SlideWorker:
         said = dict.fromkeys(str(each.message) for each in warned if each.category is UserWarning)
         with suppress(OSError):  # there is none, of most
             slide.log.unlink()
-        result = SlideResult(
-            slide.name,
-            "kept" if slide.stored else "predicted",
-            predicted.n_obs,
-            predicted.uns["hyperst"].get("tissue_mm2"),
-            time.perf_counter() - started,
-            notes=(*said, *prediction_notes(predicted)),
-        )
+        status: Literal["predicted", "kept"] = "kept" if slide.stored else "predicted"
+        notes = (*said, *prediction_notes(predicted))
+        facts, seconds = predicted.uns["hyperst"], time.perf_counter() - started
+        result = _result(slide, status, predicted.n_obs, facts, seconds, notes)
         predicted.file.close()
         return result
 
@@ -207,29 +229,36 @@ class SlideWorker:
             facts |= {"identity": slide.identity, "run_checksum": slide.run, "spots": values.section.n_spots}
             facts |= {"predicted_with": __version__, "predicted_with_torch": str(torch.__version__)}
             if values.section.patient is not None:
-                facts["patient"] = str(values.section.patient)
+                facts["section_patient"] = str(values.section.patient)
             if image is not None:
                 place = Path(os.path.relpath(image, slide.source.path.parent))
                 facts |= {"image_place": place.as_posix(), "image_checksum": sampled_hash(image)}
-            for (
-                path
-            ) in slide.exports:  # of the prediction that is replaced, which a later call must not take for this one's
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+            _remove_exports(slide)
             values.write(slide.output)
         predicted = anndata.read_h5ad(slide.output, backed="r")
         _write_exports(slide, predicted)
         return predicted
 
 
+def _remove_exports(slide: Slide) -> None:
+    """Those of the prediction that is replaced, and tell of those that are not made again."""
+    removed, left = slide.exports.remove()
+    for path in removed:
+        if path.suffix[1:] not in slide.options.exports:
+            warnings.warn(f"{path.name} was of the prediction before this one, and is removed", stacklevel=2)
+    for path in left:
+        warnings.warn(
+            f"{path.name} is left: it is not as the cohort has written it, and may be of another prediction",
+            stacklevel=2,
+        )
+
+
 def _write_exports(slide: Slide, predicted: AnnData) -> None:
     """Those that are not there."""
-    for path in slide.exports:
-        if not os.path.lexists(path):
-            image = image_of(slide.source) if path.suffix == ".zarr" else None
-            write_export(predicted, path, image=image, skip_damaged=slide.options.skip_damaged)
+    for ending in slide.exports.missing(slide.options.exports):
+        image = image_of(slide.source) if ending == "zarr" else None
+        write = partial(write_export, predicted, image=image, skip_damaged=slide.options.skip_damaged)
+        slide.exports.write(ending, write)
 
 
 def _predicted(run: Run, slide: Slide) -> AbstractContextManager[SlideValues]:
@@ -241,7 +270,8 @@ def _predicted(run: Run, slide: Slide) -> AbstractContextManager[SlideValues]:
         um_per_px = source.mpp if source.mpp is not None else mpp
         return image_into_part(run, source.path, slide.output, mpp=um_per_px, min_tissue=min_tissue, **common)
     need_image = run.config.data.feature_key is None
-    section = source.read(mpp=mpp, require_counts=False, require_image=need_image)
+    own = replace(source, patient=None)  # what a table says of it may change; the section does not
+    section = own.read(mpp=mpp, require_counts=False, require_image=need_image)
     return section_into_part(run, section, slide.output, **common)
 
 
@@ -250,17 +280,6 @@ def _failed(slide: Slide, error: Exception, seconds: float) -> SlideResult:
         write_text_atomic(slide.log, "".join(traceback.format_exception(error)))
     message = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
     return SlideResult(slide.name, "failed", seconds=seconds, error=message)
-
-
-def _content(path: Path | None) -> Any:
-    """What tells that a file, or the names and sizes in a folder, are the same."""
-    try:
-        if path is None or path.is_file():
-            return path and sampled_hash(path)
-        files = sorted(each for each in path.rglob("*") if each.is_file())
-        return [[each.relative_to(path).as_posix(), each.stat().st_size] for each in files]
-    except OSError as error:
-        return str(error)  # which predicting the slide meets as well
 
 
 def _same_image(path: Path, checksum: str) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from hyperst.cohort.slides import Slide, SlideResult
+from hyperst.doubt import HALF_WIDTH
 from hyperst.files import atomic_path, write_h5ad_atomic
 
 if TYPE_CHECKING:
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["COLUMNS", "PSEUDO_BULK", "TABLE", "pseudo_bulk", "require_own_tables", "result_table", "write_tables"]
 
 TABLE, PSEUDO_BULK = "cohort.csv", "cohort.h5ad"
-COLUMNS = ("slide", "status", "spots", "tissue_mm2", "seconds", "error")
+COLUMNS = ("slide", "status", "spots", "tissue_mm2", "unlike_share", "unlike_slide", "seconds", "error")
 _CONTENT = "pseudo-bulk of predictions: the mean over the spots of each slide; not measured"
 _NUMBERS = 1 << 20  # of a prediction that are in memory at a time
-_SHARED = ("target", "units", "run", "best_epoch", "training_sections", "run_checksum")
+_SHARED = ("target", "units", "run", "best_epoch", "training_sections", "run_checksum", "held_out_sections")
+_MEASURES = {"tissue_mm2": float, "unlike_share": float, "unlike_slide": "boolean"}
 
 
 def result_table(results: Sequence[SlideResult]) -> pd.DataFrame:
@@ -32,19 +34,20 @@ def result_table(results: Sequence[SlideResult]) -> pd.DataFrame:
     'no such tile'
     """
     table = pd.DataFrame([[getattr(result, name) for name in COLUMNS] for result in results], columns=list(COLUMNS))
-    return table.astype({"spots": "Int64", "tissue_mm2": "float64", "seconds": "float64"})
+    return table.astype({"spots": "Int64", "seconds": float, **_MEASURES})
 
 
 def pseudo_bulk(slides: Sequence[Slide]) -> AnnData:
     """The mean over the spots of each slide's stored prediction, float32 (slide gene), on the run's target scale.
 
     Returns:
-        AnnData with one observation per slide, its ``n_spots`` and, where they are known, ``tissue_mm2`` and ``patient`` in obs;
-        genes as in the predictions.
+        AnnData with one observation per slide; in obs its ``n_spots`` and, where they are known, ``tissue_mm2``,
+        ``unlike_share``, ``unlike_slide`` (see :func:`hyperst.doubt.add_doubt`) and ``patient``. Of what predictions say of
+        genes in var, and of their run in uns, that in which all agree, without half-widths, which are those of single spots.
     """
     import anndata
 
-    means, rows, first = [], [], None
+    means, rows, told = [], [], []
     for slide in slides:
         try:
             mean, n_spots, var, facts = _stored_mean(slide.output)
@@ -52,25 +55,27 @@ def pseudo_bulk(slides: Sequence[Slide]) -> AnnData:
             raise ValueError(
                 f"{slide.output} is damaged ({error}); remove it, and the same command predicts it again"
             ) from error
-        first = (var, facts) if first is None else first
         means.append(mean)
+        told.append((var.drop(columns=HALF_WIDTH, errors="ignore"), facts))
         rows.append(
             {
                 "n_spots": n_spots,
-                "tissue_mm2": facts.get("tissue_mm2", np.nan),
-                "patient": slide.source.patient or facts.get("patient"),
+                **{name: facts.get(name) for name in _MEASURES},
+                "patient": slide.source.patient or facts.get("section_patient"),
             }
         )
-    if first is None:
+    if not told:
         raise ValueError("slides: got none, need at least one that was predicted")
     obs = pd.DataFrame(rows, index=pd.Index([slide.name for slide in slides], name="slide"))
-    unknown = [name for name in ("tissue_mm2", "patient") if obs[name].isna().all()]
-    obs = obs.drop(columns=unknown)
-    if "patient" in obs:
-        obs["patient"] = pd.Categorical(obs["patient"])  # which holds an unknown one
-    var, facts = first
-    result = anndata.AnnData(np.stack(means), obs=obs, var=var)
-    result.uns["hyperst"] = {"content": _CONTENT, **{name: facts[name] for name in _SHARED if name in facts}}
+    obs = obs.astype({**_MEASURES, "patient": "category"})  # which hold an unknown one
+    obs = obs.dropna(axis="columns", how="all")
+    if "unlike_slide" in obs and obs["unlike_slide"].notna().all():
+        obs["unlike_slide"] = obs["unlike_slide"].astype(bool)  # which selects slides
+    var, facts = told[0]
+    agreed = [name for name in var if all(name in other and other[name].equals(var[name]) for other, _ in told)]
+    shared = [name for name in _SHARED if name in facts and all(other.get(name) == facts[name] for _, other in told)]
+    result = anndata.AnnData(np.stack(means), obs=obs, var=var[agreed])
+    result.uns["hyperst"] = {"content": _CONTENT, **{name: facts[name] for name in shared}}
     return result
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from hyperst.data.images.scale import PLAUSIBLE_UM_PER_PX
 from hyperst.data.readers import READERS
-from hyperst.data.sources import SectionSource
+from hyperst.data.sources import SectionSource, refuse_image_of_image
 
 __all__ = ["COLUMNS", "is_manifest", "read_manifest"]
 
 COLUMNS = {
-    "section": "file or folder, relative to the manifest",
+    "section": "file or folder, or an image to predict on, relative to the manifest",
     "name": "what to call it; default its file's name",
     "patient": "whose it is; default what the file says",
-    "image": "the full-resolution image, relative to the manifest",
+    "image": "the full-resolution image of a section, relative to the manifest",
     "mpp": "um per pixel of that image",
     "kind": "how to read it: h5ad, spaceranger or table; default what it looks like",
 }
@@ -100,7 +100,7 @@ def _source(cells: dict[str, str], path: Path, number: int) -> SectionSource:
         raise ValueError(
             f"{where}: kind is {kind!r}; need one of {', '.join(reader.key for reader in READERS)}, or nothing"
         )
-    return SectionSource(
+    source = SectionSource(
         path=_existing(cells["section"], path.parent, f"{where}: section"),
         name=name,
         patient=cells.get("patient") or None,
@@ -108,6 +108,8 @@ def _source(cells: dict[str, str], path: Path, number: int) -> SectionSource:
         mpp=_mpp(cells["mpp"], where) if cells.get("mpp") else None,
         kind=kind,
     )
+    refuse_image_of_image(source, where)
+    return source
 
 
 def _existing(cell: str, folder: Path, where: str) -> Path:

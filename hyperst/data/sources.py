@@ -15,7 +15,7 @@ from hyperst.data.readers.legacy import is_count_table
 from hyperst.data.readers.spaceranger_files import bins_of, choose_bin, is_spaceranger, outputs_in
 from hyperst.data.sections import Section, read_section
 
-__all__ = ["SectionSource", "distinct_names", "find_sections", "list_sections"]
+__all__ = ["SectionSource", "distinct_names", "find_sections", "list_sections", "refuse_image_of_image"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,16 @@ class SectionSource:
             require_image=require_image,
             require_counts=require_counts,
         )
+
+
+def refuse_image_of_image(source: SectionSource, where: str) -> None:
+    """Raise ValueError, which begins with ``where``, for an image with an ``image`` or a ``kind``: those are of sections."""
+    for name, given in (("image", source.image), ("kind", source.kind)):
+        if given is not None and is_image(source.path):
+            raise ValueError(
+                f"{where}: {name} is given ({given}) for {source.path}, which is itself an image; put a section there, or "
+                f"leave {name} out"
+            )
 
 
 def list_sections(

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from hyperst.cohort import Options, predict_cohort
+from hyperst.cohort.tables import COLUMNS
 from hyperst.data import SectionSource, find_tissue, open_image, read_manifest
 from hyperst.predict import predict_image
 from hyperst.run import load_run
@@ -50,7 +51,7 @@ def test_one_damaged_slide_stops_no_other(found):
     assert len(files(found.folder)) == 20  # and cohort.h5ad
     assert REASON.split(r"\.")[0] in (found.folder / "logs" / f"{DAMAGED}.txt").read_text()
     table = pd.read_csv(found.folder / "cohort.csv")
-    assert list(table) == ["slide", "status", "spots", "tissue_mm2", "seconds", "error"]
+    assert list(table) == list(COLUMNS)
     assert list(table["slide"]) == [f"T{number:02}" for number in range(20)]
     (failed,) = table[table["status"] == "failed"].itertuples()
     assert (failed.slide, failed.error) == (DAMAGED, found.failures[DAMAGED])
@@ -75,12 +76,16 @@ def test_a_slide_is_predicted_as_it_is_alone(found, manifest, run):
 
 def test_pseudo_bulk_is_the_mean_over_spots(found):
     bulk = anndata.read_h5ad(found.folder / "cohort.h5ad")
+    table = pd.read_csv(found.folder / "cohort.csv", index_col="slide")
     assert list(bulk.obs_names) == [f"T{number:02}" for number in range(20) if f"T{number:02}" != DAMAGED]
     for name, row in zip(bulk.obs_names, bulk.X, strict=True):
         stored = anndata.read_h5ad(found.folder / f"{name}.h5ad")
         np.testing.assert_array_equal(row, stored.X.mean(axis=0, dtype=np.float64).astype(np.float32))
         assert bulk.obs.loc[name, "n_spots"] == stored.n_obs
         assert bulk.obs.loc[name, "tissue_mm2"] == stored.uns["hyperst"]["tissue_mm2"]
+        for fact in ("unlike_share", "unlike_slide"):
+            assert bulk.obs.loc[name, fact] == stored.uns["hyperst"][fact]
+            assert table.loc[name, fact] == pytest.approx(stored.uns["hyperst"][fact], rel=1e-5)  # has six digits
         assert list(bulk.var_names) == list(stored.var_names)
     assert list(bulk.obs["patient"].cat.categories) == [f"P{number}" for number in range(10)]
     assert bulk.uns["hyperst"]["units"] == stored.uns["hyperst"]["units"]
@@ -164,7 +169,7 @@ def test_a_second_call_tries_what_failed_and_again_tries_all(found, manifest, ru
     assert files(begun) == before
 
 
-def test_exports_are_made_of_what_is_there_and_replaced_with_it(manifest, run, begun):
+def test_exports_are_made_of_what_is_there(manifest, run, begun):
     """Of five predictions that are there; a file beside one that is not there is nobody's to replace."""
     sources = read_manifest(manifest)[:6]
     (begun / "T05.csv").write_text("mine")
@@ -172,16 +177,12 @@ def test_exports_are_made_of_what_is_there_and_replaced_with_it(manifest, run, b
     with pytest.raises(FileExistsError, match=r"T05\.csv exists"):
         predict_cohort(run, sources, begun, options, workers=0)
     (begun / "T05.csv").unlink()
-    (begun / "T01.csv").write_text("of an earlier call")
     before = files(begun)
     found = predict_cohort(run, sources, begun, options, workers=0)
     assert [result.status for result in found.results] == ["kept"] * 5 + ["predicted"]
     assert {name: x for name, x in files(begun).items() if name in before} == before
     tables = {name: pd.read_csv(begun / f"{name}.csv") for name in ("T00", "T05")}
     assert all(len(x) == anndata.read_h5ad(begun / f"{name}.h5ad").n_obs for name, x in tables.items())
-    assert (begun / "T01.csv").read_text() == "of an earlier call"
-    predict_cohort(run, sources[1:2], begun, options, workers=0, again=True)
-    assert len(pd.read_csv(begun / "T01.csv")) == anndata.read_h5ad(begun / "T01.h5ad").n_obs
 
 
 def test_predictions_of_another_kind_are_not_kept(found, manifest, run, begun, tmp_path):
@@ -230,10 +231,19 @@ def test_a_stored_prediction_that_is_damaged_is_named(manifest, run, begun):
         predict_cohort(run, read_manifest(manifest)[:2], begun, workers=0)
 
 
-def test_a_patient_that_only_the_section_names(manifest, run, tmp_path):
-    path = write_tissue(tmp_path, seed=5, name="A", patient="PAT1", **SIZE)
-    predict_cohort(run, [SectionSource(path)], tmp_path / "out", workers=0)
-    assert list(anndata.read_h5ad(tmp_path / "out" / "cohort.h5ad").obs["patient"]) == ["PAT1"]
+def test_the_table_of_this_call_names_the_patient_or_else_the_section(run, tmp_path):
+    """Of predictions that are kept too."""
+    said = SectionSource(write_tissue(tmp_path, seed=5, name="A", patient="PAT1", **SIZE))
+    silent = SectionSource(write_tissue(tmp_path, seed=6, name="B", **SIZE))
+    for patients, expected in (
+        (("PX", "PY"), ["PX", "PY"]),
+        ((None, None), ["PAT1", None]),
+        (("PZ", None), ["PZ", None]),
+    ):
+        sources = [replace(source, patient=patient) for source, patient in zip((said, silent), patients, strict=True)]
+        predict_cohort(run, sources, tmp_path / "out", workers=0)
+        found = anndata.read_h5ad(tmp_path / "out" / "cohort.h5ad").obs["patient"]
+        assert list(found.astype(object).where(found.notna(), None)) == expected
 
 
 def test_where_all_fail_no_mean_is_left(found, manifest, run, tmp_path):

@@ -77,6 +77,8 @@ def test_a_name_of_a_manifest_stays(one, tmp_path):
         ("section,image\nP1/A.h5ad,none.tif\n", "row 2: image none.tif does not exist"),
         ("section,patient\n,P1\n", "row 2: no section"),
         ("section,kind\nP1/A.h5ad,visium\n", f"row 2: kind is 'visium'; need one of {KINDS}"),
+        ("section,mpp,image\nP1/A.tif,0.5,P1/A.h5ad\n", "row 2: image is given"),
+        ("section,kind\nP1/A.tif,h5ad\n", "row 2: kind is given"),
         ("section\nP1/A.h5ad\nP1/../P1/A.h5ad\n", "is there twice"),
         ("section,name\nP1/A.h5ad,../x\n", "row 2: name '../x'"),
         ("section\nP1/A.h5ad,P1\n", "row 2: 2 cells for 1 columns"),
