@@ -13,11 +13,11 @@ native = Extension(
     [NATIVE + "library.cpp"],
     depends=[
         "hyperst_kernels/_constants.py",
-        *(f"{NATIVE}{part}.h" for part in ("tile", "pairs", "angles", "operands", "rows", "maps", "terms")),
+        *(f"{NATIVE}{part}.h" for part in ("tile", "pairs", "angles", "operands", "rows", "maps", "blocks", "terms")),
     ],
     define_macros=[
         ("GEOMETRIES", ", ".join(name.upper() for name in CONSTANTS["GEOMETRIES"])),
-        *((name, str(CONSTANTS[name])) for name in ("CHUNK", "SMALL", "SIGNATURES")),
+        *((name, str(CONSTANTS[name])) for name in ("CHUNK", "STRIP", "SIGNATURES")),
     ],
     extra_compile_args=["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"],
     extra_link_args=["-fopenmp"],

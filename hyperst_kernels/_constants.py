@@ -10,6 +10,6 @@ PRODUCTS = ("l1-product", "l2-product")  # of hyperbolic spaces, for contrastive
 
 # Of the machine code for a CPU.
 INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")  # compiled code knows one by its place; NEON is the baseline of ARM
-CHUNK = 256  # columns of a tile that a thread takes at a time
-SMALL = 512  # rows of a batch whose terms are computed in one call, with arrays of that size: a change counts as one of arguments
-SIGNATURES = 15  # counts changes of its functions' arguments: a library built from other sources must not be called
+CHUNK, STRIP = 256, 64  # columns and rows of a tile that a thread takes at a time: a change counts as one of arguments
+SMALL = 512  # rows of a batch whose terms are computed in one call
+SIGNATURES = 16  # counts changes of its functions' arguments: a library built from other sources must not be called

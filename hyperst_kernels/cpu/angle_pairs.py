@@ -5,12 +5,12 @@ The formulas are those of `hyperst_kernels.blocked.angle`, which computes the pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from hyperst_kernels._constants import CHUNK
 from hyperst_kernels.blocked import angle
 from hyperst_kernels.blocked.blocks import SIDE, Fill, blocks
 from hyperst_kernels.blocked.repairs import chunks, too_many
@@ -89,7 +89,7 @@ class AnglePairs:
 
     def _fill(self, rows: slice, columns: slice, cosine: Tensor, out: Tensor) -> None:
         """Put angles of a tile into ``out``."""
-        aligned = out.new_empty(-(-out.shape[1] // CHUNK), dtype=torch.float64)
+        aligned = out.new_empty(math.prod(bindings.blocks(*out.shape)), dtype=torch.float64)
         self._call("angles", rows, columns, cosine, out, out.stride(0), aligned)
         lost = self._lost(rows, columns, cosine, aligned)
         if lost is None:
@@ -113,8 +113,9 @@ class AnglePairs:
         for rows, columns, (cosine, weights, *more) in self._products(buffers):
             grad = grad_of(rows, columns, cosine, weights, *more)
             n, m = cosine.shape
-            by_row, by_column = c.new_empty(-(-m // CHUNK), n), c.new_empty(m)
-            sums = c.new_empty(len(by_row), 2, dtype=torch.float64)
+            strips, chunks_of_columns = bindings.blocks(n, m)
+            by_row, by_column = c.new_empty(chunks_of_columns, n), c.new_empty(strips, m)
+            sums = c.new_empty(strips * chunks_of_columns, 2, dtype=torch.float64)
             given = (grad, grad.stride(0), weights, weights.stride(0), by_row, by_column, sums)
             self._call("angle_slopes", rows, columns, cosine, *given)
             x, y = self.queries.x[rows], self.keys.x[columns]
@@ -127,7 +128,7 @@ class AnglePairs:
                 continue
             along += float(sums[:, 0].sum())
             self.queries.by_rapidity[rows] += by_row.sum(0, dtype=torch.float64)
-            self.keys.by_rapidity[columns] += by_column
+            self.keys.by_rapidity[columns] += by_column.sum(0, dtype=torch.float64)
             self.queries.by_direction[rows].addmm_(weights, self.keys.polar.direction[columns])
             self.keys.by_direction[columns].addmm_(weights.T, self.queries.polar.direction[rows])
             if lost is not None:

@@ -227,7 +227,7 @@ class _Pass(Tiles):
         )
         d_queries.zero_()
         d_keys.zero_()
-        d_scale = 0.0
+        d_scale, relative = 0.0, self.softmax.relative(upstream)
         for rows, columns, (weights,) in self.visit(1):
             z = kept[rows, columns] if keep else self._product(rows, columns, weights)
             if not keep:
@@ -237,7 +237,7 @@ class _Pass(Tiles):
                 d_scale -= self._near_gradients(rows, columns, near, upstream, d_queries, d_keys)
                 z = weights.copy_(z)
                 z[near] = torch.inf
-            d_scale -= self.softmax.weigh(rows, columns, z, upstream, weights)
+            d_scale -= self.softmax.weigh(rows, columns, z, relative, weights)
             grad = d_left[: len(weights)]
             torch.addmm(grad, weights, self.right[columns], beta=float(columns.start > 0), out=grad)
             d_right[columns].addmm_(weights.T, self.left[rows], beta=float(rows.start > 0))

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hyperst_kernels._constants import CHUNK, GEOMETRIES
+from hyperst_kernels._constants import GEOMETRIES
 from hyperst_kernels.cpu import tiles
 from hyperst_kernels.cpu.geometry import Geometry
 from hyperst_kernels.cpu.native import bindings
@@ -32,6 +32,22 @@ class Upstream(NamedTuple):
     row_grad: Tensor
     column_lse: Tensor | None
     column_grad: Tensor | None
+
+
+class Relative(NamedTuple):
+    """`relative_to_nearest` of an `Upstream`: of each row (n) and, unless None, each column (m)."""
+
+    row_origin: Tensor
+    row_grad: Tensor
+    column_origin: Tensor | None
+    column_grad: Tensor | None
+
+    @classmethod
+    def of(cls, upstream: Upstream, scale: float) -> Relative:
+        of_rows = relative_to_nearest(upstream.row_lse, upstream.row_grad, scale)
+        if upstream.column_lse is None or upstream.column_grad is None:
+            return cls(*of_rows, None, None)
+        return cls(*of_rows, *relative_to_nearest(upstream.column_lse, upstream.column_grad, scale))
 
 
 def wide(like: Tensor) -> torch.dtype:
@@ -63,7 +79,10 @@ class OnlineSoftmax(Protocol):
     def log_sum_exps(self) -> tuple[Tensor, Tensor]:
         """Over what was added, for each row (n) and each column (m, or 0 if columns have no loss)."""
 
-    def weigh(self, rows: slice, columns: slice, z: Tensor, upstream: Upstream, out: Tensor) -> float:
+    def relative(self, upstream: Upstream) -> Relative:
+        """Return what `weigh` takes."""
+
+    def weigh(self, rows: slice, columns: slice, z: Tensor, relative: Relative, out: Tensor) -> float:
         """out (r w) = dL/dz, in place of z or not; returns the sum of dL/dlogit times distance."""
 
 
@@ -103,15 +122,17 @@ class PortableOnlineSoftmax:
     def log_sum_exps(self) -> tuple[Tensor, Tensor]:
         return self.rows.value(), self.columns.value()
 
-    def weigh(self, rows: slice, columns: slice, z: Tensor, upstream: Upstream, out: Tensor) -> float:
+    def relative(self, upstream: Upstream) -> Relative:
+        return Relative.of(upstream, self.scale)
+
+    def weigh(self, rows: slice, columns: slice, z: Tensor, relative: Relative, out: Tensor) -> float:
         distance, slope, powers, work, grad_logit = self._buffers(z)
         far = self._distances(z, distance, slope, (powers, work))
         # dL/dlogit = softmax over the row, times its upstream gradient, plus the same for the column
-        origin, grad = relative_to_nearest(upstream.row_lse[rows], upstream.row_grad[rows], self.scale)
+        origin, grad = relative.row_origin[rows], relative.row_grad[rows]
         torch.sub(distance, origin[:, None], out=grad_logit).mul_(-self.scale).exp_().mul_(grad[:, None])
-        if upstream.column_lse is not None and upstream.column_grad is not None:
-            of_columns = upstream.column_lse[columns], upstream.column_grad[columns]
-            origin, grad = relative_to_nearest(*of_columns, self.scale)
+        if relative.column_origin is not None and relative.column_grad is not None:
+            origin, grad = relative.column_origin[columns], relative.column_grad[columns]
             grad_logit.add_(torch.sub(distance, origin, out=powers).mul_(-self.scale).exp_().mul_(grad))
         torch.div(grad_logit, slope, out=out).mul_(-self.scale)
         distance.masked_fill_(far, 0)
@@ -153,11 +174,12 @@ class NativeOnlineSoftmax:
         self.exponent = float(
             torch.tensor(-scale * self.distance / math.log(2), dtype=torch.float32)
         )  # as it is passed
-        self.shape = (NATIVE_ROWS, NATIVE_COLUMNS)
+        self.shape = (tiles.for_threads(NATIVE_ROWS), NATIVE_COLUMNS)
         self.rows, self.columns = _no_sums(like, n), _no_sums(like, m if symmetric else 0)
-        chunks = _chunks(min(m, NATIVE_COLUMNS))
-        self.work = like.new_empty(2 * chunks * min(n, NATIVE_ROWS))
-        self.partial = like.new_empty(chunks, dtype=torch.float64)
+        height, width = min(n, self.shape[0]), min(m, self.shape[1])
+        strips, chunks = bindings.blocks(height, width)
+        self.work = like.new_empty(2 * (chunks * height + symmetric * strips * width))
+        self.partial = like.new_empty(strips * chunks, dtype=torch.float64)
 
     def _tile(self, z: Tensor) -> tuple:
         return self.kind, z, z.stride(0), *z.shape, self.exponent
@@ -178,19 +200,14 @@ class NativeOnlineSoftmax:
         )
         return rows, columns
 
-    def weigh(self, rows: slice, columns: slice, z: Tensor, upstream: Upstream, out: Tensor) -> float:
-        scale = -self.exponent * math.log(2)  # of what the kernel calls distance
-        of_rows = relative_to_nearest(upstream.row_lse[rows], upstream.row_grad[rows], scale)
-        of_columns: tuple[Tensor | None, Tensor | None] = (None, None)
-        if upstream.column_lse is not None and upstream.column_grad is not None:
-            of_columns = relative_to_nearest(upstream.column_lse[columns], upstream.column_grad[columns], scale)
-        pointers = (*of_rows, *of_columns, out, out.stride(0), self.partial)
+    def relative(self, upstream: Upstream) -> Relative:
+        return Relative.of(upstream, -self.exponent * math.log(2))  # of what the kernel calls distance
+
+    def weigh(self, rows: slice, columns: slice, z: Tensor, relative: Relative, out: Tensor) -> float:
+        of_rows, of_columns = relative[:2], [t if t is None else t[columns] for t in relative[2:]]
+        pointers = (*(t[rows] for t in of_rows), *of_columns, out, out.stride(0), self.partial)
         bindings.call("weigh", *self._tile(z), -self.scale * self.slope, *pointers)
-        return self.distance * float(self.partial[: _chunks(z.shape[1])].sum())
-
-
-def _chunks(columns: int) -> int:
-    return math.ceil(columns / CHUNK)
+        return self.distance * float(self.partial[: math.prod(bindings.blocks(*z.shape))].sum())
 
 
 def _no_sums(like: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,11 @@ MANY = 1 / 64
 Near = tuple[Tensor, Tensor] | None
 
 
+def for_threads(rows: int) -> int:
+    """Return the rows of a tile, of which many threads share a larger one: some 50 PyTorch calls for each tile are serial."""
+    return rows * max(1, torch.get_num_threads() // 16)
+
+
 class NeedsFloat64(Exception):
     """Raised inside a float32 pass that would spend its time on differences, or overflow."""
 
@@ -48,7 +53,7 @@ class Tiles:
         shape: tuple[int, int] | None = None,
     ):
         self.geometry, self.queries, self.keys = geometry, queries, keys
-        self.shape = (TILE_ROWS, TILE_COLUMNS) if shape is None else shape
+        self.shape = (for_threads(TILE_ROWS), TILE_COLUMNS) if shape is None else shape
         self.near = NEAR[queries.dtype] if near is None else near
         self.n, self.m = len(queries), len(keys)
         self.width = queries.shape[1] + geometry.extra

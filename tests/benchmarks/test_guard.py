@@ -30,7 +30,7 @@ from tests.kernels.launches import of_loss
 # Numbers of the size of the features, (n, d + 8), that a step may hold at once: operands, gradients, temporaries of
 # positives. Seven or eight are needed.
 FEATURE_SIZED = 12
-TILES = 8 << 20  # bytes: one tile of the native kernel; those of the portable one are smaller
+TILES = tiles.for_threads(8 << 20)  # bytes: one tile of the native kernel; those of the portable one are smaller
 
 
 @functools.cache
@@ -56,7 +56,7 @@ def visits(n: int) -> int:
     rows, columns = (
         (online_softmax.NATIVE_ROWS, online_softmax.NATIVE_COLUMNS) if used else (tiles.TILE_ROWS, tiles.TILE_COLUMNS)
     )
-    return 2 * math.ceil(n / rows) * math.ceil(n / columns)
+    return 2 * math.ceil(n / tiles.for_threads(rows)) * math.ceil(n / columns)
 
 
 def test_memory_grows_with_the_features_and_not_with_the_pairs():

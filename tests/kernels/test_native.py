@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import hyperst_kernels as hk
 from benchmarks import cases, oracle
+from hyperst_kernels._constants import CHUNK, STRIP
 from hyperst_kernels.cpu import contrastive, memory, online_softmax, small_batch
 from hyperst_kernels.cpu.geometry import Lorentz
 from hyperst_kernels.cpu.native import bindings
@@ -81,6 +82,43 @@ def test_matches_the_portable_online_softmax(geometry, radius, scale, small_tile
     ours = run(queries, keys, scale, torch.float32, geometry=geometry)
     monkeypatch.setattr(bindings, "usable", lambda x: False)
     assert_close(ours, run(queries, keys, scale, torch.float32, geometry=geometry), scale, radius)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_blocks_of_a_tile_give_the_same_bits_on_any_number_of_threads(symmetric):
+    n, m, scale = 2 * STRIP + 22, 2 * CHUNK + 88, 10.0
+    generator = torch.Generator().manual_seed(0)
+    z = 3 * torch.rand(n, m, generator=generator)
+    z.diagonal().fill_(torch.inf)
+    grads = [torch.rand(length, generator=generator) for length in (n, m)]
+    tile = slice(0, n), slice(0, m)
+
+    def found(threads):
+        torch.set_num_threads(threads)
+        softmax = online_softmax.NativeOnlineSoftmax(Lorentz(torch.tensor(1.0), True), z, n, m, scale, symmetric)
+        softmax.add(*tile, z)
+        rows, columns = softmax.log_sum_exps()
+        of_columns = (columns, grads[1]) if symmetric else (None, None)
+        relative = softmax.relative(online_softmax.Upstream(rows, grads[0], *of_columns))
+        weights = torch.empty_like(z)
+        along = softmax.weigh(*tile, z, relative, weights)
+        return rows, columns, weights, torch.tensor(along)
+
+    before = torch.get_num_threads()
+    try:
+        ours, *others = [found(threads) for threads in (1, 2, 5)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in others for a, b in zip(ours, other, strict=True))
+
+    negative, wide = z < torch.inf, z.double().where(z < torch.inf, 1).requires_grad_()
+    distance = 2 * torch.asinh(wide.sqrt())
+    logits = (-scale * distance).masked_fill(~negative, -torch.inf).requires_grad_()
+    rows, columns = torch.logsumexp(logits, 1), torch.logsumexp(logits, 0)[: m * symmetric]
+    loss = (rows * grads[0]).sum() + (columns * grads[1][: m * symmetric]).sum()
+    weights, by_logit = torch.autograd.grad(loss, (wide, logits))
+    for got, want in zip(ours, (rows, columns, weights, (by_logit * distance).sum()), strict=True):
+        assert (got - want).norm() <= 64 * EPS * want.norm()
 
 
 @pytest.mark.parametrize("is_native", [True, False])

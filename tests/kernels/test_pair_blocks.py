@@ -227,3 +227,24 @@ def check_gradients(problem: Problem, found: Tensor, sums: Tensor, slopes: Tenso
     for got, factor in zip(sums.cpu(), (values, torch.ones_like(values)), strict=True):
         want = (slopes * factor).sum(1)
         assert ((got - want).abs() <= problem.allowed((size * factor).sum(1)) + problem.tiny).all()
+
+
+@pytest.mark.skipif(("native", torch.float32) not in CASES, reason="the package was installed without a compiler")
+def test_power_sums_have_the_same_bits_on_any_number_of_threads():
+    """Columns go in narrower chunks to more threads."""
+    generator, before = torch.Generator().manual_seed(0), torch.get_num_threads()
+    values, scale = 3 * torch.rand(40, 301, generator=generator), 1 + torch.rand(40, generator=generator)
+    ids = torch.arange(40) // 3, torch.arange(301) // 3
+
+    def sums(threads):
+        torch.set_num_threads(threads)
+        found = portable.nothing(len(PowerSums._fields), 341, torch.zeros(()))
+        native.add_powers(values, Pairs(scale, positives=ids), found[:, :40], found[:, 40:])
+        return found
+
+    try:
+        alone, *others = [sums(threads) for threads in (1, 3, 9)]
+    finally:
+        torch.set_num_threads(before)
+    assert (alone[0, 40:160] < torch.inf).any()
+    assert all(torch.equal(alone, other) for other in others)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from hyperst_kernels._constants import INSTRUCTION_SETS, SIGNATURES
+from hyperst_kernels._constants import CHUNK, INSTRUCTION_SETS, SIGNATURES, STRIP
 
 MAPS = ("exp_map0", "log_map0", "exp_map", "log_map")
 
@@ -112,6 +112,11 @@ def table(*rows: Iterable[int]) -> ctypes.Array:
     """Numbers of 64 bits for a function that takes a table; whoever passes an address keeps its tensor alive."""
     numbers = [number for row in rows for number in row]
     return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+def blocks(rows: int, columns: int) -> tuple[int, int]:
+    """Return into how many strips of rows and chunks of columns a tile is cut."""
+    return -(-rows // STRIP), -(-columns // CHUNK)
 
 
 def features(vectors: Sequence[Tensor], gradients: Sequence[Tensor] = ()) -> ctypes.Array:

@@ -1,13 +1,14 @@
 // The contrastive loss, distance matrices and functions of rows on the CPU: threads, and the choice of the instruction set.
-// Loaded by bindings.py. CHUNK, GEOMETRIES and SIGNATURES are those of _constants.py: setup.py defines them.
+// Loaded by bindings.py. CHUNK, STRIP, GEOMETRIES and SIGNATURES are those of _constants.py: setup.py defines them.
 //
-// A tile is cut into chunks of columns of one width, whatever the number of threads, and what the chunks give is merged
-// in their order: results are the same from run to run.
+// A tile is cut into pieces of one size, whatever the number of threads, and what the pieces give is merged in their order:
+// results are the same from run to run.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
 #if __has_include(<sys/mman.h>)
 #include <sys/mman.h>
@@ -175,8 +176,7 @@ struct Rows {
     }
 };
 
-static long width_of(long columns, long first) { return columns - first < CHUNK ? columns - first : CHUNK; }
-
+#include "blocks.h"
 static void map_rows(Map map, const float *x, long x_stride, const float *y, long y_stride, long rows, long d, double c,
                      double scale, float *out, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -215,30 +215,31 @@ void hyperst_minima(const float *z, long stride, long rows, long columns, float 
     for (long i = 0; i < rows; i++) kernels.minima(z + i * stride, stride, 1, columns, smallest + i);
 }
 
-// Add a tile to the (least, sum) of its rows and columns; work holds 2 * rows numbers per chunk.
+// Add a tile to the (least, sum) of its rows and columns; for work see BlockSums.
 void hyperst_sums(int geometry, const float *z, long stride, long rows, long columns, float exponent, float *row_least,
                   float *row_sum, float *column_least, float *column_sum, float *work, int threads) {
-    Tile tile = {z, stride, rows, columns, exponent, column_least, column_sum};
-    long chunks = (columns + CHUNK - 1) / CHUNK;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long k = 0; k < chunks; k++) {
-        float *chunk_least = work + 2 * k * rows;
-        kernels.sums[geometry](tile, k * CHUNK, width_of(columns, k * CHUNK), chunk_least, chunk_least + rows);
+    BlockSums sums = {{z, stride, rows, columns, exponent, nullptr, nullptr}, work, column_least != nullptr};
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (long k = 0; k < blocks_of(rows, columns); k++) sums.add(geometry, k);
+#pragma omp for schedule(static) nowait
+        for (long i = 0; i < rows; i += STRIP)
+            sums.merge_rows(i, piece_of(rows, i, STRIP), row_least + i, row_sum + i);
+#pragma omp for schedule(static)
+        for (long j = 0; j < (column_least ? columns : 0); j += STRIP)
+            sums.merge_columns(j, piece_of(columns, j, STRIP), column_least + j, column_sum + j);
     }
-    for (long k = 0; k < chunks; k++)
-        kernels.merge(rows, exponent, work + 2 * k * rows, work + (2 * k + 1) * rows, row_least, row_sum);
 }
 
-// Turn a tile into dL/dz; work receives the sum of dL/dlogit * distance of each chunk.
+// Turn a tile into dL/dz; work receives the sum of dL/dlogit * distance of each block.
 void hyperst_weigh(int geometry, const float *z, long stride, long rows, long columns, float exponent, float slope,
                    const float *row_origin, const float *row_grad, const float *column_origin, const float *column_grad,
                    float *weights, long weights_stride, double *work, int threads) {
     Tile tile = {z, stride, rows, columns, exponent, nullptr, nullptr};
     Upstream upstream = {row_origin, row_grad, column_origin, column_grad, slope, weights, weights_stride};
-    long chunks = (columns + CHUNK - 1) / CHUNK;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long k = 0; k < chunks; k++)
-        work[k] = kernels.weigh[geometry](tile, k * CHUNK, width_of(columns, k * CHUNK), upstream);
+    for (long k = 0; k < blocks_of(rows, columns); k++) work[k] = weigh_block(geometry, tile, upstream, k);
 }
 
 // Of n entries in one piece, see tile.h.
@@ -280,9 +281,11 @@ void hyperst_add_powers(BLOCK, double *row_sums, long row_stride, double *column
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long i = 0; i < rows; i++) kernels.row_powers(block, i, row_sums, row_stride, counted);
     if (!column_sums) return;
+    long width = CHUNK;  // of columns, of which each is summed for itself: fewer where there are more threads
+    while (width > 32 && pieces(columns, width) < threads) width /= 2;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long first = 0; first < columns; first += CHUNK)
-        kernels.column_powers(block, first, width_of(columns, first), column_sums, column_stride, counted);
+    for (long first = 0; first < columns; first += width)
+        kernels.column_powers(block, first, piece_of(columns, first, width), column_sums, column_stride, counted);
 }
 
 // Add the losses of a block to those of its rows.
@@ -312,22 +315,29 @@ void hyperst_sigmoid_gradients(BLOCK, double bias, const float *grad, float *out
 #define COSINES                                                                                                          \
     const float *cosine, long stride, long rows, long columns, const float *x, long x_stride, const float *y, long y_stride, float limit
 
-// Angles of a block, and for each chunk of columns how many pairs are left to others.
+// Angles of a tile, and for each of its blocks how many pairs are left to others.
 void hyperst_angles(COSINES, float *out, long out_stride, double *left_out, int threads) {
     AngleTile tile = {cosine, stride, rows, columns, {x, x_stride}, {y, y_stride}, limit};
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long first = 0; first < columns; first += CHUNK)
-        left_out[first / CHUNK] = kernels.angles(tile, first, width_of(columns, first), out, out_stride);
+    for (long k = 0; k < blocks_of(rows, columns); k++) {
+        Block block(rows, columns, k);
+        left_out[k] = kernels.angles(strip_of(tile, block), block.first, block.width, out + block.top * out_stride, out_stride);
+    }
 }
 
-// Gradients of a block from those of its angles. by_row (chunks rows) and sums (chunks 2) are of each chunk of columns.
+// Gradients of a tile from those of its angles. by_row (chunks rows) is of each chunk of columns, by_column (strips columns) of each
+// strip of rows, sums (blocks 2) of each block.
 void hyperst_angle_slopes(COSINES, const float *grad, long grad_stride, float *weights, long weights_stride, float *by_row,
                           float *by_column, double *sums, int threads) {
     AngleTile tile = {cosine, stride, rows, columns, {x, x_stride}, {y, y_stride}, limit};
-    AngleSlopes slopes = {grad, grad_stride, weights, weights_stride, by_column};
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long k = 0; k < (columns + CHUNK - 1) / CHUNK; k++)
-        kernels.angle_slopes(tile, k * CHUNK, width_of(columns, k * CHUNK), slopes, by_row + k * rows, sums + 2 * k);
+    for (long k = 0; k < blocks_of(rows, columns); k++) {
+        Block block(rows, columns, k);
+        AngleSlopes slopes = {grad + block.top * grad_stride, grad_stride, weights + block.top * weights_stride, weights_stride,
+                              by_column + block.top / STRIP * columns};
+        float *of_rows = by_row + block.first / CHUNK * rows + block.top;
+        kernels.angle_slopes(strip_of(tile, block), block.first, block.width, slopes, of_rows, sums + 2 * k);
+    }
 }
 
 // Rows of an operand of the product that gives H: out (rows d + 2), from features (rows d).

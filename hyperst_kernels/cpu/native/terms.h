@@ -49,26 +49,44 @@ struct Batch {
 
     bool exceeds(double logit, double share) const { return std::fabs(logit) > share * limit && !std::isinf(logit); }
 
-    // Whether some product is no number of float32 or has lost its digits.
-    bool needs_others(const Term &term) const {
+    Tile tile(const Term &term) const {
+        return {term.products, keys(term).rows, queries(term).rows, keys(term).rows, exponent, nullptr, nullptr};
+    }
+
+    // The right operand with the largest terms, or null where some product is no number of float32.
+    const float *widest(const Term &term) const {
         long n = queries(term).rows, m = keys(term).rows, most = 0, widest = 0;
         for (long i = 1; i < n; i++)
             if (!(term.left[i * width + d] <= term.left[most * width + d])) most = i;
         for (long j = 1; j < m; j++)
             if (!(term.right[j * width + d + 1] <= term.right[widest * width + d + 1])) widest = j;
         const float *right = term.right + widest * width;
-        if (!(4 * (double)size(term.left + most * width, right) <= std::numeric_limits<float>::max())) return true;
-        for (long i = 0; i < n; i++) {
-            const float *z = term.products + i * m, *left = term.left + i * width;
-            float smallest;
-            kernels.minima(z, m, 1, m, &smallest);
-            if (!(smallest <= near * size(left, right))) continue;
-            for (long j = 0; j < m; j++)
-                if (z[j] <= near * size(left, term.right + j * width)) return true;
-        }
+        bool fits = 4 * (double)size(term.left + most * width, right) <= std::numeric_limits<float>::max();
+        return fits ? right : nullptr;
+    }
+
+    // Whether some product of a row has lost its digits.
+    bool cancels(const Term &term, long i, const float *widest) const {
+        long m = keys(term).rows;
+        const float *z = term.products + i * m, *left = term.left + i * width;
+        float smallest;
+        kernels.minima(z, m, 1, m, &smallest);
+        if (!(smallest <= near * size(left, widest))) return false;
+        for (long j = 0; j < m; j++)
+            if (z[j] <= near * size(left, term.right + j * width)) return true;
         return false;
     }
 };
+
+// Of each term, see there; empty where one of them has products that are no numbers.
+static std::vector<const float *> widest_of(const Batch &batch, long n_terms) {
+    std::vector<const float *> found;
+    for (long t = 0; t < n_terms; t++) {
+        found.push_back(batch.widest(batch.terms[t]));
+        if (!found.back()) return {};
+    }
+    return found;
+}
 
 // Logits: log-sum-exps over negatives of rows and columns, and positives, each (terms length).
 struct Logits {
@@ -87,68 +105,49 @@ static double add_exp(double a, double b) {
     return std::isinf(low) ? high : high + std::log1p(std::exp(low - high));
 }
 
-// The positives, excluded pairs and then the sums of a term; whether they are left to others.
-static bool sums_of_term(const Batch &batch, const Term &term, const int64_t *ids, const Logits &out) {
-    long n = batch.queries(term).rows, m = batch.keys(term).rows;
-    for (long i = 0; i < n; i++) {
-        float *z = term.products + i * m;
-        z[i] = std::numeric_limits<float>::infinity();
-        for (long j = 0; ids && j < m; j++) z[j] = ids[i] == ids[j] ? std::numeric_limits<float>::infinity() : z[j];
+// Of a row, the positive and the excluded pairs are no negatives.
+static void leave_out(const Batch &batch, const Term &term, const int64_t *ids, long i) {
+    long m = batch.keys(term).rows;
+    float *z = term.products + i * m;
+    z[i] = std::numeric_limits<float>::infinity();
+    for (long j = 0; ids && j < m; j++) z[j] = ids[i] == ids[j] ? std::numeric_limits<float>::infinity() : z[j];
+}
+
+// Log-sum-exps of STRIP rows and columns from ``first`` on, from the sums of blocks; whether they are too large.
+static bool merge_sums(const Batch &batch, const BlockSums &sums, long first, const Logits &out) {
+    float row_least[STRIP], row_sum[STRIP], column_least[STRIP], column_sum[STRIP];
+    for (long i = 0; i < STRIP; i++) {
+        row_least[i] = column_least[i] = std::numeric_limits<float>::infinity();
+        row_sum[i] = column_sum[i] = 0;
     }
-    if (batch.needs_others(term)) return true;
-    float work[4 * SMALL], *least = work, *total = work + SMALL, *chunk_least = work + 2 * SMALL, *chunk_total = work + 3 * SMALL;
-    float column_least[SMALL], column_total[SMALL];
-    for (long i = 0; i < SMALL; i++) {
-        least[i] = column_least[i] = std::numeric_limits<float>::infinity();
-        total[i] = column_total[i] = 0;
-    }
-    bool symmetric = term.symmetric;
-    Tile tile = {term.products, m, n, m, batch.exponent, symmetric ? column_least : nullptr, symmetric ? column_total : nullptr};
-    for (long first = 0; first < m; first += CHUNK) {
-        kernels.sums[LORENTZ](tile, first, width_of(m, first), chunk_least, chunk_total);
-        kernels.merge(n, batch.exponent, chunk_least, chunk_total, least, total);
-    }
+    long count = piece_of(out.length, first, STRIP);
+    sums.merge_rows(first, count, row_least, row_sum);
+    if (sums.symmetric) sums.merge_columns(first, count, column_least, column_sum);
     bool exceeds = false;
-    for (long i = 0; i < out.length; i++) {
-        out.rows[i] = LN2 * (batch.exponent * (double)least[i] + std::log2((double)total[i]));
-        out.columns[i] = LN2 * (batch.exponent * (double)column_least[i] + std::log2((double)column_total[i]));
-        exceeds |= batch.exceeds(out.rows[i], 1) || batch.exceeds(out.columns[i], 1);
+    for (long i = 0; i < count; i++) {
+        double &row = out.rows[first + i], &column = out.columns[first + i];
+        row = LN2 * (batch.exponent * (double)row_least[i] + std::log2((double)row_sum[i]));
+        column = LN2 * (batch.exponent * (double)column_least[i] + std::log2((double)column_sum[i]));
+        exceeds |= batch.exceeds(row, 1) || batch.exceeds(column, 1);
     }
     return exceeds;
 }
 
-// From gradients of the losses of a term, those of its products; shares are minus the slopes by positives. Returns the
-// derivative by the scale, or NaN where it is left to others.
-static double weights_of_term(const Batch &batch, const Term &term, const float *grad_rows, const float *grad_columns,
-                              const Logits &in, float *weights, float *shares, bool &left_out) {
-    long n = batch.queries(term).rows, m = batch.keys(term).rows;
-    bool symmetric = term.symmetric;
-    double scale = -batch.exponent * LN2, d_scale = 0;  // of what the kernel calls distance
-    float origins[4 * SMALL], *grads = origins + SMALL, *column_origins = origins + 2 * SMALL, *column_grads = origins + 3 * SMALL;
-    auto upstream = [&](double negatives, double positive, float grad, float &origin, float &relative) {
-        double lse = add_exp(negatives, positive);
-        left_out |= batch.exceeds(lse, 1 - 1 / 65536.);
+// What the weights of a term are made of: origins and relative gradients of its rows and of its columns.
+struct Relative {
+    float *row_origin, *row_grad, *column_origin, *column_grad;
+    bool exceeds;
+
+    // From the gradient of a loss, of a row or a column; returns minus the slope by the positive.
+    float put(const Batch &batch, double negatives, double positive, float grad, float &origin, float &relative) {
+        double scale = -batch.exponent * LN2, lse = add_exp(negatives, positive);  // of what the kernel calls distance
+        exceeds |= batch.exceeds(lse, 1 - 1 / 65536.);
         origin = (float)(lse / -scale);
         if (std::isinf(origin)) origin = 0;
         relative = grad * (float)std::exp(-scale * origin - lse);
         return grad * (float)sigmoid(negatives - positive);
-    };
-    for (long i = 0; i < n; i++) {
-        double positive = in.positives[i];
-        shares[i] = upstream(in.rows[i], positive, grad_rows[i], origins[i], grads[i]);
-        if (symmetric) shares[i] += upstream(in.columns[i], positive, grad_columns[i], column_origins[i], column_grads[i]);
-        d_scale += shares[i] * positive;
     }
-    for (long j = n; j < m; j++) column_origins[j] = column_grads[j] = 0;
-    left_out |= std::isnan(term.products[0]) || batch.needs_others(term);
-    if (left_out) return 0;
-    Tile tile = {term.products, m, n, m, batch.exponent, nullptr, nullptr};
-    Upstream up = {origins, grads, symmetric ? column_origins : nullptr, symmetric ? column_grads : nullptr,
-                   (float)(-batch.scale * batch.unit), weights, m};
-    double along = 0;
-    for (long first = 0; first < m; first += CHUNK) along += kernels.weigh[LORENTZ](tile, first, width_of(m, first), up);
-    return -d_scale / batch.scale - 2 * batch.unit * along;
-}
+};
 
 // A row of every gradient, from those of the operands and positives; returns <x, dL/dx> over all features.
 static double slopes_of_row(const Batch &batch, long n_features, long n_terms, const float *shares, long length, long i) {
@@ -194,40 +193,98 @@ void hyperst_operands(const Features *features, const Operand *operands, long co
     }
 }
 
-// losses of rows and columns and their logits, each (terms length); products become those of negatives.
+// losses of rows and columns and their logits, each (terms length), for terms of one shape with ``length`` queries; products
+// become those of negatives.
 void hyperst_term_losses(BATCH, const int64_t *ids, float *row_losses, float *column_losses, double *rows, double *columns,
                          double *positives, long length, int64_t *left_out, int threads) {
     Batch batch = OF_BATCH;
     Logits logits = {rows, columns, positives, length};
-    bool left = false;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(|| : left)
-    for (long t = 0; t < n_terms; t++) left = left || sums_of_term(batch, terms[t], ids, logits.of(t));
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(|| : left)
-    for (long k = 0; k < n_terms * length; k++) {
-        const Features &x = batch.queries(terms[k / length]), &y = batch.keys(terms[k / length]);
-        Rows pair = {x.x, x.stride, y.x, y.stride, d, 1 / unit, (bool)tangent};
-        positives[k] = k % length < x.rows ? -scale * distance(pair.polar(k % length), 1 / unit) : 0;
-        left = left || batch.exceeds(positives[k], 1);
-        row_losses[k] = (float)softplus(rows[k] - positives[k]);
-        column_losses[k] = (float)softplus(columns[k] - positives[k]);
+    long m = batch.keys(*terms).rows, blocks = blocks_of(length, m), strips = pieces(length, STRIP);
+    long numbers = BlockSums::numbers(length, m, true);
+    std::vector<const float *> widest = widest_of(batch, n_terms);
+    *left_out = widest.empty();
+    if (*left_out) return;
+    std::vector<float> memory(n_terms * numbers);
+    auto sums = [&](long t) -> BlockSums {
+        return {batch.tile(terms[t]), memory.data() + t * numbers, (bool)terms[t].symmetric};
+    };
+    bool cancel = false, exceed = false;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static) reduction(|| : cancel)
+        for (long k = 0; k < n_terms * length; k++) {
+            const Term &term = terms[k / length];
+            leave_out(batch, term, ids, k % length);
+            cancel = cancel || batch.cancels(term, k % length, widest[k / length]);
+        }
+        if (!cancel) {
+#pragma omp for schedule(static)
+            for (long k = 0; k < n_terms * blocks; k++) sums(k / blocks).add(LORENTZ, k % blocks);
+#pragma omp for schedule(static) reduction(|| : exceed)
+            for (long k = 0; k < n_terms * strips; k++)
+                exceed = merge_sums(batch, sums(k / strips), k % strips * STRIP, logits.of(k / strips)) || exceed;
+#pragma omp for schedule(static) reduction(|| : exceed)
+            for (long k = 0; k < n_terms * length; k++) {
+                const Features &x = batch.queries(terms[k / length]), &y = batch.keys(terms[k / length]);
+                Rows pair = {x.x, x.stride, y.x, y.stride, d, 1 / unit, (bool)tangent};
+                positives[k] = -scale * distance(pair.polar(k % length), 1 / unit);
+                exceed = exceed || batch.exceeds(positives[k], 1);
+                row_losses[k] = (float)softplus(rows[k] - positives[k]);
+                column_losses[k] = (float)softplus(columns[k] - positives[k]);
+            }
+        }
     }
-    *left_out = left;
+    *left_out = cancel || exceed;
 }
 
-// weights (terms, then n m of each in one piece), shares (terms length) and the derivative by the scale, of each term.
+// weights (terms, then n m of each in one piece), shares (terms length), which are minus the slopes by positives, and the derivative
+// by the scale of each term, from gradients of losses.
 void hyperst_term_weights(BATCH, const float *grad_rows, const float *grad_columns, double *rows, double *columns,
                           double *positives, long length, float *weights, long weights_stride, float *shares,
                           double *d_scale, int64_t *left_out, int threads) {
     Batch batch = OF_BATCH;
-    Logits logits = {rows, columns, positives, length};
-    bool left = false;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(|| : left)
-    for (long t = 0; t < n_terms; t++) {
-        long at = t * length;
-        d_scale[t] = weights_of_term(batch, terms[t], grad_rows + at, grad_columns + at, logits.of(t),
-                                     weights + t * weights_stride, shares + at, left);
+    long m = batch.keys(*terms).rows, blocks = blocks_of(length, m), numbers = 2 * (length + m);
+    std::vector<const float *> widest = widest_of(batch, n_terms);
+    std::vector<float> memory(n_terms * numbers);  // zeros: keys beyond the queries have no loss
+    std::vector<double> along(n_terms * blocks);
+    auto relative = [&](long t) -> Relative {
+        float *of = memory.data() + t * numbers;
+        return {of, of + length, of + 2 * length, of + 2 * length + m, false};
+    };
+    bool left = widest.empty();
+    for (long t = 0; t < n_terms; t++) left = left || std::isnan(terms[t].products[0]);
+    *left_out = left;
+    if (left) return;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static) reduction(|| : left)
+        for (long k = 0; k < n_terms * length; k++) {
+            long t = k / length, i = k % length;
+            Relative of = relative(t);
+            shares[k] = of.put(batch, rows[k], positives[k], grad_rows[k], of.row_origin[i], of.row_grad[i]);
+            if (terms[t].symmetric)
+                shares[k] += of.put(batch, columns[k], positives[k], grad_columns[k], of.column_origin[i], of.column_grad[i]);
+            left = left || of.exceeds || batch.cancels(terms[t], i, widest[t]);
+        }
+        if (!left) {
+#pragma omp for schedule(static)
+            for (long k = 0; k < n_terms * blocks; k++) {
+                long t = k / blocks;
+                Relative of = relative(t);
+                if (!terms[t].symmetric) of.column_origin = of.column_grad = nullptr;
+                Upstream up = {of.row_origin, of.row_grad, of.column_origin, of.column_grad, (float)(-scale * unit),
+                               weights + t * weights_stride, m};
+                along[k] = weigh_block(LORENTZ, batch.tile(terms[t]), up, k % blocks);
+            }
+        }
     }
     *left_out = left;
+    for (long t = 0; t < n_terms; t++) {
+        double by_positives = 0, by_negatives = 0;
+        for (long i = t * length; i < (t + 1) * length; i++) by_positives += shares[i] * positives[i];
+        for (long k = t * blocks; k < (t + 1) * blocks; k++) by_negatives += along[k];
+        d_scale[t] = -by_positives / scale - 2 * unit * by_negatives;
+    }
 }
 
 // Gradients of the features; along (rows) receives <x, dL/dx> of the rows of all.
