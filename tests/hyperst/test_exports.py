@@ -125,7 +125,7 @@ def test_an_export_that_fails_says_how_to_write_it(evaluated, section_paths, tmp
     assert f"the prediction itself is whole: {out}. Its .csv" in result.output
     monkeypatch.undo()
     said = result.output.partition("in Python: ")[2].splitlines()[0]
-    exec(f"import anndata, hyperst.export.write\n{said}".replace("export.write_export", "export.write.write_export"))
+    exec(f"import anndata, hyperst.export\n{said}")
     assert out.with_suffix(".csv").is_file()
 
 
