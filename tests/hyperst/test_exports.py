@@ -160,7 +160,7 @@ def test_exports_of_the_command_line(evaluated, section_paths, tmp_path):
     result = call("predict", evaluated, tmp_path / "two.csv", "-o", tmp_path / "many", "--export", "csv")
     assert result.exit_code == 0, result.output
     found = {path.name for path in (tmp_path / "many").iterdir()}
-    assert found == {"A.csv", "A.h5ad", "B.csv", "B.h5ad", "cohort.csv", "cohort.h5ad"}
+    assert found == {"A.csv", "A.h5ad", "B.csv", "B.h5ad", "cohort.csv", "cohort.h5ad", "logs"}
 
 
 def test_genes_carry_what_was_found_on_sections_held_out(evaluated, adata):
