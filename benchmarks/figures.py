@@ -59,7 +59,7 @@ def scaling(rows: list[Row], d: int, folder: Path) -> Path:
     """Time and peak memory against batch, with the exponents of the last three points."""
     figure = _figure(11, 5.4)
     panels = figure.subplots(1, 2)
-    here = pick(rows, operation=contrastive.OPERATIONS[0], d=d)
+    here = pick(rows, operation=contrastive.OPERATIONS[0], d=d, setting="")
     for axes, metric, unit, title in (
         (panels[0], "alone both s", 1.0, "forward + backward, s"),
         (panels[1], "peak bytes", 2.0**20, "peak memory beyond the inputs, MiB"),

@@ -93,7 +93,7 @@ def losses_table(rows: list[Row], operations: Iterable[str]) -> str:
 def operator_table(rows: list[Row], operations: Iterable[str]) -> str:
     """Time of ours and time of each peer over ours, both passes, with the noise beside them."""
     names = [peers.EAGER, peers.COMPILED, peers.GEOOPT, peers.GEOOPT_BALL, peers.HYPLL]
-    lines = []
+    lines, rows = [], pick(rows, setting="")
     for operation in operations:
         ours = find(rows, operation=operation, provider=OURS, metric="both s")
         if ours is None:
@@ -164,7 +164,7 @@ def scaling_table(rows: list[Row], d: int) -> str:
     """Time and peak memory of every provider in a process of its own, by batch."""
     here = [
         row
-        for row in pick(rows, operation=contrastive.OPERATIONS[0], d=d)
+        for row in pick(rows, operation=contrastive.OPERATIONS[0], d=d, setting="")
         if row.metric in ("alone both s", "peak bytes")
     ]
     sizes = sorted({row.n for row in here})
