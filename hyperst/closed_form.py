@@ -7,6 +7,7 @@ single genes, which a network's output layer goes on to learn.
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -172,7 +173,7 @@ def _blocks_of(run: Run, section: Section, found: Mapping[str, Rows], number: in
     if run.mixture is None and run.config.model.head != "network":
         warnings.warn(
             f"the training of the run in {run.folder} has not ended, so the network predicts without the closed-form head; go on "
-            f"with hyperst train --resume --output {run.folder}",
+            f"with hyperst train --resume --output {shlex.quote(str(run.folder))}",
             stacklevel=4,
         )
     members = None if run.mixture is None else niche_members(section)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -305,7 +306,7 @@ def _further_networks(run: Run, device: str | None) -> Iterator[Run]:
     if wanted > 1 and finished < wanted:
         warnings.warn(
             f"the training of {finished} of the {wanted} networks of the run in {place.path} has ended, and without the others a "
-            f"prediction is another one; go on with hyperst train --resume --output {place.path}",
+            f"prediction is another one; go on with hyperst train --resume --output {shlex.quote(str(place.path))}",
             stacklevel=3,
         )
     for each in trained:

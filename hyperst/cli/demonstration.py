@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -46,11 +47,16 @@ def demo(
         f"  {result.prediction}   {result.n_predicted} predicted spots; open it with scanpy.read_h5ad\n"
         f"  {result.run}   the trained run: configuration, genes, split, checkpoints, metrics.csv\n"
         "\nWhat to try next with these sections, then with yours\n"
-        f"  hyperst check {result.sections[0]}\n"
-        f"  hyperst train {' '.join(map(str, result.sections[:-1]))} --n-genes 60 --output runs/mine\n"
-        f"  hyperst evaluate runs/mine {result.sections[-1]}\n"
-        f"  hyperst predict {result.run} {result.image} --mpp {result.um_per_px:.3g} --output predicted.h5ad\n"
-        f"  hyperst report {result.run} {result.prediction}\n"
-        f"  hyperst plot {result.run}",
+        f"  hyperst check {_paths(result.sections[0])}\n"
+        f"  hyperst train {_paths(*result.sections[:-1])} --n-genes 60 --output runs/mine\n"
+        f"  hyperst evaluate runs/mine {_paths(result.sections[-1])}\n"
+        f"  hyperst predict {_paths(result.run, result.image)} --mpp {result.um_per_px:.3g} --output predicted.h5ad\n"
+        f"  hyperst report {_paths(result.run, result.prediction)}\n"
+        f"  hyperst plot {_paths(result.run)}",
         soft_wrap=True,
     )
+
+
+def _paths(*paths: Path) -> str:
+    """Paths as a shell takes them."""
+    return shlex.join(map(str, paths))

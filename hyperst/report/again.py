@@ -18,7 +18,11 @@ _TABLES = {"training": "training.csv", "validation": "validation.csv"}
 
 
 def train_again(summary: RunSummary) -> list[tuple[str, str]]:
-    """Files to save and then the command to give, each with its text; a run of arrays, without files, has none."""
+    """Files to save and then the command to give, each with its text.
+
+    None of a run of arrays, which has no files, or of one whose sections were read in ways that options of one command cannot say:
+    features in several folders, or genes named by several columns.
+    """
     sections = {role: summary.split.role(role) for role in _TABLES}
     records = [record for group in sections.values() for record in group]
     if any(record.path is None for record in records):
@@ -27,13 +31,15 @@ def train_again(summary: RunSummary) -> list[tuple[str, str]]:
     if sections["validation"]:
         command += ["--validation-sections", _TABLES["validation"]]
     command += ["--config", str(summary.folder / "config.yaml")]
-    if names := {record.gene_names for record in records} - {None}:
-        command += ["--gene-names", str(min(map(str, names)))]
-    command += _options("--features", "", [record.features for record in records])
-    command += _options("--niche-features", "", [record.niche_features for record in records])
-    for level in records[0].wider_features:
-        places = [record.wider_features.get(level) for record in records]
-        command += _options("--level-features", f"{level}=", places)
+    given = {("--gene-names", ""): {record.gene_names for record in records}}
+    given["--features", ""] = _places([record.features for record in records])
+    given["--niche-features", ""] = _places([record.niche_features for record in records])
+    for level in sorted({level for record in records for level in record.wider_features}):
+        given["--level-features", f"{level}="] = _places([record.wider_features.get(level) for record in records])
+    for (option, prefix), values in given.items():
+        if len(values) > 1:
+            return []
+        command += [part for value in values - {None} for part in (option, f"{prefix}{value}")]
     tables = [(f"save as {_TABLES[role]}", _manifest(group)) for role, group in sections.items() if group]
     return [*tables, ("command", shlex.join([*command, "--output", "NEW_RUN"]))]
 
@@ -55,9 +61,6 @@ def _manifest(records: Sequence[SectionRecord]) -> str:
     return text.getvalue()
 
 
-def _options(option: str, prefix: str, places: Sequence[str | None]) -> list[str]:
-    """An option for files of features: the file of one section, else the folder of all."""
-    given = [place for place in places if place is not None]
-    if not given:
-        return []
-    return [option, prefix + (given[0] if len(places) == 1 else str(Path(given[0]).parent))]
+def _places(files: Sequence[str | None]) -> set[str | None]:
+    """What files of features are named by: the file of one section, the folder of several."""
+    return set(files) if len(files) == 1 else {None if file is None else str(Path(file).parent) for file in files}

@@ -177,6 +177,7 @@ struct Rows {
 };
 
 #include "blocks.h"
+
 static void map_rows(Map map, const float *x, long x_stride, const float *y, long y_stride, long rows, long d, double c,
                      double scale, float *out, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)

@@ -309,6 +309,8 @@ def test_the_run_can_be_trained_again(evaluated, tmp_path, monkeypatch):
     assert validation.splitlines()[1].split(",")[1] == "V"
     assert "--validation-sections validation.csv" in command
     assert "--features /f " in command
+    apart = replace(split, sections=(*moved, replace(moved[0], name="W", features="/g/W.h5")))
+    assert train_again(replace(summary, split=apart)) == []  # no option names two folders
     monkeypatch.chdir(tmp_path)
     (_, training), (_, command) = train_again(summary)
     Path("training.csv").write_text(training)
