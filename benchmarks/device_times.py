@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from unittest import mock
 
 import torch
 
+import hyperst_kernels as hk
 from benchmarks import contrastive, measure, peers, textbook
 from benchmarks.cases import CASES, ROW_WISE
 from benchmarks.concerns import HIERARCHY, HINGES, LOSS, PAIRS
@@ -31,6 +33,9 @@ LOSSES = (
 )
 HIERARCHIES = ((4096, 128, torch.bfloat16), (32768, 128, torch.bfloat16))
 ONE_STEP = (1 << 20, 512, torch.bfloat16)
+# of a batch that has collapsed: n, d, dtype; and how far its vectors are apart beside their length
+COLLAPSED = ((8192, 128, torch.bfloat16), (8192, 512, torch.bfloat16), (8192, 512, torch.float32))
+SPREAD, DIFFERENCES = 0.03, "ours, differences alone"
 BESIDE = (peers.EAGER, peers.COMPILED, peers.CHUNKED, peers.OPEN_CLIP, peers.MEMEFF, peers.PRODUCTS)
 ROUNDS = 3
 
@@ -180,6 +185,25 @@ def one_step(n: int, d: int, dtype: torch.dtype, meter: Meter, rate: float) -> I
     yield from shares(n, d, dtype, times, what, rate)
 
 
+def collapsed(n: int, d: int, dtype: torch.dtype, meter: Meter) -> Iterator[Row]:
+    """Times of vectors that are nearly one, and beside them of the kernels that take every pair from differences."""
+    from hyperst_kernels.gpu.contrastive import inputs
+
+    what = {**about(LOSS, n, d, dtype), "setting": f"spread={SPREAD}"}
+    vectors = [(1 + SPREAD * torch.randn(n, d, device=meter.place)) / d**0.5 for _ in range(2)]
+    scalars = [torch.tensor(value, device=meter.place) for value in (1.0, 1 / 0.07)]
+    step = Step(hk.contrastive_loss, [*(x.to(dtype) for x in vectors), *scalars])
+    times: dict[tuple[str, str], float] = {}
+    for provider, least in ((OURS, inputs.CENTRED_FROM), (DIFFERENCES, n * n * d + 1)):
+        with mock.patch.object(inputs, "CENTRED_FROM", least):
+            both(step)  # compiles
+            for phase, run in (("forward", forward), ("both", both)):
+                times[phase, provider] = meter.seconds_once(partial(run, step))
+                yield Row.of([times[phase, provider]], **what, provider=provider, metric=f"{phase} s")
+    ratio = times["both", DIFFERENCES] / times["both", OURS]
+    yield Row.of([ratio], **what, provider=DIFFERENCES, metric="ratio both")
+
+
 def losses(meter: Meter) -> Iterator[Row]:
     rate = rate_of_products(meter, PRODUCT)
     yield Row.of(
@@ -189,6 +213,8 @@ def losses(meter: Meter) -> Iterator[Row]:
         beside = BESIDE if n == LOSSES[0][0] else (contrastive.ANY_ORDER,)
         yield from loss(n, d, dtype, beside, meter, rate=rate)
         torch.cuda.empty_cache()
+    for case in COLLAPSED:
+        yield from collapsed(*case, meter)
     yield from one_step(*ONE_STEP, meter, rate)
 
 

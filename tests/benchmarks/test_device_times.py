@@ -69,6 +69,12 @@ def test_loss():
     assert device_times.rate_of_products(METER, 8) == 2 * 8**3 / 0.5
 
 
+def test_a_collapsed_batch():
+    rows = list(device_times.collapsed(16, 32, torch.float32, METER))
+    assert find(rows, provider=device_times.DIFFERENCES, metric="ratio both").median == 1
+    assert find(rows, provider=OURS, metric="forward s").settings == {"spread": device_times.SPREAD}
+
+
 def test_every_operator_has_rows(monkeypatch):
     monkeypatch.setattr(device_times, "ROWS", (8, 4))
     monkeypatch.setattr(device_times, "SIDE", (8, 4))
@@ -76,6 +82,7 @@ def test_every_operator_has_rows(monkeypatch):
     monkeypatch.setattr(device_times, "LOSSES", [(8, 4, torch.float32)])
     monkeypatch.setattr(device_times, "HIERARCHIES", [(8, 4, torch.bfloat16)])
     monkeypatch.setattr(device_times, "ONE_STEP", (8, 4, torch.bfloat16))
+    monkeypatch.setattr(device_times, "COLLAPSED", [(8, 4, torch.bfloat16)])
     monkeypatch.setattr(device_times, "BESIDE", (peers.EAGER,))
     for operator in OPERATORS:
         rows = list(device_times.timings(operator, UNRUN if operator in (*ROW_WISE, HINGES) else METER))

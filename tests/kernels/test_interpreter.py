@@ -25,6 +25,7 @@ FILES = {  # of a job
     "extreme_losses": ["test_extreme_losses.py"],
     "pair_blocks": ["test_pair_blocks.py"],
     "rectangle": ["test_rectangle.py", "test_pair_rectangle.py"],
+    "centred_tiles": ["triton/test_centred_tiles.py"],
     **{name: [f"triton/test_{name}.py"] for name in ("contrastive_kernel", "fused_arithmetic", "hierarchy", "smoke")},
     "ptx": ["ptx/test_arithmetic.py", "ptx/test_executor.py"],
     "ptx contrastive": ["ptx/test_contrastive.py"],

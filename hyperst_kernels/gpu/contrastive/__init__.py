@@ -23,6 +23,8 @@ from torch import Tensor
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.contrastive.backward_blocks import BLOCK, dtype_of_weights, grad_points_by_blocks
 from hyperst_kernels.gpu.contrastive.backward_rows import grad_points_by_rows
+from hyperst_kernels.gpu.contrastive.centred import centred_sums
+from hyperst_kernels.gpu.contrastive.centred_gradients import add_centred_gradients
 from hyperst_kernels.gpu.contrastive.exact import (
     _cancelled_gradients,
     _cancelled_log_sum_exps,
@@ -84,6 +86,8 @@ def forward(
         terms = [term for term in inputs.queries if term.symmetric == symmetric]
         if terms:
             _log_sums(inputs, terms, flags, rows[0], columns[0], all_columns)
+    if inputs.centres:
+        centred_sums(inputs, flags, rows[0], columns[0], all_columns)
     if inputs.cancels:
         _cancelled_sums(inputs, inputs.queries, flags, rows[1], True)
         _cancelled_sums(inputs, [term for term in inputs.keys if term.symmetric], flags, columns[1], all_columns)
@@ -184,8 +188,12 @@ def backward(
             grad_points_by_rows(inputs, for_points, flags, table, atomic, row_chunk, sums, by_tiles)
         else:
             of_blocks.append(grad_points_by_blocks(inputs, for_points, flags, row_chunk, sums))
+        if inputs.centres:
+            add_centred_gradients(inputs, for_points, flags, row_chunk, sums, by_tiles)
         _finish_row_chunk(inputs, upstream, flags, row_chunk, of_positives, sums, gradients, by_rows, cancelled)
         del sums  # before those of the next chunk are there
+    if of_blocks and inputs.centres:
+        of_blocks.append(by_tiles.sum(dtype=torch.float64))
     return gradients, *scalar_gradients(
         inputs, slopes, factors, by_rows, by_tiles if table else None, sum(of_blocks[1:], of_blocks[0]) if of_blocks else None,
         cancelled[:terms] if inputs.cancels else None,

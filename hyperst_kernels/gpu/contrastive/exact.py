@@ -12,6 +12,8 @@ from hyperst_kernels.gpu.exact_pairs import Points, add_point_gradients
 from hyperst_kernels.gpu.scalars import rounded_product, sqrt_rn
 from hyperst_kernels.gpu.tile_math import block, load_each, load_rows, pick, store_each
 
+NEAR = tl.constexpr(1)  # the flag of a tile that is for these kernels
+
 
 @triton.jit
 def taking_part(ids, rows, columns, n, m, EXCLUDE: tl.constexpr):
@@ -50,7 +52,7 @@ def _cancelled_log_sum_exps(xs, ys, c_ptr, ids, steepness_ptr, flags, out_ptrs, 
     x = points_of(xs, t, rows, n, DTYPE)
     offset, total = tl.full([TILE], FARTHEST, DTYPE), tl.zeros([TILE], DTYPE)
     for start in range(0, end, TILE):
-        if tl.load(flag_ptr + block * flags.row_stride + start // EXACT.FLAG_M * flags.column_stride) != 0:
+        if tl.load(flag_ptr + block * flags.row_stride + start // EXACT.FLAG_M * flags.column_stride) == NEAR:
             columns = tl.cast(start, tl.int64) + tl.arange(0, TILE)
             y = points_of(ys, t, columns, m, DTYPE)
             distance, _, _, _, _, _, _ = exact_pairs(x, y, k, xs.d, False, EXACT)
@@ -86,7 +88,7 @@ def _cancelled_gradients(
     )  # fmt: skip
     total = tl.zeros([TILE], DTYPE)
     for start in range(0, end, TILE):
-        if tl.load(flag_ptr + block * flags.row_stride + start // EXACT.FLAG_M * flags.column_stride) != 0:
+        if tl.load(flag_ptr + block * flags.row_stride + start // EXACT.FLAG_M * flags.column_stride) == NEAR:
             columns = tl.cast(start, tl.int64) + tl.arange(0, TILE)
             y = points_of(ys, t, columns, m, DTYPE)
             distance, r, per_sum, leftover, per_length, along, across = exact_pairs(x, y, k, xs.d, True, EXACT)
