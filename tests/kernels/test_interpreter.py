@@ -29,6 +29,7 @@ FILES = {  # of a job
     **{name: [f"triton/test_{name}.py"] for name in ("contrastive_kernel", "fused_arithmetic", "hierarchy", "smoke")},
     "ptx": ["ptx/test_arithmetic.py", "ptx/test_executor.py"],
     "ptx contrastive": ["ptx/test_contrastive.py"],
+    "ptx centred": ["ptx/test_centred_tiles.py"],
     "ptx kernels": ["ptx/test_kernels.py"],
 }
 KERNELS = [name for name in FILES if not name.startswith("ptx")]

@@ -27,7 +27,7 @@ from hyperst_kernels.gpu.contrastive.geometry import LN_2, LORENTZ, factor_of, r
 from hyperst_kernels.gpu.contrastive.inputs import LossInputs, TermView, matrix_args, matrix_args_of
 from hyperst_kernels.gpu.contrastive.numbers import log_add
 from hyperst_kernels.gpu.distance_matrix import scale_and_excess
-from hyperst_kernels.gpu.tile_math import load_each, load_rows, pick
+from hyperst_kernels.gpu.tile_math import dot, load_each, load_rows, pick
 
 CENTRED = tl.constexpr(2)  # a tile's flag, in place of NEAR
 # z beside the spread of a tile, below which a pair is near: products of 22 bits leave the 15 that ordinary tiles have
@@ -88,7 +88,7 @@ def _scales_and_times(xs, c_ptr, out_ptrs, TANGENT: tl.constexpr, CENTRING: tl.c
     for start in range(0, xs.d, CENTRING.BLOCK_D):
         features = start + tl.arange(0, CENTRING.BLOCK_D)
         x = load_rows(pick(xs.vectors, k), rows, features, pick(xs.strides, k), n, xs.d, tl.float64)
-        square += tl.sum(x * x, axis=1)
+        square += dot(x, x)
     factor = factor_of(pick(xs.stats, k), xs.longest).to(tl.float64)
     scale, time = 1.4142135623730951 * factor + 0 * square, 1 + 0 * square
     if CENTRING.GEOMETRY == LORENTZ:
@@ -134,8 +134,8 @@ def centred_pairs(x, y, rows, columns, first, CENTRING: tl.constexpr):
         centre = centre_of(x, first, features)
         u, v = centred(x, rows, features, x_scale, centre), centred(y, columns, features, y_scale, centre)
         product = tl.dot(u, tl.trans(v), product, input_precision=CENTRING.PRECISION, out_dtype=tl.float32)
-        x_square += tl.sum(u * u, axis=1)
-        y_square += tl.sum(v * v, axis=1)
+        x_square += dot(u, u)
+        y_square += dot(v, v)
     time = tl.load(x.time_ptr + first)
     a, b = later(x, rows, time), later(y, columns, time)
     apart = (x_square - a * a)[:, None] * 0.5 + (y_square - b * b)[None, :] * 0.5

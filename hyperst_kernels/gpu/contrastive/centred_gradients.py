@@ -28,7 +28,7 @@ from hyperst_kernels.gpu.contrastive.exact import taking_part
 from hyperst_kernels.gpu.contrastive.forward import NOWHERE, load_steepness
 from hyperst_kernels.gpu.contrastive.geometry import remoteness_of
 from hyperst_kernels.gpu.contrastive.inputs import LossInputs, Sums, Upstream, matrix_args, rounds
-from hyperst_kernels.gpu.tile_math import load_each, pick
+from hyperst_kernels.gpu.tile_math import dot, load_each, pick
 
 CHUNK = 64  # features of which sums are taken at a time
 
@@ -60,7 +60,7 @@ def _centred_gradients(
             load_each(pick(upstream.row_lse, t), rows, n, tl.float32),
             load_each(pick(upstream.row_grad, t), rows, n, tl.float32),
         )  # fmt: skip
-        weights, later, total = (
+        weights, delays, total = (
             tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
         )  # fmt: skip
         for start in range(0, m, CENTRING.BLOCK_M):
@@ -76,10 +76,10 @@ def _centred_gradients(
                 )  # fmt: skip
                 share = shares(remoteness, steepness, row_lse, column_lse, row_grad, column_grad, True, True)
                 if SCALE_GRAD:
-                    total += tl.sum(share * remoteness, axis=1)
+                    total += dot(share, remoteness)
                 weight = share * slope
                 weights += tl.sum(weight, axis=1)
-                later += tl.sum(weight * (times[None, :] - time[:, None]), axis=1)
+                delays += dot(weight, times[None, :] - time[:, None])
                 scale = load_each(y.scale_ptr, columns, m, tl.float64)
                 for left in range(0, xs.d, CHUNK):
                     features = left + tl.arange(0, CHUNK)
@@ -88,7 +88,7 @@ def _centred_gradients(
                     place = points_ptr + (rows - top)[:, None] * xs.d + features[None, :]
                     add_in_place(place, pull, (rows < n)[:, None] & (features < xs.d)[None, :])
         scale = load_each(x.scale_ptr, rows, n, tl.float64)
-        along = later / tl.where(rows < n, load_each(x.time_ptr, rows, n, tl.float64), 1).to(tl.float32)
+        along = delays / tl.where(rows < n, load_each(x.time_ptr, rows, n, tl.float64), 1).to(tl.float32)
         for left in range(0, xs.d, CHUNK):
             features = left + tl.arange(0, CHUNK)
             centre = centre_of(x, first, features)

@@ -50,7 +50,7 @@ for _name, _function, _kinds, _count in (
     ("mad.lo", lambda a, b, c: a * b + c, "s32 s64", 3),
     ("div", divided, "s32 s64 u32", 2), ("div.rn", np.divide, "f32 f64", 2),
     ("neg", np.negative, "s32 s64 f32 f64", 1), ("abs", np.abs, "f32 f64", 1),
-    ("min", np.minimum, "s32 s64", 2), ("max", np.maximum, "s32", 2),
+    ("min", np.minimum, "s32 s64 u32", 2), ("max", np.maximum, "s32", 2),
     ("min", np.fmin, "f32 f64", 2), ("max", np.fmax, "f32 f64", 2),  # of a number and a NaN: the number
     ("min.NaN", np.minimum, "f32", 2), ("max.NaN", np.maximum, "f32", 2),
     ("sqrt.rn", np.sqrt, "f32 f64", 1), ("fma.rn", fma_f64, "f64", 3), ("fma.rn", fma_f32, "f32", 3),

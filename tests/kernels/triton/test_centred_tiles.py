@@ -148,6 +148,7 @@ def test_what_stays_with_differences():
     assert (flags[1:] == CENTRED).all()
 
 
+@pytest.mark.any_arithmetic
 def test_ids_rectangles_and_the_same_bits_twice():
     queries, keys = collapsed(1.0, 1e-3)
     ids = torch.arange(M) % 7
@@ -157,6 +158,7 @@ def test_ids_rectangles_and_the_same_bits_twice():
     assert all(map(torch.equal, compute(**options), compute(**options)))
 
 
+@pytest.mark.any_arithmetic
 def test_terms_of_a_hierarchy():
     """With factors, features that own rows in several terms, and terms over rows alone."""
     lengths, radii = (33, 33, 33, 40), (2.0, 1.0, 1.0, 1 / 0.7)  # times their factors
