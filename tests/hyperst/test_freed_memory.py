@@ -27,7 +27,7 @@ print((resident() - before) / (with_block - before))
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
 def test_freed_memory_stays_with_the_process():
-    size = 200 << 20
+    size = 30 << 20
     kept = []
     for told in (False, True):
         script = SCRIPT.format(told=told, size=size)
