@@ -72,7 +72,7 @@ def test_loss():
 def test_a_collapsed_batch():
     rows = list(device_times.collapsed(16, 32, torch.float32, METER))
     assert find(rows, provider=device_times.DIFFERENCES, metric="ratio both").median == 1
-    assert find(rows, provider=OURS, metric="forward s").settings == {"spread": device_times.SPREAD}
+    assert find(rows, provider=device_times.CENTRED, metric="forward s").settings == {"spread": device_times.SPREAD}
 
 
 def test_every_operator_has_rows(monkeypatch):

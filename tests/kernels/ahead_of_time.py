@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from unittest import mock
 
 import torch
 import triton
@@ -34,6 +35,7 @@ from hyperst_kernels.gpu import (
     launch,
     pair_loss,
 )
+from hyperst_kernels.gpu.contrastive import inputs
 from hyperst_kernels.reference.contrastive import Pairing, Slopes
 
 VERSION = ".".join(triton.__version__.split(".")[:2])
@@ -223,6 +225,12 @@ def loss(d: int, dtype: torch.dtype, atomic: bool = False, pairings: Sequence[Pa
     contrastive.backward(slopes, *given, kept, *flags, atomic)
 
 
+def centred_loss(d: int, dtype: torch.dtype) -> None:
+    """That of a large batch, some of which may have collapsed."""
+    with mock.patch.object(inputs, "CENTRED_FROM", 0):
+        loss(d, dtype)
+
+
 def of_ranks(d: int, dtype: torch.dtype, with_ids: bool) -> None:
     """What the loss is made of where other ranks have keys of it, and ids are those of two sides."""
     n, c = 4096, _scalar(dtype)
@@ -248,6 +256,7 @@ def variants(target: str) -> dict[str, Callable[[], None]]:
         "pairs 512 bfloat16": lambda: pairs(512, half, "bf16x3"),
         "loss 128 bfloat16": lambda: loss(128, half),
         "loss 512 float32": lambda: loss(512, single),
+        "loss 128 bfloat16 centred": lambda: centred_loss(128, half),
         "loss 128 bfloat16 hierarchy": lambda: loss(128, half, pairings=HIERARCHY),
         "blocks of pairs float32": lambda: blocks_of_pairs(single),
         "targets of pairs float32": lambda: targets_of_pairs(single),

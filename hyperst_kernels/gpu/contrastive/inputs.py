@@ -27,9 +27,7 @@ from hyperst_kernels.reference.contrastive import Pairing
 
 # z beside what it was subtracted from, below which a pair has cancelled: it keeps 15 of 23 bits, and half of that error counts.
 CANCELLED = {torch.float32: 2.0**-8, torch.float64: 2.0**-16}
-CENTRED_FROM = (
-    1 << 28
-)  # pairs times features of which differences, one by one, would take longer than a few launches more
+CENTRED_FROM = 1 << 30  # pairs, whose kernels take longer than a CPU does to launch them, and some more
 
 
 class TermView(NamedTuple):
@@ -207,7 +205,7 @@ class LossInputs:
         self.keys = [self._view(t, p, True) for t, p in enumerate(pairings)]
         self.n, self.m = (max(term.n for term in terms) for terms in (self.queries, self.keys))
         nothing = first.new_empty(0, dtype=torch.int64)
-        self.centres = self.cancels and c.dtype == torch.float32 and self.n * self.m * self.d >= CENTRED_FROM
+        self.centres = self.cancels and c.dtype == torch.float32 and self.n * self.m >= CENTRED_FROM
         self.ids = Ids(nothing, nothing) if ids is None else Ids(*(x.contiguous() for x in ids))
         # logit = -slope * (distance but for 1/sqrt(c)) = -steepness ln 2 * remoteness
         own = self.sides[0]
