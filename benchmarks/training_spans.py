@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 import hyperst.data.dataset
 import hyperst.train.step
-from hyperst.data import SpotDataset
+from hyperst.data.kept_crops import KeptCrops
 from hyperst.model.backbones.small import ConvolutionalAndStain
 from hyperst.train.step import TrainingStep
 
@@ -169,13 +169,13 @@ def traced() -> Iterator[Spans]:
         _trace_step(spans, module)
         spans.rest_is(LOOP)
 
-    def decoding(dataset: SpotDataset, *arguments: Any) -> Any:
+    def decoding(kept: KeptCrops, *arguments: Any) -> Any:
         with spans.span(DECODING):
-            return read_all(dataset, *arguments)
+            return read(kept, *arguments)
 
-    read_all = SpotDataset._read_all
+    read = KeptCrops.read
     patches = [
-        mock.patch.object(SpotDataset, "_read_all", decoding),
+        mock.patch.object(KeptCrops, "read", decoding),
         mock.patch.object(hyperst.data.dataset, "_dihedral", spans.of("orientation", hyperst.data.dataset._dihedral)),
         mock.patch.object(
             hyperst.data.dataset,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from hyperst.freed_memory import keep_freed_memory
+
 __all__ = ["choose_device"]
 
 
 def choose_device(name: str | None = None) -> torch.device:
     """Return the device of a name, or the GPU if there is one; a tensor was made there, so it can be used.
+
+    Where that is the CPU, the process keeps freed memory from then on, see :func:`hyperst.freed_memory.keep_freed_memory`.
 
     Raises:
         ValueError: no such device, or none that this PyTorch can use.
@@ -25,6 +29,8 @@ def choose_device(name: str | None = None) -> torch.device:
         raise ValueError(
             f"device {name!r} (--device) cannot be used here: {_reason(name)}; choose {' or '.join(usable)}, or leave --device out"
         ) from error
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
 
 

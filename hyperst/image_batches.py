@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from hyperst.data import Section, crop_widths_px
 from hyperst.data.dataset import collate
 from hyperst.data.images import DamagedTiles
+from hyperst.data.kept_crops import KeptCrops
 from hyperst.data.reading_order import reading_order
 from hyperst.pool import end_with_parent
 from hyperst.run import Run, spot_dataset
@@ -34,15 +35,21 @@ def spot_batches(run: Run, section: Section, batch_size: int = BATCH_SIZE) -> li
 
 
 def read_batches(
-    run: Run, section: Section, batches: Sequence[np.ndarray], numbers: Sequence[int], readers: int = 0
+    run: Run,
+    section: Section,
+    batches: Sequence[np.ndarray],
+    numbers: Sequence[int],
+    readers: int = 0,
+    kept: KeptCrops | None = None,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Number and images, as of :class:`hyperst.data.dataset.SpotDataset`, of those ``batches`` whose ``numbers`` are given.
 
     Each of several ``readers``, processes beside this one, has batches that follow each other, so that it alone reads their tiles.
+    Crops that are ``kept`` of all spots of the section are not read again.
     """
     dealt = _dealt(numbers, readers)
     loader = DataLoader(
-        spot_dataset(run.config, [section]),
+        spot_dataset(run.config, [section], kept=kept),
         batch_sampler=(batches[number].tolist() for number in dealt),
         num_workers=readers,
         collate_fn=_Collate(section.damaged),

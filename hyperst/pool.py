@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -27,7 +27,7 @@ class Ended:
 
 def run_in_processes(
     tasks: Iterable[Task], makers: Sequence[Callable[[], Callable[[Task], Any]]]
-) -> Iterator[tuple[Task, Any]]:
+) -> Generator[tuple[Task, Any], None, None]:
     """Yield each task with what came of it, as it ends: what its process returned, or :class:`Ended`.
 
     Args:

@@ -31,6 +31,7 @@ from hyperst.closed_form import Mixture
 from hyperst.config import RunConfig, read_run_config
 from hyperst.data import Section, SpotDataset
 from hyperst.data.dataset import IMAGENET_MEAN, IMAGENET_STD
+from hyperst.data.kept_crops import KeptCrops
 from hyperst.device import choose_device
 from hyperst.files import sha256, write_json_atomic, write_text_atomic
 from hyperst.model import HyperST
@@ -206,6 +207,7 @@ def spot_dataset(
     raw_counts: bool = False,
     indices: Sequence[tuple[int, int]] | None = None,
     keep: bool = False,
+    kept: KeptCrops | None = None,
     on_crops: Callable[[int], None] | None = None,
 ) -> SpotDataset:
     """Spots as a run sees them; without ``genes`` images alone. Crops are kept in memory only where they ``keep`` serving."""
@@ -220,6 +222,7 @@ def spot_dataset(
         indices=indices,
         cache_bytes=int(config.data.cache_gib * 2**30) if keep else 0,
         counts=len(genes) > 0,
+        kept=kept,
         on_crops=on_crops,
     )
 

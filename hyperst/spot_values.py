@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hyperst.closed_form import of_network, with_closed_form
 from hyperst.data import Section
+from hyperst.data.kept_crops import KeptCrops
 from hyperst.feature_check import feature_width, require_same_encoder
 from hyperst.image_batches import BATCH_SIZE, read_batches, spot_batches
 from hyperst.progress import Count
@@ -116,16 +117,17 @@ def over_spots(
     on_batch: Callable[[int], None],
     batch_size: int = BATCH_SIZE,
     stains: Stains | None = None,
+    kept: KeptCrops | None = None,
 ) -> dict[str, np.ndarray]:
     """Collect what ``compute`` makes of each batch of a section's images, float32 (spot ...); counts are not looked at.
 
     ``on_batch`` is called with the number of spots of each batch. ``stains`` are those of the section and of the training tissue,
-    which it is then matched to; see :func:`hyperst.stain.matching`.
+    which it is then matched to; see :func:`hyperst.stain.matching`. ``kept``: see :func:`hyperst.image_batches.read_batches`.
     """
     seen = as_trained(run, section)
     batches = spot_batches(run, seen, batch_size)
     collected: dict[str, np.ndarray] = {}
-    for number, found in compute_batches(run, seen, compute, batches, range(len(batches)), stains):
+    for number, found in compute_batches(run, seen, compute, batches, range(len(batches)), stains, kept=kept):
         for name, values in found.items():
             if name not in collected:
                 collected[name] = np.empty((section.n_spots, *values.shape[1:]), dtype=np.float32)
@@ -142,12 +144,13 @@ def compute_batches(
     numbers: Sequence[int],
     stains: Stains | None = None,
     readers: int = 0,
+    kept: KeptCrops | None = None,
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Number, and what ``compute`` makes of it, float32 (b ...), of each of the batches with these ``numbers``.
 
     Args:
         section: as the run was trained, see :func:`hyperst.run.as_trained`.
-        batches, readers: see :func:`hyperst.image_batches.read_batches`.
+        batches, readers, kept: see :func:`hyperst.image_batches.read_batches`.
     """
     trained_on = run.split.role("training")[0]
     width = feature_width(run.config, [section], trained_on.own_levels())
@@ -158,7 +161,7 @@ def compute_batches(
         )
     require_same_encoder(run.config, section, trained_on.feature_sources, f"the run in {run.folder}")
     names = [f"{level}_image" for level in run.model.levels]
-    for number, batch in read_batches(run, section, batches, numbers, readers):
+    for number, batch in read_batches(run, section, batches, numbers, readers, kept):
         with torch.inference_mode():
             batch = {name: value.to(run.device) for name, value in batch.items()}
             if stains is not None:

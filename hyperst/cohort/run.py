@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +30,8 @@ from hyperst.run import load_run
 __all__ = ["Cohort", "Engine", "predict_cohort"]
 
 Engine = Literal["local", "ray"]
+
+_LONGEST_NAME = 200  # bytes: file systems allow 255, with all that stands around a name
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,11 @@ def _plan(
     sources = distinct_names(sources)
     for source in sources:
         refuse_image_of_image(source, f"slide {source.name}")
+        if (length := len(os.fsencode(str(source.name)))) > _LONGEST_NAME:
+            raise ValueError(
+                f"slide {str(source.name)[:40]}... has a name of {length} bytes, and files are called after it: need at most "
+                f"{_LONGEST_NAME}; give it another one in the table (name)"
+            )
     run = load_run(run_folder, device="cpu")  # a GPU's memory is for those that predict
     check_options(run, options.mpp, options.features, options.niche_features, options.wider_features)
     checksum = run_checksum(run_folder)

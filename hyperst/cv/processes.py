@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import replace
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from hyperst.cv.cells import Cell, run_cell
 from hyperst.on_ray import run_on_ray
-from hyperst.pool import Ended, end_with_parent
+from hyperst.pool import Ended, run_in_processes
 
 __all__ = ["run_cells"]
 
@@ -45,28 +41,10 @@ def run_cells(
         for cell in cells:
             yield cell, _attempt(cell)
         return
-    context = multiprocessing.get_context("spawn")  # neither CUDA nor threads survive a fork
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    waiting = list(cells)
-    running: dict[int, tuple[Cell, SpawnProcess, Connection]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                cell = waiting.pop(0)
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_in_process, args=(cell, threads, sender))
-                process.start()
-                sender.close()  # the child's copy is the only one, so that its end is seen
-                running[process.sentinel] = (cell, process, receiver)
-            for sentinel in [key for key in wait(list(running)) if isinstance(key, int)]:
-                cell, process, receiver = running.pop(sentinel)
-                process.join()
-                yield cell, _outcome(cell, process.exitcode, receiver)
-    finally:
-        for _, process, _ in running.values():
-            process.terminate()
-        for _, process, _ in running.values():
-            process.join()
+    do_cells = partial(_cells_of_process, max(1, (os.cpu_count() or 1) // workers))
+    with closing(run_in_processes(cells, [do_cells] * workers)) as ended:
+        for cell, outcome in ended:
+            yield cell, f"{outcome.reason}; see {_log(cell)}" if isinstance(outcome, Ended) else outcome
 
 
 def _attempt(cell: Cell) -> str | None:
@@ -78,16 +56,12 @@ def _attempt(cell: Cell) -> str | None:
     return None
 
 
-def _in_process(cell: Cell, threads: int, sender: Connection) -> None:
-    """What a process does: the cell, its output in a log, and what went wrong sent back."""
+def _cells_of_process(threads: int) -> Callable[[Cell], str | None]:
+    """What does cells in a process of this machine."""
     import torch
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    try:
-        sender.send(_logged_attempt(cell))
-    except KeyboardInterrupt:  # the process that started this one says so
-        sys.exit(1)
+    return _logged_attempt
 
 
 def _logged_attempt(cell: Cell) -> str | None:
@@ -98,17 +72,6 @@ def _logged_attempt(cell: Cell) -> str | None:
 def _logged_attempts() -> Callable[[Cell], str | None]:
     """What does cells in a process of Ray."""
     return _logged_attempt
-
-
-def _outcome(cell: Cell, exitcode: int | None, receiver: Connection) -> str | None:
-    with receiver:
-        try:
-            return receiver.recv()
-        except EOFError:
-            return (
-                f"its process ended with exit code {exitcode} before the cell was done (killed, or out of memory?); see "
-                f"{_log(cell)}"
-            )
 
 
 def _log(cell: Cell) -> Path:

@@ -13,11 +13,12 @@ from scipy import sparse
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from hyperst.data.crops import CropConfig, crop_widths_px, read_crops, read_spot_crops
+from hyperst.data.crops import CropConfig, crop_widths_px, read_spot_crops
 from hyperst.data.feature_rows import FeatureTable, in_memory
 from hyperst.data.features import common_width, level_features
 from hyperst.data.genes import align_genes, gene_columns
 from hyperst.data.images import SlideImage
+from hyperst.data.kept_crops import KeptCrops
 from hyperst.data.niches import level_members, mean_counts
 from hyperst.data.sections import Section
 from hyperst.data.targets import TARGETS, Target, transform
@@ -45,7 +46,8 @@ class SpotDataset(Dataset):
         cache_bytes: crops are read once and kept as uint8 if they fit into this much memory; else each item reads its own
             regions, which for JPEG and PNG means keeping whole decoded images (at most 4) in memory. Features likewise: those
             that do not fit are read from their file batch by batch.
-        on_crops: called with the number of spots whose crops have just been read to be kept.
+        kept: crops that other datasets have read, which are used whatever ``cache_bytes``, and to which others are added.
+        on_crops: called with the number of spots whose crops are kept, more and more of them.
         counts: False leaves the expression entries out (prediction; ``genes`` may be empty).
         raw_counts: True adds counts and library_size.
 
@@ -79,6 +81,7 @@ class SpotDataset(Dataset):
         cache_bytes: int = 2 << 30,
         counts: bool = True,
         raw_counts: bool = False,
+        kept: KeptCrops | None = None,
         on_crops: Callable[[int], None] | None = None,
     ) -> None:
         if not sections:
@@ -99,13 +102,19 @@ class SpotDataset(Dataset):
         if feature_key is not None:
             self._features = _feature_tables(self.sections, feature_key, self.crop, cache_bytes)
         self._images: OrderedDict[int, SlideImage] = OrderedDict()
-        self._cache: np.ndarray | None = None
+        self._cache: dict[int, np.ndarray] = {}  # of each section, where crops are kept
         if feature_key is None:
             self._widths = [
                 crop_widths_px(section.grid, section.spot_diameter_px, self.crop) for section in self.sections
             ]
-            if len(self.indices) * len(self.crop.levels) * 3 * self.crop.image_size**2 <= cache_bytes:
-                self._cache = self._read_all(on_crops)
+            kept = KeptCrops() if kept is None else kept
+            numbers = np.unique(self.indices[:, 0]).tolist()
+            chosen = [
+                (self.sections[number], self.crop, self.indices[self.indices[:, 0] == number, 1]) for number in numbers
+            ]
+            size = len(self.indices) * len(self.crop.levels) * 3 * self.crop.image_size**2
+            if size <= cache_bytes or all(kept.holds(*each) for each in chosen):
+                self._cache = {number: kept.read(*each, on_crops) for number, each in zip(numbers, chosen, strict=True)}
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -119,7 +128,7 @@ class SpotDataset(Dataset):
             "spot": torch.tensor(spot),
             "block_id": torch.tensor(int(self._blocks[number][spot])),
         }
-        crops = self._cache[item] if self._cache is not None else self._read_one(number, spot)
+        crops = self._cache[number][spot] if self._cache else self._read_one(number, spot)
         if self.augment:
             crops = _dihedral(crops, int(torch.randint(8, ())))
         for level, crop in zip(self.crop.levels, normalise_image(crops), strict=True):
@@ -179,18 +188,6 @@ class SpotDataset(Dataset):
     def _raw_counts(self, section: Section) -> dict[str, np.ndarray]:
         library_size = np.asarray(section.library_size, dtype=np.float32)
         return {"counts": align_genes(section, self.genes), "library_size": library_size}
-
-    def _read_all(self, on_crops: Callable[[int], None] | None) -> np.ndarray:
-        size = self.crop.image_size
-        cache = np.empty((len(self.indices), len(self.crop.levels), size, size, 3), dtype=np.uint8)
-        for number in np.unique(self.indices[:, 0]):
-            items = np.flatnonzero(self.indices[:, 0] == number)
-            crops = read_crops(self.sections[number], self.crop, self.indices[items, 1])
-            for item, (_, of_spot) in zip(items, crops, strict=True):
-                cache[item] = of_spot
-                if on_crops is not None:
-                    on_crops(1)
-        return cache
 
     def _read_one(self, number: int, spot: int) -> np.ndarray:
         section = self.sections[number]

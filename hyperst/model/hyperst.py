@@ -49,7 +49,7 @@ class ModelConfig:
         average: "dihedral" predicts from the mean over the eight orientations of the crops, quarter turns and mirror images, which
             takes eight times as long and does not depend on how a slide was laid; "none" from the crops as they are.
         networks: how many networks are trained, each with initial weights, validation spots and an order of its own; what is
-            predicted is the mean of their predictions (Lakshminarayanan et al., NeurIPS 2017), 1 in the paper. None: 4 with "conv"
+            predicted is the mean of their predictions (Lakshminarayanan et al., NeurIPS 2017), 1 in the paper. None: 6 with "conv"
             and "conv+stain", which are trained in minutes, else 1. A run records it.
     """
 
@@ -99,7 +99,7 @@ class ModelConfig:
         """``networks``, or how many None stands for."""
         if self.networks is not None:
             return self.networks
-        return 4 if self.backbone in ("conv", "conv+stain") else 1
+        return 6 if self.backbone in ("conv", "conv+stain") else 1
 
     @property
     def normalisation(self) -> Normalisation | None:

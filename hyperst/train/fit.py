@@ -24,8 +24,10 @@ from hyperst.calibration import calibrate
 from hyperst.checkpoint import load_checkpoint, require_genes
 from hyperst.config import RunConfig, read_run_config
 from hyperst.data import Section
+from hyperst.data.kept_crops import KeptCrops
 from hyperst.feature_check import feature_width, require_same_encoder
 from hyperst.files import write_json_atomic
+from hyperst.freed_memory import keep_freed_memory
 from hyperst.macenko import write_tissue_pixels
 from hyperst.model import Alignment
 from hyperst.nearest import TrainingSpots, image_space
@@ -38,7 +40,7 @@ from hyperst.train.checkpoints import AtomicCheckpoints, Epoch, Recorder
 from hyperst.train.head import add_closed_form
 from hyperst.train.initialise import initialise_output
 from hyperst.train.interruption import InterruptibleLoop
-from hyperst.train.launch import launch
+from hyperst.train.launch import check_devices, launch
 from hyperst.train.loaders import Loaders, make_loaders
 from hyperst.train.start import check_same_sections, enough_counts, remove_start, start_run, write_start
 from hyperst.train.step import TrainingStep
@@ -116,18 +118,19 @@ def fit(
         ChildProcessError, ConnectionError: another process of the training was killed; resume to go on.
         KeyboardInterrupt: interrupted by Ctrl-C or SIGTERM; resume to go on.
     """
-    _check_devices(config, devices)
+    check_devices(config, devices)
     place = RunFolder(folder)
     if resume:
         place.require()
         config = read_run_config(place.config)
     networks = config.model.n_networks
     groups = list(sections), list(validation_sections)
+    kept = KeptCrops()
 
     def train(network: RunConfig, where: RunFolder, going_on: bool, number: int) -> TrainingSummary:
         if on_network is not None:
             on_network(number, networks)
-        one = partial(_fit, network, groups[0], where.path, groups[1], going_on, number == 1)
+        one = partial(_fit, network, groups[0], where.path, groups[1], going_on, number == 1, kept)
         try:
             if devices is not None and devices > 1 and not started_processes():
                 return _fit_in_processes(devices, one, on_epoch)
@@ -153,24 +156,6 @@ def _further_networks(config: RunConfig) -> list[RunConfig]:
     model = replace(config.model, networks=1)
     seeds = [(config.training.seed + _SEEDS_APART * number) % 2**32 for number in range(1, config.model.n_networks)]
     return [replace(config, model=model, training=replace(config.training, seed=seed)) for seed in seeds]
-
-
-def _check_devices(config: RunConfig, devices: int | None) -> None:
-    """Raise ValueError for a number of processes that cannot be."""
-    if devices is None:
-        return
-    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
-        raise ValueError(f"devices (--devices) must be a whole number of at least 1, got {devices!r}")
-    here = int(started_processes().get("LOCAL_WORLD_SIZE", devices))
-    if here != devices:
-        raise ValueError(
-            f"devices (--devices) is {devices}, but {here} processes have been started on this machine already; leave it out"
-        )
-    gpus = torch.cuda.device_count() if config.training.accelerator in ("auto", "gpu", "cuda") else 0
-    if 0 < gpus < devices:
-        raise ValueError(
-            f"devices (--devices) is {devices}, and this machine has {gpus} GPUs: each process needs its own"
-        )
 
 
 def _fit_in_processes(
@@ -202,6 +187,7 @@ def _fit(
     validation_sections: Sequence[Section],
     resume: bool,
     first_network: bool,
+    kept: KeptCrops,
     on_epoch: Callable[[Epoch, int], None] | None,
     processes: Processes,
     on_crops: Callable[[int, int], None] | None = None,
@@ -210,7 +196,7 @@ def _fit(
     place = RunFolder(folder)
     first = processes.rank == 0
 
-    start = partial(start_run, config, sections, place, validation_sections, resume)
+    start = partial(start_run, config, sections, place, validation_sections, resume, first_network)
     config, split, genes, finished = processes.from_first(start)
     if finished is not None:
         return _stored_summary(finished, place)
@@ -223,7 +209,7 @@ def _fit(
             check_same_sections(split, sections, validation_sections, f"rank {processes.rank} cannot join")
         for section in (*sections, *validation_sections):  # of a resumed run, files of features may be others by now
             require_same_encoder(config, section, trained_on.feature_sources, f"the run in {place.path}")
-        return make_loaders(config, genes, split, sections, validation_sections, processes, on_crops)
+        return make_loaders(config, genes, split, sections, validation_sections, processes, kept, on_crops)
 
     loaders = processes.each(load)
     width = feature_width(config, [*sections, *validation_sections], trained_on.own_levels())
@@ -239,6 +225,7 @@ def _fit(
     module = TrainingStep(model, alignment, config, genes, **sizes)
     if first and not resume:  # nothing is written of a run that cannot start
         write_start(place, config, split, genes)
+    keep_freed_memory()
     started = time.perf_counter()
     try:
         _run_trainer(trainer, module, loaders, recorder, processes)
@@ -260,7 +247,7 @@ def _fit(
         seconds=time.perf_counter() - started,
         stopped_early=recorder.exhausted and len(recorder.history) < config.training.epochs,
     )
-    processes.from_first(partial(_finish, config, place, sections, validation_sections, summary, first_network))
+    processes.from_first(partial(_finish, config, place, sections, validation_sections, summary, first_network, kept))
     return summary
 
 
@@ -271,13 +258,14 @@ def _finish(
     validation_sections: Sequence[Section],
     summary: TrainingSummary,
     first_network: bool,
+    kept: KeptCrops,
 ) -> None:
     """Write what is measured on the finished weights, of the first network, then the summary: a run that has one is complete."""
     device = "cpu" if config.training.accelerator == "cpu" else None
     # before it is fitted to the held-out spots too: of what it has seen its errors are too small
     before, encoded = None, None
     if config.model.head != "network":
-        before, encoded = add_closed_form(place, sections, validation_sections, device)
+        before, encoded = add_closed_form(place, sections, validation_sections, device, kept)
     if first_network:
         run = replace(load_run(place.path, device=device, first_alone=True), mixture=before)
         calibrate(run, sections, validation_sections, encoded).write(place.calibration)

@@ -12,6 +12,7 @@ from hyperst.checkpoint import MIXTURE, load_checkpoint
 from hyperst.closed_form import Mixture, fit_head, fit_mixture, head_features
 from hyperst.data import Section
 from hyperst.data.dataset import block_ids
+from hyperst.data.kept_crops import KeptCrops
 from hyperst.evaluation import measured_expression
 from hyperst.run import RunFolder, load_run, section_indices
 from hyperst.spot_values import encode, over_spots
@@ -23,7 +24,11 @@ _MOST = (3000, 1000)  # training and validation spots: the kernel of all pairs i
 
 
 def add_closed_form(
-    place: RunFolder, sections: Sequence[Section], validation_sections: Sequence[Section], device: str | None
+    place: RunFolder,
+    sections: Sequence[Section],
+    validation_sections: Sequence[Section],
+    device: str | None,
+    kept: KeptCrops,
 ) -> tuple[Mixture, list[dict[str, np.ndarray]]]:
     """Fit the head to the best checkpoint's features and store it there. Of very many spots 3000 and 1000 for validation are drawn.
 
@@ -32,6 +37,7 @@ def add_closed_form(
 
     Args:
         sections, validation_sections: those of the run, without the spots that have too few counts.
+        kept: what has been read of them.
 
     Returns:
         The mixture before the held-out spots are fitted, for what is to be measured on them, and what
@@ -39,7 +45,7 @@ def add_closed_form(
     """
     run = load_run(place.path, device=device, first_alone=True)
     groups = (*sections, *validation_sections)
-    found = [over_spots(run, section, partial(encode, run), lambda _: None) for section in groups]
+    found = [over_spots(run, section, partial(encode, run), lambda _: None, kept=kept) for section in groups]
     features = [
         head_features(section, each["features"], run.model.levels, run.model.head_levels)
         for section, each in zip(groups, found, strict=True)

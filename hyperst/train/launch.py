@@ -15,19 +15,40 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, start_processes
 from torch.multiprocessing.spawn import ProcessContext, ProcessException
 
+from hyperst.config import RunConfig
+from hyperst.processes import started_processes
 from hyperst.train.interruption import EXIT_CODE, SIGNALS, Interruption, interruptible
 from hyperst.train.together import first_error
 
-__all__ = ["launch"]
+__all__ = ["check_devices", "launch"]
 
 _PULSE = 0.2  # seconds between two looks at the processes
 _GRACE = 8.0  # seconds that a process has to end by itself when another has failed, and then again before it is killed
 
 Work = Callable[[Callable[[Any], None]], None]
+
+
+def check_devices(config: RunConfig, devices: int | None) -> None:
+    """Raise ValueError for a number of processes that cannot be."""
+    if devices is None:
+        return
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise ValueError(f"devices (--devices) must be a whole number of at least 1, got {devices!r}")
+    here = int(started_processes().get("LOCAL_WORLD_SIZE", devices))
+    if here != devices:
+        raise ValueError(
+            f"devices (--devices) is {devices}, but {here} processes have been started on this machine already; leave it out"
+        )
+    gpus = torch.cuda.device_count() if config.training.accelerator in ("auto", "gpu", "cuda") else 0
+    if 0 < gpus < devices:
+        raise ValueError(
+            f"devices (--devices) is {devices}, and this machine has {gpus} GPUs: each process needs its own"
+        )
 
 
 def launch(size: int, work: Work, on_message: Callable[[Any], None]) -> None:

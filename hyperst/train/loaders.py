@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 from hyperst.config import RunConfig
 from hyperst.data import Section
 from hyperst.data.dataset import collate
+from hyperst.data.kept_crops import KeptCrops
 from hyperst.progress import Count
 from hyperst.run import Split, section_indices, spot_dataset
 from hyperst.train.together import ALONE, Processes
@@ -92,11 +93,14 @@ def make_loaders(
     sections: Sequence[Section],
     validation_sections: Sequence[Section],
     processes: Processes = ALONE,
+    kept: KeptCrops | None = None,
     on_crops: Callable[[int, int], None] | None = None,
 ) -> Loaders:
     """Augmented training spots in random order, validation spots as they are.
 
-    ``on_crops`` is called with (spots read, spots in all) while crops are read.
+    Args:
+        kept: crops that have been read before, and to which others are added.
+        on_crops: called with (spots read, spots in all) while crops are read.
 
     Raises:
         ValueError: fewer spots in a step than processes, or crops that cannot be read.
@@ -113,10 +117,10 @@ def make_loaders(
     order = EpochOrder(len(inner), size, settings.seed, processes)
     own = _deal(held_out, processes)
     progress = Count(on_crops, len(inner) + len(own))
-    kept: dict[str, Any] = {"keep": True, "on_crops": progress.add}
+    reading: dict[str, Any] = {"keep": True, "kept": kept, "on_crops": progress.add}
     counts = config.model.likelihood != "gaussian"
-    training = spot_dataset(config, sections, genes, augment=True, raw_counts=counts, indices=inner, **kept)
-    validation = spot_dataset(config, validation_sections or sections, genes, indices=own, **kept)
+    training = spot_dataset(config, sections, genes, augment=True, raw_counts=counts, indices=inner, **reading)
+    validation = spot_dataset(config, validation_sections or sections, genes, indices=own, **reading)
     progress.finish()
     common: dict[str, Any] = {
         "collate_fn": collate,

@@ -25,8 +25,11 @@ def start_run(
     place: RunFolder,
     validation_sections: Sequence[Section],
     resume: bool,
+    first_network: bool = True,
 ) -> tuple[RunConfig, Split, list[str], dict[str, Any] | None]:
     """Return configuration, split and genes of the run to start or to resume, and what it has stored of its end if it has ended.
+
+    Of spots that are left out it warns where the ``first_network`` starts, not again with each further one.
 
     Errors: see :func:`hyperst.train.fit.fit`.
     """
@@ -38,7 +41,7 @@ def start_run(
         return config, split, genes, place.read_summary()
     require_new(place.path)
     plan = plan_run(config, sections, validation_sections)
-    for section in (*plan.sections, *plan.validation_sections):
+    for section in (*plan.sections, *plan.validation_sections) if first_network else ():
         if (message := excluded_spots_message(section, plan.config.data.min_counts)) is not None:
             warnings.warn(f"{message}; --min-counts decides", stacklevel=2)
     if plan.config.data.feature_key is None:

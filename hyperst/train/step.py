@@ -9,7 +9,7 @@ import lightning
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hyperst.checkpoint import IDENTITY, frozen_weights, trained_settings, weights_checksum
 from hyperst.config import RunConfig
@@ -126,7 +126,9 @@ class TrainingStep(lightning.LightningModule):
         checkpoint["state_dict"].update({name: own[name] for name in names if name in own})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameter_groups(self, self.settings.weight_decay), lr=self.settings.learning_rate)
+        groups = parameter_groups(self, self.settings.weight_decay)
+        fused = not self.settings.precision.endswith("mixed")  # there Lightning clips no gradients of a fused optimizer
+        return torch.optim.AdamW(groups, lr=self.settings.learning_rate, fused=fused)
 
 
 def averaged_model(model: HyperST, decay: float) -> AveragedModel:
@@ -137,10 +139,10 @@ def averaged_model(model: HyperST, decay: float) -> AveragedModel:
 
     def average(averaged: Any, current: Any, updates: Any) -> None:
         kept = min(decay, (1 + float(updates)) / (10 + float(updates)))
-        for mean, value in zip(averaged, current, strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - kept)
-            else:
+        if averaged[0].is_floating_point():  # they come grouped by dtype
+            get_ema_multi_avg_fn(kept)(averaged, current, updates)
+        else:
+            for mean, value in zip(averaged, current, strict=True):
                 mean.copy_(value)
 
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True).requires_grad_(False)

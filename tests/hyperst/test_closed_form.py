@@ -13,6 +13,7 @@ import torch
 from hyperst.checkpoint import MIXTURE, load_checkpoint
 from hyperst.closed_form import Mixture, fit_head, fit_mixture, head_features
 from hyperst.data.crops import LEVELS
+from hyperst.data.kept_crops import KeptCrops
 from hyperst.evaluation_images import read_images
 from hyperst.metrics import mse
 from hyperst.predict import predict_values
@@ -186,7 +187,7 @@ def test_heads_of_the_configuration(tiny_config, sections, tmp_path):
 def test_of_very_many_spots_some_of_each_side_are_drawn(trained, sections, tmp_path, monkeypatch):
     monkeypatch.setattr("hyperst.train.head._MOST", (20, 5))
     place = RunFolder(shutil.copytree(trained, tmp_path / "run"))
-    before, _ = add_closed_form(place, sections[:2], (), "cpu")
+    before, _ = add_closed_form(place, sections[:2], (), "cpu", KeptCrops())
     mixture = load_run(place.path, device="cpu").mixture
     assert mixture is not None
     assert (len(before.head.points), len(mixture.head.points)) == (20, 25)  # the held-out ones are fitted in the end

@@ -225,7 +225,7 @@ def test_every_ablation_is_selectable_and_survives_yaml(tmp_path, name):
 
 
 def test_small_backbones_have_four_networks_and_others_one():
-    assert [ModelConfig(name).n_networks for name in ("conv", "conv+stain", "stain", "uni")] == [4, 4, 1, 1]
+    assert [ModelConfig(name).n_networks for name in ("conv", "conv+stain", "stain", "uni")] == [6, 6, 1, 1]
     assert [ModelConfig(name, networks=2).n_networks for name in ("conv", "uni")] == [2, 2]
     assert (preset("paper").model.n_networks, with_ablation(RunConfig(), "full").model.n_networks) == (1, 1)
 

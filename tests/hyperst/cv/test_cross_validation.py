@@ -33,7 +33,7 @@ from hyperst.model.alignment import ABLATION_FIELDS
 from hyperst.pool import Ended
 from hyperst.run import SectionRecord
 
-from .ends import end_as_told
+from .ends import cells_that_end_as_told
 
 FOLDS = [Fold("a", ("S1", "S2"), (), ("S3",)), Fold("b", ("S2",), (), ("S1", "S3"))]
 
@@ -213,12 +213,15 @@ def test_a_failure_stops_no_other_and_is_named(rows, sections, monkeypatch, tmp_
 
 
 def test_a_process_that_is_killed_ends_no_other(monkeypatch, tmp_path):
-    monkeypatch.setattr(hyperst.cv.processes, "_in_process", end_as_told)
-    cells = [SimpleNamespace(row=row, name=row, cells=tmp_path / "cells") for row in ("killed", "done", "failed")]
-    outcome = {cell.row: error for cell, error in run_cells(cells, workers=2)}
-    assert outcome["done"] is None
-    assert outcome["failed"] == "no luck"
-    assert "ended with exit code 9 before the cell was done" in outcome["killed"]
+    monkeypatch.setattr(hyperst.cv.processes, "_cells_of_process", cells_that_end_as_told)
+    monkeypatch.setattr(hyperst.cv.processes.os, "cpu_count", lambda: 6)
+    rows = ("killed", "done", "failed", "done again")
+    cells = [SimpleNamespace(row=row.split()[0], name=row, cells=tmp_path / "cells") for row in rows]
+    outcome = {cell.name: error for cell, error in run_cells(cells, workers=2)}
+    assert outcome["done"] is outcome["done again"] is None
+    assert outcome["failed"] == "no luck with 3 threads"
+    assert "ended with exit code 9 before it was done" in outcome["killed"]
+    assert outcome["killed"].endswith(f"see {tmp_path / 'logs' / 'killed.txt'}")
 
 
 def test_cells_on_ray_keep_logs_and_those_whose_process_ends_have_failed(rows, monkeypatch, tmp_path):
@@ -237,16 +240,14 @@ def test_cells_on_ray_keep_logs_and_those_whose_process_ends_have_failed(rows, m
     assert (tmp_path / "logs" / "a__full__seed0.txt").read_text() == "said on the way\n"
 
 
-def test_a_process_sends_what_went_wrong_and_keeps_a_log(rows, monkeypatch, tmp_path):
+def test_a_process_tells_what_went_wrong_and_keeps_a_log(rows, monkeypatch, tmp_path):
     def broken(cell):
         print("said on the way")
         raise ValueError("no luck")
 
-    sent = []
     monkeypatch.setattr(hyperst.cv.processes, "run_cell", broken)
     cell = Cell(FOLDS[0], "full", rows["full"], (), tmp_path / "cells")
-    hyperst.cv.processes._in_process(cell, 1, SimpleNamespace(send=sent.append))
-    assert sent == ["no luck"]
+    assert hyperst.cv.processes._cells_of_process(1)(cell) == "no luck"
     log = (tmp_path / "logs" / "a__full__seed0.txt").read_text()
     assert log.startswith("said on the way\nTraceback")
     assert log.endswith("ValueError: no luck\n")
