@@ -62,9 +62,10 @@ def backward(chip: Chip, counts: Counted, n: int, dim: int, dtype: str) -> Pass:
     rate = chip.float32 if plain else attained() * chip.peak
     products = 2 if parts == 1 or plain else 6  # of both sides
     multiplied = products * max(2 * n * n * dim / rate, n * n * 2 / chip.memory)
-    times = 2 * n * n * itemsize / chip.memory  # weights are read again for the sums of t
+    tile = counts.backward
+    times = n * n * (1 / tile.rows + 1 / tile.columns) * 4 * 2 / chip.memory  # each tile's sums are stored and read
     added = products * -(-n // BLOCK) * n * dim * 16 / chip.memory  # each product is stored, read and added
-    weights = _over_pairs(chip, counts.backward, n, dim, dtype, products=1, stored=itemsize)
+    weights = _over_pairs(chip, tile, n, dim, dtype, products=1, stored=itemsize)
     rest = multiplied + times + added
     # sums of half-precision gradients go by stripes of rows: weights of rows in one and columns in another are computed for both
     height = max(1, SUMS // (2 * dim * BLOCK)) * BLOCK if dtype == "bf16" else n

@@ -24,11 +24,15 @@ class Weights(NamedTuple):
 
 @triton.jit
 def store_weights(place, weight, inside, part_stride, SPLIT: tl.constexpr):
-    """Store some weights, and if SPLIT what rounding took from them in the second part."""
+    """Store some weights, and if SPLIT what rounding took from them in the second part; return them as they are stored."""
     rounded = weight.to(place.dtype.element_ty)
     tl.store(place, rounded, inside)
+    found = rounded.to(weight.dtype)
     if SPLIT:
-        tl.store(place + part_stride, (weight - rounded.to(weight.dtype)).to(place.dtype.element_ty), inside)
+        rest = (weight - found).to(place.dtype.element_ty)
+        tl.store(place + part_stride, rest, inside)
+        found += rest.to(weight.dtype)
+    return found
 
 
 @triton.jit

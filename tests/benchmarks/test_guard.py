@@ -172,11 +172,12 @@ def test_gradients_in_half_precision_are_summed_in_stripes(monkeypatch):
     assert large.backward.peak - small.backward.peak - gradients <= 2 * n * (d // 4) * 4
 
 
-def test_a_block_of_weights_is_few_calls(monkeypatch):
-    """What a block asks of PyTorch: a GPU waited for a CPU that split the keys' time parts again in every block."""
+@pytest.mark.parametrize(("dtype", "of_block", "of_row"), [(torch.bfloat16, 8, 3), (torch.float32, 20, 7)])
+def test_a_block_of_weights_is_few_calls(dtype, of_block, of_row, monkeypatch):
+    """Of each side a product and sums of times, both added; in float32 three products. A GPU waited for the calls of a CPU."""
     monkeypatch.setattr(backward_blocks, "BLOCK", 1024)
-    small, large = (launches(k * 1024, monkeypatch, d=128) for k in (1, 4))
-    assert large.backward.calls - small.backward.calls <= 15 * 250
+    small, large = (of_loss("sm_90", k * 1024, 512, dtype)[1] for k in (1, 4))
+    assert large == Asked(small.kernels + 15, small.calls + 15 * of_block + 3 * of_row)
 
 
 @pytest.mark.parametrize("n", [1, 64, 4096])

@@ -21,7 +21,7 @@ import triton
 from torch import Tensor
 
 from hyperst_kernels.gpu import launch
-from hyperst_kernels.gpu.contrastive.backward_blocks import BLOCK, dtype_of_weights, grad_points_by_blocks
+from hyperst_kernels.gpu.contrastive.backward_blocks import BLOCK, grad_points_by_blocks
 from hyperst_kernels.gpu.contrastive.backward_rows import grad_points_by_rows
 from hyperst_kernels.gpu.contrastive.centred import centred_sums
 from hyperst_kernels.gpu.contrastive.centred_gradients import add_centred_gradients
@@ -172,7 +172,7 @@ def backward(
     """Gradients of the features, factors (f, or 0), c () and logit_scale (); ``unrounded``: those of features in c's dtype."""
     d, dtype = features[0].shape[1], features[0].dtype
     table = launch.lookup("contrastive backward", d, dtype) if _multiplies(dtype) else {}
-    parts = dtype if table else dtype_of_weights(dtype, c.dtype, precision)
+    parts = dtype if table else None
     inputs = LossInputs(features, factors, c, logit_scale, ids, pairings, geometry, tangent, precision, parts)
     gradients = [torch.empty(x.shape, dtype=c.dtype if unrounded else x.dtype, device=x.device) for x in features]
     upstream, for_points, of_positives = upstream_of(slopes, inputs, bool(table))

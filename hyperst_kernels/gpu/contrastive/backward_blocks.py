@@ -23,16 +23,10 @@ from hyperst_kernels.gpu.contrastive.forward import (
     row_stats,
     tile_of_pairs,
 )
-from hyperst_kernels.gpu.contrastive.geometry import EXCESS, SCALE, is_extreme, largest_of, remoteness_of
+from hyperst_kernels.gpu.contrastive.geometry import EXCESS, RATIO, SCALE, is_extreme, largest_of, remoteness_of
 from hyperst_kernels.gpu.contrastive.inputs import LossInputs, Sums, Upstream, matrix_arg
-from hyperst_kernels.gpu.split_products import (
-    Weights,
-    multiply,
-    parts_of,
-    parts_of_weights,
-    product,
-    store_weights,
-)
+from hyperst_kernels.gpu.scalars import rounded_product
+from hyperst_kernels.gpu.split_products import Weights, multiply, parts_of, parts_of_weights, store_weights
 from hyperst_kernels.gpu.tile_math import load_each
 
 BLOCK = 8192  # rows and columns whose weights are in memory together
@@ -46,9 +40,21 @@ class BlockOfPairs(NamedTuple):
     tiles: tl.tensor
 
 
+class TileSums(NamedTuple):
+    """Sums over the tiles of a block: of share times remoteness (tiles), and of weights times t / s of the other side, for each row
+    (tiles of columns, rows) and for each column (tiles of rows, columns), with strides from tile to tile.
+    """
+
+    remoteness: tl.tensor
+    rows: tl.tensor
+    columns: tl.tensor
+    row_stride: tl.tensor
+    column_stride: tl.tensor
+
+
 @triton.jit
 def weights_of_tile(
-    top, left, owned, keys, x, ids, steepness_ptr, upstream, scale_grad_ptr,
+    top, left, owned, keys, x, ids, steepness_ptr, upstream, remoteness_ptr,
     CAREFUL: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """G_ij s_i s_j of a tile; stores its sum of share times remoteness."""
@@ -64,16 +70,28 @@ def weights_of_tile(
         each_key(upstream.column_grad, left, keys.m, CAREFUL, DTYPE, TILING.BLOCK_M),
     )
     share = shares(remoteness, steepness, lse, column_lse, grad, column_grad, True, SYMMETRIC)
-    tl.store(scale_grad_ptr, tl.sum(share * remoteness))
+    tl.store(remoteness_ptr, tl.sum(share * remoteness))
     return share * slope * stats.scale[:, None] * scale_y[None, :]
 
 
 @triton.jit
+def store_times(row_place, column_place, weight, top, left, x, y, MASKED: tl.constexpr, TILING: tl.constexpr):
+    """Store a tile's sums of weights times t / s of the other side: of each row and of each column.
+
+    Rounded before they are added up: threads that share a row, or a column, then have the same bits.
+    """
+    ratio_x = load_each(x.stats + RATIO * x.longest, top + tl.arange(0, TILING.BLOCK_N), x.length, TILING.DTYPE)
+    ratio_y = each_key(y.stats + RATIO * y.longest, left, y.length, MASKED, TILING.DTYPE, TILING.BLOCK_M)
+    tl.store(row_place, tl.sum(rounded_product(weight, ratio_y[None, :]), axis=1))
+    tl.store(column_place, tl.sum(rounded_product(weight, ratio_x[:, None]), axis=0))
+
+
+@triton.jit
 def _weights(
-    x, y, ids, steepness_ptr, upstream, flag_ptr, flag_stride, weights, scale_grad_ptr, block,
+    x, y, ids, steepness_ptr, upstream, flag_ptr, flag_stride, weights, sums, block,
     SPLIT: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
-    """G_ij s_i s_j of a block of pairs, 0 in flagged tiles; and each tile's sum of share times remoteness.
+    """G_ij s_i s_j of a block of pairs, 0 in flagged tiles; and `TileSums`.
 
     SPLIT: a weight is the sum of two numbers, one in each part.
     """
@@ -86,6 +104,8 @@ def _weights(
     place = corner + (i[:, None] * weights.stride + j[None, :])
     n, m, longest = x.length, y.length, x.longest
     inside = (i < n - top)[:, None] & (j < m - left)[None, :]
+    row_place = sums.rows + (width // BLOCK_M).to(tl.int64) * sums.row_stride + height + i
+    column_place = sums.columns + (height // BLOCK_N).to(tl.int64) * sums.column_stride + width + j
     owned = Rows(x.vectors, x.stride, n, x.d)
     keys = Keys(y.vectors, y.stride, m, y.stats + SCALE * longest, y.stats + EXCESS * longest, ids.columns, 0)
     flagged = False
@@ -96,31 +116,26 @@ def _weights(
         a, b = largest_of(x.stats, longest), largest_of(y.stats, longest)
         careful = careful | is_extreme(a + b + a * b, tl.load(steepness_ptr), TILING.GEOMETRY, TILING.DTYPE)
     if flagged:
-        tl.store(scale_grad_ptr + tl.program_id(0), 0.0)
+        tl.store(sums.remoteness + tl.program_id(0), 0.0)
         store_weights(place, tl.zeros([BLOCK_N, BLOCK_M], TILING.DTYPE), inside, weights.part_stride, SPLIT)
+        tl.store(row_place, tl.zeros([BLOCK_N], TILING.DTYPE))
+        tl.store(column_place, tl.zeros([BLOCK_M], TILING.DTYPE))
     elif careful:
         weight = weights_of_tile(
-            top, left, owned, keys, x, ids, steepness_ptr, upstream, scale_grad_ptr + tl.program_id(0),
+            top, left, owned, keys, x, ids, steepness_ptr, upstream, sums.remoteness + tl.program_id(0),
             True, SYMMETRIC, TILING,
         )  # fmt: skip
-        store_weights(place, weight, inside, weights.part_stride, SPLIT)
+        weight = store_weights(place, weight, inside, weights.part_stride, SPLIT)
+        if TILING.CANCELS:
+            store_times(row_place, column_place, tl.where(inside, weight, 0), top, left, x, y, True, TILING)
     else:
         weight = weights_of_tile(
-            top, left, owned, keys, x, ids, steepness_ptr, upstream, scale_grad_ptr + tl.program_id(0),
+            top, left, owned, keys, x, ids, steepness_ptr, upstream, sums.remoteness + tl.program_id(0),
             False, SYMMETRIC, TILING,
         )  # fmt: skip
-        store_weights(place, weight, None, weights.part_stride, SPLIT)
-
-
-class Operand(NamedTuple):
-    """Some rows of a side as weights are multiplied with them.
-
-    ``parts``: matrices (r d) in the weights' dtype whose sum the rows are; ``ratio`` (r PARTS): numbers whose sums are t / s, None
-    in the cosine geometry.
-    """
-
-    parts: tuple[Tensor, ...]
-    ratio: Tensor | None
+        weight = store_weights(place, weight, None, weights.part_stride, SPLIT)
+        if TILING.CANCELS:
+            store_times(row_place, column_place, weight, top, left, x, y, False, TILING)
 
 
 def grad_points_by_blocks(
@@ -132,16 +147,18 @@ def grad_points_by_blocks(
     """
     c = inputs.c
     rows, columns = inputs.table["rows"], inputs.table["columns"]
-    parts = _parts_of_weights(inputs.dtype, c.dtype, inputs.precision)
-    dtype = dtype_of_weights(inputs.dtype, c.dtype, inputs.precision)
+    # one part of bfloat16 features, which is as precise as they are
+    parts = 1 if inputs.dtype == torch.bfloat16 else parts_of_weights(c.dtype, inputs.precision)
+    dtype = torch.bfloat16 if parts else c.dtype
     weights = torch.empty(max(1, parts), min(BLOCK, inputs.n), min(BLOCK, inputs.m), dtype=dtype, device=c.device)
     out = Weights(weights, weights.stride(0), weights.stride(1))
+    down, across = (triton.cdiv(x, tile) for x, tile in zip(weights.shape[1:], (rows, columns), strict=True))
+    row_times, column_times = c.new_empty(across, down * rows), c.new_empty(down, across * columns)
+    if not inputs.cancels:  # no times
+        row_times, column_times = row_times[:0], column_times[:0]
 
-    def operand(side: int, rows: slice) -> Operand:
-        ratio = inputs.sides[side].parts
-        return Operand(
-            parts_of(inputs.sides[side].vectors[rows], dtype, len(weights)), None if ratio is None else ratio[rows]
-        )
+    def operand(side: int, some: slice) -> tuple[Tensor, ...]:
+        return parts_of(inputs.sides[side].vectors[some], dtype, len(weights))
 
     constants = inputs.product(inputs.table)
     scale_grad = c.new_zeros((), dtype=torch.float64)
@@ -155,18 +172,20 @@ def grad_points_by_blocks(
                 if not (for_rows or for_columns):
                     continue
                 height, width = min(BLOCK, term.n - top), min(BLOCK, term.m - left)
-                tiles_m = triton.cdiv(width, columns)
-                _weights[(triton.cdiv(height, rows) * tiles_m,)](
-                    x, y, inputs.ids, inputs.steepness, of_term, flags[term.number], flags.stride(1), out, found[number],
+                tiles_n, tiles_m = triton.cdiv(height, rows), triton.cdiv(width, columns)
+                _weights[(tiles_n * tiles_m,)](
+                    x, y, inputs.ids, inputs.steepness, of_term, flags[term.number], flags.stride(1), out,
+                    TileSums(found[number], row_times, column_times, row_times.stride(0), column_times.stride(0)),
                     BlockOfPairs(top, left, tiles_m), SYMMETRIC=term.symmetric, SPLIT=parts == 2, **constants,
                 )  # fmt: skip
                 block = weights[:, :height, :width]
                 if for_rows:
                     some = slice(top - row_chunk.start, top - row_chunk.start + height)
-                    _add_products(sums[term.owner], some, block, operand(term.partner, slice(left, left + width)))
+                    others = operand(term.partner, slice(left, left + width))
+                    _add(sums[term.owner], some, multiply(block, others), row_times[:tiles_m, :height])
                 if for_columns:
                     some = slice(left - row_chunk.start, left - row_chunk.start + width)
-                    _add_products(sums[term.partner], some, block.mT, of_rows)
+                    _add(sums[term.partner], some, multiply(block.mT, of_rows), column_times[:tiles_n, :width])
             if row_chunk.start <= top < row_chunk.stop:
                 scale_grad += found.sum(dtype=torch.float64)
     for side, (points, times) in zip(inputs.sides, sums, strict=True):
@@ -175,19 +194,11 @@ def grad_points_by_blocks(
     return scale_grad
 
 
-def _add_products(sums: Sums, some: slice, weights: Tensor, others: Operand) -> None:
-    """Add the products of weights (p r k) with other rows to the sums of ``some`` rows."""
-    sums.points[some] += multiply(weights, others.parts)
-    if others.ratio is not None:
-        for part in weights:
-            sums.times[some] += product(part, others.ratio).sum(1)
+def _add(sums: Sums, some: slice, products: Tensor, times: Tensor) -> None:
+    """Add to the sums of ``some`` rows products (r d) and, of each tile, those of times (tiles r).
 
-
-def _parts_of_weights(features: torch.dtype, geometry: torch.dtype, precision: str) -> int:
-    """Of bfloat16 features one part, which is as precise as they are."""
-    return 1 if features == torch.bfloat16 else parts_of_weights(geometry, precision)
-
-
-def dtype_of_weights(features: torch.dtype, geometry: torch.dtype, precision: str) -> torch.dtype:
-    """In which weights meet the features, by the dtypes of these and of the geometry."""
-    return torch.bfloat16 if _parts_of_weights(features, geometry, precision) else geometry
+    In one call each: ``+=`` of a slice would also copy it onto itself.
+    """
+    sums.points[some].add_(products)
+    if len(times):
+        sums.times[some].add_(times.sum(0))

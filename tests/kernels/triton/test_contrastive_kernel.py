@@ -185,6 +185,29 @@ def test_half_precision_features(dtype, variant):
         assert (got.double() - want).norm(dim=1).max() <= 4 * torch.finfo(dtype).eps * want.norm(dim=1).max()
 
 
+@pytest.mark.parametrize(("radius", "input"), [(1.0, "tangent"), (20.0, "lorentz")])
+def test_several_blocks_in_float32(radius, input, monkeypatch):
+    """The last with fewer tiles, which end beyond the rows and beyond the columns; all pairs count. Far out, times are e^20."""
+    monkeypatch.setattr(backward_blocks, "BLOCK", 128)
+    points = views(8, 176, 12, 0, radius, input)[1]  # none near another
+    queries, keys = points[:40], points[40:]
+    upstream = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
+    exact = exactly(queries, keys, 1.0, upstream, input=input)
+    assert_close(fused(queries, keys, 1.0, upstream, input=input), exact, [], 1.0, radius, upstream)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_far_points_side_by_side_in_bfloat16(variant):
+    """Their pulls are differences of sums ten times as large. Were weights rounded in one of the two only, 19 % off."""
+    around = torch.randn(2, 40, 24, generator=torch.Generator().manual_seed(0)) / 24**0.5 + 6 * torch.eye(24)[0]
+    queries, keys = (8 * F.normalize(around, dim=2)).to(torch.bfloat16)
+    upstream = torch.ones(2, 40)
+    ours, exact = fused(queries, keys, 2.0, upstream, variant), exactly(queries, keys, 2.0, upstream)
+    for got, want in zip(ours[2:4], exact[2:4], strict=True):
+        largest = want.norm(dim=1).max()
+        assert (got.double() - want).norm(dim=1).max() <= 2 * torch.finfo(torch.bfloat16).eps * largest
+
+
 @pytest.mark.parametrize("variant", ["blocks", "rows"])
 def test_layouts_and_the_same_bits_twice(variant):
     queries, keys = (v.to(DEVICE) for v in views(70, 90, 9, 7, 1.0, "tangent"))
