@@ -37,7 +37,8 @@ class KeptCrops:
         crops, known = self._sections[key]
         missing = spots[~known[spots]]
         tell = on_crops or (lambda _: None)
-        tell(len(spots) - len(missing))
+        if len(missing) < len(spots):
+            tell(len(spots) - len(missing))
         for spot, of_spot in read_crops(section, crop, missing):
             crops[spot], known[spot] = of_spot, True
             tell(1)
