@@ -85,3 +85,19 @@ def predicted(evaluated, section_paths) -> Path:
     image = section_paths[2].parent / "images" / "S3.png"
     mpp = load_run(evaluated, device="cpu").split.sections[0].um_per_px
     return write_h5ad_atomic(predict_image(load_run(evaluated, device="cpu"), image, mpp=mpp), evaluated / "alone.h5ad")
+
+
+@pytest.fixture(name="crops_read")
+def _crops_read(monkeypatch):
+    """Section and number of each spot whose crops have been read from an image, in order."""
+    from hyperst.data import kept_crops
+
+    spots = []
+
+    def read_crops(section, crop, indices):
+        spots.extend((section.name, int(spot)) for spot in indices)
+        return real(section, crop, indices)
+
+    real = kept_crops.read_crops
+    monkeypatch.setattr(kept_crops, "read_crops", read_crops)
+    return spots

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from hyperst.config import update
-from hyperst.data import kept_crops
 from hyperst.evaluation import evaluate
 from hyperst.evaluation_images import read_images
 from hyperst.export import held_out_figures
@@ -61,15 +60,7 @@ def test_a_prediction_is_the_mean_of_runs_of_one_network(config, sections, folde
     np.testing.assert_array_equal(predict_values(load_run(tmp_path / "alone"), section), values[0])
 
 
-def test_further_networks_read_no_crops_and_warn_of_nothing_again(config, sections, tmp_path, monkeypatch):
-    read = []
-
-    def read_crops(section, crop, indices):
-        read.extend((section.name, int(spot)) for spot in indices)
-        return real(section, crop, indices)
-
-    real = kept_crops.read_crops
-    monkeypatch.setattr(kept_crops, "read_crops", read_crops)
+def test_further_networks_read_no_crops_and_warn_of_nothing_again(config, sections, tmp_path, crops_read):
     fewest = int(np.sort(sections[0].library_size)[1])  # one spot has less
     few = update(config, {"data": {"min_counts": fewest}, "training": {"epochs": 1}})
     with pytest.warns(UserWarning, match="are left out|is left out") as warned:
@@ -77,7 +68,7 @@ def test_further_networks_read_no_crops_and_warn_of_nothing_again(config, sectio
     left_out = [str(warning.message) for warning in warned if "left out" in str(warning.message)]
     assert len(left_out) == len(set(left_out))
     n_spots = sum((section.library_size >= fewest).sum() for section in sections[:2])
-    assert len(read) == len(set(read)) == n_spots
+    assert len(crops_read) == len(set(crops_read)) == n_spots
 
 
 def test_networks_that_are_not_trained_yet_are_told_and_trained_by_resuming(config, sections, folder, tmp_path):

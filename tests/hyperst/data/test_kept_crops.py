@@ -5,30 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 
-from hyperst.data import CropConfig, SpotDataset, kept_crops
+from hyperst.data import CropConfig, SpotDataset
 from hyperst.data.kept_crops import KeptCrops
 
 CROP = CropConfig(image_size=16)
 
 
-@pytest.fixture(name="read")
-def _read(monkeypatch):
-    """Spots whose crops have been read from an image."""
-    spots = []
-
-    def read_crops(section, crop, indices):
-        spots.extend((section.name, int(spot)) for spot in indices)
-        return real(section, crop, indices)
-
-    real = kept_crops.read_crops
-    monkeypatch.setattr(kept_crops, "read_crops", read_crops)
-    return spots
-
-
-def test_what_one_dataset_has_read_another_reads_no_more(sections, read):
+def test_what_one_dataset_has_read_another_reads_no_more(sections, crops_read):
     kept, told = KeptCrops(), []
     indices = [[(0, 3), (1, 0), (0, 1)], [(1, 5), (0, 3), (0, 2), (1, 0)]]
     for chosen in indices:
@@ -38,11 +23,11 @@ def test_what_one_dataset_has_read_another_reads_no_more(sections, read):
             for name, value in expected.items():
                 assert torch.equal(item[name], value)
     names = [section.name for section in sections]
-    assert sorted(read) == sorted((names[number], spot) for number, spot in {*indices[0], *indices[1]})
+    assert sorted(crops_read) == sorted((names[number], spot) for number, spot in {*indices[0], *indices[1]})
     assert sum(told) == len(indices[0]) + len(indices[1])
 
 
-def test_crops_of_other_widths_places_or_sizes_are_others(sections, read):
+def test_crops_of_other_widths_places_or_sizes_are_others(sections, crops_read):
     kept, section = KeptCrops(), sections[0]
     moved = replace(section, spot_px=section.spot_px + 2.0)
     wide = replace(CROP, niche_um=300.0)
@@ -53,4 +38,4 @@ def test_crops_of_other_widths_places_or_sizes_are_others(sections, read):
         expected = SpotDataset([each], (), crop, indices=[(0, 4)], counts=False, cache_bytes=0)
         shared = SpotDataset([each], (), crop, indices=[(0, 4)], counts=False, kept=kept)
         assert torch.equal(shared[0]["niche_image"], expected[0]["niche_image"])
-    assert read == [(section.name, 4)] * 4
+    assert crops_read == [(section.name, 4)] * 4
