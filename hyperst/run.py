@@ -210,7 +210,10 @@ def spot_dataset(
     kept: KeptCrops | None = None,
     on_crops: Callable[[int], None] | None = None,
 ) -> SpotDataset:
-    """Spots as a run sees them; without ``genes`` images alone. Crops are kept in memory only where they ``keep`` serving."""
+    """Spots as a run sees them; without ``genes`` images alone. Crops are kept in memory only where they ``keep`` serving.
+
+    ``kept``: see :class:`hyperst.data.SpotDataset`.
+    """
     return SpotDataset(
         sections,
         genes,

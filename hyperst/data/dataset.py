@@ -47,7 +47,7 @@ class SpotDataset(Dataset):
             regions, which for JPEG and PNG means keeping whole decoded images (at most 4) in memory. Features likewise: those
             that do not fit are read from their file batch by batch.
         kept: crops that other datasets have read, which are used whatever ``cache_bytes``, and to which others are added.
-        on_crops: called with the number of spots whose crops are kept, more and more of them.
+        on_crops: called, while crops are read to be kept, with numbers of spots that add up to all.
         counts: False leaves the expression entries out (prediction; ``genes`` may be empty).
         raw_counts: True adds counts and library_size.
 

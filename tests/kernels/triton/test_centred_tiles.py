@@ -55,7 +55,10 @@ def flags_of(queries, keys, input="tangent", geometry="lorentz", precision="bf16
 
 
 def assert_right(queries, keys, radius, variant="blocks", **options):
-    """Losses and gradients of features as those of near pairs; of c and the scale by what their sums are made of."""
+    """Losses and gradients of features as those of near pairs; of c and the scale by what their sums are made of.
+
+    z of a centred tile is up to 1e-4 off, see decisions.md: so is each summand.
+    """
     upstream = upstream_of(len(queries))
     exact = exactly(queries, keys, SCALE, upstream, **options)
     found = fused(queries, keys, SCALE, upstream, variant, **options)
