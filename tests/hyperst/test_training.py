@@ -19,8 +19,10 @@ import torch
 
 from hyperst.config import read_config
 from hyperst.data import select_genes
-from hyperst.run import RunFolder, load_checkpoint
+from hyperst.model import Alignment
+from hyperst.run import RunFolder, build_model, load_checkpoint
 from hyperst.train import checkpoints, fit, parameter_groups
+from hyperst.train.step import TrainingStep
 
 
 def weights(folder: Path, name: str = "best") -> dict[str, torch.Tensor]:
@@ -248,13 +250,35 @@ def test_a_loss_that_breaks_stops_the_run_with_a_remedy(tiny_config, sections, t
         fit(config, sections[:2], tmp_path / "run")
 
 
-def test_no_weight_decay_on_scales_and_temperature(tiny_config):
-    from hyperst.model.alignment import Alignment
-    from hyperst.run import build_model
+@pytest.mark.parametrize("limit", [None, 1e-3, 1.0, 1e3])
+def test_gradients_are_clipped_as_by_pytorch(tiny_config, limit):
+    ours, theirs = (torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Linear(5, 3)) for _ in range(2))
+    for layers in (ours, theirs):
+        random = torch.Generator().manual_seed(0)
+        for parameter in list(layers.parameters())[:-1]:  # the last has no gradient
+            parameter.grad = torch.randn(parameter.shape, generator=random)
+    if limit is not None:
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), limit)
+    step = TrainingStep(*models(tiny_config), tiny_config, [], batch_size=2, n_validation=1)
+    step.configure_gradient_clipping(torch.optim.SGD(ours.parameters()), limit)
+    for mine, their in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine.grad, their.grad) if their.grad is not None else mine.grad is None
 
-    model = torch.nn.ModuleList(
-        [build_model(tiny_config, 12), Alignment(tiny_config.alignment, tiny_config.model.width)]
-    )
+
+def test_half_precision_trains(tiny_config, sections, tmp_path):
+    training = replace(tiny_config.training, precision="bf16-mixed", epochs=1)
+    fit(replace(tiny_config, training=training), sections[:2], tmp_path / "run")
+    metrics = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert np.isfinite(metrics[["training_loss", "validation_mse"]]).all(axis=None)
+
+
+def models(config):
+    """The network and its alignment."""
+    return build_model(config, 12), Alignment(config.alignment, config.model.width)
+
+
+def test_no_weight_decay_on_scales_and_temperature(tiny_config):
+    model = torch.nn.ModuleList(models(tiny_config))
     decayed, plain = parameter_groups(model, 0.01)
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.01, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
