@@ -256,7 +256,7 @@ def summarise(evaluations: Sequence[Evaluation], path: str | Path) -> Path:
 def _null_scores(prediction: np.ndarray, measured: np.ndarray, seed: int) -> Scores:
     """Scores when every spot gets the prediction of a random other one, mean over shuffles.
 
-    The model sees one spot's image at a time, so shuffling predictions is the same as shuffling images.
+    Of a head that sees neighbours, shuffled images would give other predictions, which correlate as little.
     """
     random = np.random.default_rng(seed)
     shuffled = [score(prediction[random.permutation(len(prediction))], measured) for _ in range(_N_SHUFFLES)]

@@ -32,7 +32,9 @@ def feature_width(config: RunConfig, sections: Sequence[Section], own: set[str] 
     for section in sections:
         for level in section.wider_features_paths:
             if level not in config.crop.wider_um:
-                known = ", ".join(config.crop.wider_um) or "none; --level NAME=UM adds one"
+                known = (
+                    ", ".join(config.crop.wider_um) or "none; --level NAME=UM (crop.wider_um of a --config) adds one"
+                )
                 raise ValueError(
                     f"section {section.name}: --level-features names {level!r}; levels wider than the niche: {known}"
                 )

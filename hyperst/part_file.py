@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hyperst.files import raise_full_disk
+from hyperst.locks import take
 
 __all__ = ["PartFile"]
 
@@ -85,7 +86,8 @@ class PartFile:
         while True:
             file = io.FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
             try:
-                self._lock(file)
+                doing = "is being written: another process predicts the same; wait for it, or end it"
+                take(file.fileno(), f"{self.path} {doing}")
                 if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
                     _LOCKED.add(file)
                     return file
@@ -93,20 +95,6 @@ class PartFile:
                 file.close()
                 raise
             file.close()
-
-    def _lock(self, file: io.FileIO) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                error.errno, f"{self.path} is being written: another process predicts the same; wait for it, or end it"
-            ) from error
-        except OSError:  # a file system without locks
-            return
 
     def _begin(self, header: bytes) -> None:
         """Take the disk's room and write the header, its first bytes last: without them nothing has begun."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from hyperst.data import CropConfig, Section, attach_features, fingerprint, read_section
 from hyperst.data.feature_source import FeatureSource
-from hyperst.data.features import feature_sources, own_levels
+from hyperst.data.features import feature_sources, features_hash, own_levels
 
 __all__ = ["SectionRecord", "Split"]
 
@@ -26,6 +26,7 @@ class SectionRecord:
         own_niche: whether niches have precomputed features of their own, not the mean over their spots; None where unknown.
         own_wider: wider levels that have.
         feature_sources: level -> what the file of its features says of the encoder.
+        features_hash: of some of its precomputed features, to know them again; None without, and in runs of earlier versions.
         gene_names, kind: how it was read, see :func:`hyperst.data.read_section`; None for the usual.
         excluded_spots: ids of those with fewer counts than `data.min_counts`, which are none of the ``n_spots``.
         fingerprint: of its content, to know it again under another name; None in runs of earlier versions.
@@ -50,6 +51,7 @@ class SectionRecord:
     wider_features: dict[str, str] = field(default_factory=dict)
     own_wider: tuple[str, ...] = ()
     feature_sources: dict[str, FeatureSource] = field(default_factory=dict)
+    features_hash: str | None = None
 
     def read(self, feature_key: str | None = None) -> Section:
         """Read the section again, with its precomputed features as ``feature_key``.
@@ -101,6 +103,7 @@ class SectionRecord:
             wider_features={level: str(path.resolve()) for level, path in section.wider_features_paths.items()},
             own_wider=tuple(level for level in crop.wider_um if level in own),
             feature_sources={} if key is None else feature_sources(section, key, crop),
+            features_hash=None if key is None else features_hash(section, key, crop),
         )
 
     def own_levels(self) -> set[str] | None:

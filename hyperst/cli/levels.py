@@ -11,7 +11,10 @@ __all__ = ["LevelFeatures", "Levels", "level_widths", "wider_features"]
 
 LevelFeatures = Annotated[
     list[str] | None,
-    typer.Option("--level-features", help="The same for a level of --level, as NAME=PLACE; repeat for more."),
+    typer.Option(
+        "--level-features",
+        help="The same for a level wider than the niche (--level, or crop.wider_um of a --config), as NAME=PLACE; repeat for more.",
+    ),
 ]
 Levels = Annotated[
     list[str] | None,

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from hyperst.config import RunConfig
 from hyperst.cv.folds import Fold
 from hyperst.data import Section, with_min_counts
+from hyperst.data.identity import sampled_hash
 from hyperst.evaluation_inputs import check_inputs
 from hyperst.files import write_json_atomic
 from hyperst.run import RunFolder, SectionRecord, load_run
@@ -66,10 +67,13 @@ class Cell:
         return self.cells / f".{self.name}"
 
     def identity(self) -> str:
-        """A hash of all that determines the scores: configuration, sides of the fold, and what the sections hold."""
-        contents = {record.name: [record.patient, record.fingerprint] for record in self.records}
-        sides = asdict(replace(self.fold, name=""))
-        text = json.dumps([_CONFIG.dump_python(self.config, mode="json"), sides, contents], sort_keys=True)
+        """A hash of all that determines the scores: configuration, weights, sides of the fold, and what the sections hold."""
+        contents = {
+            r.name: [r.patient, r.fingerprint, r.um_per_px, r.spot_diameter_px, r.features_hash] for r in self.records
+        }
+        sides, weights = asdict(replace(self.fold, name="")), self.config.model.weights
+        weights = None if weights is None else sampled_hash(Path(weights))
+        text = json.dumps([_CONFIG.dump_python(self.config, mode="json"), sides, contents, weights], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def read(self, names: Sequence[str]) -> list[Section]:
@@ -83,16 +87,18 @@ def finished(cell: Cell) -> dict[str, Any] | None:
 
     Raises:
         FileExistsError: the folder holds the result of another configuration, fold or data.
-        ValueError: the result is damaged.
+        ValueError: the result is damaged, or missing from its folder.
     """
     path = cell.folder / _RESULT
-    if not path.is_file():
+    if not cell.folder.exists():
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         identity = stored["identity"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove {cell.folder}, and the cell is run again") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is missing or damaged ({error}); remove {cell.folder}, and the cell is run again"
+        ) from error
     if identity != cell.identity():
         raise FileExistsError(
             f"{cell.folder} was run with another configuration, on other sides of the fold (or in another order) or on other data; "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +21,9 @@ from hyperst.cv.rows import require_comparable
 from hyperst.cv.scores import METHODS
 from hyperst.cv.tables import Comparison, compare, sections_table, summarise_rows, tidy_table
 from hyperst.data import Section, check_distinct
+from hyperst.feature_check import feature_width
 from hyperst.files import atomic_path, require_writable
+from hyperst.locks import take
 from hyperst.model.backbones import require_weights
 from hyperst.processes import refuse_several
 from hyperst.run import SectionRecord
@@ -65,7 +69,7 @@ def cross_validate(
 
     Each fold, seed and row is a cell with a folder of its own, which is there whole or not at all: called again, this runs only
     the cells that are missing. A cell that fails stops no other. More folds, seeds or rows can be added to one ``output``; one
-    call at a time.
+    call at a time, a second one is refused.
 
     Args:
         sections: read from files, which every cell reads again.
@@ -82,6 +86,7 @@ def cross_validate(
         ValueError: rows, folds or seeds that cannot be, sections that are one tissue, or that were not read from a file; one of
             several processes that torchrun or srun has started.
         FileExistsError: ``output`` holds cells of another configuration, of other folds, or on other data.
+        BlockingIOError: another process works in ``output``.
         RuntimeError: no cell could be finished.
         ImportError: no Ray where it is asked for.
         KeyboardInterrupt: interrupted; the same call goes on.
@@ -97,6 +102,7 @@ def cross_validate(
     require_writable(output / "scores.csv")
     for config in rows.values():
         require_weights(config.model.backbone, config.model.weights, config.crop.image_size)
+        feature_width(config, sections)
     config = next(iter(rows.values()))
     records = {
         section.name: SectionRecord.of(section, "section", config.data.feature_key, config.crop) for section in sections
@@ -114,14 +120,9 @@ def cross_validate(
         for seed in seeds
     ]
     require_same(cells)
-    waiting = sorted((cell for cell in cells if finished(cell) is None), key=lambda cell: cell.seed)
-    failures = {}
-    for number, (cell, error) in enumerate(run_cells(waiting, workers, engine), start=len(cells) - len(waiting) + 1):
-        if error is not None:
-            failures[cell.name] = error
-        if on_cell is not None:
-            on_cell(cell, error, number, len(cells))
-    results = [result for cell in cells if (result := finished(cell)) is not None]
+    with _alone(output):
+        failures = _run_waiting(cells, workers, engine, on_cell)
+        results = [result for cell in cells if (result := finished(cell)) is not None]
     if not results:
         raise RuntimeError(
             f"none of the {len(cells)} cells could be finished; the first: {next(iter(failures.values()))}"
@@ -146,6 +147,42 @@ def cross_validate(
             table.to_csv(temporary, index=False, float_format="%.6g")
     write_report(found, output / "report.md")
     return found
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Keep other processes' cross-validations out of ``output``."""
+    folder = output / "cells"
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.name == "nt":  # where a folder cannot be opened
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        take(
+            descriptor,
+            f"{output}: another cross-validation works there; wait for it, end it, or choose another --output",
+        )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _run_waiting(
+    cells: Sequence[Cell],
+    workers: int | None,
+    engine: Literal["local", "ray"],
+    on_cell: Callable[[Cell, str | None, int, int], None] | None,
+) -> dict[str, str]:
+    """Run the cells that are not finished; return what went wrong by the name of the cell."""
+    waiting = sorted((cell for cell in cells if finished(cell) is None), key=lambda cell: cell.seed)
+    failures = {}
+    for number, (cell, error) in enumerate(run_cells(waiting, workers, engine), start=len(cells) - len(waiting) + 1):
+        if error is not None:
+            failures[cell.name] = error
+        if on_cell is not None:
+            on_cell(cell, error, number, len(cells))
+    return failures
 
 
 def _check(rows: dict[str, RunConfig], folds: Sequence[Fold], seeds: Sequence[int], against: str | None) -> str:

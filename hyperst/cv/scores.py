@@ -90,7 +90,7 @@ def method_scores(predictions: Sequence[np.ndarray], tested: Sequence[MeasuredSe
 
 
 def null_scores(predictions: Sequence[np.ndarray], tested: Sequence[MeasuredSection], seed: int) -> Scores:
-    """Correlations of the fold with images shuffled between the spots of each section, mean over 20 shuffles: "NAME_null"."""
+    """Correlations of the fold with predictions shuffled between the spots of each section, mean over 20 shuffles: "NAME_null"."""
     random = np.random.default_rng(seed)
     measured = np.concatenate([each.measured for each in tested])
     shuffled = [

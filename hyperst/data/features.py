@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ __all__ = [
     "attach_features",
     "common_width",
     "feature_sources",
+    "features_hash",
     "level_features",
     "match_patches",
     "own_levels",
@@ -34,6 +36,7 @@ FILE_KEY = "file"
 _HALF, _NEARLY_ALL = 0.5, 0.9  # shares of the spots
 _PLURAL = {"niche": "niches"}
 _ROWS_AT_ONCE = 8192
+_HASHED_SPOTS = 64
 _DOWNSAMPLED = (2, 4, 8, 16, 32)
 _OTHER_SECTION = "It is the file of another section, whose barcodes are the same"
 
@@ -176,9 +179,23 @@ def own_levels(section: Section, key: str, crop: CropConfig) -> set[str]:
 
 def feature_sources(section: Section, key: str, crop: CropConfig) -> dict[str, FeatureSource]:
     """What files say of the features of the spot, and of each level that has its own."""
-    own = own_levels(section, key, crop)
-    names = {"spot": f"{key}_spot" if "niche" in own else key, **{level: f"{key}_{level}" for level in own}}
+    names = _feature_names(section, key, crop)
     return {level: section.feature_sources[name] for level, name in names.items() if name in section.feature_sources}
+
+
+def features_hash(section: Section, key: str, crop: CropConfig) -> str:
+    """Hash of the features of at most 64 spots, spread over the section, of the spot and of each level that has its own."""
+    spots = np.unique(np.linspace(0, section.n_spots - 1, _HASHED_SPOTS).round().astype(np.int64))
+    digest = hashlib.blake2b(digest_size=16)
+    for level, name in sorted(_feature_names(section, key, crop).items()):
+        digest.update(f"{level} ".encode() + np.ascontiguousarray(_rows(section, name).read(spots)).tobytes())
+    return digest.hexdigest()
+
+
+def _feature_names(section: Section, key: str, crop: CropConfig) -> dict[str, str]:
+    """Names of the features of the spot, and of each level that has its own."""
+    own = own_levels(section, key, crop)
+    return {"spot": f"{key}_spot" if "niche" in own else key, **{level: f"{key}_{level}" for level in own}}
 
 
 def _rows(section: Section, key: str) -> FeatureRows:

@@ -206,7 +206,7 @@ def _fit(
 
     def load() -> Loaders:
         if not first:
-            check_same_sections(split, sections, validation_sections, f"rank {processes.rank} cannot join")
+            check_same_sections(config, split, sections, validation_sections, f"rank {processes.rank} cannot join")
         for section in (*sections, *validation_sections):  # of a resumed run, files of features may be others by now
             require_same_encoder(config, section, trained_on.feature_sources, f"the run in {place.path}")
         return make_loaders(config, genes, split, sections, validation_sections, processes, kept, on_crops)

@@ -10,6 +10,7 @@ from typing import Any
 from hyperst.config import RunConfig, read_run_config, write_config
 from hyperst.data import Section, excluded_spots_message, fingerprint, with_min_counts
 from hyperst.data.check import require_placement
+from hyperst.data.features import features_hash
 from hyperst.files import write_json_atomic
 from hyperst.plan import plan_run, require_new
 from hyperst.run import RunFolder, Split
@@ -37,7 +38,7 @@ def start_run(
         place.require()
         config, split, genes = read_run_config(place.config), place.read_split(), place.read_genes()
         sections, validation_sections = enough_counts(config, sections), enough_counts(config, validation_sections)
-        check_same_sections(split, sections, validation_sections, "cannot resume")
+        check_same_sections(config, split, sections, validation_sections, "cannot resume")
         return config, split, genes, place.read_summary()
     require_new(place.path)
     plan = plan_run(config, sections, validation_sections)
@@ -71,16 +72,25 @@ def remove_start(place: RunFolder) -> None:
         place.path.rmdir()
 
 
-def check_same_sections(split: Split, sections: Sequence[Section], validation: Sequence[Section], problem: str) -> None:
+def check_same_sections(
+    config: RunConfig, split: Split, sections: Sequence[Section], validation: Sequence[Section], problem: str
+) -> None:
     """Raise ValueError, beginning with ``problem``, unless the sections are those that the run was started with."""
     given = [(section.name, "training", section.n_spots) for section in sections]
     given += [(section.name, "validation", section.n_spots) for section in validation]
     stored = [(record.name, record.role, record.n_spots) for record in split.sections]
     if given != stored:
         raise ValueError(f"{problem}: the run was started with (section, role, spots) {stored}, now given {given}")
+    key, remedy = config.data.feature_key, "restore the file, or train again into another folder"
     for record, section in zip(split.sections, (*sections, *validation), strict=True):
         if record.fingerprint is not None and list(record.fingerprint["counts"]) != list(fingerprint(section).counts):
             raise ValueError(
                 f"{problem}: the counts of section {section.name} ({section.path}) are not those that the run was started "
-                "with; restore the file, or train again into another folder"
+                f"with; {remedy}"
+            )
+        features = None if key is None else features_hash(section, key, config.crop)
+        if record.features_hash is not None and record.features_hash != features:
+            place = section.features_path or section.path
+            raise ValueError(
+                f"{problem}: the features of section {section.name} ({place}) are not those that the run was started with; {remedy}"
             )

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import tifffile
 
+from hyperst import locks
 from hyperst.closed_form import blocks_with_closed_form, with_closed_form
 from hyperst.data import open_image
 from hyperst.data.images import tiff
@@ -315,14 +316,12 @@ def test_a_part_file_that_was_not_begun_whole_is_begun_again(tmp_path, monkeypat
     again = PartFile(path, *arguments)
     again.put(0, {"values": np.array([[2.0]])})
 
-    lock = PartFile._lock
-
-    def late(self, file):
+    def late(descriptor, problem):
         if path.exists() and not again._file.closed:
             again.remove()  # between the opening of the file and its lock
-        lock(self, file)
+        locks.take(descriptor, problem)
 
-    monkeypatch.setattr(PartFile, "_lock", late)
+    monkeypatch.setattr("hyperst.part_file.take", late)
     other = PartFile(path, *arguments)
     assert other.left == [0]
     other.put(0, {"values": np.array([[3.0]])})

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,14 +25,18 @@ from hyperst.config import with_ablation, write_config
 from hyperst.cv import Fold, ablation_rows, cross_validate
 from hyperst.cv.cells import Cell, run_cell
 from hyperst.cv.processes import run_cells
+from hyperst.cv.run import _alone
 from hyperst.cv.tables import Comparison
-from hyperst.data import read_section, select_genes, transform
+from hyperst.data import attach_features, read_section, select_genes, transform
+from hyperst.data.features import FILE_KEY
 from hyperst.data.genes import align_genes
 from hyperst.intervals import Interval
 from hyperst.metrics import mse
 from hyperst.model.alignment import ABLATION_FIELDS
+from hyperst.plan import plan_run
 from hyperst.pool import Ended
 from hyperst.run import SectionRecord
+from hyperst.train.start import check_same_sections
 
 from .ends import cells_that_end_as_told
 
@@ -154,6 +159,73 @@ def test_finished_cells_are_not_run_again(found, rows, sections, fits):
     changed = {"full": replace(rows["full"], training=replace(rows["full"].training, epochs=2))}
     with pytest.raises(FileExistsError, match="a__full__seed0 was run with another configuration"):
         cross_validate(sections, changed, FOLDS, (0,), found.folder)
+    assert fits == []
+
+
+def with_random_features(sections, folder, seed, niche=False):
+    """The sections with features from files; all niches of a folder have the same ones."""
+    for section in sections:
+        folder.mkdir(exist_ok=True)
+        with h5py.File(folder / f"{section.name}.h5", "w") as file:
+            numbers = np.random.default_rng(seed).standard_normal((section.n_spots, 6), dtype=np.float32)
+            file["features"], file["barcode"] = numbers, [str(name) for name in section.spot_ids]
+    return [attach_features(section, folder, folder if niche else None) for section in sections]
+
+
+def test_a_cell_on_other_features_scale_or_weights_is_another(rows, sections, tmp_path):
+    config = replace(
+        rows["full"],
+        data=replace(rows["full"].data, feature_key=FILE_KEY),
+        model=replace(rows["full"].model, backbone="precomputed"),
+    )
+
+    def identity(some, config=config):
+        records = tuple(SectionRecord.of(each, "section", config.data.feature_key, config.crop) for each in some)
+        return Cell(FOLDS[0], "full", config, records, tmp_path).identity()
+
+    first = with_random_features(sections, tmp_path / "first", 1)
+    assert identity(first) == identity(with_random_features(sections, tmp_path / "copy", 1))
+    others = [
+        with_random_features(sections, tmp_path / "other", 2),
+        with_random_features(sections, tmp_path / "niche", 1, niche=True),
+        [replace(each, grid=replace(each.grid, um_per_px=2 * each.grid.um_per_px)) for each in first],
+    ]
+    assert len({identity(some) for some in (first, *others)}) == 4
+    weights = tmp_path / "weights.pt"
+    trained = replace(rows["full"], model=replace(rows["full"].model, backbone="uni", weights=str(weights)))
+    found = set()
+    for content in (b"some", b"more"):
+        weights.write_bytes(content)
+        found.add(identity(sections, trained))
+    assert len(found) == 2
+
+
+def test_features_that_were_exchanged_are_not_gone_on_with(rows, sections, fits, tmp_path):
+    config = replace(
+        rows["full"],
+        data=replace(rows["full"].data, feature_key=FILE_KEY),
+        model=replace(rows["full"].model, backbone="precomputed", networks=1),
+    )
+    first, other = (with_random_features(sections, tmp_path / f"{seed}", seed) for seed in (1, 2))
+    cross_validate(first, {"full": config}, FOLDS[:1], (0,), tmp_path / "cv")
+    with pytest.raises(FileExistsError, match="on other data"):
+        cross_validate(other, {"full": config}, FOLDS[:1], (0,), tmp_path / "cv")
+    split = plan_run(config, first[:2], []).split
+    check_same_sections(config, split, first[:2], [], "cannot resume")
+    with pytest.raises(ValueError, match=r"cannot resume: the features of section S1 \(.*S1.h5\) are not those"):
+        check_same_sections(config, split, other[:2], [], "cannot resume")
+
+
+def test_one_process_at_a_time(rows, sections, fits, tmp_path):
+    with _alone(tmp_path), pytest.raises(BlockingIOError, match="another cross-validation works there"):
+        cross_validate(sections, rows, FOLDS, (0,), tmp_path)
+    assert fits == []
+
+
+def test_a_folder_without_scores_is_told_before_a_training(rows, sections, fits, tmp_path):
+    (tmp_path / "cells" / "a__full__seed0").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"scores\.json is missing or damaged .*; remove"):
+        cross_validate(sections, rows, FOLDS, (0,), tmp_path)
     assert fits == []
 
 
