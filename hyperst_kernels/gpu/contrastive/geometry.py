@@ -94,6 +94,13 @@ class PreparedFeatures(NamedTuple):
         return self.stats[OTHER.value, 4]
 
 
+class Halves(NamedTuple):
+    """Where `PreparedFeatures.halves` of several matrices go, and their width w."""
+
+    ptrs: tuple[Tensor, ...]
+    width: int
+
+
 @triton.jit
 def largest_of(stats_ptr, longest):
     """The largest excess."""
@@ -107,7 +114,7 @@ def factor_of(stats_ptr, longest):
 
 @triton.jit
 def _row_stats(
-    x_ptrs, factors_ptr, c_ptr, scale_ptr, stats_ptr, parts_ptr, halves_ptrs, width, x_strides, longest, ns, d,
+    x_ptrs, factors_ptr, c_ptr, scale_ptr, stats_ptr, parts_ptr, halves, x_strides, longest, ns, d,
     GEOMETRY: tl.constexpr, TANGENT: tl.constexpr, ROUNDED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     k = tl.program_id(1)
@@ -119,9 +126,10 @@ def _row_stats(
         factor = tl.load(factors_ptr + k)
     length = sqrt_rn(dot(x, x))
     norm = factor * length
-    if halves_ptrs is not None:
-        inside = (rows < n)[:, None] & (columns < width)[None, :]
-        store_parts(pick(halves_ptrs, k) + rows[:, None] * (2 * width) + columns[None, :], x, inside, width, True)
+    if halves is not None:
+        inside = (rows < n)[:, None] & (columns < halves.width)[None, :]
+        place = pick(halves.ptrs, k) + rows[:, None] * (2 * halves.width) + columns[None, :]
+        store_parts(place, x, inside, halves.width, True)
     if ROUNDED:
         x = x.to(tl.bfloat16).to(ROWS.DTYPE)
         length = tl.sqrt(dot(x, x))
@@ -181,16 +189,16 @@ def prepare(
     halves = None
     if width is not None:  # a kernel that holds fewer numbers of a row leaves the others
         new = torch.empty if width <= launch.row_width(features[0].shape[1]) else torch.zeros
-        halves = tuple(new(len(x), 2 * width, dtype=torch.bfloat16, device=x.device) for x in features)
+        halves = Halves(tuple(new(len(x), 2 * width, dtype=torch.bfloat16, device=x.device) for x in features), width)
     rounded = precision == "bf16" and features[0].dtype == torch.float32
     flags = {"GEOMETRY": GEOMETRIES.index(geometry), "TANGENT": tangent, "ROUNDED": rounded}
     strides = tuple(x.stride(0) for x in features)
-    given = (tuple(features), factors, c, logit_scale, stats, summands, halves, width, strides, longest)
+    given = (tuple(features), factors, c, logit_scale, stats, summands, halves, strides, longest)
     launch.over_rows(_row_stats, "map", features, *given, **flags)
     torch.amax(stats[:, EXCESS.value], 1, out=stats[:, OTHER.value, 0])
     return [
         PreparedFeatures(
-            x, stats[k], None if summands is None else summands[k, : len(x)], None if halves is None else halves[k]
+            x, stats[k], None if summands is None else summands[k, : len(x)], None if halves is None else halves.ptrs[k]
         )
         for k, x in enumerate(features)
     ]
