@@ -220,8 +220,11 @@ class LossInputs:
         self.table = launch.settings("contrastive", self.d, self.dtype)
         # not by rows, where tiles of features are multiplied by weights, too
         self.split = launch.product_precision(self.dtype, precision) == "bf16x3" and parts is None
-        if self.dtype == torch.float32 and not self.split:  # tiles of flags are the same
-            self.table = self.table | launch.lookup("plain contrastive", self.d, self.dtype)
+        # several terms, ids and other geometries need more registers; tiles of flags are the same
+        crowded = len(pairings) > 1 or ids is not None or geometry != "lorentz"
+        if self.dtype == torch.float32 and (crowded or not self.split):
+            kind = "crowded contrastive" if self.split else "plain contrastive"
+            self.table = self.table | launch.lookup(kind, self.d, self.dtype)
         width = triton.cdiv(self.d, self.table["inner"]) * self.table["inner"] if self.split else None
         self.sides = prepare(features, factors, c, logit_scale, geometry, tangent, precision, parts, width)
         self.queries = [self._view(t, p, False) for t, p in enumerate(pairings)]
