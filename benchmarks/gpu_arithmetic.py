@@ -1,7 +1,7 @@
 """Triton's interpreter with the float32 arithmetic of a GPU, chosen by the environment variable HYPERST_TEST_ARITHMETIC.
 
-The interpreter rounds a product before it adds, and takes exact roots and powers. A GPU does neither. Each mode includes
-the ones before it:
+The interpreter rounds a product before it adds, and takes exact roots and powers. A GPU does neither. Nor does it cut off
+the digits of a float32 number that becomes a bf16 one: in no mode are they cut off. Each mode includes the ones before it:
 
 plain        what the interpreter does by itself
 fused        ``tl.fma`` rounds once
@@ -37,6 +37,7 @@ def install() -> None:
     """Make the interpreter of this process ready for tests: any NumPy, no time lost, and the arithmetic of `CHOSEN`."""
     accept_any_numpy()
     look_once()
+    round_to_bf16()
     use(CHOSEN)
 
 
@@ -98,6 +99,19 @@ def look_once() -> None:
         restore(scope)
 
     interpreter._patch_lang, interpreter._LangPatchScope.restore = patch, forget
+
+
+def round_to_bf16() -> None:
+    """Let float32 numbers that become bf16 ones go to the nearest: the interpreter cuts digits off."""
+    original = _Builder.create_fp_trunc
+
+    def create_fp_trunc(self, x, dtype):
+        if (x.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
+            return original(self, x, dtype)
+        rounded = torch.from_numpy(np.array(x.data)).bfloat16()
+        return interpreter.TensorHandle(rounded.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
+
+    _Builder.create_fp_trunc = create_fp_trunc
 
 
 def _replace(name: str, make: Callable[[Callable], Callable]) -> None:

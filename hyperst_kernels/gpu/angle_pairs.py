@@ -19,7 +19,7 @@ from hyperst_kernels.blocked.repairs import chunks, too_many
 from hyperst_kernels.gpu import launch
 from hyperst_kernels.gpu.distance_matrix import tile_of
 from hyperst_kernels.gpu.scalars import atan2, exp, expm1, hypot, rounded_product, sign
-from hyperst_kernels.gpu.split_products import Weights, multiply, parts_of, parts_of_weights, store_weights
+from hyperst_kernels.gpu.split_products import Weights, multiply, parts_of, parts_of_weights, store_parts
 from hyperst_kernels.gpu.tile_math import load_each, store_each
 
 TILE = {torch.float32: 32, torch.float64: 16}
@@ -120,7 +120,7 @@ def _angle_gradients(
     by_column = rounded_product(-upstream * pairs.sine * (u_sinh / size) * u_decay, v_decay * v_decay)
     slope = v_sinh * u_decay * ((odd + u_sinh * v_cosh * pairs.versine) / size)
     weight = -upstream * slope / tl.where(left_out, 1, pairs.sine)
-    store_weights(out.weights.ptr + place, weight, inside, out.weights.part_stride, SPLIT)
+    store_parts(out.weights.ptr + place, weight, inside, out.weights.part_stride, SPLIT)
     store_each(out.rows + j * n, rows, tl.sum(by_row, axis=1), n)
     store_each(out.columns + i * m, columns, tl.sum(by_column, axis=0), m)
     # p d angle / dp + q d angle / dq of tangent vectors (tanh p and tanh q of points)

@@ -18,7 +18,7 @@ from hyperst_kernels.gpu.distance_matrix import CANCELLED, Operand, row_stats, s
 from hyperst_kernels.gpu.exact_pairs import EXACT_TILE, Vectors, add_point_gradients, compare_all, points_of
 from hyperst_kernels.gpu.pair import per_chord, slopes_of_distance
 from hyperst_kernels.gpu.scalars import exp, expm1, nonzero, rounded_product, sqrt_rn
-from hyperst_kernels.gpu.split_products import Weights, multiply, parts_of, parts_of_weights, store_weights, summands
+from hyperst_kernels.gpu.split_products import Weights, multiply, parts_of, parts_of_weights, store_parts, summands
 from hyperst_kernels.gpu.tile_math import load_each
 
 
@@ -43,7 +43,7 @@ def _weights(
     scale_x, scale_y = load_each(x.scale_ptr, rows, n, DTYPE) * unit, load_each(y.scale_ptr, columns, m, DTYPE)
     weight = grad * 2 * decay / (k * nonzero(growth * (1 + decay)))
     weight = tl.where(cancelled, 0, weight * scale_x[:, None] * scale_y[None, :])
-    store_weights(out.ptr + place, weight, inside, out.part_stride, SPLIT)
+    store_parts(out.ptr + place, weight, inside, out.part_stride, SPLIT)
     number = i * tl.cdiv(m, TILE) + j
     tl.store(scale_grad_ptr + number, tl.sum(rounded_product(grad, distance)))
     # whoever looks for cancelled pairs later finds them by the zero weight, not by judging again

@@ -23,15 +23,15 @@ class Weights(NamedTuple):
 
 
 @triton.jit
-def store_weights(place, weight, inside, part_stride, SPLIT: tl.constexpr):
-    """Store some weights, and if SPLIT what rounding took from them in the second part; return them as they are stored."""
-    rounded = weight.to(place.dtype.element_ty)
+def store_parts(place, x, inside, part_stride, SPLIT: tl.constexpr):
+    """Store some numbers, and if SPLIT what rounding took from them in the second part; return them as they are stored."""
+    rounded = x.to(place.dtype.element_ty)
     tl.store(place, rounded, inside)
-    found = rounded.to(weight.dtype)
+    found = rounded.to(x.dtype)
     if SPLIT:
-        rest = (weight - found).to(place.dtype.element_ty)
+        rest = (x - found).to(place.dtype.element_ty)
         tl.store(place + part_stride, rest, inside)
-        found += rest.to(weight.dtype)
+        found += rest.to(x.dtype)
     return found
 
 

@@ -272,6 +272,7 @@ def variants(target: str) -> dict[str, Callable[[], None]]:
             "loss of ranks 128 bfloat16": lambda: of_ranks(128, half, False),
             "loss of ranks 512 float32": lambda: of_ranks(512, single, True),
             "targets of pairs float64": lambda: targets_of_pairs(double),
+            "loss 512 float32 hierarchy": lambda: loss(512, single, pairings=HIERARCHY),
             "loss 512 bfloat16": lambda: loss(512, half),
             "loss 1024 bfloat16": lambda: loss(1024, half),
             "loss 32 bfloat16 atomic": lambda: loss(32, half, atomic=True),

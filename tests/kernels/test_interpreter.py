@@ -26,7 +26,10 @@ FILES = {  # of a job
     "pair_blocks": ["test_pair_blocks.py"],
     "rectangle": ["test_rectangle.py", "test_pair_rectangle.py"],
     "centred_tiles": ["triton/test_centred_tiles.py"],
-    **{name: [f"triton/test_{name}.py"] for name in ("contrastive_kernel", "fused_arithmetic", "hierarchy", "smoke")},
+    **{
+        name: [f"triton/test_{name}.py"]
+        for name in ("contrastive_kernel", "fused_arithmetic", "hierarchy", "smoke", "split_features")
+    },
     "ptx": ["ptx/test_arithmetic.py", "ptx/test_executor.py"],
     "ptx contrastive": ["ptx/test_contrastive.py"],
     "ptx centred": ["ptx/test_centred_tiles.py"],
@@ -37,7 +40,16 @@ KERNELS = [name for name in FILES if not name.startswith("ptx")]
 GROUPS = {
     "plain": [name for name in KERNELS if name != "smoke"],
     "contracted": [name for name in KERNELS if name not in ("calls", "smoke")],
-    "approximate": ["rows", "distance_matrix", "pair_blocks", "rectangle", "scalars", "fused_arithmetic", "smoke"],
+    "approximate": [
+        "rows",
+        "distance_matrix",
+        "pair_blocks",
+        "rectangle",
+        "scalars",
+        "fused_arithmetic",
+        "smoke",
+        "split_features",
+    ],
     "ptx": [name for name in FILES if name.startswith("ptx")],
 }
 LONG = ["ptx contrastive", "contrastive_kernel", "hierarchy", "ptx kernels"]

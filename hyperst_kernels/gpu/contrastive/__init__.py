@@ -43,6 +43,7 @@ from hyperst_kernels.gpu.contrastive.inputs import (
     flags_shape,
     matrix_args,
     matrix_args_of,
+    operand_args,
     rounds,
 )
 from hyperst_kernels.gpu.contrastive.numbers import add_sums, of_losses, scalar_gradients, upstream_of
@@ -108,7 +109,7 @@ def _log_sums(
     Puts in place those of the rows and those of the columns, and sets the flags.
     """
     c, symmetric, step = inputs.c, terms[0].symmetric, inputs.table["columns"]
-    xs, ys = matrix_args(terms)
+    xs, ys = operand_args(terms)
     n, m = max(xs.lengths), max(ys.lengths)
     programs = min(triton.cdiv(n, inputs.table["rows"]), triton.cdiv(inputs.table["programs"], len(terms)))
     key_chunk = max(1, WORKSPACE // (2 * len(terms) * programs * step)) if symmetric else triton.cdiv(m, step)
@@ -119,7 +120,7 @@ def _log_sums(
         workspace[:, :, :, 0].fill_(FARTHEST.value)
         keys = slice(left, left + tiles * step)
         some = KeyArgs(
-            tuple(t.y.vectors[keys] for t in terms), ys.strides, tuple(len(t.y.vectors[keys]) for t in terms),
+            tuple(x[keys] for x in ys.vectors), ys.strides, tuple(len(x[keys]) for x in ys.vectors),
             tuple(t.y.scale[keys] for t in terms), tuple(t.y.excess[keys] for t in terms), tuple(t.y.largest for t in terms),
             inputs.ids.columns[keys], left, tiles,
         )  # fmt: skip

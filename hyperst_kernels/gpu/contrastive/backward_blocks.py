@@ -24,9 +24,9 @@ from hyperst_kernels.gpu.contrastive.forward import (
     tile_of_pairs,
 )
 from hyperst_kernels.gpu.contrastive.geometry import EXCESS, RATIO, SCALE, is_extreme, largest_of, remoteness_of
-from hyperst_kernels.gpu.contrastive.inputs import LossInputs, Sums, Upstream, matrix_arg
+from hyperst_kernels.gpu.contrastive.inputs import LossInputs, Sums, Upstream, operand_arg
 from hyperst_kernels.gpu.scalars import rounded_product
-from hyperst_kernels.gpu.split_products import Weights, multiply, parts_of, parts_of_weights, store_weights
+from hyperst_kernels.gpu.split_products import Weights, multiply, parts_of, parts_of_weights, store_parts
 from hyperst_kernels.gpu.tile_math import load_each
 
 BLOCK = 8192  # rows and columns whose weights are in memory together
@@ -87,6 +87,14 @@ def store_times(row_place, column_place, weight, top, left, x, y, MASKED: tl.con
 
 
 @triton.jit
+def store_tile(weights, weight, height, width, inside, SPLIT: tl.constexpr):
+    """Store a tile of a block of weights; return it as it is stored."""
+    i, j = tl.arange(0, weight.shape[0]), tl.arange(0, weight.shape[1])
+    corner = weights.ptr + tl.cast(height, tl.int64) * weights.stride + width
+    return store_parts(corner + (i[:, None] * weights.stride + j[None, :]), weight, inside, weights.part_stride, SPLIT)
+
+
+@triton.jit
 def _weights(
     x, y, ids, steepness_ptr, upstream, flag_ptr, flag_stride, weights, sums, block,
     SPLIT: tl.constexpr, SYMMETRIC: tl.constexpr, TILING: tl.constexpr,
@@ -100,8 +108,6 @@ def _weights(
     height, width = tl.program_id(0) // block.tiles * BLOCK_N, tl.program_id(0) % block.tiles * BLOCK_M
     top, left = tl.cast(block.row + height, tl.int64), tl.cast(block.column + width, tl.int64)
     i, j = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
-    corner = weights.ptr + tl.cast(height, tl.int64) * weights.stride + width
-    place = corner + (i[:, None] * weights.stride + j[None, :])
     n, m, longest = x.length, y.length, x.longest
     inside = (i < n - top)[:, None] & (j < m - left)[None, :]
     row_place = sums.rows + (width // BLOCK_M).to(tl.int64) * sums.row_stride + height + i
@@ -117,7 +123,7 @@ def _weights(
         careful = careful | is_extreme(a + b + a * b, tl.load(steepness_ptr), TILING.GEOMETRY, TILING.DTYPE)
     if flagged:
         tl.store(sums.remoteness + tl.program_id(0), 0.0)
-        store_weights(place, tl.zeros([BLOCK_N, BLOCK_M], TILING.DTYPE), inside, weights.part_stride, SPLIT)
+        store_tile(weights, tl.zeros([BLOCK_N, BLOCK_M], TILING.DTYPE), height, width, inside, SPLIT)
         tl.store(row_place, tl.zeros([BLOCK_N], TILING.DTYPE))
         tl.store(column_place, tl.zeros([BLOCK_M], TILING.DTYPE))
     elif careful:
@@ -125,7 +131,7 @@ def _weights(
             top, left, owned, keys, x, ids, steepness_ptr, upstream, sums.remoteness + tl.program_id(0),
             True, SYMMETRIC, TILING,
         )  # fmt: skip
-        weight = store_weights(place, weight, inside, weights.part_stride, SPLIT)
+        weight = store_tile(weights, weight, height, width, inside, SPLIT)
         if TILING.CANCELS:
             store_times(row_place, column_place, tl.where(inside, weight, 0), top, left, x, y, True, TILING)
     else:
@@ -133,7 +139,7 @@ def _weights(
             top, left, owned, keys, x, ids, steepness_ptr, upstream, sums.remoteness + tl.program_id(0),
             False, SYMMETRIC, TILING,
         )  # fmt: skip
-        weight = store_weights(place, weight, None, weights.part_stride, SPLIT)
+        weight = store_tile(weights, weight, height, width, None, SPLIT)
         if TILING.CANCELS:
             store_times(row_place, column_place, weight, top, left, x, y, False, TILING)
 
@@ -157,13 +163,16 @@ def grad_points_by_blocks(
     if not inputs.cancels:  # no times
         row_times, column_times = row_times[:0], column_times[:0]
 
-    def operand(side: int, some: slice) -> tuple[Tensor, ...]:
-        return parts_of(inputs.sides[side].vectors[some], dtype, len(weights))
+    def operand(number: int, some: slice) -> tuple[Tensor, ...]:
+        side = inputs.sides[number]
+        if parts == 2 and side.halves is not None:
+            return tuple(half[some, : inputs.d] for half in side.halves.chunk(2, 1))
+        return parts_of(side.vectors[some], dtype, len(weights))
 
     constants = inputs.product(inputs.table)
     scale_grad = c.new_zeros((), dtype=torch.float64)
     for term in inputs.queries:
-        x, y, of_term = matrix_arg(term.x), matrix_arg(term.y), Upstream(*(v[term.number] for v in upstream))
+        x, y, of_term = operand_arg(term.x), operand_arg(term.y), Upstream(*(v[term.number] for v in upstream))
         for top in range(0, term.n, BLOCK):
             of_rows = operand(term.owner, slice(top, top + BLOCK))
             found = c.new_zeros(triton.cdiv(term.m, BLOCK), triton.cdiv(BLOCK, rows) * triton.cdiv(BLOCK, columns))

@@ -23,8 +23,8 @@ from hyperst_kernels.gpu.contrastive.forward import (
     diagonal_tiles,
     each_key,
     load_steepness,
+    parts_of_rows,
     row_stats,
-    rows_of,
     tile_of_pairs,
 )
 from hyperst_kernels.gpu.contrastive.geometry import EXCESS, RATIO, SCALE, is_extreme, largest_of, remoteness_of
@@ -81,7 +81,7 @@ class OwnedBlock(NamedTuple):
     """The block of rows that a program owns: where it begins, its features, numbers of each row, and steepness."""
 
     first: tl.tensor
-    tile: tl.tensor
+    tile: tuple[tl.tensor, tl.tensor]
     stats: RowStats
     lse: tl.tensor
     grad: tl.tensor
@@ -146,7 +146,7 @@ def add_tile(
         times = tl.dot(weight, ratio_y, times, input_precision=TILING.PRECISION, out_dtype=DTYPE)
     if FORM.ATOMIC:
         back = (share * block.stats.scale[:, None]).to(y.dtype)
-        back_points = tl.dot(tl.trans(back), block.tile, input_precision=TILING.PRECISION, out_dtype=DTYPE)
+        back_points = tl.dot(tl.trans(back), block.tile[0], input_precision=TILING.PRECISION, out_dtype=DTYPE)
         columns, features = start + tl.arange(0, BLOCK_M), tl.arange(0, TILING.BLOCK_D)
         inside = (columns < m)[:, None] & (features < d)[None, :]
         tl.atomic_add(other.points + columns[:, None] * d + features[None, :], back_points, inside)
@@ -195,7 +195,7 @@ def _grad_points(
         careful = careful | (tl.max(tl.load(pick(flags.counts, t) + rows // FORM.FLAG_N, rows < n, other=0)) > 0)
     widest = tl.max(stats.time) * largest_of(y_stats, longest) + tl.max(stats.excess)
     careful = careful | is_extreme(widest, steepness, TILING.GEOMETRY, DTYPE)
-    tile = rows_of(owned.ptr, first, 0, owned.stride, n, d, TILING, BLOCK_N)
+    tile = parts_of_rows(owned.ptr, first, 0, owned.stride, n, d, TILING, BLOCK_N)
     ratio = lse
     if FORM.ATOMIC:
         ratio = load_each(x_stats + RATIO * longest, rows, n, DTYPE)

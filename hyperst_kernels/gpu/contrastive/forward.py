@@ -26,8 +26,9 @@ class Tiling(NamedTuple):
     """What a kernel that multiplies tiles knows when it is compiled.
 
     GEOMETRY: its place in `GEOMETRIES`; CANCELS: products lose digits, so that pairs are flagged, and rows have times; EXCLUDE:
-    pairs of one id are left out; FAST: the instruction for logarithms of a GPU. Of the product: ROUNDED features, PRECISION for
-    ``tl.dot``, DTYPE of results, OPERAND that of tiles. Blocks of rows, columns and features; EVEN: BLOCK_D divides d.
+    pairs of one id are left out; FAST: the instruction for logarithms of a GPU. Of the product: ROUNDED features, or SPLIT ones,
+    each the sum of two numbers in matrices side by side, PRECISION for ``tl.dot``, DTYPE of results, OPERAND that of tiles.
+    Blocks of rows, columns and features; EVEN: BLOCK_D divides d.
     """
 
     GEOMETRY: int
@@ -35,6 +36,7 @@ class Tiling(NamedTuple):
     CANCELS: bool
     FAST: bool
     ROUNDED: bool
+    SPLIT: bool
     PRECISION: str
     DTYPE: tl.dtype
     OPERAND: tl.dtype
@@ -86,7 +88,7 @@ class OwnedRows(NamedTuple):
     """
 
     first: tl.tensor
-    tile: tl.tensor
+    tile: tuple[tl.tensor, tl.tensor]
     stats: RowStats
     steepness: tl.tensor
     limit: tl.tensor
@@ -129,6 +131,28 @@ def rows_of(pointer, first, start, stride, n, d, TILING: tl.constexpr, BLOCK: tl
 
 
 @triton.jit
+def parts_of_rows(pointer, first, start, stride, n, d, TILING: tl.constexpr, BLOCK: tl.constexpr):
+    """Tiles whose sum is `rows_of`: of SPLIT features what was rounded and what rounding took, else all in the first."""
+    tile = rows_of(pointer, first, start, stride, n, d, TILING, BLOCK)
+    if TILING.SPLIT:
+        return tile, rows_of(pointer + d, first, start, stride, n, d, TILING, BLOCK)
+    return tile, tile
+
+
+@triton.jit
+def add_product(product, x, y, TILING: tl.constexpr):
+    """Add x y^T to a tile, of `parts_of_rows`; of SPLIT features but for the product of what rounding took, smallest first.
+
+    These three are added up by themselves: tensor cores cut digits off with each addition, and the sum of all features is larger.
+    """
+    if TILING.SPLIT:
+        own = tl.dot(x[1], tl.trans(y[0]), input_precision=TILING.PRECISION, out_dtype=TILING.DTYPE)
+        own = tl.dot(x[0], tl.trans(y[1]), own, input_precision=TILING.PRECISION, out_dtype=TILING.DTYPE)
+        return product + tl.dot(x[0], tl.trans(y[0]), own, input_precision=TILING.PRECISION, out_dtype=TILING.DTYPE)
+    return tl.dot(x[0], tl.trans(y[0]), product, input_precision=TILING.PRECISION, out_dtype=TILING.DTYPE)
+
+
+@triton.jit
 def each_key(pointer, start, m, MASKED: tl.constexpr, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr):
     """A number of each key from ``start`` on, 0 beyond the end."""
     j = tl.arange(0, BLOCK_M)
@@ -149,16 +173,16 @@ def tile_of_pairs(
     BLOCK_N: tl.constexpr = TILING.BLOCK_N
     BLOCK_M: tl.constexpr = TILING.BLOCK_M
     DTYPE: tl.constexpr = TILING.DTYPE
-    y = stats.ids
+    y, product = stats.ids, tl.zeros([BLOCK_N, BLOCK_M], DTYPE)
     if WHOLE:
-        y = rows_of(keys.ptr, start, 0, keys.stride, keys.m, rows.d, TILING, BLOCK_M)
-        product = tl.dot(x_tile, tl.trans(y), input_precision=TILING.PRECISION, out_dtype=DTYPE)
+        parts = parts_of_rows(keys.ptr, start, 0, keys.stride, keys.m, rows.d, TILING, BLOCK_M)
+        y, product = parts[0], add_product(product, x_tile, parts, TILING)
     else:
-        product = tl.zeros([BLOCK_N, BLOCK_M], DTYPE)
-        for k in range(0, rows.d, TILING.BLOCK_D):
-            x = rows_of(rows.ptr, first, k, rows.stride, rows.n, rows.d, TILING, BLOCK_N)
-            y_part = rows_of(keys.ptr, start, k, keys.stride, keys.m, rows.d, TILING, BLOCK_M)
-            product = tl.dot(x, tl.trans(y_part), product, input_precision=TILING.PRECISION, out_dtype=DTYPE)
+        # on sm_100 the products of two steps do not fit beside each other
+        for k in tl.range(0, rows.d, TILING.BLOCK_D, disallow_acc_multi_buffer=True):
+            x = parts_of_rows(rows.ptr, first, k, rows.stride, rows.n, rows.d, TILING, BLOCK_N)
+            y_part = parts_of_rows(keys.ptr, start, k, keys.stride, keys.m, rows.d, TILING, BLOCK_M)
+            product = add_product(product, x, y_part, TILING)
     scale_y = each_key(keys.scale_ptr, start, keys.m, MASKED, DTYPE, BLOCK_M)
     b = each_key(keys.excess_ptr, start, keys.m, MASKED, DTYPE, BLOCK_M)
     z = (stats.time[:, None] * b[None, :] + stats.excess[:, None]) - product * stats.scale[:, None] * scale_y[None, :]
@@ -330,9 +354,9 @@ def _log_sum_exps(
         widest = tl.max(stats.time) * tl.load(largest_ptr) + tl.max(stats.excess)
         suspicious = limit * widest  # pairs with a smaller z may have cancelled: look closer
         careful = (first + BLOCK_N > n) | is_extreme(widest, steepness, TILING.GEOMETRY, DTYPE)
-        x_tile = stats.ids
+        x_tile = stats.ids, stats.ids
         if WHOLE:
-            x_tile = rows_of(owned.ptr, first, 0, owned.stride, n, d, TILING, BLOCK_N)
+            x_tile = parts_of_rows(owned.ptr, first, 0, owned.stride, n, d, TILING, BLOCK_N)
         block = OwnedRows(first, x_tile, stats, steepness, limit, suspicious, flags_of_block, mine)
         offset, total = tl.full([BLOCK_N], FARTHEST, DTYPE), tl.zeros([BLOCK_N], DTYPE)
         if careful:

@@ -22,7 +22,7 @@ from hyperst_kernels.gpu.distance_matrix import scale_and_excess
 from hyperst_kernels.gpu.exact_pairs import compare_all, numbers_of
 from hyperst_kernels.gpu.pair import compare, distance_of, per_chord, slopes_of_distance
 from hyperst_kernels.gpu.scalars import at_least, div_rn, kappa, nonzero, sinhc, sqrt_rn
-from hyperst_kernels.gpu.split_products import PARTS, store_summands
+from hyperst_kernels.gpu.split_products import PARTS, store_parts, store_summands
 from hyperst_kernels.gpu.tile_math import block, dot, load_each, load_rows, pick, store_each, store_rows
 
 LORENTZ, EUCLIDEAN, COSINE = (tl.constexpr(GEOMETRIES.index(name)) for name in ("lorentz", "euclidean", "cosine"))
@@ -57,12 +57,14 @@ class PreparedFeatures(NamedTuple):
 
     ``vectors`` (r d) as they were given; ``stats`` (6 longest) are the norm of each with its factor, s, t, a and t / s,
     and at the start of the last row the largest a, the factor and, of the first side, what all logits have in common.
-    ``parts`` (r PARTS) are numbers whose sums are t / s.
+    ``parts`` (r PARTS) are numbers whose sums are t / s. ``halves`` (r 2w) are the vectors as they enter products of bf16
+    numbers: rounded and, w numbers behind, what rounding took, each followed by zeros.
     """
 
     vectors: Tensor
     stats: Tensor
     parts: Tensor | None
+    halves: Tensor | None
 
     @property
     def scale(self) -> Tensor:
@@ -92,6 +94,13 @@ class PreparedFeatures(NamedTuple):
         return self.stats[OTHER.value, 4]
 
 
+class Halves(NamedTuple):
+    """Where `PreparedFeatures.halves` of several matrices go, and their width w."""
+
+    ptrs: tuple[Tensor, ...]
+    width: int
+
+
 @triton.jit
 def largest_of(stats_ptr, longest):
     """The largest excess."""
@@ -105,7 +114,7 @@ def factor_of(stats_ptr, longest):
 
 @triton.jit
 def _row_stats(
-    x_ptrs, factors_ptr, c_ptr, scale_ptr, stats_ptr, parts_ptr, x_strides, longest, ns, d,
+    x_ptrs, factors_ptr, c_ptr, scale_ptr, stats_ptr, parts_ptr, halves, x_strides, longest, ns, d,
     GEOMETRY: tl.constexpr, TANGENT: tl.constexpr, ROUNDED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     k = tl.program_id(1)
@@ -117,6 +126,10 @@ def _row_stats(
         factor = tl.load(factors_ptr + k)
     length = sqrt_rn(dot(x, x))
     norm = factor * length
+    if halves is not None:
+        inside = (rows < n)[:, None] & (columns < halves.width)[None, :]
+        place = pick(halves.ptrs, k) + rows[:, None] * (2 * halves.width) + columns[None, :]
+        store_parts(place, x, inside, halves.width, True)
     if ROUNDED:
         x = x.to(tl.bfloat16).to(ROWS.DTYPE)
         length = tl.sqrt(dot(x, x))
@@ -161,22 +174,32 @@ def prepare(
     tangent: bool,
     precision: str,
     parts: torch.dtype | None,
+    width: int | None,
 ) -> list[PreparedFeatures]:
-    """The sides of all features, in one launch; with ``parts`` in some dtype, if there is one and points have times."""
+    """The sides of all features, in one launch; with ``parts`` in some dtype, if there is one and points have times.
+
+    And with ``halves`` of some ``width``, if there is one.
+    """
     features = [launch.unit_stride(x) for x in features]
     longest = -(-max(map(len, features)) // 16) * 16  # every row of ``stats`` aligned for wide loads
     stats = c.new_zeros(len(features), OTHER.value + 1, longest)  # no excess is below 0
     factors = None if factors is None else factors.contiguous()
     with_parts = parts is not None and cancels(geometry)
     summands = c.new_empty(len(features), longest, PARTS.value, dtype=parts) if with_parts else None
+    halves = None
+    if width is not None:  # a kernel that holds fewer numbers of a row leaves the others
+        new = torch.empty if width <= launch.row_width(features[0].shape[1]) else torch.zeros
+        halves = Halves(tuple(new(len(x), 2 * width, dtype=torch.bfloat16, device=x.device) for x in features), width)
     rounded = precision == "bf16" and features[0].dtype == torch.float32
     flags = {"GEOMETRY": GEOMETRIES.index(geometry), "TANGENT": tangent, "ROUNDED": rounded}
     strides = tuple(x.stride(0) for x in features)
-    given = (tuple(features), factors, c, logit_scale, stats, summands, strides, longest)
+    given = (tuple(features), factors, c, logit_scale, stats, summands, halves, strides, longest)
     launch.over_rows(_row_stats, "map", features, *given, **flags)
     torch.amax(stats[:, EXCESS.value], 1, out=stats[:, OTHER.value, 0])
     return [
-        PreparedFeatures(x, stats[k], None if summands is None else summands[k, : len(x)])
+        PreparedFeatures(
+            x, stats[k], None if summands is None else summands[k, : len(x)], None if halves is None else halves.ptrs[k]
+        )
         for k, x in enumerate(features)
     ]
 

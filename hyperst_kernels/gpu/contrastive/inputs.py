@@ -81,7 +81,16 @@ def matrix_args(terms: Sequence[TermView]) -> tuple[MatrixArgs, MatrixArgs]:
 
 def matrix_args_of(sides: Sequence[PreparedFeatures]) -> MatrixArgs:
     """Return several sides as an argument of a launch."""
-    vectors, stats, strides, lengths, longest, d = zip(*map(matrix_arg, sides), strict=True)
+    return _together([matrix_arg(side) for side in sides])
+
+
+def operand_args(terms: Sequence[TermView]) -> tuple[MatrixArgs, MatrixArgs]:
+    """`matrix_args` of kernels that read features only to multiply tiles of them."""
+    return _together([operand_arg(t.x) for t in terms]), _together([operand_arg(t.y) for t in terms])
+
+
+def _together(sides: Sequence[MatrixArg]) -> MatrixArgs:
+    vectors, stats, strides, lengths, longest, d = zip(*sides, strict=True)
     return MatrixArgs(vectors, stats, strides, lengths, longest[0], d[0])
 
 
@@ -100,6 +109,14 @@ def matrix_arg(side: PreparedFeatures) -> MatrixArg:
     """Return one side as an argument of a launch."""
     n, d = side.vectors.shape
     return MatrixArg(side.vectors, side.stats, side.vectors.stride(0), n, side.stats.stride(0), d)
+
+
+def operand_arg(side: PreparedFeatures) -> MatrixArg:
+    """Return one side as an argument of a kernel that reads features only to multiply tiles of them."""
+    own = matrix_arg(side)
+    if side.halves is None:
+        return own
+    return own._replace(vectors=side.halves, stride=side.halves.stride(0), d=side.halves.shape[1] // 2)
 
 
 class Flags(NamedTuple):
@@ -200,7 +217,16 @@ class LossInputs:
         first = features[0]
         self.c, self.scale, self.geometry, self.tangent = c, logit_scale, geometry, tangent
         self.d, self.dtype, self.precision, self.cancels = first.shape[1], first.dtype, precision, cancels(geometry)
-        self.sides = prepare(features, factors, c, logit_scale, geometry, tangent, precision, parts)
+        self.table = launch.settings("contrastive", self.d, self.dtype)
+        # not by rows, where tiles of features are multiplied by weights, too
+        self.split = launch.product_precision(self.dtype, precision) == "bf16x3" and parts is None
+        # several terms, ids and other geometries need more registers; tiles of flags are the same
+        crowded = len(pairings) > 1 or ids is not None or geometry != "lorentz"
+        if self.dtype == torch.float32 and (crowded or not self.split):
+            kind = "crowded contrastive" if self.split else "plain contrastive"
+            self.table = self.table | launch.lookup(kind, self.d, self.dtype)
+        width = triton.cdiv(self.d, self.table["inner"]) * self.table["inner"] if self.split else None
+        self.sides = prepare(features, factors, c, logit_scale, geometry, tangent, precision, parts, width)
         self.queries = [self._view(t, p, False) for t, p in enumerate(pairings)]
         self.keys = [self._view(t, p, True) for t, p in enumerate(pairings)]
         self.n, self.m = (max(term.n for term in terms) for terms in (self.queries, self.keys))
@@ -212,7 +238,6 @@ class LossInputs:
         self.slope, self.steepness, self.exact_steepness = own.slope, own.steepness, own.exact_steepness
         self.unit = unit_of_weights(geometry, tangent, first.dtype)
         self._counts: dict[int, Tensor] = {}
-        self.table = launch.settings("contrastive", self.d, self.dtype)
         self.constants = {
             "GEOMETRY": GEOMETRIES.index(geometry),
             "EXCLUDE": ids is not None,
@@ -231,16 +256,18 @@ class LossInputs:
 
     def product(self, table: dict[str, int]) -> dict:
         """Constants of a kernel that multiplies tiles, and how it is launched."""
+        operand = torch.bfloat16 if self.split else self.dtype
         tiling = Tiling(
             self.constants["GEOMETRY"],
             self.constants["EXCLUDE"],
             CANCELS=self.cancels,
             FAST=self.c.dtype == torch.float32 and launch.architecture().startswith("cuda"),
             ROUNDED=self.precision == "bf16" and self.dtype == torch.float32,
-            PRECISION=launch.product_precision(self.dtype, self.precision),
+            SPLIT=self.split,
+            PRECISION=launch.product_precision(operand, self.precision),
             DTYPE=self.constants["DTYPE"],
-            OPERAND=launch.operand_dtype(self.dtype),
-            EVEN=self.d % table["inner"] == 0,
+            OPERAND=launch.operand_dtype(operand),
+            EVEN=self.split or self.d % table["inner"] == 0,
             BLOCK_N=table["rows"],
             BLOCK_M=table["columns"],
             BLOCK_D=table["inner"],
