@@ -224,7 +224,8 @@ def test_features_of_another_encoder_weights_or_width_are_refused(run_folder, se
     with pytest.raises(ValueError, match=r"checksum is '0', not '"):
         predict_section(run, section, features=other("b", checksum="0"), niche_features=niche, **places)
     # the name is that of the slide, as in TRIDENT's files
-    predict_section(run, section, features=other("d", name="another slide"), niche_features=niche, **places)
+    with pytest.warns(UserWarning, match="it says that it is of another slide, not of section S3"):
+        predict_section(run, section, features=other("d", name="another slide"), niche_features=niche, **places)
     with pytest.warns(UserWarning, match="do not say which weights"):
         predict_section(run, section, features=other("c", checksum=None), niche_features=niche, **places)
 
