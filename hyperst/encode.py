@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from hyperst.config import RunConfig
 from hyperst.data import Section
+from hyperst.data.crops import require_extent
 from hyperst.data.dataset import normalise_image
 from hyperst.data.feature_source import FeatureSource
 from hyperst.data.images import SlideImage
@@ -20,7 +21,7 @@ from hyperst.data.readers.features import read_patch_features
 from hyperst.files import atomic_path, require_space, require_writable
 from hyperst.model.backbones import Backbone, build_backbone, declared_normalisation, is_pretrained, require_weights
 
-__all__ = ["LoadedEncoder", "encode_section", "encoder_checksum", "feature_path", "load_encoder"]
+__all__ = ["LoadedEncoder", "encode_section", "encoder_checksum", "feature_path", "load_encoder", "require_widths"]
 
 _MAGNIFICATION_UM = 10.0  # um/px times magnification: 0.5 um/px is 20x
 
@@ -122,17 +123,13 @@ def encode_section(
 
     Raises:
         FileExistsError: ``path`` holds something else.
-        FileNotFoundError, ValueError: no image, or its um/px are unknown.
+        FileNotFoundError, ValueError: no image, or see :func:`require_widths`.
         OSError: the disk has no room for the file.
     """
     path = Path(path)
-    um_per_px = section.grid.um_per_px
-    if um_per_px is None:
-        raise ValueError(
-            f"section {section.name}: the width of crops is in um, but the um/px of the image are unknown; give --mpp"
-        )
+    (side,) = require_widths(section, [width_um])
     source = FeatureSource(encoder.name, encoder.checksum, float(width_um), encoder.image_size)
-    corners = section.spot_px - width_um / um_per_px / 2
+    corners = section.spot_px - side / 2
     if path.exists():
         _require_same(path, source, section, corners)
         return False
@@ -141,6 +138,18 @@ def encode_section(
     with section.open_image() as image, atomic_path(path) as temporary:
         _write(temporary, encoder, section, image, corners, source, barcodes, batch_size, on_batch)
     return True
+
+
+def require_widths(section: Section, widths_um: Sequence[float]) -> list[float]:
+    """Widths of crops in full-resolution pixels. Raises ValueError where um/px are unknown, or the slide is far smaller."""
+    um_per_px = section.grid.um_per_px
+    if um_per_px is None:
+        raise ValueError(
+            f"section {section.name}: the width of crops is in um, but the um/px of the image are unknown; give --mpp"
+        )
+    widths = [width / um_per_px for width in widths_um]
+    require_extent(section, widths)
+    return widths
 
 
 def _write(

@@ -145,8 +145,8 @@ def evaluate(
         ValueError: the section is one of the training sections, whatever it is called; it shares no gene with the run, or lacks
             some with "error"; a gene to draw is none of the run's; its spots do not lie on the tissue of its image, or none
             of them has enough counts.
-        FileExistsError: the folder for the results holds those of another section, with another ``missing``, or over other
-            spots.
+        FileExistsError: the folder for the results holds those of another section, with another ``missing`` or ``stain``, or
+            over other spots.
     """
     kept, absent = check_inputs(run, section, training_sections, missing=missing, genes=genes)
     whole = section
@@ -156,7 +156,7 @@ def evaluate(
     columns = np.flatnonzero(np.isin(run.genes, kept))
     measured = _measured(run, section, kept, "zero" if missing == "zero" else "error")
     folder = (Path(output) if output is not None else run.folder / "evaluation") / section.name
-    check_folder(folder, whole, missing, section.excluded_spots)
+    check_folder(folder, whole, missing, section.excluded_spots, stain)
     progress = Count(on_progress, sum(each.n_spots for each in (section, *training_sections)))
     stains = matching(run, section, stain)
     test = read_images(run, section, progress, stains)

@@ -14,6 +14,7 @@ from hyperst.data import Fingerprint, Section, fingerprint, same_section
 from hyperst.data.check import require_placement
 from hyperst.data.genes import gene_columns
 from hyperst.run import Run
+from hyperst.stain import Stain
 
 __all__ = ["Missing", "check_drawn", "check_folder", "check_inputs", "check_unseen", "shared_genes"]
 
@@ -98,12 +99,19 @@ def check_drawn(evaluated: Sequence[str], wanted: Sequence[str], run: Run) -> No
             raise ValueError(f"gene {gene} (--gene) {why}; {hint}{run.folder / 'genes.txt'} lists those it predicts")
 
 
-def check_folder(folder: Path, section: Section, missing: Missing = "drop", excluded_spots: Sequence[str] = ()) -> None:
-    """Raise where the results in ``folder`` are not of this section, treat missing genes otherwise, or are over other spots.
+def check_folder(
+    folder: Path,
+    section: Section,
+    missing: Missing = "drop",
+    excluded_spots: Sequence[str] = (),
+    stain: Stain = "none",
+) -> None:
+    """Raise where the results in ``folder`` are of another section, other spots or another stain, or treat missing genes otherwise.
 
     Args:
         section: with all its spots.
         excluded_spots: ids of those that are left out now.
+        stain: what the image is seen with now.
     """
     file = folder / "metrics.json"
     try:
@@ -127,4 +135,10 @@ def check_folder(folder: Path, section: Section, missing: Missing = "drop", excl
         raise FileExistsError(
             f"{folder} holds the evaluation of {section.name} with --min-counts {stored.get('min_counts')}, which is over other "
             "spots; choose another --output, or remove it"
+        )
+    seen = stored.get("stain", "none") if isinstance(stored, dict) else stain  # earlier versions could match none
+    if seen != stain:
+        raise FileExistsError(
+            f"{folder} holds the evaluation of {section.name} with --stain {seen}, which sees the image otherwise than with "
+            f"--stain {stain}; choose another --output, or remove it"
         )

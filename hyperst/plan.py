@@ -20,7 +20,7 @@ from hyperst.data import (
     with_min_counts,
 )
 from hyperst.data.check import Finding
-from hyperst.data.crops import CropConfig
+from hyperst.data.crops import CropConfig, require_extent
 from hyperst.data.genes import TooFewGenesError
 from hyperst.data.quality import MIN_COUNTS
 from hyperst.feature_check import require_same_encoder
@@ -162,6 +162,7 @@ def common_crop(config: RunConfig, sections: Sequence[Section]) -> CropConfig:
 def _widths(section: Section, crop: CropConfig) -> None:
     """Raise, naming the section, where its crops cannot be sized."""
     try:
-        crop_widths_px(section.grid, section.spot_diameter_px, crop)
+        widths = crop_widths_px(section.grid, section.spot_diameter_px, crop)
     except ValueError as error:
         raise ValueError(f"section {section.name}: {error}") from error
+    require_extent(section, widths)

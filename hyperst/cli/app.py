@@ -26,9 +26,7 @@ class _FriendlyGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            print_error(
-                error if str(error) else KeyboardInterrupt("interrupted"), hint="nothing half-written is left behind"
-            )
+            print_error(error if str(error) else KeyboardInterrupt("interrupted"), hint="no result is half-written")
             raise typer.Exit(_INTERRUPTED) from error
         except _USER_ERRORS as error:
             if ctx.params.get("debug"):

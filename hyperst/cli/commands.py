@@ -241,7 +241,7 @@ def train(
             f"{str(error) or 'interrupted'}; nothing of the finished epochs is lost. Go on with: "
             f"hyperst train --resume --output {shlex.quote(str(output))}"
         ) from error
-    print_training(console, summary, config.model.n_networks)
+    print_training(console, summary, config.model.n_networks, config.model.head)
     console.print(f"run folder: {output}", soft_wrap=True)
     run = shlex.quote(str(output))
     console.print(f"next: hyperst evaluate {run} SECTION   or   hyperst predict {run} IMAGE", soft_wrap=True)

@@ -87,8 +87,8 @@ def print_sections(console: Console, sections: Sequence[Section], title: str) ->
     console.print(table)
 
 
-def print_training(console: Console, summary: TrainingSummary, networks: int = 1) -> None:
-    """How a training ended."""
+def print_training(console: Console, summary: TrainingSummary, networks: int = 1, head: str = "network") -> None:
+    """How a training ended; the figures are of its first network, whatever ``head`` (`model.head`) makes of it."""
     done = f"trained for {summary.epochs} epochs in {summary.seconds:.0f} s"
     if networks > 1:
         done = f"{networks} networks trained in {summary.seconds:.0f} s, the first for {summary.epochs} epochs"
@@ -96,7 +96,19 @@ def print_training(console: Console, summary: TrainingSummary, networks: int = 1
         f"{done}"
         f"{', stopped early' if summary.stopped_early else ''}; kept epoch {summary.best_epoch}: "
         f"validation MSE {summary.validation_mse:.4f}, mean PCC {summary.validation_pcc:+.3f}"
+        f"{_whose_figures(networks, head)}"
     )
+
+
+def _whose_figures(networks: int, head: str) -> str:
+    """Words for what the validation of one network leaves out of what the run predicts; "" for nothing."""
+    others = {
+        "both": "with which a closed-form head is mixed",
+        "closed-form": "in whose place a closed-form head predicts",
+    }
+    if head not in others:
+        return " of the first network alone" if networks > 1 else ""
+    return f" of the {'first ' if networks > 1 else ''}network alone, {others[head]}"
 
 
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:

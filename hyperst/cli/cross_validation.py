@@ -100,11 +100,8 @@ def cv(
     print_sections(console, read, "sections")
     made = make_folds(folds, read)
     console.print(f"{len(made)} folds x {seeds} seeds x {len(rows)} rows: {', '.join(rows)}", soft_wrap=True)
-    done = 0
 
     def tell(cell: Cell, error: str | None, number: int, total: int) -> None:
-        nonlocal done
-        done = number
         progress(number, total)
         line = f"[{number}/{total}] {cell.row}, fold {cell.fold.name}, seed {cell.seed}"
         failed = Text() if error is None else Text.assemble(": ", ("failed", "red"), f", {error}")
@@ -119,7 +116,8 @@ def cv(
             )
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
-            f"interrupted; {done} cells are done, and the same command goes on with the others"
+            "interrupted; cells that are finished are kept, folders of unfinished ones stay, and the same command goes on with "
+            "these after their last finished epoch"
         ) from error
     except RuntimeError as error:  # no cell could be finished
         print_error(error)

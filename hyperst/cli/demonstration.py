@@ -32,7 +32,7 @@ def demo(
             console.print(Text.assemble((">", "bold cyan"), " ", line))
 
         result = run_demo(output, config=config, on_step=tell, on_epoch=progress, on_crops=progress.crops)
-    print_training(console, result.training)
+    print_training(console, result.training, config.model.n_networks, config.model.head)
     print_evaluation(console, result.evaluation)
     shown = (
         f"{result.report}   the report: double-click it"

@@ -64,13 +64,15 @@ def features(
     """Compute an encoder's features once, in files that training, evaluation and prediction read with --features."""
     console = make_console()
     from hyperst.device import choose_device
-    from hyperst.encode import encode_section, feature_path, load_encoder
+    from hyperst.encode import encode_section, feature_path, load_encoder, require_widths
 
     config = _config(config_file, backbone, weights, image_size)
     (listed,) = list_groups([sections], bin_um)
     one_image(listed, image)
     read = [_read(source, images, image, mpp, pitch_um) for source in listed]
     chosen = sorted(set(widths)) if widths else _usual_widths(config, [section for section, _ in read])
+    for section, _ in read:
+        require_widths(section, chosen)
     encoder = load_encoder(config, choose_device(device))
     console.print(
         f"{encoder.name}: {encoder.backbone.width} numbers, crops of {', '.join(f'{width:g}' for width in chosen)} um "

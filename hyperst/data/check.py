@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperst.data.crops import CropConfig, crop_widths_px, read_spot_crops
+from hyperst.data.crops import CropConfig, crop_widths, read_spot_crops
 from hyperst.data.images import SlideImage
 from hyperst.data.images.scale import scale_conflict
 from hyperst.data.niches import niche_members
@@ -181,7 +181,7 @@ def _look_at_crops(report: Report, section: Section, image: SlideImage) -> None:
     """Decode both crops of spots spread over the section: what is damaged or missing shows only when it is read."""
     config = CropConfig()
     try:
-        widths = crop_widths_px(section.grid, section.spot_diameter_px, config)
+        widths = crop_widths(section, config)
     except ValueError as error:
         report.say("warning", str(error))
         return

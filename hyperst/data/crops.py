@@ -17,12 +17,13 @@ from hyperst.data.images import SlideImage
 from hyperst.data.sections import Section
 from hyperst.validation import STRICT, Positive
 
-__all__ = ["CropConfig", "crop_widths_px", "read_crops", "resolve_crops"]
+__all__ = ["CropConfig", "crop_widths", "crop_widths_px", "read_crops", "require_extent", "resolve_crops"]
 
 LEVELS = ("spot", "niche")
 """Levels that every model has, from narrow to wide."""
 
 _LEVEL_NAME = re.compile(r"[a-z][a-z0-9]*")
+_WIDEST = 4  # times the longer side of the slide: a wider crop is white all around, and may not fit into memory
 _SMALLEST_SPOT_UM = 112.0  # 224 px at 0.5 um/px: what the common histology backbones were trained on
 
 
@@ -103,6 +104,33 @@ def crop_widths_px(grid: Grid, spot_diameter_px: float | None, config: CropConfi
     return spot, niche, *wider
 
 
+def crop_widths(section: Section, config: CropConfig) -> tuple[float, ...]:
+    """Widths of the crops of a section, see :func:`crop_widths_px`, that its slide has room for, see :func:`require_extent`."""
+    widths = crop_widths_px(section.grid, section.spot_diameter_px, config)
+    require_extent(section, widths)
+    return widths
+
+
+def require_extent(section: Section, widths: Sequence[float]) -> None:
+    """Raise ValueError where a crop, its width in full-resolution pixels, is over four times as wide as the slide is long.
+
+    Without known um/px nothing is asked for in um, and widths follow the spot grid.
+    """
+    um_per_px, widest = section.grid.um_per_px, max(widths)
+    inside = section.spot_px.max(initial=0.0)  # spots lie in the image, which need not be opened then
+    if um_per_px is None or section.image_path is None or widest <= _WIDEST * inside:
+        return
+    with section.open_image() as image:
+        width, height = image.width, image.height
+    if widest > _WIDEST * max(width, height):
+        extent = f"{width * um_per_px:.0f} x {height * um_per_px:.0f} um ({section.image_path})"
+        raise ValueError(
+            f"section {section.name}: a crop of {widest * um_per_px:.6g} um ({widest:.0f} px at {um_per_px:.4g} um/px) is over "
+            f"{_WIDEST} times as wide as the longer side of the slide, which has {extent}; give a smaller width (--width-um, "
+            "--level, or crop.spot_um, crop.niche_um and crop.wider_um in a configuration), or the right um/px (--mpp)"
+        )
+
+
 def resolve_crops(section: Section, config: CropConfig) -> CropConfig:
     """``config`` with the widths in um that it means for ``section``, to be kept with a trained model.
 
@@ -134,9 +162,9 @@ def read_crops(
         (spot index, uint8 (level size size 3)): spot crop first, then niche crop, then wider ones.
 
     Raises:
-        FileNotFoundError, ValueError: no image, or unknown widths (see :func:`crop_widths_px`).
+        FileNotFoundError, ValueError: no image, or widths that are unknown or too wide (see :func:`crop_widths`).
     """
-    widths = crop_widths_px(section.grid, section.spot_diameter_px, config)
+    widths = crop_widths(section, config)
     opened = section.open_image() if image is None else image
     try:
         for spot in range(section.n_spots) if indices is None else indices:

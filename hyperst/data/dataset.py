@@ -13,7 +13,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from hyperst.data.crops import CropConfig, crop_widths_px, read_spot_crops
+from hyperst.data.crops import CropConfig, crop_widths, read_spot_crops
 from hyperst.data.feature_rows import FeatureTable, in_memory
 from hyperst.data.features import common_width, level_features
 from hyperst.data.genes import align_genes, gene_columns
@@ -104,9 +104,7 @@ class SpotDataset(Dataset):
         self._images: OrderedDict[int, SlideImage] = OrderedDict()
         self._cache: dict[int, np.ndarray] = {}  # of each section, where crops are kept
         if feature_key is None:
-            self._widths = [
-                crop_widths_px(section.grid, section.spot_diameter_px, self.crop) for section in self.sections
-            ]
+            self._widths = [crop_widths(section, self.crop) for section in self.sections]
             kept = KeptCrops() if kept is None else kept
             numbers = np.unique(self.indices[:, 0]).tolist()
             chosen = [

@@ -17,7 +17,7 @@ from hyperst.data.feature_source import FeatureSource
 from hyperst.data.niches import level_members
 from hyperst.data.quality import take_spots
 from hyperst.data.readers.features import PatchFeatures, find_features, read_patch_features
-from hyperst.data.sections import Section
+from hyperst.data.sections import Section, image_name
 
 __all__ = [
     "FILE_KEY",
@@ -39,6 +39,10 @@ _ROWS_AT_ONCE = 8192
 _HASHED_SPOTS = 64
 _DOWNSAMPLED = (2, 4, 8, 16, 32)
 _OTHER_SECTION = "It is the file of another section, whose barcodes are the same"
+_FEW_COVERED = (
+    "At least half must: give the file of this section, with positions in pixels of its full-resolution image, or patches on "
+    "all of its tissue"
+)
 
 
 def attach_features(
@@ -54,7 +58,7 @@ def attach_features(
     A patch belongs to a spot by its barcode; in a file without barcodes of these spots, to the spot that lies in it: its
     centre is within half a patch of the spot along x and along y, and the nearest one counts. Spots without a patch are
     left out of the section, with a warning that names them. Where the file tells both, patches with the spots' barcodes must
-    lie on the spots.
+    lie on the spots. Where it tells the size of its slide, that is the size of the section's image.
 
     Args:
         features: file of the spots' features, or a folder with NAME.h5 for a section called NAME.
@@ -65,7 +69,8 @@ def attach_features(
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file holds no features, none of them is of a spot of the section, a barcode of a spot is there
-            twice, features are NaN or infinite, or those of spot and niche have different widths.
+            twice, features are NaN or infinite, those of spot and niche have different widths, or the file is of another slide:
+            of another size, of another name and with other barcodes, or with patches on fewer than half of the spots.
 
     >>> import h5py, tempfile
     >>> from hyperst.data import read_section
@@ -106,15 +111,29 @@ def match_patches(section: Section, patches: PatchFeatures) -> np.ndarray:
 
     Raises:
         ValueError: no spot has a patch, a barcode of a spot is there twice, or the patches lie elsewhere: their coordinates are
-            exchanged or those of a coarser resolution, or they are of another section with the same barcodes.
+            exchanged or those of a coarser resolution, or they are of another slide, see :func:`attach_features`.
     """
     rows = np.full(section.n_spots, -1)
     if patches.barcodes is not None:
         rows = _by_barcode(section, patches.path, patches.barcodes)
-        _check_place(section, patches, rows)
+    _check_size(section, patches, rows)
+    _check_place(section, patches, rows)
+    other_name = _other_name(section, patches)
+    if other_name and (rows >= 0).any():
+        warnings.warn(
+            f"{patches.path}: it says that it is of {other_name}, not of section {section.name}, whose barcodes it has; make "
+            "sure that it is the file of this section",
+            stacklevel=3,
+        )
     by_position = (rows < 0).all() and patches.centres is not None and patches.side_px is not None
     if by_position:
         if patches.barcodes is not None:
+            if other_name:
+                raise ValueError(
+                    f"{patches.path}: it says that it is of {other_name}, not of section {section.name}, and no barcode is a spot "
+                    f"of the section ({patches.barcodes[0]}, not {section.spot_ids[0]}). Give the file of this section; where it "
+                    "is, correct its attribute name, or its barcodes"
+                )
             warnings.warn(
                 f"{patches.path}: no barcode is a spot of section {section.name} ({patches.barcodes[0]}, not "
                 f"{section.spot_ids[0]}), so patches are found by their position",
@@ -255,30 +274,68 @@ def _check_place(section: Section, patches: PatchFeatures, rows: np.ndarray) -> 
 
 
 def _check_coverage(section: Section, patches: PatchFeatures, covered: float) -> None:
-    """Raise where patches as they are leave spots without one, and exchanged or scaled coordinates do not."""
+    """Raise where patches leave out half of the spots, or some that they would not with coordinates exchanged or scaled."""
     assert patches.centres is not None
     assert patches.side_px is not None
-    if hint := _moved(section.spot_px, patches.centres, patches.side_px, covered):
+    hint = _moved(section.spot_px, patches.centres, patches.side_px)
+    if hint or 0 < covered < _HALF:
         raise ValueError(
-            f"{patches.path}: only {100 * covered:.0f} % of the spots of section {section.name} lie in a patch. {hint}"
+            f"{patches.path}: only {100 * covered:.0f} % of the spots of section {section.name} lie in a patch. "
+            f"{hint or _FEW_COVERED}"
         )
 
 
-def _moved(spots: np.ndarray, centres: np.ndarray, side: float, covered: float = 0.0, *, each: bool = False) -> str:
-    """Words for what would put the patches on the spots, each patch on its own spot or any; "" where nothing does."""
+def _check_size(section: Section, patches: PatchFeatures, rows: np.ndarray) -> None:
+    """Raise where the file is of a slide of another size than the section's image."""
+    size = None if patches.slide_px is None else _image_px(section)
+    if patches.slide_px is None or size is None or size == patches.slide_px:
+        return
+    hint, known = "", rows >= 0
+    if patches.centres is not None and patches.side_px is not None:
+        own, centres = (known, patches.centres[rows[known]]) if known.any() else (slice(None), patches.centres)
+        hint = _moved(section.spot_px[own], centres, patches.side_px, each=bool(known.any()))
+    said = "" if patches.slide_name is None else f", {patches.slide_name},"
+    raise ValueError(
+        f"{patches.path}: it is of a slide{said} of {patches.slide_px[0]} x {patches.slide_px[1]} px, and the image of section "
+        f"{section.name} has {size[0]} x {size[1]} px ({section.image_path}). {hint or 'Give the file of this section'}; where it "
+        "is the right one all the same, correct its attributes level0_width and level0_height"
+    )
+
+
+def _image_px(section: Section) -> tuple[int, int] | None:
+    """Width and height of the full-resolution image; None where none can be opened, which features do not need."""
+    try:
+        with section.open_image() as image:
+            return image.width, image.height
+    except (OSError, ValueError, ImportError):
+        return None
+
+
+def _other_name(section: Section, patches: PatchFeatures) -> str | None:
+    """What the file calls its slide, where that is the name neither of the section nor of its image."""
+    names = {section.name} | ({image_name(section.image_path)} if section.image_path is not None else set())
+    return None if patches.slide_name in names else patches.slide_name
+
+
+def _moved(spots: np.ndarray, centres: np.ndarray, side: float, *, each: bool = False) -> str:
+    """Words for what would put the patches on more of the spots, each patch on its own spot or any; "" where nothing does."""
     corners = centres - side / 2
+    enough = max(_NEARLY_ALL, _share(spots, centres, side, each) + 1 - _NEARLY_ALL)
     tried = {"Exchanging x and y in coords": corners[:, ::-1]}
     for factor in _DOWNSAMPLED:
         tried[f"Multiplying coords by {factor} (they are in pixels of a coarser resolution)"] = corners * factor
     for words, moved in tried.items():
-        there = moved + side / 2
-        if each:
-            share = (np.abs(there - spots).max(axis=1) <= side).mean()
-        else:
-            share = (cKDTree(there).query(spots, p=np.inf)[0] <= side / 2).mean()
-        if share >= max(_NEARLY_ALL, covered + 1 - _NEARLY_ALL):
+        share = _share(spots, moved + side / 2, side, each)
+        if share >= enough:
             return f"{words} would put {100 * share:.0f} % of them there: correct the file"
     return ""
+
+
+def _share(spots: np.ndarray, centres: np.ndarray, side: float, each: bool) -> float:
+    """Share of the spots near their own patch, or in any."""
+    if each:
+        return float((np.abs(centres - spots).max(axis=1) <= side).mean())
+    return float((cKDTree(centres).query(spots, p=np.inf)[0] <= side / 2).mean())
 
 
 def _tell_left_out(section: Section, keep: np.ndarray, files: Sequence[Path]) -> None:

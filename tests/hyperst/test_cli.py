@@ -58,6 +58,7 @@ def run_folder(section_paths, tmp_path_factory):
     result = call("train", *section_paths[:2], "--output", folder, *SMALL)
     assert result.exit_code == 0, result.output
     assert "kept epoch 1" in result.output
+    assert "network alone, with which a closed-form head is mixed" in " ".join(result.output.split())
     assert "S2" in result.output
     return folder
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from hyperst.cli.console import EpochProgress, SpotProgress, working
+from hyperst.cli.console import EpochProgress, SpotProgress, print_training, working
 from hyperst.predict import predict_section
 from hyperst.progress import Count
 from hyperst.run import load_run
-from hyperst.train import fit
+from hyperst.train import TrainingSummary, fit
 
 ROW = {"epoch": 1.0, "validation_mse": 0.5, "validation_pcc": 0.1, "training_mse": 0.6}
 
@@ -85,6 +85,22 @@ def test_logs_have_no_bars(monkeypatch, ci):
         assert console.file.getvalue() == ""
         epochs(ROW, 1)
     assert console.file.getvalue().startswith("  epoch 1 of at most 18: validation MSE 0.5000")
+
+
+@pytest.mark.parametrize(
+    ("networks", "head", "words"),
+    [
+        (1, "network", ""),
+        (6, "network", " of the first network alone"),
+        (1, "both", " of the network alone, with which a closed-form head is mixed"),
+        (6, "both", " of the first network alone, with which a closed-form head is mixed"),
+        (1, "closed-form", " of the network alone, in whose place a closed-form head predicts"),
+    ],
+)
+def test_a_training_says_whose_figures_it_closes_with(networks, head, words):
+    console = Console(file=io.StringIO(), width=1000)
+    print_training(console, TrainingSummary(3, 2, 0.5, 0.1, 7.0, False), networks, head)
+    assert console.file.getvalue().endswith(f"kept epoch 2: validation MSE 0.5000, mean PCC +0.100{words}\n")
 
 
 def test_training_tells_of_its_crops(sections, tiny_config, tmp_path):

@@ -21,7 +21,7 @@ from hyperst.data.dataset import collate, normalise_image
 from hyperst.data.feature_rows import MappedTable
 from hyperst.data.quality import take_spots
 from hyperst.data.readers.features import read_patch_features
-from hyperst.encode import encode_section, feature_path, load_encoder
+from hyperst.encode import encode_section, feature_path, load_encoder, require_widths
 from hyperst.feature_check import feature_width
 from hyperst.model import build_backbone
 from hyperst.predict import predict_image, predict_section
@@ -104,6 +104,35 @@ def test_a_file_that_is_there_is_kept_or_refused(sections, folder, stain, tmp_pa
     with pytest.raises(ValueError, match=r"um/px of the image are unknown; give --mpp"):
         encode_section(stain, unknown, 112, tmp_path / "f.h5")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_crop_far_wider_than_the_slide_is_refused_before_it_is_read(section_paths, tmp_path, monkeypatch):
+    section = read_section(section_paths[0])
+    um_per_px = section.grid.um_per_px
+    with section.open_image() as image:
+        extent = f"{image.width * um_per_px:.0f} x {image.height * um_per_px:.0f} um"
+        longest = max(image.width, image.height) * um_per_px
+    monkeypatch.setattr("hyperst.data.images.pil.DecodedImage._read_level", None)
+    words = (
+        f"a crop of 99999 um ({99999 / um_per_px:.0f} px at {um_per_px:.4g} um/px) is over 4 times as wide as the longer side of "
+        f"the slide, which has {extent} ({section.image_path})"
+    )
+    code, output = call("features", section_paths[0], "--backbone", "stain", "--width-um", 99999, "-o", tmp_path / "f")
+    assert (code, words in output) == (1, True), output
+    train = ["train", section_paths[0], "-o", tmp_path / "run", "--n-genes", 6, "--level", "region=99999"]
+    code, output = call(*train)
+    assert (code, words in output) == (1, True), output
+    crop = CropConfig(wider_um={"region": 99999.0})
+    for read in (
+        lambda: SpotDataset([section], (), crop, counts=False, cache_bytes=0),
+        lambda: next(read_crops(section, crop)),
+    ):
+        with pytest.raises(ValueError, match="a crop of 99999 um"):
+            read()
+    assert not list(tmp_path.iterdir())
+    require_widths(section, [4 * longest])
+    with pytest.raises(ValueError, match="is over 4 times"):
+        require_widths(section, [4.01 * longest])
 
 
 def test_an_encoder_that_is_trained_has_no_features(tiny_config):
@@ -224,7 +253,8 @@ def test_features_of_another_encoder_weights_or_width_are_refused(run_folder, se
     with pytest.raises(ValueError, match=r"checksum is '0', not '"):
         predict_section(run, section, features=other("b", checksum="0"), niche_features=niche, **places)
     # the name is that of the slide, as in TRIDENT's files
-    predict_section(run, section, features=other("d", name="another slide"), niche_features=niche, **places)
+    with pytest.warns(UserWarning, match="it says that it is of another slide, not of section S3"):
+        predict_section(run, section, features=other("d", name="another slide"), niche_features=niche, **places)
     with pytest.warns(UserWarning, match="do not say which weights"):
         predict_section(run, section, features=other("c", checksum=None), niche_features=niche, **places)
 

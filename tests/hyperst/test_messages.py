@@ -97,6 +97,19 @@ def test_results_of_another_section_of_the_same_name_are_not_overwritten(section
     check_folder(tmp_path / "slide", sections[0])
 
 
+@pytest.mark.parametrize(
+    ("stored", "seen"), [({"stain": "macenko"}, "macenko"), ({"stain": "none"}, "none"), ({}, "none")]
+)
+def test_results_with_another_stain_are_not_overwritten(stored, seen, sections, tmp_path):
+    """Earlier versions, which could match no stain, recorded none."""
+    (tmp_path / "metrics.json").write_text(json.dumps(stored))
+    check_folder(tmp_path, sections[2], stain=seen)
+    with pytest.raises(
+        FileExistsError, match=f"of S3 with --stain {seen}, which .* than with --stain match; choose another --output"
+    ):
+        check_folder(tmp_path, sections[2], stain="match")
+
+
 def test_a_manifest_names_sections_patients_and_images(copied, tmp_path):
     paths = [copied(number, f"P{number}", "slide") for number in range(3)]
     image = paths[0].with_suffix(".png").rename(tmp_path / "X17.png")

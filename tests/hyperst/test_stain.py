@@ -89,6 +89,10 @@ def test_evaluation_and_prediction_match_and_say_so(run, trained, sections, rest
     found = evaluate(run, restained, output=tmp_path / "e", stain="match")
     plain = evaluate(run, restained, output=tmp_path / "plain")
     assert found.scores[OURS] != plain.scores[OURS]
+    with pytest.raises(
+        FileExistsError, match="with --stain none, which sees the image otherwise than with --stain match"
+    ):
+        evaluate(run, restained, output=tmp_path / "plain", stain="match")
     (said,) = [caveat for caveat in found.caveats if "stain of S3 was matched" in caveat]
     assert str(StainStatistics(run.config.data.stain_mean, run.config.data.stain_std)) in said
     assert not any("was matched" in caveat for caveat in plain.caveats)

@@ -31,6 +31,8 @@ class PatchFeatures:
         side_px: side of a patch in those pixels; given with ``centres``.
         source: what the file says of the encoder.
         corners: float64 (patch 2), x, y of the top left corners, or None.
+        slide_name: what the slide is called, or None.
+        slide_px: width and height of its full-resolution image, or None.
     """
 
     path: Path
@@ -40,14 +42,17 @@ class PatchFeatures:
     side_px: float | None
     source: FeatureSource
     corners: np.ndarray | None
+    slide_name: str | None
+    slide_px: tuple[int, int] | None
 
 
 def read_patch_features(path: str | Path) -> PatchFeatures:
     """Read a file with ``features`` or ``embeddings`` (patch width), and ``barcode`` (patch), ``coords`` (patch 2), or both.
 
     ``coords`` are the top left corners of the patches in full-resolution pixels (x, y). The side of a patch there is the
-    attribute ``patch_size_level0`` of ``coords`` (TRIDENT), or ``patch_size`` times ``downsample`` (CLAM). Values that are
-    not finite are kept: only those of a spot matter.
+    attribute ``patch_size_level0`` of ``coords`` (TRIDENT), or ``patch_size`` times ``downsample`` (CLAM). Its attributes
+    ``level0_width``, ``level0_height`` and ``name`` tell the slide, and so does ``name`` of the features. Values that are not
+    finite are kept: only those of a spot matter.
 
     Raises:
         FileNotFoundError: no such file.
@@ -64,6 +69,7 @@ def read_patch_features(path: str | Path) -> PatchFeatures:
             name = _one_of(_FEATURES, arrays, path)
             values = _mapped(path, arrays[name]) or np.asarray(arrays[name][()])
             source = FeatureSource.of_attributes(arrays[name].attrs)
+            own_attributes = dict(arrays[name].attrs)
             found = [each for each in _BARCODES if each in arrays]
             barcodes = arrays[found[0]].asstr()[()].reshape(-1) if found else None
             coords = np.asarray(arrays["coords"][()]) if "coords" in arrays else None
@@ -99,7 +105,10 @@ def read_patch_features(path: str | Path) -> PatchFeatures:
                 f"{path}: {len(centres) - len(first)} patches lie where others do, the first around x {x:g}, y {y:g}; keep one row "
                 "for each place, or give barcodes"
             )
-    return PatchFeatures(path, values, barcodes, centres, side, source, coords)
+    slide_name = _text(own_attributes, "name") or _text(attributes, "name")
+    slide = _number(attributes, "level0_width"), _number(attributes, "level0_height")
+    slide_px = None if slide[0] is None or slide[1] is None else (round(slide[0]), round(slide[1]))
+    return PatchFeatures(path, values, barcodes, centres, side, source, coords, slide_name, slide_px)
 
 
 def _mapped(path: Path, array: Any) -> MappedTable | None:
@@ -173,14 +182,23 @@ def _centres(
 
 
 def _side(attributes: dict[str, Any]) -> float | None:
-    def number(name: str) -> float | None:
-        try:
-            values = np.unique(np.asarray(attributes[name], dtype=np.float64))
-        except (KeyError, TypeError, ValueError):
-            return None
-        return float(values[0]) if len(values) == 1 and np.isfinite(values[0]) and values[0] > 0 else None
-
-    if (side := number("patch_size_level0")) is not None:
+    if (side := _number(attributes, "patch_size_level0")) is not None:
         return side
-    size, downsample = number("patch_size"), number("downsample")
+    size, downsample = _number(attributes, "patch_size"), _number(attributes, "downsample")
     return None if size is None or downsample is None else size * downsample
+
+
+def _number(attributes: dict[str, Any], name: str) -> float | None:
+    """A positive number, also where it is repeated for each axis."""
+    try:
+        values = np.unique(np.asarray(attributes[name], dtype=np.float64))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return float(values[0]) if len(values) == 1 and np.isfinite(values[0]) and values[0] > 0 else None
+
+
+def _text(attributes: dict[str, Any], name: str) -> str | None:
+    value = attributes.get(name)
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    return str(value) if isinstance(value, str) and value else None

@@ -413,3 +413,18 @@ def test_the_command(rows, section_paths, tmp_path, monkeypatch):
     result = CliRunner().invoke(app, elsewhere)
     assert result.exit_code == 1
     assert "error: none of the 2 cells could be finished; the first: no luck" in result.output
+
+
+def test_an_interrupted_command_says_what_is_kept(rows, section_paths, tmp_path, monkeypatch):
+    config = write_config(rows["full"], tmp_path / "mine.yaml")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hyperst.cv.scores.fold_scores", interrupted)
+    arguments = ["cv", *section_paths[:2], "--config", config, "--workers", 0, "-o", tmp_path / "cv"]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 130, result.output
+    assert "error: interrupted; cells that are finished are kept, folders of unfinished ones stay, and" in result.stderr
+    assert "nothing half-written is left" not in result.stderr
+    assert [path.name for path in (tmp_path / "cv" / "cells").iterdir()] == [".S1__mine__seed0"]
