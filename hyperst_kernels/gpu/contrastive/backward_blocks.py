@@ -18,13 +18,13 @@ from hyperst_kernels.gpu.contrastive.forward import (
     NOWHERE,
     Keys,
     Rows,
-    each_key,
     load_steepness,
     row_stats,
     tile_of_pairs,
 )
 from hyperst_kernels.gpu.contrastive.geometry import EXCESS, RATIO, SCALE, is_extreme, largest_of, remoteness_of
 from hyperst_kernels.gpu.contrastive.inputs import LossInputs, Sums, Upstream, operand_arg
+from hyperst_kernels.gpu.contrastive.operands import each_key
 from hyperst_kernels.gpu.scalars import rounded_product
 from hyperst_kernels.gpu.split_products import Weights, multiply, parts_of, parts_of_weights, store_parts
 from hyperst_kernels.gpu.tile_math import load_each

@@ -21,9 +21,7 @@ from hyperst_kernels.gpu.contrastive.forward import (
     Rows,
     RowStats,
     diagonal_tiles,
-    each_key,
     load_steepness,
-    parts_of_rows,
     row_stats,
     tile_of_pairs,
 )
@@ -37,6 +35,7 @@ from hyperst_kernels.gpu.contrastive.inputs import (
     rounds,
     sums_of,
 )
+from hyperst_kernels.gpu.contrastive.operands import each_key, parts_of_rows
 from hyperst_kernels.gpu.split_products import PARTS
 from hyperst_kernels.gpu.tile_math import load_each, pick
 

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from hyperst_kernels._constants import GEOMETRIES
 from hyperst_kernels.gpu import launch
-from hyperst_kernels.gpu.contrastive.forward import Exact, Tiling
+from hyperst_kernels.gpu.contrastive.forward import Exact
 from hyperst_kernels.gpu.contrastive.geometry import (
     PreparedFeatures,
     cancels,
     prepare,
     unit_of_weights,
 )
+from hyperst_kernels.gpu.contrastive.operands import Tiling
 from hyperst_kernels.gpu.exact_pairs import EXACT_TILE
 from hyperst_kernels.reference.contrastive import Pairing
 
