@@ -291,7 +291,7 @@ def _check_size(section: Section, patches: PatchFeatures, rows: np.ndarray) -> N
     if patches.slide_px is None or size is None or size == patches.slide_px:
         return
     hint, known = "", rows >= 0
-    if patches.centres is not None and patches.side_px is not None:
+    if patches.centres is not None and patches.side_px is not None and _same_slide(patches.slide_px, size):
         own, centres = (known, patches.centres[rows[known]]) if known.any() else (slice(None), patches.centres)
         hint = _moved(section.spot_px[own], centres, patches.side_px, each=bool(known.any()))
     said = "" if patches.slide_name is None else f", {patches.slide_name},"
@@ -300,6 +300,12 @@ def _check_size(section: Section, patches: PatchFeatures, rows: np.ndarray) -> N
         f"{section.name} has {size[0]} x {size[1]} px ({section.image_path}). {hint or 'Give the file of this section'}; where it "
         "is the right one all the same, correct its attributes level0_width and level0_height"
     )
+
+
+def _same_slide(given: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a size is another one with its sides exchanged, or at a coarser resolution: other grids look alike, too."""
+    coarser = (all(abs(one * by - other) < by for one, other in zip(given, size, strict=True)) for by in _DOWNSAMPLED)
+    return given == size[::-1] or any(coarser)
 
 
 def _image_px(section: Section) -> tuple[int, int] | None:

@@ -90,14 +90,16 @@ def size_of(section):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_slide_of_another_size_is_another_slide(named, section, tmp_path):
-    """Wherever its patches lie, and whatever they are called."""
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_a_slide_of_another_size_is_another_slide(exchanged, named, section, tmp_path):
+    """Wherever its patches lie, and whatever they are called; positions that fit when exchanged may be another grid's."""
     corners, barcodes = section.spot_px - 20.0, section.spot_ids if named else None
     width, height = size_of(section)
     right = write(tmp_path / "f.h5", corners, 40, barcodes, level0_width=width, level0_height=height, name="S1")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert attach_features(section, right).n_spots == section.n_spots
+    corners = corners[:, ::-1] if exchanged else corners
     wrong = write(tmp_path / "g.h5", corners, 40, barcodes, level0_width=width + 7, level0_height=height, name="C3")
     with pytest.raises(
         ValueError,
@@ -114,7 +116,7 @@ def test_a_slide_of_another_size_is_another_slide(named, section, tmp_path):
     ("change", "size", "words"),
     [
         (lambda corners: corners / 4, lambda size: (size[0] // 4, size[1] // 4), "Multiplying coords by 4"),
-        (lambda corners: corners[:, ::-1], lambda size: (size[1] + 5, size[0]), "Exchanging x and y in coords"),
+        (lambda corners: corners[:, ::-1], lambda size: size[::-1], "Exchanging x and y in coords"),
     ],
 )
 def test_a_coarser_or_turned_slide_is_said_to_be_one(named, change, size, words, section, tmp_path):
