@@ -29,6 +29,7 @@ _PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("test_extreme_losses.py", (LOSS, HIERARCHY)),
     ("test_contrastive_kernel.py", (LOSS, HIERARCHY)),
     ("test_centred_tiles.py", (LOSS, HIERARCHY)),
+    ("test_split_features.py", (LOSS, HIERARCHY)),
     ("test_graphs.py", (LOSS, HIERARCHY)),
     ("test_rectangle.py", (LOSS, HIERARCHY)),
     ("test_smoke.py::test_loss", (LOSS, HIERARCHY)),
