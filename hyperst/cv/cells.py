@@ -69,7 +69,8 @@ class Cell:
     def identity(self) -> str:
         """A hash of all that determines the scores: configuration, weights, sides of the fold, and what the sections hold."""
         contents = {
-            r.name: [r.patient, r.fingerprint, r.um_per_px, r.spot_diameter_px, r.features_hash] for r in self.records
+            r.name: [r.patient, r.fingerprint, r.um_per_px, r.pitch_px, r.spot_diameter_px, r.features_hash]
+            for r in self.records
         }
         sides, weights = asdict(replace(self.fold, name="")), self.config.model.weights
         weights = None if weights is None else sampled_hash(Path(weights))

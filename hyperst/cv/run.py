@@ -103,16 +103,16 @@ def cross_validate(
     for config in rows.values():
         require_weights(config.model.backbone, config.model.weights, config.crop.image_size)
         feature_width(config, sections)
-    config = next(iter(rows.values()))
     records = {
-        section.name: SectionRecord.of(section, "section", config.data.feature_key, config.crop) for section in sections
+        row: {each.name: SectionRecord.of(each, "section", config.data.feature_key, config.crop) for each in sections}
+        for row, config in rows.items()  # whose levels may differ
     }
     cells = [
         Cell(
             fold,
             row,
             replace(config, training=replace(config.training, seed=seed)),
-            tuple(records[name] for side in (fold.train, fold.validation, fold.test) for name in side),
+            tuple(records[row][name] for side in (fold.train, fold.validation, fold.test) for name in side),
             output / "cells",
         )
         for row, config in rows.items()

@@ -216,6 +216,32 @@ def test_features_that_were_exchanged_are_not_gone_on_with(rows, sections, fits,
         check_same_sections(config, split, other[:2], [], "cannot resume")
 
 
+def test_a_level_of_one_row_counts_for_its_cells(rows, sections, monkeypatch, tmp_path):
+    """Features of a level that the first row does not have."""
+    plain = replace(
+        rows["full"],
+        data=replace(rows["full"].data, feature_key=FILE_KEY),
+        model=replace(rows["full"].model, backbone="precomputed"),
+    )
+    seen = []
+
+    def nothing(cells, workers, engine):
+        seen.append({cell.row: cell.identity() for cell in cells})
+        return [(cell, "not run") for cell in cells]
+
+    monkeypatch.setattr("hyperst.cv.run.run_cells", nothing)
+    compared = {"plain": plain, "wider": replace(plain, crop=replace(plain.crop, wider_um={"region": 600.0}))}
+    for shift in (0, 1):
+        read = with_random_features(sections, tmp_path / "features", 1)
+        regions = {f"{FILE_KEY}_region": np.full((sections[0].n_spots, 6), shift, dtype=np.float32)}
+        read = [replace(each, features={**each.features, **regions}) for each in read]
+        with pytest.raises(RuntimeError, match="none of the 2 cells could be finished; the first: not run"):
+            cross_validate(read, compared, FOLDS[:1], (0,), tmp_path / "cv")
+    first, second = seen
+    assert first["plain"] == second["plain"]
+    assert first["wider"] != second["wider"]
+
+
 def test_one_process_at_a_time(rows, sections, fits, tmp_path):
     with _alone(tmp_path), pytest.raises(BlockingIOError, match="another cross-validation works there"):
         cross_validate(sections, rows, FOLDS, (0,), tmp_path)
